@@ -1,0 +1,18 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3.11
+PY := .venv/bin/python
+STAMP := .venv/.installed
+# Two threads suit the small models of the tests and the demo.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv and install the pinned stack (skipped when nothing changed)
+
+$(STAMP): setup.py tools/setup.sh requirements/constraints.txt
+	@PYTHON=$(PYTHON) bash tools/setup.sh
+	@touch $@

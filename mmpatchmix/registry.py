@@ -1,0 +1,33 @@
+"""Registry nodes of this package: children of mmengine's root nodes.
+
+Config types written ``type='mmpatchmix.Name'`` are found from every scope
+(mmpretrain's, mmdet's): the prefix makes mmengine import this file, and the
+first look-up in a node imports the modules named in its ``locations``.
+"""
+
+from mmengine import registry as root
+
+from mmpatchmix.compat import prepare_openmmlab
+
+prepare_openmmlab()
+
+
+def _node(name: str, parent: root.Registry, *modules: str) -> root.Registry:
+    return root.Registry(
+        name,
+        parent=parent,
+        scope='mmpatchmix',
+        locations=[f'mmpatchmix.{module}' for module in modules],
+    )
+
+
+MODELS = _node('model', root.MODELS, 'models')
+DATASETS = _node('dataset', root.DATASETS, 'datasets')
+TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets')
+METRICS = _node('metric', root.METRICS, 'evaluation')
+HOOKS = _node('hook', root.HOOKS, 'engine', 'visualization')
+LOOPS = _node('loop', root.LOOPS, 'evaluation')
+OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _node(
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'
+)

@@ -1,0 +1,46 @@
+"""Packaging of mmpatchmix: version ranges here, exact pins in requirements/."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = {}
+exec((ROOT / 'mmpatchmix' / '__init__.py').read_text(encoding='utf-8'), VERSION)
+
+TRAINING = [
+    'torch>=2.6',
+    'torchvision>=0.21',
+    # The maintained distributions of OpenMMLab. They import as mmengine, mmcv
+    # and mmpretrain; upstream's own distributions work in their place.
+    'onedl-mmengine>=0.10.12',
+    'onedl-mmcv>=2.3.6',
+    'onedl-mmpretrain>=1.3.6',
+    'timm>=1.0.20',
+    'kornia>=0.8',
+    'numpy>=1.26',
+    'pillow>=10',
+    'scikit-learn>=1.4',
+    'matplotlib>=3.8',
+    'tensorboard>=2.15',
+    'safetensors>=0.4',
+]
+DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
+TEST = ['pytest>=8', 'hypothesis>=6.100', 'patchmix==0.1', 'ruff>=0.8']
+
+setup(
+    name='mmpatchmix',
+    version=VERSION['__version__'],
+    description='PatchMix contrastive pre-training of Vision Transformers on OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmpatchmix', 'mmpatchmix.*']),
+    python_requires='>=3.10',
+    install_requires=TRAINING,
+    extras_require={
+        'detection': DETECTION,
+        'test': DETECTION + TEST,
+        'all': DETECTION + TEST,
+    },
+)

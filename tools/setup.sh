@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Creates .venv and installs the pinned stack and this package into it.
+# Called by `make setup`; every failure ends in one line that says what to do.
+set -u
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3.11}
+NEED_GB=9
+LOG=.venv/install.log
+
+die() { printf '\nsetup stopped: %s\n' "$*" >&2; exit 1; }
+
+command -v "$PYTHON" >/dev/null 2>&1 ||
+  die "'$PYTHON' was not found. Install Python 3.11, or name yours: make setup PYTHON=/path/to/python3.11"
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+  die "'$PYTHON' does not run. Name a working one: make setup PYTHON=/path/to/python3.11"
+[ "$version" = 3.11 ] ||
+  die "the pinned stack is tested on Python 3.11 and '$PYTHON' is $version. Name a 3.11: make setup PYTHON=/path/to/python3.11"
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+  die "'$PYTHON' has no venv module. On Debian or Ubuntu: apt-get install python3.11-venv"
+
+room() { df -Pk . | awk 'NR==2 {print int($4 / 1048576)}'; }
+[ -x .venv/bin/python ] || [ "$(room)" -ge "$NEED_GB" ] ||
+  die "the stack needs about ${NEED_GB} GB here and $(room) GB are free. Free some space, or clone onto a larger disk."
+
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  rm -rf .venv
+  "$PYTHON" -m venv .venv || die "could not create .venv (see the lines above)"
+fi
+
+install() {  # install WHAT-IT-IS PIP-ARGUMENTS...
+  printf '  %-58s' "$1 ..."
+  local began=$SECONDS
+  shift
+  if ! .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+      -c requirements/constraints.txt "$@" >>"$LOG" 2>&1; then
+    echo failed
+    [ "$(room)" -ge 1 ] || die "the disk is full. Free about ${NEED_GB} GB and run make again."
+    grep -E '^(ERROR|error)' "$LOG" | tail -n 3 >&2
+    die "pip failed; the whole story is in $LOG"
+  fi
+  echo "$((SECONDS - began)) s"
+}
+
+: >"$LOG" || die "cannot write $LOG"
+echo "Setting up .venv (about 7 GB, most of it torch; once only). Details: $LOG"
+install 'torch and torchvision' torch torchvision
+install 'OpenMMLab, mmpatchmix and its test tools' --editable '.[all]'
+
+# opencv-python needs libGL, which servers often lack; the headless build of
+# the same version does not, and serves everything we use.
+if ! .venv/bin/python -c 'import cv2' >/dev/null 2>&1; then
+  install 'OpenCV without display libraries' --force-reinstall --no-deps opencv-python-headless
+fi
+.venv/bin/python -c 'import cv2, torch, torchvision, mmengine, mmpatchmix' >>"$LOG" 2>&1 ||
+  die "the installed packages do not import; the reason is at the end of $LOG"
+echo "Set-up is complete."

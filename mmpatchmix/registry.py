@@ -31,3 +31,4 @@ OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _node(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'
 )
+PARAM_SCHEDULERS = _node('parameter scheduler', root.PARAM_SCHEDULERS, 'engine')

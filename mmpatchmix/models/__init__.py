@@ -1,1 +1,22 @@
-"""(filled by the modules below)"""
+"""The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
+
+from mmpatchmix.models.contrastive_head import ContrastiveHead
+from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
+from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
+from mmpatchmix.models.momentum_encoder import MomentumEncoder
+from mmpatchmix.models.patchmix import PatchMix
+from mmpatchmix.models.photometric import PhotometricAugment
+from mmpatchmix.models.vit import PatchMixViT
+
+__all__ = [
+    'ContrastiveHead',
+    'MomentumEncoder',
+    'PatchMix',
+    'PatchMixDataPreprocessor',
+    'PatchMixViT',
+    'PhotometricAugment',
+    'draw_groups',
+    'mix_patches',
+    'mix_to_mix',
+    'mix_to_source',
+]

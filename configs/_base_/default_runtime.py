@@ -1,0 +1,34 @@
+# What every pre-training run shares. `default_hooks` merge by name, so a config
+# that adds or changes a hook does not lose the others.
+default_scope = 'mmpretrain'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3, save_last=True),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    # The momentum encoder keeps 0.996 of itself at first and all of itself at the end.
+    momentum=dict(type='mmpatchmix.MomentumUpdateHook', momentum=0.996, end_momentum=1.0),
+    non_finite_loss=dict(type='mmpatchmix.NonFiniteLossHook'),
+    checkpoint_match=dict(type='mmpatchmix.CheckpointMatchHook'),
+    report=dict(type='mmpatchmix.RunReportHook'),
+)
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+# Across GPUs, BatchNorm of projector and predictor takes the view group of all ranks.
+sync_bn = 'torch'
+
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
+
+log_processor = dict(window_size=50)
+log_level = 'INFO'
+load_from = None
+resume = False
+# Every rank draws its own augmentations and mixes.
+randomness = dict(seed=None, diff_rank_seed=True)

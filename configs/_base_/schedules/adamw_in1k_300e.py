@@ -1,0 +1,34 @@
+# AdamW for 300 epochs at batch 1024; everything is scheduled per iteration.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    # base lr 5e-4 per 256 images: 5e-4 * 1024 / 256 = 2e-3
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.04),
+    constructor='mmpatchmix.DecayGroupsConstructor',  # biases and 1-D parameters do not decay
+)
+param_scheduler = [
+    dict(
+        type='mmpatchmix.LinearWarmupLR',
+        by_epoch=True,
+        begin=0,
+        end=10,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-6,
+        by_epoch=True,
+        begin=10,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingWeightDecay',
+        eta_min=0.4,
+        by_epoch=True,
+        begin=0,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=10)
+auto_scale_lr = dict(base_batch_size=1024, enable=False)

@@ -1,0 +1,130 @@
+"""Predictor, gathering of keys and the soft contrastive cross-entropy."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from mmengine import dist
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmpatchmix.models.mixing import Target
+from mmpatchmix.registry import MODELS
+
+
+class Contrast(NamedTuple):
+    """What one contrast of queries against keys yields; three scalars, float32."""
+
+    loss: Tensor  # the cross-entropy, with gradient
+    accuracy: Tensor  # share of queries whose nearest key is one with weight, in [0, 1]
+    gap: Tensor  # cross-entropy minus the entropy of the target, in nats; 0 is perfect
+
+
+@MODELS.register_module()
+class ContrastiveHead(BaseModule):
+    """Contrast predicted queries with the keys of all ranks.
+
+    ``ce(q, k, Y) = -mean_n sum_m Y_nm * log softmax_m(q_n . k_m / tau)`` with
+    normalised ``q`` and ``k``, in float32. The target ``Y`` is never built:
+    its rows are ``(offsets, weights)``, see :mod:`mmpatchmix.models.mixing`.
+
+    Source: https://arxiv.org/abs/2306.12243, equations 5-9.
+
+    Args:
+        predictor: Config of the predictor (a neck of mmpretrain).
+        temperature: ``tau``, above 0.
+        label_smoothing: Share of the target spread evenly over all keys, in [0, 1).
+        init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If temperature or smoothing are out of range.
+    """
+
+    def __init__(
+        self,
+        predictor: dict,
+        temperature: float = 0.2,
+        label_smoothing: float = 0.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if temperature <= 0:
+            raise ValueError(f'head.temperature={temperature} must be above 0; the paper uses 0.2.')
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f'head.label_smoothing={label_smoothing} must be in [0, 1).')
+        self.predictor = MODELS.build(predictor)
+        self.temperature = temperature
+        self.label_smoothing = label_smoothing
+
+    def predict(self, projections: Tensor) -> Tensor:
+        """Predict queries; one call per view group, so BatchNorm sees that group alone.
+
+        Args:
+            projections: ``(B, D)``, projector outputs of one view group.
+
+        Returns:
+            Tensor: ``(B, D)`` float32, L2-normalised.
+        """
+        return F.normalize(self.predictor((projections,))[0].float(), dim=-1)
+
+    @torch.no_grad()
+    def gather(self, keys: list[Tensor]) -> list[Tensor]:
+        """Normalise the keys of all views and gather them from all ranks in one collective.
+
+        Args:
+            keys: One ``(N, D)`` tensor per view, the same ``N`` on every rank.
+
+        Returns:
+            list[Tensor]: One ``(W * N, D)`` float32 tensor per view, rank by rank.
+        """
+        stacked = F.normalize(torch.stack(keys).float(), dim=-1)  # (V, N, D)
+        if dist.get_world_size() > 1:
+            stacked = torch.cat(dist.all_gather(stacked.contiguous()), dim=1)  # (V, W * N, D)
+        return list(stacked.unbind(0))
+
+    def contrast(self, queries: Tensor, keys: Tensor, target: Target | None = None) -> Contrast:
+        """Soft cross-entropy of queries against gathered keys.
+
+        Args:
+            queries: ``(V * N, D)``, from :meth:`predict`: one or more views of the
+                rank's batch, one after the other.
+            keys: ``(W * N, D)``, one view of :meth:`gather`.
+            target: ``(offsets, weights)``; None is the identity, each image itself.
+
+        Returns:
+            Contrast: Means over all queries.
+        """
+        device = queries.device
+        num_images = len(keys) // dist.get_world_size()
+        if target is None:
+            target = torch.zeros(1, dtype=torch.int64), torch.ones(1)
+        offsets, weights = (part.to(device, non_blocking=True) for part in target)
+        with torch.autocast(device.type, enabled=False):
+            logits = queries @ keys.T / self.temperature  # (V * N, W * N)
+        image = torch.arange(len(queries), device=device) % num_images
+        matches = (image[:, None] + offsets) % num_images + dist.get_rank() * num_images
+        matched = logits.gather(1, matches)  # (V * N, K)
+        log_partition = logits.logsumexp(1)
+        loss = log_partition - (1 - self.label_smoothing) * (matched * weights).sum(1)
+        if self.label_smoothing:
+            loss = loss - self.label_smoothing * logits.mean(1)
+        loss = loss.mean()
+        with torch.no_grad():
+            # Ties count as hits: the best match is at least as near as any key.
+            likely = matched.masked_fill(weights == 0, -torch.inf).amax(1)
+            accuracy = (likely >= logits.amax(1)).float().mean()
+            gap = loss - self._target_entropy(offsets, weights, num_images, len(keys))
+        return Contrast(loss, accuracy, gap)
+
+    def _target_entropy(
+        self, offsets: Tensor, weights: Tensor, num_images: int, num_keys: int
+    ) -> Tensor:
+        """Entropy of a target row in nats: the least value its cross-entropy can take."""
+        smooth = self.label_smoothing
+        row = weights.new_zeros(num_images).index_add_(0, offsets % num_images, weights)
+        row = (1 - smooth) * row + smooth / num_keys
+        entropy = -torch.special.xlogy(row, row).sum()
+        if smooth:  # the keys of other ranks hold nothing but the smoothing
+            entropy -= (num_keys - num_images) * smooth / num_keys * math.log(smooth / num_keys)
+        return entropy

@@ -1,0 +1,162 @@
+"""From the workers' uint8 crops to augmented, normalised, mixed views on the device."""
+
+from collections.abc import Sequence
+
+import torch
+from mmpretrain.models.utils import SelfSupDataPreprocessor
+from torch import Tensor, nn
+
+from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
+from mmpatchmix.registry import MODELS
+
+VIEWS = ('view_1', 'view_2', 'local_views')
+
+
+@MODELS.register_module()
+class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
+    """Move to the device, augment, normalise and mix: PatchMix's share of the data.
+
+    Workers decode and crop; what is photometric happens here, batched. In
+    training the batch ``inputs`` (uint8, from ``mmpatchmix.PackViews``)
+
+    - ``view_1``, ``view_2``: ``(N, 3, H, W)``
+    - ``local_views``, with local crops: ``(N, L, 3, h, w)``
+
+    becomes (float32, RGB, normalised)
+
+    - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, 3, H, W)``
+    - ``local_views``, ``mixed_local_views``: ``(L, N, 3, h, w)``
+    - ``mix_to_source``, ``mix_to_mix``, ``local_mix_to_source``: soft targets, see
+      :mod:`mmpatchmix.models.mixing`
+    - ``groups``: what was mixed, by view: ``(T,)`` int64, ``(L, T)`` for local crops
+
+    Every mix draws its own permutation, from torch's generator on the CPU. In
+    evaluation ``inputs`` is one ``(N, 3, H, W)`` tensor, which is normalised only.
+
+    Source: https://arxiv.org/abs/2306.12243, section 3.
+
+    Args:
+        mean: Channel means in RGB order on the scale 0-255.
+        std: Channel standard deviations, likewise.
+        num_mix: ``M``, images per mix: an integer of at least 1 or a list to draw
+            from, one draw per batch. 1 mixes nothing.
+        patch_size: Patch size of the mix in pixels. It must divide the views; it
+            need not be the ViT's.
+        mix_prob: Probability of mixing a batch, in [0, 1]; otherwise its
+            mixtures are the images themselves.
+        augment: Configs of photometric augmentation by view: ``view_1``,
+            ``view_2``, ``local_views``. Views left out are not augmented.
+        to_rgb: Whether the channels arrive in BGR order (as mmcv loads them).
+        non_blocking: Whether copies to the device may overlap with the host.
+
+    Raises:
+        ValueError: If an argument is out of range or names an unknown view.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (123.675, 116.28, 103.53),
+        std: Sequence[float] = (58.395, 57.12, 57.375),
+        num_mix: int | Sequence[int] = 2,
+        patch_size: int = 16,
+        mix_prob: float = 1.0,
+        augment: dict | None = None,
+        to_rgb: bool = True,
+        non_blocking: bool = True,
+    ) -> None:
+        super().__init__(mean=mean, std=std, to_rgb=to_rgb, non_blocking=non_blocking)
+        choices = [num_mix] if isinstance(num_mix, int) else list(num_mix)
+        if not choices or not all(isinstance(m, int) and m >= 1 for m in choices):
+            raise ValueError(
+                f'data_preprocessor.num_mix={num_mix} must be an integer of at least 1 (2 in the '
+                'paper) or a non-empty list of such integers.'
+            )
+        if not isinstance(patch_size, int) or patch_size < 1:
+            raise ValueError(f'data_preprocessor.patch_size={patch_size} must be at least 1 pixel.')
+        if not 0 <= mix_prob <= 1:
+            raise ValueError(f'data_preprocessor.mix_prob={mix_prob} must be in [0, 1].')
+        augment = augment or {}
+        if unknown := set(augment) - set(VIEWS):
+            raise ValueError(
+                f'data_preprocessor.augment names {sorted(unknown)}; the views are {list(VIEWS)}.'
+            )
+        self.num_mix_choices = choices
+        self.patch_size = patch_size
+        self.mix_prob = mix_prob
+        self.augment = nn.ModuleDict({view: MODELS.build(cfg) for view, cfg in augment.items()})
+
+    @torch.no_grad()
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Prepare one batch.
+
+        Args:
+            data: ``inputs`` and ``data_samples``, as collated.
+            training: Whether to augment and mix.
+
+        Returns:
+            dict: ``inputs`` and ``data_samples``, as described above.
+        """
+        if isinstance(data['inputs'], Tensor):
+            return super().forward(dict(data), training)
+        data = self.cast_data(data)
+        views = {name: self.photometric(name, data['inputs'][name]) for name in data['inputs']}
+        inputs = views | (self.mix(views) if training else {})
+        return {'inputs': inputs, 'data_samples': data.get('data_samples')}
+
+    def photometric(self, name: str, view: Tensor) -> Tensor:
+        """Augment and normalise one view of the batch.
+
+        Args:
+            name: One of ``view_1``, ``view_2``, ``local_views``.
+            view: ``(N, 3, H, W)`` or ``(N, L, 3, h, w)`` uint8, on the device.
+
+        Returns:
+            Tensor: ``(N, 3, H, W)`` or ``(L, N, 3, h, w)`` float32, RGB, normalised.
+        """
+        leading = view.shape[:-3]
+        images = view.flatten(0, -4)  # (N * L, 3, h, w)
+        if self._channel_conversion:
+            images = images.flip(1)
+        images = images.float().div_(255)
+        if name in self.augment:
+            images = self.augment[name](images)
+        images = images.sub_(self.mean / 255).div_(self.std / 255)
+        images = images.view(*leading, *images.shape[1:])
+        return images.transpose(0, 1).contiguous() if len(leading) == 2 else images
+
+    def mix(self, views: dict[str, Tensor]) -> dict:
+        """Mix every view by itself and derive the soft targets.
+
+        Args:
+            views: ``view_1``, ``view_2`` and perhaps ``local_views``, normalised.
+
+        Returns:
+            dict: Mixtures, targets and groups, as described above.
+        """
+        num_mix = self.num_mix_choices[int(torch.randint(len(self.num_mix_choices), ()))]
+        if torch.rand(()) >= self.mix_prob:
+            num_mix = 1
+        mixed_1, groups_1 = self._mix_view(views['view_1'], num_mix)
+        mixed_2, groups_2 = self._mix_view(views['view_2'], num_mix)
+        mixed = {
+            'mixed_view_1': mixed_1,
+            'mixed_view_2': mixed_2,
+            'mix_to_source': mix_to_source(groups_2, num_mix),
+            'mix_to_mix': mix_to_mix(groups_2, groups_1, num_mix),
+            'groups': {'view_1': groups_1, 'view_2': groups_2},
+        }
+        if 'local_views' in views:
+            crops, groups = zip(
+                *(self._mix_view(crop, num_mix) for crop in views['local_views']), strict=True
+            )
+            mixed['mixed_local_views'] = torch.stack(crops)  # (L, N, 3, h, w)
+            # Targets depend on the group shares alone, which all crops have in common.
+            mixed['local_mix_to_source'] = mix_to_source(groups[0], num_mix)
+            mixed['groups']['local_views'] = torch.stack(groups)  # (L, T)
+        return mixed
+
+    def _mix_view(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor]:
+        height, width = view.shape[-2:]
+        num_patches = (height // self.patch_size) * (width // self.patch_size)
+        groups = draw_groups(num_patches, num_mix)
+        return mix_patches(view, groups, self.patch_size), groups

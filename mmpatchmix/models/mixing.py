@@ -1,0 +1,147 @@
+"""PatchMix mixing and its soft targets, as pure tensor functions.
+
+Source: Shen et al., *Inter-Instance Similarity Modeling for Contrastive
+Learning*, https://arxiv.org/abs/2306.12243, section 3. Nothing here knows of
+models, ranks or configs, so it can be used on its own::
+
+    groups = draw_groups(num_patches=196, num_mix=2)
+    mixed = mix_patches(images, groups, patch_size=16)
+    offsets, weights = mix_to_source(groups, num_mix=2)
+
+Notation: a batch holds ``N`` images of ``T = (H/p) * (W/p)`` patches of ``p``
+pixels; ``M`` images go into each mixed one. A *target* is a sparse row shared
+by the whole batch: ``(offsets, weights)`` says that the query ``n`` matches
+the image ``(n + offsets[i]) mod N`` with ``weights[i]``.
+"""
+
+import torch
+from torch import Tensor
+
+# (offsets, weights), both (K,): the shared sparse row of a soft target.
+Target = tuple[Tensor, Tensor]
+
+
+def draw_groups(
+    num_patches: int, num_mix: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Assign each patch position to one of ``M`` groups of equal size.
+
+    The first ``M * (T // M)`` positions of one random permutation form ``M``
+    equal groups; what is left over belongs to group 0.
+
+    Args:
+        num_patches: ``T``, the number of patch positions of an image.
+        num_mix: ``M``, the number of images in a mix, from 1 to ``T``.
+        generator: Source of randomness on the CPU; torch's global one if None.
+
+    Returns:
+        Tensor: ``(T,)`` int64 on the CPU, the group ``0..M-1`` of each position
+        in row-major order.
+
+    Raises:
+        ValueError: If ``num_mix`` is below 1 or above ``num_patches``.
+    """
+    if not 1 <= num_mix <= num_patches:
+        raise ValueError(
+            f'num_mix={num_mix} must be from 1 to the number of patches of a view, '
+            f'{num_patches} here: use fewer images per mix, a smaller patch_size or larger crops.'
+        )
+    group_size = num_patches // num_mix
+    permutation = torch.randperm(num_patches, generator=generator)
+    groups = torch.zeros(num_patches, dtype=torch.int64)  # (T,)
+    groups[permutation[: num_mix * group_size]] = torch.arange(num_mix).repeat_interleave(
+        group_size
+    )
+    return groups
+
+
+def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
+    """Mix a batch: image ``n`` takes patch ``t`` of image ``(n + groups[t]) mod N``.
+
+    Every patch stays at its position. The images are read and written once,
+    whatever the number of images per mix.
+
+    Args:
+        images: ``(N, C, H, W)``, any dtype and device.
+        groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`).
+        patch_size: ``p``, in pixels; it must divide ``H`` and ``W``.
+
+    Returns:
+        Tensor: ``(N, C, H, W)``, new memory, dtype and device of ``images``.
+
+    Raises:
+        ValueError: If the patch size does not divide the image, or ``groups``
+            does not have one entry per position.
+    """
+    num_images, channels, height, width = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f'the mixing patch_size={patch_size} must divide the view of {height}x{width} pixels: '
+            'change patch_size of the data preprocessor or the crop size of the pipeline.'
+        )
+    rows, columns = height // patch_size, width // patch_size
+    if groups.numel() != rows * columns:
+        raise ValueError(
+            f'groups has {groups.numel()} entries, but {height}x{width} pixels in patches of '
+            f'{patch_size} have {rows * columns} positions.'
+        )
+    # A line of p pixels within a patch is contiguous, so the mix is one
+    # selection among such lines: (N * C * rows * p * columns, p).
+    device = images.device
+    image_index = torch.arange(num_images, device=device).view(-1, 1, 1, 1, 1)
+    shift = groups.to(device, non_blocking=True).view(1, 1, rows, 1, columns)
+    lines_per_image = channels * height * columns
+    line = torch.arange(lines_per_image, device=device)
+    line = line.view(1, channels, rows, patch_size, columns)
+    source = (image_index + shift) % num_images * lines_per_image + line
+    lines = images.reshape(-1, patch_size)
+    return lines.index_select(0, source.flatten()).view(images.shape)
+
+
+def _group_shares(groups: Tensor, num_mix: int) -> Tensor:
+    """Share of the positions in each group, ``(M,)`` float32; it sums to 1."""
+    return groups.bincount(minlength=num_mix).float() / groups.numel()
+
+
+def mix_to_source(groups: Tensor, num_mix: int) -> Target:
+    """Soft target of mixed images against the images they were made of.
+
+    Mixed ``n`` matches source ``(n + j) mod N`` with the share of group ``j``.
+
+    Args:
+        groups: ``(T,)`` int64, the groups of the mix.
+        num_mix: ``M``.
+
+    Returns:
+        tuple: ``offsets`` ``(M,)`` int64 = ``0..M-1`` and ``weights`` ``(M,)``
+        float32, which sum to 1. Offsets that wrap onto the same image (``N < M``)
+        add up.
+    """
+    return torch.arange(num_mix, device=groups.device), _group_shares(groups, num_mix)
+
+
+def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target:
+    """Soft target of mixed images against the images of another mix.
+
+    Mixed ``n`` of the one matches mixed ``(n + d) mod N`` of the other with
+    ``sum over j - j' = d of share_j * share'_j'``, which is
+    ``(1 - |d| / M) / M`` where all shares are equal.
+
+    Args:
+        query_groups: ``(T,)`` int64, the groups of the queries' mix.
+        key_groups: ``(T',)`` int64, the groups of the keys' mix.
+        num_mix: ``M``, the same in both mixes.
+
+    Returns:
+        tuple: ``offsets`` ``(2M-1,)`` int64 = ``-(M-1)..(M-1)`` and ``weights``
+        ``(2M-1,)`` float32, which sum to 1. Offsets that wrap onto the same
+        image add up.
+    """
+    query_shares = _group_shares(query_groups, num_mix)
+    key_shares = _group_shares(key_groups, num_mix)
+    joint = torch.outer(query_shares, key_shares)  # (M, M), entry (j, j')
+    index = torch.arange(num_mix, device=joint.device)
+    difference = index[:, None] - index[None, :]  # j - j'
+    weights = joint.new_zeros(2 * num_mix - 1)
+    weights.index_add_(0, (difference + num_mix - 1).flatten(), joint.flatten())
+    return torch.arange(1 - num_mix, num_mix, device=joint.device), weights

@@ -1,0 +1,68 @@
+"""The slowly moving copy of the encoder that computes the keys."""
+
+import copy
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import nn
+
+from mmpatchmix.registry import MODELS
+
+
+@MODELS.register_module()
+class MomentumEncoder(BaseModule):
+    """Momentum copy of a backbone and its projector.
+
+    ``theta_k <- m * theta_k + (1 - m) * theta_q`` over *parameters* only:
+    BatchNorm uses the statistics of its own batch, so the copy stays in train
+    mode and keeps running statistics of its own. Stochastic depth is off: the
+    keys are targets. Nothing in here ever receives a gradient.
+
+    ``m`` is the share that is *kept*, 0.996 as in the paper. mmengine's moving
+    averages call the other share, ``1 - m``, their momentum.
+
+    Source: https://arxiv.org/abs/2306.12243; MoCo, https://arxiv.org/abs/1911.05722.
+
+    Args:
+        backbone: The query backbone; copied.
+        neck: The projector of the queries; copied.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.neck = copy.deepcopy(neck)
+        self.num_updates = 0
+        self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+
+    def init_weights(self) -> None:
+        """Do nothing: the weights are those of the queries (:meth:`copy_from`)."""
+        self._is_init = True
+
+    @torch.no_grad()
+    def copy_from(self, backbone: nn.Module, neck: nn.Module) -> None:
+        """Take over parameters and buffers of the query encoder."""
+        self.backbone.load_state_dict(backbone.state_dict())
+        self.neck.load_state_dict(neck.state_dict())
+
+    @torch.no_grad()
+    def update(self, backbone: nn.Module, neck: nn.Module, momentum: float) -> None:
+        """Move the parameters towards the query encoder's, in one multi-tensor call.
+
+        Args:
+            backbone: The query backbone.
+            neck: The projector of the queries.
+            momentum: ``m``, the share kept, in [0, 1].
+
+        Raises:
+            ValueError: If ``momentum`` is outside [0, 1].
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f'momentum={momentum} is the share kept and must be in [0, 1].')
+        query = [*backbone.parameters(), *neck.parameters()]
+        torch._foreach_lerp_(list(self.parameters()), query, 1.0 - momentum)
+        self.num_updates += 1

@@ -12,7 +12,7 @@ imports nothing relatively.
 from collections.abc import Callable
 
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.torchvision)
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -244,7 +244,9 @@ def deform_conv_forward(
 ) -> None:
     """Deformable convolution (arXiv 1703.06211) into ``output``; ``offset`` is y, x by tap."""
     full, weight, offset = _full(input, weight, offset)
-    output.copy_(_OPS.deform_conv2d(full, weight, offset, *_no_mask(weight), *_v1(geometry), False))
+    output.copy_(
+        _OPS.deform_conv2d(full, weight, offset, *_no_mask(full, weight), *_v1(geometry), False)
+    )
 
 
 def deform_conv_backward_input(
@@ -283,13 +285,13 @@ def _deform_backward_v1(
 ) -> tuple[Tensor, ...]:
     grad_output, full, weight, offset = _full(grad_output, input, weight, offset)
     return _OPS._deform_conv2d_backward(
-        grad_output, full, weight, offset, *_no_mask(weight), *_v1(geometry), False
+        grad_output, full, weight, offset, *_no_mask(full, weight), *_v1(geometry), False
     )
 
 
-def _no_mask(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _no_mask(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The mask and bias that torchvision's kernel takes where there is neither."""
-    return weight.new_zeros(0, 1), weight.new_zeros(len(weight))
+    return weight.new_zeros(len(images), 1), weight.new_zeros(len(weight))
 
 
 def _v1(geometry: dict[str, int]) -> list[int]:

@@ -1,0 +1,343 @@
+"""The stand-in ops against torchvision and slow, obvious reimplementations."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from mmpatchmix.compat import mmcv_ext, prepare_openmmlab
+
+prepare_openmmlab()
+
+from mmcv import ops  # noqa: E402
+
+
+def boxes_and_scores(count, seed=0, size=20):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * size
+    extent = torch.rand(count, 2, generator=generator) * size / 2
+    return torch.cat([corner, corner + extent], 1), torch.rand(count, generator=generator)
+
+
+def naive_iou(a, b, offset):
+    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
+    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
+    both = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b)]
+    return both / (sum(areas) - both)
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('count', [0, 1, 40])
+def test_nms_equals_a_double_loop(count, offset):
+    boxes, scores = boxes_and_scores(count)
+    kept = []
+    for index in scores.argsort(descending=True).tolist():
+        box = boxes[index].tolist()
+        if all(naive_iou(box, boxes[other].tolist(), offset) <= 0.3 for other in kept):
+            kept.append(index)
+    dets, indices = ops.nms(boxes, scores, 0.3, offset=offset)
+    assert indices.tolist() == kept
+    assert torch.equal(dets, torch.cat([boxes, scores[:, None]], 1)[kept])
+    if not offset:
+        assert torch.equal(indices, torchvision.ops.nms(boxes, scores, 0.3))
+
+
+def test_nms_of_half_precision_scores():
+    boxes, scores = boxes_and_scores(30, seed=1)
+    rounded = scores.bfloat16()
+    expected = torchvision.ops.nms(boxes, rounded.float(), 0.5)
+    assert torch.equal(mmcv_ext.nms(boxes, rounded, 0.5, 0), expected)
+
+
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+@pytest.mark.parametrize(('count', 'offset'), [(0, 0), (1, 0), (30, 0), (30, 1)])
+def test_soft_nms_equals_a_loop_over_lists(count, method, offset):
+    boxes, scores = boxes_and_scores(count, seed=2)
+    left = [[score, index] for index, score in enumerate(scores.double().tolist())]
+    expected = []
+    while left:
+        best = max(left)
+        left.remove(best)
+        expected.append(best)
+        for entry in left:
+            iou = naive_iou(boxes[best[1]].tolist(), boxes[entry[1]].tolist(), offset)
+            decay = {'naive': 0.0, 'linear': 1 - iou, 'gaussian': math.exp(-(iou**2) / 0.5)}
+            if method == 'gaussian' or iou >= 0.3:
+                entry[0] *= decay[method]
+        left = [entry for entry in left if entry[0] >= 0.05]
+    dets, indices = ops.soft_nms(boxes, scores, 0.3, 0.5, 0.05, method, offset)
+    assert indices.tolist() == [index for _, index in expected]
+    torch.testing.assert_close(dets[:, 4].double(), torch.tensor([s for s, _ in expected]).double())
+    assert torch.equal(dets[:, :4], boxes[indices])
+
+
+def naive_sample(image, y, x):
+    """Bilinear value of ``(C, H, W)`` at a point, zero outside by more than a pixel."""
+    height, width = image.shape[-2:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return image.new_zeros(len(image))
+    y, x = max(y, 0), max(x, 0)
+    top, left = min(int(y), height - 1), min(int(x), width - 1)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    down, along = (y - top if top < height - 1 else 0), (x - left if left < width - 1 else 0)
+    upper = (1 - along) * image[:, top, left] + along * image[:, top, right]
+    lower = (1 - along) * image[:, bottom, left] + along * image[:, bottom, right]
+    return (1 - down) * upper + down * lower
+
+
+def naive_roi_align(images, rois, size, scale, samples, aligned):
+    shift = 0.5 if aligned else 0.0
+    out = []
+    for index, *corners in rois.tolist():
+        x1, y1, x2, y2 = [corner * scale - shift for corner in corners]
+        width, height = x2 - x1, y2 - y1
+        if not aligned:
+            width, height = max(width, 1), max(height, 1)
+        rows = samples or math.ceil(height / size)
+        columns = samples or math.ceil(width / size)
+        pooled = []
+        for i in range(size):
+            for j in range(size):
+                values = [
+                    naive_sample(
+                        images[int(index)],
+                        y1 + (i + (r + 0.5) / rows) * height / size,
+                        x1 + (j + (c + 0.5) / columns) * width / size,
+                    )
+                    for r in range(rows)
+                    for c in range(columns)
+                ]
+                pooled.append(torch.stack(values).mean(0))
+        out.append(torch.stack(pooled, 1).view(-1, size, size))
+    return torch.stack(out)
+
+
+def some_rois(images=2, count=5, seed=3):
+    boxes, _ = boxes_and_scores(count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(images, (count, 1), generator=generator).float()
+    return torch.cat([index, boxes], 1)
+
+
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('samples', [0, 2])
+def test_roi_align_equals_a_naive_one_and_so_does_its_gradient(samples, aligned):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    rois = some_rois().double()
+    ours = images.clone().requires_grad_()
+    theirs = images.clone().requires_grad_()
+    output = ops.roi_align(ours, rois, 3, 0.5, samples, 'avg', aligned)
+    expected = naive_roi_align(theirs, rois, 3, 0.5, samples, aligned)
+    torch.testing.assert_close(output, expected)
+    weights = torch.randn_like(expected)
+    (output * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_roi_align_equals_torchvision_bit_for_bit():
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 20, 20)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    rois = some_rois(count=8)
+    output = ops.roi_align(ours, rois, (7, 5), 0.25, 0, 'avg', True)
+    expected = torchvision.ops.roi_align(theirs, rois, (7, 5), 0.25, -1, True)
+    assert torch.equal(output, expected)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_roi_align_without_rois():
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    output = ops.roi_align(images, torch.zeros(0, 5), 7, 1.0, 0, 'avg', True)
+    assert output.shape == (0, 3, 7, 7)
+    output.sum().backward()
+    assert torch.equal(images.grad, torch.zeros_like(images))
+
+
+def test_roi_align_of_bfloat16_keeps_the_boxes_exact():
+    """1001 is no bfloat16: rounded to 1000, the box would move by a pixel."""
+    ramp = torch.arange(1100.0).expand(1, 1, 4, 1100)
+    rois = torch.tensor([[0.0, 1001.0, 0.0, 1003.0, 4.0]])
+    output = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    mmcv_ext.roi_align_forward(
+        (ramp - 1000).bfloat16(), rois, output, None, None, 1, 1, 1.0, 0, 1, True
+    )
+    assert output.item() == pytest.approx(1.5)
+
+
+def test_roi_pool_equals_the_maximum_of_each_bin():
+    images = torch.rand(1, 2, 8, 8, requires_grad=True)
+    rois = torch.tensor([[0.0, 0.0, 0.0, 7.0, 7.0]])
+    output = ops.roi_pool(images, rois, 2, 1.0)
+    expected = F.max_pool2d(images, 4)
+    assert torch.equal(output, expected)
+    (grad,) = torch.autograd.grad(output.sum(), images)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), images)
+    assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('rows', [0, 6])
+def test_sigmoid_focal_loss_equals_its_formula_element_by_element(rows, weighted):
+    torch.manual_seed(2)
+    logits = torch.randn(rows, 3, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 3, 3, 1])[:rows]
+    if weighted:  # background has no weight of its own in mmcv
+        target = target.clamp(max=2)
+    weight = torch.tensor([0.5, 1.0, 3.0]) if weighted else None
+    loss = ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
+    for row in range(rows):
+        for column in range(3):
+            p = 1 / (1 + math.exp(-logits[row, column].item()))
+            if target[row] == column:
+                expected = -0.25 * (1 - p) ** 2 * math.log(p)
+            else:
+                expected = -0.75 * p**2 * math.log(1 - p)
+            expected *= weight[target[row]].item() if weighted else 1
+            assert loss[row, column].item() == pytest.approx(expected, rel=1e-5)
+    loss.sum().backward()
+    from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+
+    again = logits.detach().clone().requires_grad_()
+    one_hot = F.one_hot(target, 4)[:, :3].float()
+    rows_weight = weight[target][:, None] if weighted else None
+    py_sigmoid_focal_loss(again, one_hot, rows_weight, 2.0, 0.25, 'sum').backward()
+    torch.testing.assert_close(logits.grad, again.grad)
+
+
+def naive_deform_conv(images, offset, mask, weight, stride, padding, dilation, groups):
+    """``(N, C, H, W)``; every tap of every output position sampled by itself."""
+    out_channels, in_group, kernel, _ = weight.shape
+    batch, channels = images.shape[:2]
+    offset_groups = offset.shape[1] // (2 * kernel * kernel)
+    per_offset, per_group = channels // offset_groups, out_channels // groups
+    rows, columns = offset.shape[2:]
+    out = images.new_zeros(batch, out_channels, rows, columns)
+    for n in range(batch):
+        for i in range(rows):
+            for j in range(columns):
+                taps = images.new_zeros(channels, kernel * kernel)
+                for g in range(offset_groups):
+                    part = slice(g * per_offset, (g + 1) * per_offset)
+                    for tap in range(kernel * kernel):
+                        at = 2 * (g * kernel * kernel + tap)
+                        y = i * stride - padding + tap // kernel * dilation + offset[n, at, i, j]
+                        x = j * stride - padding + tap % kernel * dilation + offset[n, at + 1, i, j]
+                        value = zero_padded_sample(images[n, part], y, x)
+                        taps[part, tap] = value * mask[n, at // 2, i, j]
+                for o in range(out_channels):
+                    g = o // per_group
+                    chosen = taps[g * in_group : (g + 1) * in_group]
+                    out[n, o, i, j] = (chosen * weight[o].flatten(1)).sum()
+    return out
+
+
+def zero_padded_sample(image, y, x):
+    value = 0
+    top, left = math.floor(y.item()), math.floor(x.item())
+    for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+        if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
+            share = (1 - (y - row).abs()) * (1 - (x - column).abs())
+            value = value + share * image[:, row, column]
+    return value
+
+
+def deform_inputs(groups, offset_groups):
+    torch.manual_seed(3)
+    make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+    images, weight = make(2, 4, 5, 5), make(4, 4 // groups, 3, 3)
+    offset, mask = make(2, 18 * offset_groups, 3, 3), make(2, 9 * offset_groups, 3, 3).sigmoid()
+    return [tensor.requires_grad_() for tensor in (images, offset, mask, weight, make(4))]
+
+
+@pytest.mark.parametrize(('groups', 'offset_groups'), [(1, 1), (2, 2)])
+def test_deformable_convolutions_equal_a_naive_one_gradients_included(groups, offset_groups):
+    images, offset, mask, weight, bias = deform_inputs(groups, offset_groups)
+    geometry = (2, 1, 1, groups, offset_groups)
+    expected = naive_deform_conv(
+        images, offset, torch.ones_like(mask), weight, *geometry[:3], groups
+    )
+    output = ops.deform_conv2d(images, offset, weight, *geometry)
+    torch.testing.assert_close(output, expected)
+    assert_same_gradients(output, expected, [images, offset, weight])
+
+    expected = naive_deform_conv(images, offset, mask, weight, *geometry[:3], groups)
+    expected = expected + bias[:, None, None]
+    output = ops.modulated_deform_conv2d(images, offset, mask, weight, bias, *geometry)
+    torch.testing.assert_close(output, expected)
+    assert_same_gradients(output, expected, [images, offset, mask, weight, bias])
+
+    without = ops.modulated_deform_conv2d(images, offset, mask, weight, None, *geometry)
+    torch.testing.assert_close(without, expected - bias[:, None, None])
+
+
+def assert_same_gradients(output, expected, leaves):
+    upstream = torch.randn_like(expected)
+    ours = torch.autograd.grad((output * upstream).sum(), leaves)
+    theirs = torch.autograd.grad((expected * upstream).sum(), leaves)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their)
+
+
+def test_multi_scale_deformable_attention_samples_each_level_bilinearly():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    torch.manual_seed(4)
+    sizes = [(4, 5), (2, 3)]
+    value = torch.randn(2, 26, 2, 3, dtype=torch.float64, requires_grad=True)
+    where = torch.rand(2, 4, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    share = torch.rand(2, 4, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    shapes, starts = torch.tensor(sizes), torch.tensor([0, 20])
+    output = MultiScaleDeformableAttnFunction.apply(value, shapes, starts, where, share, 64)
+
+    expected = torch.zeros(2, 4, 2, 3, dtype=torch.float64)
+    for n, q, h, level, point in torch.cartesian_prod(*map(torch.arange, (2, 4, 2, 2, 2))).tolist():
+        height, width = sizes[level]
+        start = starts[level]
+        image = value[n, start : start + height * width, h].T.view(3, height, width)
+        x, y = where[n, q, h, level, point]
+        sampled = zero_padded_sample(image, y * height - 0.5, x * width - 0.5)
+        contribution = torch.zeros_like(expected)
+        contribution[n, q, h] = share[n, q, h, level, point] * sampled
+        expected = expected + contribution
+    expected = expected.flatten(2)
+    torch.testing.assert_close(output, expected)
+    assert_same_gradients(output, expected, [value, where, share])
+
+
+def test_other_ops_name_themselves_and_the_remedy_when_called():
+    pytest.importorskip('mmcv.ops')
+    assert hasattr(mmcv_ext, 'nms_rotated')  # found at import, as mmcv demands
+    with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*build\s+mmcv"):
+        mmcv_ext.nms_rotated(torch.zeros(1, 5), torch.zeros(1))
+    with pytest.raises(NotImplementedError, match='pool_mode="max"'):
+        mmcv_ext.roi_align_forward(*[None] * 5, 7, 7, 1.0, 0, 0, True)
+    with pytest.raises(AttributeError):
+        mmcv_ext.__path__  # noqa: B018
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_gpu_tensors_give_what_cpu_tensors_give():
+    boxes, scores = boxes_and_scores(40)
+    assert torch.equal(
+        ops.nms(boxes.cuda(), scores.cuda(), 0.3)[1].cpu(), ops.nms(boxes, scores, 0.3)[1]
+    )
+    images, rois = torch.randn(2, 3, 20, 20), some_rois(count=8)
+    torch.testing.assert_close(
+        ops.roi_align(images.cuda(), rois.cuda(), 7, 0.5, 0, 'avg', True).cpu(),
+        ops.roi_align(images, rois, 7, 0.5, 0, 'avg', True),
+    )
+    tensors = [tensor.detach().float() for tensor in deform_inputs(1, 1)]
+    geometry = (2, 1, 1, 1, 1)
+    torch.testing.assert_close(
+        ops.modulated_deform_conv2d(*[t.cuda() for t in tensors], *geometry).cpu(),
+        ops.modulated_deform_conv2d(*tensors, *geometry),
+        rtol=1e-4,
+        atol=1e-4,
+    )

@@ -1,0 +1,111 @@
+"""Which ``mmcv._ext`` is imported, in this process and from a fresh interpreter."""
+
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+import warnings
+from importlib.machinery import PathFinder
+
+import mmcv
+import pytest
+
+from mmpatchmix.compat import mmcv_ops, prepare_openmmlab
+
+LIBRARY = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
+
+
+def load(folder):
+    spec = mmcv_ops._ExtFinder().find_spec(mmcv_ops.NAME, [str(folder)])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=120
+    )
+
+
+def test_other_modules_are_left_to_python():
+    assert mmcv_ops._ExtFinder().find_spec('mmcv.ops', []) is None
+
+
+def test_absent_ext_is_replaced_without_a_word(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        module = load(tmp_path)
+    assert module.__file__ == str(mmcv_ops.STAND_IN)
+    assert module.__name__ == mmcv_ops.NAME
+
+
+def test_working_compiled_ext_is_left_alone_and_executed_once(tmp_path):
+    (tmp_path / '_ext.py').write_text(
+        'import builtins\nbuiltins._ext_runs = getattr(builtins, "_ext_runs", 0) + 1\n'
+        'def nms(*args): return "compiled"\n'
+    )
+    module = load(tmp_path)
+    assert module.nms() == 'compiled'
+    assert module.__file__ == str(tmp_path / '_ext.py')
+    import builtins
+
+    assert builtins.__dict__.pop('_ext_runs') == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('_ext.py', 'raise ImportError("undefined symbol: _ZN2at4_ops5zeros4callE")'),
+        (LIBRARY, 'not a shared object'),
+    ],
+)
+def test_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.warns(RuntimeWarning, match='built for another torch') as caught:
+        module = load(tmp_path)
+    assert module.__file__ == str(mmcv_ops.STAND_IN)
+    assert len(caught) == 1
+    assert str(tmp_path / name) in str(caught[0].message)
+
+
+def test_an_error_inside_a_compiled_ext_is_not_hidden(tmp_path):
+    (tmp_path / '_ext.py').write_text('raise RuntimeError("driver too old")')
+    with pytest.raises(RuntimeError, match='driver too old'):
+        load(tmp_path)
+
+
+def test_install_twice_adds_one_finder():
+    prepare_openmmlab()
+    prepare_openmmlab()
+    assert sum(isinstance(finder, mmcv_ops._ExtFinder) for finder in sys.meta_path) == 1
+
+
+def test_the_stack_imports_silently():
+    done = run(
+        'from mmpatchmix.compat import prepare_openmmlab\n'
+        'prepare_openmmlab()\n'
+        'import mmpretrain.models, mmpretrain.datasets, mmdet.apis\n'
+    )
+    assert (done.stdout, done.stderr) == ('', '')
+
+
+def test_modules_imported_before_us_get_the_ops_they_missed():
+    """Without compiled ops, mmdet put stubs in the place of what it could not import."""
+    done = run(
+        'import sys\n'
+        'import mmpretrain.models\n'
+        'failed = "mmcv.ops" not in sys.modules\n'
+        'from mmpatchmix.compat import prepare_openmmlab\n'
+        'prepare_openmmlab()\n'
+        'import mmcv.ops, mmdet.apis\n'
+        'from mmdet.models.losses import focal_loss\n'
+        'from mmdet.models.dense_heads import base_dense_head\n'
+        'from mmdet.structures.mask import structures\n'
+        'assert focal_loss._sigmoid_focal_loss is mmcv.ops.sigmoid_focal_loss\n'
+        'assert base_dense_head.batched_nms is mmcv.ops.batched_nms\n'
+        'assert structures.roi_align is mmcv.ops.roi_align\n'
+        'print(failed)\n'
+    )
+    compiled = PathFinder.find_spec(mmcv_ops.NAME, mmcv.__path__) is not None
+    assert done.stdout.splitlines()[-1] == str(not compiled)

@@ -119,7 +119,8 @@ class PhotometricAugment(nn.Module):
         return self._blurs[kernel](images)
 
     def _solarize(self, images: Tensor) -> Tensor:
-        return solarize(images, self.solarize_threshold)
+        # As a number it would be copied to the device by a transfer that waits for it.
+        return solarize(images, images.new_full((), self.solarize_threshold))
 
     def extra_repr(self) -> str:
         """The recipe, as shown in the log."""

@@ -21,7 +21,7 @@ def _node(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     )
 
 
-MODELS = _node('model', root.MODELS, 'models')
+MODELS = _node('model', root.MODELS, 'models', 'models.detection')
 DATASETS = _node('dataset', root.DATASETS, 'datasets')
 TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets')
 METRICS = _node('metric', root.METRICS, 'evaluation')
@@ -29,6 +29,9 @@ HOOKS = _node('hook', root.HOOKS, 'engine', 'visualization')
 LOOPS = _node('loop', root.LOOPS, 'evaluation')
 OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _node(
-    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'
+    'optimizer wrapper constructor',
+    root.OPTIM_WRAPPER_CONSTRUCTORS,
+    'engine',
+    'models.detection',
 )
 PARAM_SCHEDULERS = _node('parameter scheduler', root.PARAM_SCHEDULERS, 'engine')

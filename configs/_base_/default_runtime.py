@@ -26,7 +26,7 @@ sync_bn = 'torch'
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 
-log_processor = dict(window_size=50)
+log_processor = dict(window_size=50, mean_pattern=r'.*(loss|time|acc|gap).*')
 log_level = 'INFO'
 load_from = None
 resume = False

@@ -20,7 +20,7 @@ class NonFiniteLossHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Raise ``FloatingPointError`` if a loss of this iteration is not finite."""
-        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {k: float(v.detach()) for k, v in (outputs or {}).items() if 'loss' in k}
         if all(map(math.isfinite, losses.values())):
             return
         values = ', '.join(f'{name}={value:g}' for name, value in losses.items())

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
@@ -86,28 +87,29 @@ class PatchMix(BaseSelfSupervisor):
 
         Returns:
             dict: ``loss_source``, ``loss_mix_source``, ``loss_mix_mix`` and, with
-            local crops, ``loss_local`` and ``loss_mix_local``. Beside each loss
-            stand ``acc_*`` and ``gap_*``, see
-            :class:`~mmpatchmix.models.contrastive_head.Contrast`.
+            local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``
+            and ``gap``, see :func:`summarise`.
         """
         z1, z2_mixed = self.project([inputs['view_1'], inputs['mixed_view_2']])
         q1, q2_mixed = self.head.predict(z1), self.head.predict(z2_mixed)
         k1, k2, k1_mixed = self.head.gather(self.keys(inputs, z1))
 
         contrast = self.head.contrast
-        losses = {
-            **report('source', [contrast(q1, k2)]),
-            **report('mix_source', [contrast(q2_mixed, k1, inputs['mix_to_source'])], weight=0.5),
-            **report('mix_mix', [contrast(q2_mixed, k1_mixed, inputs['mix_to_mix'])], weight=0.5),
-        }
+        terms = [
+            Term('source', 1.0, [contrast(q1, k2)]),
+            Term('mix_source', 0.5, [contrast(q2_mixed, k1, inputs['mix_to_source'])]),
+            Term('mix_mix', 0.5, [contrast(q2_mixed, k1_mixed, inputs['mix_to_mix'])]),
+        ]
         if 'local_views' in inputs:
             # (L, N, C, h, w) -> (L * N, C, h, w): one view group, averaged over the crops.
             crops = [inputs[name].flatten(0, 1) for name in ('local_views', 'mixed_local_views')]
             q_local, q_local_mixed = (self.head.predict(z) for z in self.project(crops))
             target = inputs['local_mix_to_source']
-            losses |= report('local', [contrast(q_local, k) for k in (k1, k2)])
-            losses |= report('mix_local', [contrast(q_local_mixed, k, target) for k in (k1, k2)])
-        return losses
+            terms += [
+                Term('local', 1.0, [contrast(q_local, k) for k in (k1, k2)]),
+                Term('mix_local', 1.0, [contrast(q_local_mixed, k, target) for k in (k1, k2)]),
+            ]
+        return summarise(terms)
 
     def project(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Projector outputs of view groups of one resolution.
@@ -155,10 +157,29 @@ def encode(backbone: nn.Module, neck: nn.Module, views: Sequence[Tensor]) -> lis
     return [neck((part,))[0] for part in features.split([len(view) for view in views])]
 
 
-def report(name: str, contrasts: Sequence[Contrast], weight: float = 1.0) -> dict[str, Tensor]:
-    """Log entries of one loss term: the weighted sum, and means of what explains it."""
-    return {
-        f'loss_{name}': weight * sum(contrast.loss for contrast in contrasts),
-        f'acc_{name}': sum(contrast.accuracy for contrast in contrasts) / len(contrasts),
-        f'gap_{name}': sum(contrast.gap for contrast in contrasts) / len(contrasts),
-    }
+class Term(NamedTuple):
+    """One term of the loss: a weighted sum of contrasts."""
+
+    name: str
+    weight: float
+    contrasts: list[Contrast]
+
+
+def summarise(terms: Sequence[Term]) -> dict[str, Tensor]:
+    """Losses by term, and what tells a reader whether they are any good.
+
+    Args:
+        terms: The terms of the loss.
+
+    Returns:
+        dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
+        queries whose nearest key belongs to them; ``gap``, how far the whole loss
+        is above the entropy of its targets, the least it could be, in nats.
+    """
+    losses, accuracies, gap = {}, {}, 0.0
+    for name, weight, contrasts in terms:
+        losses[f'loss_{name}'] = weight * sum(contrast.loss for contrast in contrasts)
+        hits = sum(contrast.accuracy for contrast in contrasts)
+        accuracies[f'acc_{name}'] = hits / len(contrasts)
+        gap = gap + weight * sum(contrast.gap for contrast in contrasts)
+    return {**losses, **accuracies, 'gap': gap}

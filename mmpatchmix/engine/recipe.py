@@ -1,0 +1,88 @@
+"""The resolved recipe of a run in a dozen lines: what will really happen."""
+
+from mmengine.dist import get_world_size
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+
+def describe_run(runner: Runner) -> list[str]:
+    """Describe data, batch, schedules and model of a run that has not started.
+
+    Args:
+        runner: The Runner.
+
+    Returns:
+        list[str]: One line per fact, ready to print.
+    """
+    cfg, loader = runner.cfg, runner.train_dataloader
+    world_size = get_world_size()
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    batch = loader.batch_size * world_size
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    facts = {
+        'data': f'{len(loader.dataset):,} images, {loader.num_workers} workers per rank',
+        'batch': f'{loader.batch_size} x {world_size} ranks = {batch}'
+        + (f', x {accumulation} accumulated' if accumulation > 1 else ''),
+        'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
+        'optimizer': f'{cfg.optim_wrapper.optimizer.type} in {wrapper}',
+        **_schedules(cfg, batch),
+        **_parameter_counts(runner.model),
+        'evaluation': _evaluation(runner),
+        'output': str(runner.work_dir),
+    }
+    return [f'  {name:<14}{fact}' for name, fact in facts.items()]
+
+
+def _schedules(cfg, batch: int) -> dict[str, str]:
+    optimizer = cfg.optim_wrapper.optimizer
+    rate = optimizer.lr
+    note = ''
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    if base and scaling.get('enable'):
+        rate *= batch / base
+        note = f' ({optimizer.lr:g} x {batch} / {base})'
+    elif base and base != batch:
+        note = (
+            f'  <- meant for a batch of {base}, not {batch}; '
+            f'--auto-scale-lr makes it {optimizer.lr * batch / base:g}'
+        )
+    lr, decay = f'{rate:g}', f'{optimizer.get("weight_decay", 0):g}'
+    for scheduler in cfg.get('param_scheduler') or []:
+        unit = 'epoch' if scheduler.get('by_epoch', True) else 'iteration'
+        span = f'{unit} {scheduler.get("begin", 0)}-{scheduler.get("end", "last")}'
+        if scheduler.type in ('mmpatchmix.LinearWarmupLR', 'LinearLR'):
+            lr = f'{rate * scheduler.get("start_factor", 0):g} -> {lr} ({span}, linear)'
+        elif scheduler.type == 'CosineAnnealingLR':
+            lr += f' -> {scheduler.get("eta_min", 0):g} ({span}, cosine)'
+        elif scheduler.type == 'CosineAnnealingWeightDecay':
+            decay += f' -> {scheduler.eta_min:g} ({span}, cosine)'
+        else:
+            lr += f', {scheduler.type} ({span})'
+    facts = {'learning rate': lr + note, 'weight decay': decay}
+    hook = (cfg.get('default_hooks') or {}).get('momentum')
+    if hook and cfg.model.get('momentum_encoder'):
+        facts['momentum'] = (
+            f'{hook.get("momentum", 0.996):g} -> {hook.get("end_momentum", 1.0):g} (cosine over '
+            'all iterations; the share kept)'
+        )
+    return facts
+
+
+def _parameter_counts(model: nn.Module) -> dict[str, str]:
+    model = model.module if is_model_wrapper(model) else model
+    parts = {
+        name: sum(parameter.numel() for parameter in child.parameters())
+        for name, child in model.named_children()
+    }
+    listed = ', '.join(f'{name} {count / 1e6:.2f} M' for name, count in parts.items() if count)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {'parameters': listed, 'trained': f'{trained:,}'}
+
+
+def _evaluation(runner: Runner) -> str:
+    if runner.val_loop is None:
+        return 'none during training'
+    loop = type(runner.val_loop).__name__
+    return f'{loop} every {runner.train_loop.val_interval} epochs'

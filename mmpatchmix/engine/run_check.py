@@ -1,0 +1,96 @@
+"""Refuse what would fail, or silently go wrong, once training is under way."""
+
+import warnings
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpatchmix.models import PatchMix, draw_groups
+
+
+def check_run(runner: Runner) -> None:
+    """Check data, model and schedule of a pre-training run against each other.
+
+    Reads one training sample. Runs of other models pass untouched.
+
+    Args:
+        runner: A Runner that has not started.
+
+    Raises:
+        ValueError: Saying what does not fit, where, and how to mend it.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not isinstance(model, PatchMix):
+        return
+    _check_batch(runner, model)
+    _check_views(runner, model)
+    _check_schedule_end(runner)
+
+
+def _check_batch(runner: Runner, model: PatchMix) -> None:
+    loader = runner.train_dataloader
+    batch_size, num_images = loader.batch_size, len(loader.sampler)
+    if len(loader) == 0:
+        raise ValueError(
+            f'train_dataloader: {num_images} images per rank do not fill one batch of '
+            f'{batch_size}, and drop_last=True leaves nothing. Use a smaller '
+            'train_dataloader.batch_size, or drop_last=False.'
+        )
+    num_mix = max(model.data_preprocessor.num_mix_choices)
+    if num_mix > batch_size:
+        raise ValueError(
+            f'data_preprocessor.num_mix={num_mix} is larger than the batch of {batch_size} images '
+            'per rank: an image would be mixed with itself. Lower num_mix or raise '
+            'train_dataloader.batch_size.'
+        )
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
+    last_batch = num_images % batch_size
+    if batch_size == 1:
+        raise ValueError(
+            'train_dataloader.batch_size=1, but the BatchNorm layers of projector and predictor '
+            'need at least 2 images per rank (and contrast needs other images): raise it.'
+        )
+    if last_batch == 1 and not loader.drop_last:
+        raise ValueError(
+            f'the last batch of an epoch would hold 1 of {num_images} images, too few for the '
+            'BatchNorm layers: set train_dataloader.drop_last=True or another batch_size.'
+        )
+
+
+def _check_views(runner: Runner, model: PatchMix) -> None:
+    inputs = runner.train_dataloader.dataset[0]['inputs']
+    missing = {'view_1', 'view_2'} - set(inputs if isinstance(inputs, dict) else ())
+    if missing:
+        raise ValueError(
+            f'the training pipeline yields no {sorted(missing)}: end it with '
+            "dict(type='mmpatchmix.MultiCrop', ...), dict(type='mmpatchmix.PackViews')."
+        )
+    preprocessor = model.data_preprocessor
+    patches = {
+        'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),
+        'data_preprocessor.patch_size': preprocessor.patch_size,
+    }
+    for name, view in inputs.items():
+        height, width = view.shape[-2:]
+        for key, patch_size in patches.items():
+            if height % patch_size or width % patch_size:
+                raise ValueError(
+                    f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
+                    'divide: change the crop size in the training pipeline or the patch size.'
+                )
+        num_patches = height * width // preprocessor.patch_size**2
+        draw_groups(num_patches, max(preprocessor.num_mix_choices))
+
+
+def _check_schedule_end(runner: Runner) -> None:
+    schedulers = runner.cfg.get('param_scheduler') or []
+    ends = [s['end'] for s in schedulers if s.get('by_epoch', True) and 'end' in s]
+    max_epochs = runner.train_loop.max_epochs
+    if ends and max(ends) != max_epochs:
+        warnings.warn(
+            f'the schedules end at epoch {max(ends)}, the run at epoch {max_epochs}. Unless that '
+            'is meant, change train_cfg.max_epochs and the param_scheduler entries together: '
+            'tools/train.py CONFIG --epochs N does.'
+        )

@@ -1,0 +1,117 @@
+"""What a person wants to see of a run: pictures, kNN before and after, and where it all is."""
+
+import random
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import find_latest_checkpoint
+
+from mmpatchmix.registry import HOOKS
+from mmpatchmix.visualization.curves import draw_curves
+from mmpatchmix.visualization.mixed_figure import draw_mixed
+
+
+@HOOKS.register_module()
+class RunReportHook(Hook):
+    """Write ``mixed.png`` and ``curves.png`` and close a run with a summary.
+
+    ``mixed.png`` appears before the first iteration, so that a wrong crop or
+    colour order is seen at once; ``curves.png`` is drawn anew after every
+    evaluation. Random states are restored: a run with this hook is the same
+    run as without.
+
+    Args:
+        evaluate_untrained: Evaluate before the first iteration too. That costs
+            one evaluation, which at ImageNet size is minutes.
+        num_images: Images in ``mixed.png``, at least 2.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, evaluate_untrained: bool = False, num_images: int = 6) -> None:
+        if num_images < 2:
+            raise ValueError(f'report.num_images={num_images} must be at least 2.')
+        self.evaluate_untrained = evaluate_untrained
+        self.num_images = num_images
+        self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
+
+    def before_train(self, runner) -> None:
+        """Draw a mix and evaluate the untrained encoder."""
+        if is_main_process():
+            self.draw_mix(runner)
+        if self.evaluate_untrained and runner.iter == 0 and runner.val_loop is not None:
+            with random_states_kept():
+                runner.val_loop.run()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Remember the metrics and redraw the curves."""
+        self.metrics.append((runner.epoch, dict(metrics or {})))
+        if is_main_process():
+            draw_curves(runner.work_dir, Path(runner.work_dir) / 'curves.png')
+
+    @master_only
+    def after_train(self, runner) -> None:
+        """Draw the curves and print the summary."""
+        work_dir = Path(runner.work_dir)
+        draw_curves(work_dir, work_dir / 'curves.png')
+        runner.logger.info('\n' + '\n'.join(self.summary(runner)))
+
+    def draw_mix(self, runner) -> None:
+        """Mix a few training images as in training and draw them."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        preprocessor = model.data_preprocessor
+        dataset = runner.train_dataloader.dataset
+        with random_states_kept():
+            size = min(self.num_images, len(dataset))
+            step = len(dataset) // size
+            batch = default_collate([dataset[index * step] for index in range(size)])
+            inputs = preprocessor(batch, training=True)['inputs']
+        if 'mixed_view_1' not in inputs:
+            return
+        mean, std = preprocessor.mean.cpu() / 255, preprocessor.std.cpu() / 255
+        draw_mixed(
+            inputs['view_1'].cpu() * std + mean,
+            inputs['mixed_view_1'].cpu() * std + mean,
+            inputs['groups']['view_1'].cpu(),
+            preprocessor.patch_size,
+            Path(runner.work_dir) / 'mixed.png',
+        )
+
+    def summary(self, runner) -> list[str]:
+        """Lines of the closing summary: kNN before and after, and files."""
+        lines = ['', 'kNN top-1 on held-out images (no label was used in training)']
+        measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m]
+        if not measured:
+            lines = ['']
+        for epoch, metrics in measured[:1] + measured[1:][-1:]:
+            state = 'untrained' if epoch == 0 else f'after {epoch} epochs'
+            lines.append(f'  {state:<18}{metrics["knn/top1"]:6.2f} %')
+        if measured and 'pixels/top1' in measured[-1][1]:
+            lines.append(f'  {"raw pixels":<18}{measured[-1][1]["pixels/top1"]:6.2f} %')
+        work_dir = Path(runner.work_dir)
+        files = {
+            'checkpoint': find_latest_checkpoint(runner.work_dir),
+            'log': Path(runner.log_dir) / f'{runner.timestamp}.log',
+            'TensorBoard': next(Path(runner.log_dir).glob('vis_data/events.*'), None),
+            'a mix': work_dir / 'mixed.png',
+            'curves': work_dir / 'curves.png',
+        }
+        lines += ['', 'Written']
+        lines += [f'  {name:<12}{path}' for name, path in files.items() if path]
+        return lines
+
+
+@contextmanager
+def random_states_kept():
+    """Restore Python's, numpy's and torch's random states on leaving."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)

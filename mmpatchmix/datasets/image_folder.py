@@ -41,9 +41,9 @@ class ImageFolder(CustomDataset):
     A file that cannot be decoded is skipped and another one takes its place: a random one
     in training, the next one with ``test_mode=True``, where every run should see the same.
     Such files are counted (``num_unreadable``) once each over all worker processes; more
-    than ``max_unreadable`` of the dataset's files, and more than 3, stop the run. An
-    incomplete JPEG that OpenCV still decodes (the rest is grey) counts as readable. Errors
-    of the other transforms are never taken for a bad file.
+    than ``max_unreadable`` of the dataset's files, and more than 3, stop the run (in a
+    distributed run each rank counts for itself). Incomplete files are unreadable too, to
+    OpenCV 4.12 as to Pillow. Errors of the other transforms are never taken for a bad file.
 
     Args:
         data_root (str): The folder, or the parent that ``data_prefix`` starts from.
@@ -138,7 +138,7 @@ class ImageFolder(CustomDataset):
 
     def _list_images(self) -> list[str]:
         """Relative paths of the images, sorted, '/' between the parts."""
-        root = self.img_prefix
+        root = self.img_prefix.rstrip('/') or '/'
         backend = get_file_backend(root, enable_singleton=True)
         if not backend.exists(root):
             raise FileNotFoundError(f'ImageFolder: there is no folder {root}. {HOW_TO_SET}')

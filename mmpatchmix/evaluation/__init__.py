@@ -1,1 +1,16 @@
-"""(filled by the modules below)"""
+"""Judging a representation: kNN, linear probe, low-shot, on one path of features."""
+
+from mmpatchmix.evaluation.features import Features, extract_features
+from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, knn_votes
+from mmpatchmix.evaluation.knn_loop import KNNLoop
+from mmpatchmix.evaluation.knn_metric import KNNMetric
+
+__all__ = [
+    'Features',
+    'KNNLoop',
+    'KNNMetric',
+    'extract_features',
+    'find_neighbors',
+    'knn_predict',
+    'knn_votes',
+]

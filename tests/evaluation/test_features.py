@@ -1,0 +1,170 @@
+import os
+import socket
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, default_collate
+from mmengine.model import BaseModel
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
+
+import mmpatchmix.registry  # noqa: F401  (prepares the stack)
+from mmpatchmix.evaluation.features import extract_features, extract_pixels
+
+
+class Numbers(Dataset):
+    """Image i is filled with i; its class is i % 3."""
+
+    def __init__(self, size, labelled=True):
+        self.size, self.labelled = size, labelled
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        sample = DataSample(metainfo=dict(sample_idx=index))
+        if self.labelled:
+            sample.set_gt_label(index % 3)
+        return dict(inputs=torch.full((3, 2, 2), index, dtype=torch.uint8), data_samples=sample)
+
+
+class Sums(BaseModel):
+    """Feature of an image: its mean and twice its mean; BatchNorm watches the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+
+    def extract_feat(self, inputs):
+        mean = inputs.float().mean(dim=(1, 2, 3))
+        return (torch.zeros(1), self.norm(torch.stack([mean, 2 * mean], dim=1)))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.extract_feat(inputs)
+
+
+def make_loader(dataset, batch_size=4, sampler=None, **options):
+    if sampler is None:
+        sampler = DefaultSampler(dataset, shuffle=False)
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=default_collate, **options)
+
+
+def expected_features(size):
+    values = torch.arange(size).float()
+    return torch.stack([values, 2 * values], dim=1) / (1 + 1e-5) ** 0.5
+
+
+def test_every_image_once_in_order():
+    features, labels = extract_features(Sums(), make_loader(Numbers(11)))
+    assert torch.allclose(features, expected_features(11))
+    assert features.dtype == torch.float32
+    assert labels.tolist() == [i % 3 for i in range(11)]
+
+
+def test_a_shuffled_but_repeatable_sampler_gives_data_set_order():
+    data = Numbers(11)
+    loader = make_loader(data, sampler=DefaultSampler(data, shuffle=True, seed=3))
+    assert torch.allclose(extract_features(Sums(), loader).features, expected_features(11))
+
+
+def test_concatenated_data_sets_keep_both_parts():
+    loader = make_loader(ConcatDataset([Numbers(5), Numbers(3)]))
+    features, labels = extract_features(Sums(), loader)
+    assert torch.allclose(features, expected_features(5)[[0, 1, 2, 3, 4, 0, 1, 2]])
+    assert labels.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+
+
+def test_modes_random_state_and_gradients_are_left_alone():
+    model = Sums()
+    model.eval()
+    model.norm.train()
+    before = model.norm.running_mean.clone()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    features, _ = extract_features(model, make_loader(Numbers(4)))
+    assert torch.equal(torch.rand(1), expected)
+    assert not model.training and model.norm.training
+    assert torch.equal(model.norm.running_mean, before)
+    assert not features.requires_grad and torch.is_grad_enabled()
+
+
+def test_modes_are_restored_after_a_failure():
+    model = Sums()
+    model.extract_feat = lambda inputs: inputs.float()
+    with pytest.raises(ValueError, match=r"\(4, 3, 2, 2\).*out_type='cls_token'"):
+        extract_features(model, make_loader(Numbers(4)))
+    assert model.training
+
+
+def test_unlabelled_images_give_no_labels():
+    assert extract_features(Sums(), make_loader(Numbers(4, labelled=False))).labels is None
+
+
+def test_pixels():
+    features, labels = extract_pixels(make_loader(Numbers(5)))
+    assert torch.equal(features, torch.arange(5.0)[:, None].expand(5, 12))
+    assert labels.tolist() == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'backbone'])
+def test_models_of_mmpretrain(kind):
+    arch = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16)
+    backbone = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=2, patch_size=1)
+    head = dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=8)
+    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+    images = torch.stack([Numbers(5)[i]['inputs'] for i in range(5)]).float()
+    with torch.no_grad():
+        expected = model.eval().backbone(images)[-1]
+    preprocessor = None
+    if kind == 'backbone':
+        model, preprocessor = model.backbone, model.data_preprocessor
+    features = extract_features(model, make_loader(Numbers(5)), preprocessor).features
+    assert torch.allclose(features, expected, atol=1e-6)
+
+
+def test_a_backbone_without_preprocessor_is_refused():
+    with pytest.raises(ValueError, match='no data_preprocessor of its own'):
+        extract_features(nn.Linear(2, 2), make_loader(Numbers(4)))
+
+
+def test_loaders_that_miss_or_repeat_images_are_refused():
+    data = Numbers(10)
+    with pytest.raises(ValueError, match=r'2 of 10 images were not visited.*number 8'):
+        extract_features(Sums(), make_loader(data, drop_last=True))
+    with pytest.raises(ValueError, match='RandomSampler does not visit'):
+        extract_features(Sums(), make_loader(data, sampler=RandomSampler(data)))
+    with pytest.raises(ValueError, match='empty'):
+        extract_features(Sums(), make_loader(Numbers(0), sampler=[]))
+
+
+def _extract_on_rank(rank, world_size, port, folder):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=world_size)
+    torch.set_num_threads(1)
+    results = {}
+    for size in (1, 7, 8, 13):
+        for round_up in (True, False):
+            data = Numbers(size)
+            sampler = DefaultSampler(data, shuffle=False, round_up=round_up)
+            model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
+            model.module = Sums()
+            features = extract_features(model, make_loader(data, batch_size=3, sampler=sampler))
+            results[size, round_up] = tuple(features)
+    torch.save(results, folder / f'{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_extract_on_rank, (2, port, tmp_path), nprocs=2)
+    for rank in range(2):
+        results = torch.load(tmp_path / f'{rank}.pt')
+        for (size, _), (features, labels) in results.items():
+            single = extract_features(Sums(), make_loader(Numbers(size)))
+            assert torch.equal(features, single.features)
+            assert torch.equal(labels, single.labels)

@@ -1,0 +1,169 @@
+import json
+
+import pytest
+import torch
+from mmengine import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from mmpatchmix.evaluation import Features, KNNMetric
+from mmpatchmix.evaluation.knn import knn_predict
+
+
+@DATASETS.register_module()
+class ColouredNoise(BaseDataset):
+    """Class c is a noisy image whose channel c is brighter."""
+
+    def __init__(self, size, seed, labelled=True, metainfo=None):
+        self.size, self.seed, self.with_labels = size, seed, labelled
+        super().__init__(metainfo=metainfo)
+
+    def load_data_list(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = []
+        for index in range(self.size):
+            image = torch.randint(0, 100, (3, 4, 4), generator=generator)
+            image[index % 3] += 12
+            rows.append(dict(image=image.to(torch.uint8), label=index % 3))
+        return rows
+
+    def prepare_data(self, index):
+        row = self.get_data_info(index)
+        sample = DataSample()
+        if self.with_labels:
+            sample.set_gt_label(row['label'])
+        return dict(inputs=row['image'], data_samples=sample)
+
+
+@MODELS.register_module()
+class MeanColour(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
+
+    def extract_feat(self, inputs):
+        return inputs.float().mean(dim=(2, 3)) * self.scale
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        features = self.extract_feat(inputs)
+        return dict(loss=(features - 1).pow(2).mean()) if mode == 'loss' else features
+
+
+def make_loader(size, seed, **dataset):
+    return dict(
+        batch_size=8,
+        num_workers=0,
+        dataset=dict(type='ColouredNoise', size=size, seed=seed, **dataset),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+
+
+def make_config(tmp_path, bank=None, queries=None, **loop):
+    queries = queries or make_loader(17, seed=1)
+    knn = dict(type='mmpatchmix.KNNLoop', bank_dataloader=bank or make_loader(31, seed=0), **loop)
+    metric = dict(type='mmpatchmix.KNNMetric', num_neighbors=(5, 3))
+    return Config(
+        dict(
+            model=dict(type='MeanColour'),
+            work_dir=str(tmp_path),
+            default_scope='mmpretrain',
+            train_dataloader=make_loader(8, seed=2),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-9)),
+            train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='knn/top1')),
+            val_dataloader=queries,
+            val_cfg=knn,
+            val_evaluator=metric,
+            test_dataloader=queries,
+            test_cfg=knn,
+            test_evaluator=metric,
+            experiment_name=tmp_path.name,
+        )
+    )
+
+
+def features_of(loader):
+    data = DATASETS.build(loader['dataset'])
+    images = torch.stack([data[i]['inputs'] for i in range(len(data))]).float()
+    return images, torch.tensor([data[i]['data_samples'].gt_label.item() for i in range(len(data))])
+
+
+def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
+    runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
+    runner.train()
+    online = runner.val()
+    offline = runner.test()
+    assert online == offline
+
+    bank, bank_labels = features_of(make_loader(31, seed=0))
+    queries, labels = features_of(make_loader(17, seed=1))
+    for prefix, pool in (('knn', lambda x: x.mean(dim=(2, 3))), ('pixels', lambda x: x.flatten(1))):
+        predictions = knn_predict(pool(queries), pool(bank), bank_labels, (5, 3))
+        for k in (5, 3):
+            accuracy = (predictions[k][:, 0] == labels).double().mean().item() * 100
+            assert online[f'{prefix}/top1_k{k}'] == pytest.approx(accuracy)
+        assert online[f'{prefix}/top1'] == online[f'{prefix}/top1_k5']
+    assert 40 < online['knn/top1'] < 100
+
+    assert list(tmp_path.glob('best_knn_top1_epoch_*.pth'))
+    scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    logged = [row for row in map(json.loads, scalars) if 'knn/top1' in row]
+    assert [row['step'] for row in logged] == [1, 2, 2]
+    assert logged[0]['knn/top1'] == pytest.approx(online['knn/top1'])
+
+
+def test_pixels_are_judged_once(tmp_path, monkeypatch):
+    runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
+    first = runner.val()
+    monkeypatch.setattr(runner.val_loop, '_judge_pixels', None)
+    assert runner.val() == first
+
+
+def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
+    runner = Runner.from_cfg(make_config(tmp_path))
+    calls = []
+    monkeypatch.setattr(runner, 'call_hook', lambda name, **kwargs: calls.append((name, kwargs)))
+    metrics = runner.val()
+    runner.test()
+    names = [name for name, _ in calls if name not in ('before_run', 'after_run')]
+    stages = ('before_{}', 'before_{}_epoch', 'after_{}_epoch', 'after_{}')
+    expected = [stage.format(phase) for phase in ('val', 'test') for stage in stages]
+    assert [name for name in names if 'load_checkpoint' not in name] == expected
+    assert dict(calls)['after_val_epoch'] == dict(metrics=metrics)
+
+
+@pytest.mark.parametrize('how', ['metainfo', 'samples'])
+def test_unlabelled_data_is_skipped_with_a_word(tmp_path, how, capsys):
+    option = dict(metainfo=dict(labelled=False)) if how == 'metainfo' else dict(labelled=False)
+    runner = Runner.from_cfg(make_config(tmp_path, bank=make_loader(9, seed=0, **option)))
+    assert runner.val() == {}
+    assert runner.val() == {}
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('kNN evaluation is skipped: the images have no labels.') == 1
+
+
+def test_another_metric_is_refused(tmp_path):
+    config = make_config(tmp_path)
+    config.val_evaluator = dict(type='mmpretrain.Accuracy')
+    with pytest.raises(ValueError, match=r"mmpatchmix.KNNMetric.*\['Accuracy'\]"):
+        Runner.from_cfg(config).val()
+
+
+def test_a_pixel_baseline_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmpatchmix.evaluation.knn_loop._MAX_PIXEL_BYTES', 1000)
+    with pytest.raises(ValueError, match='Set pixel_baseline=False'):
+        Runner.from_cfg(make_config(tmp_path, pixel_baseline=True)).val()
+
+
+def test_metric_needs_labels_and_sensible_settings():
+    features = Features(torch.eye(3), torch.arange(3))
+    with pytest.raises(ValueError, match='needs labels'):
+        KNNMetric((1,)).compute(features, Features(torch.eye(3), None))
+    with pytest.raises(ValueError, match='temperature must be positive'):
+        KNNMetric((1,), temperature=-1)
+    assert KNNMetric((1,)).compute(features, features)['knn/top1'] == 100.0

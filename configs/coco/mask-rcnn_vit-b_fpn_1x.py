@@ -1,0 +1,18 @@
+"""Mask R-CNN with a plain ViT-B/16 and FPN on COCO, 1x schedule (12 epochs).
+
+Paper:    PatchMix, arXiv 2306.12243, the COCO transfer.
+Hardware: meant for 8 GPUs of 40 GB or more, 2 images each (batch 16).
+Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-b_fpn_1x.py 8 \
+              --cfg-options model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
+"""
+
+_base_ = './mask-rcnn_vit-s_fpn_1x.py'
+
+width = 768
+model = dict(
+    backbone=dict(arch=dict(embed_dims=width, feedforward_channels=4 * width)),
+    neck=[
+        dict(type='mmpatchmix.ViTPyramid', in_channels=width, strides=(4, 8, 16, 32)),
+        dict(type='FPN', in_channels=[width] * 4, out_channels=256, num_outs=5),
+    ],
+)

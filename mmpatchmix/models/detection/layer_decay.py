@@ -1,0 +1,58 @@
+"""Layer-wise learning rates for a detector with a ViT backbone."""
+
+from collections import defaultdict
+from functools import partial
+
+from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+from torch import nn
+
+from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class DetectorLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
+    """mmpretrain's layer-wise decay, applied to ``model.backbone``.
+
+    mmpretrain's constructor asks the *model* for the depth of a parameter, and
+    a detector does not know it; its ViT backbone does. With L blocks and the
+    rate r, embeddings (patch, position, class token) learn at r^(L+1) of the
+    learning rate, block i (from 0) at r^(L-i), everything after the backbone
+    at 1, as in BEiT (https://arxiv.org/abs/2106.08254) and ViTDet
+    (https://arxiv.org/abs/2203.16527).
+
+    Parameters with equal settings share a group, which multi-tensor optimizers need.
+
+    Args:
+        optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
+        paramwise_cfg: As upstream: ``layer_decay_rate``, ``flat_decay_mult``,
+            ``custom_keys`` and so on.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+        """Add the groups of ``module``; see the base class.
+
+        Raises:
+            ValueError: If the backbone cannot tell the depth of its parameters.
+        """
+        if prefix:  # a child of the detector, in the recursion of the base class
+            return super().add_params(params, module, prefix, **kwargs)
+        depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
+        if depth is None:
+            raise ValueError(
+                f'layer-wise learning rates need a model whose backbone has get_layer_depth(); '
+                f'{type(module).__name__} has none. Use a ViT backbone (mmpatchmix.DetectionViT, '
+                'mmpatchmix.WindowedViT), or remove optim_wrapper.constructor.'
+            )
+        single: list[dict] = []
+        super().add_params(single, module, get_layer_depth=partial(depth, prefix='backbone.'))
+        merged: dict[tuple, dict] = defaultdict(lambda: {'params': [], 'param_names': []})
+        for group in single:
+            name = group.pop('param_name')
+            (parameter,) = group.pop('params')
+            group.pop('layer_id')
+            same = merged[tuple(sorted(group.items()))]
+            same['params'].append(parameter)
+            same['param_names'].append(name)
+            same.update(group)
+        params.extend(merged.values())
+        return None

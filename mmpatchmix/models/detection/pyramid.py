@@ -1,0 +1,130 @@
+"""Feature pyramids from the single-scale maps of a plain ViT."""
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule, ModuleList
+from mmpretrain.models.utils import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpatchmix.registry import MODELS
+
+
+def _resize(channels: int, patch_size: int, stride: int, narrow: bool) -> tuple[nn.Module, int]:
+    """Layers from stride ``patch_size`` to ``stride``, and the channels they end with.
+
+    Upwards each doubling is a transposed convolution (halving the channels where
+    ``narrow``), with LayerNorm and GELU between two; downwards a max pooling.
+    """
+    larger, smaller = max(patch_size, stride), min(patch_size, stride)
+    factor = larger // smaller
+    if larger % smaller or factor & (factor - 1):
+        raise ValueError(
+            f'a stride of {stride} cannot be reached from patches of {patch_size} pixels by '
+            'doubling or halving: change neck.strides or backbone.patch_size.'
+        )
+    if stride >= patch_size:
+        return (nn.MaxPool2d(factor) if factor > 1 else nn.Identity()), channels
+    layers: list[nn.Module] = []
+    while factor > 1:
+        if layers:
+            layers += [LayerNorm2d(channels, eps=1e-6), nn.GELU()]
+        wider, channels = channels, channels // 2 if narrow else channels
+        layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
+        factor //= 2
+    return nn.Sequential(*layers), channels
+
+
+@MODELS.register_module()
+class ViTPyramid(BaseModule):
+    """Resizes maps of several blocks to the strides of a pyramid, for an FPN to follow.
+
+    The plain way to give a ViT to FPN detectors, as in BEiT and iBOT: shallow
+    blocks serve the fine levels, by transposed convolutions, the last one the
+    coarsest, by max pooling.
+
+    Args:
+        in_channels: Width of the backbone.
+        patch_size: Pixels per patch, the stride of every incoming map.
+        strides: Pixels per cell of the outgoing maps.
+        init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If a stride is not the patch size times a power of two.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int = 16,
+        strides: tuple[int, ...] = (4, 8, 16, 32),
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.resize = ModuleList(
+            _resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides
+        )
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Resize each map ``(N, C, H, W)`` to its stride.
+
+        Raises:
+            ValueError: If there are not as many maps as strides.
+        """
+        if len(maps) != len(self.resize):
+            raise ValueError(
+                f'the backbone gives {len(maps)} maps and the pyramid has {len(self.resize)} '
+                'levels: make backbone.out_indices and neck.strides equally long.'
+            )
+        return tuple(resize(x) for resize, x in zip(self.resize, maps, strict=True))
+
+
+@MODELS.register_module()
+class SimpleFeaturePyramid(BaseModule):
+    """The pyramid of ViTDet (https://arxiv.org/abs/2203.16527): every level from the last map.
+
+    Each level: transposed convolutions or max pooling to its stride, a 1x1 and a
+    3x3 convolution, each followed by a LayerNorm over channels.
+
+    Args:
+        in_channels: Width of the backbone.
+        out_channels: Channels of every level.
+        patch_size: Pixels per patch, the stride of the incoming map.
+        strides: Pixels per cell of the levels.
+        num_outs: Levels to give; those beyond ``strides`` halve the last one.
+        init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If a stride is not the patch size times a power of two.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        patch_size: int = 16,
+        strides: tuple[int, ...] = (4, 8, 16, 32),
+        num_outs: int = 5,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.num_extra = num_outs - len(strides)
+        self.levels = ModuleList()
+        norm = {'type': 'mmpretrain.LN2d', 'eps': 1e-6}
+        for stride in strides:
+            resize, channels = _resize(in_channels, patch_size, stride, narrow=True)
+            self.levels.append(
+                nn.Sequential(
+                    resize,
+                    ConvModule(channels, out_channels, 1, norm_cfg=norm, act_cfg=None),
+                    ConvModule(
+                        out_channels, out_channels, 3, padding=1, norm_cfg=norm, act_cfg=None
+                    ),
+                )
+            )
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """From the last map, ``(N, C, H, W)``, to ``num_outs`` maps of ``out_channels``."""
+        levels = [level(maps[-1]) for level in self.levels]
+        for _ in range(self.num_extra):
+            levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+        return tuple(levels)

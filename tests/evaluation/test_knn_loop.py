@@ -119,9 +119,9 @@ def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
 
 def test_pixels_are_judged_once(tmp_path, monkeypatch):
     runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
-    first = runner.val()
-    monkeypatch.setattr(runner.val_loop, '_judge_pixels', None)
-    assert runner.val() == first
+    first = runner.test()
+    monkeypatch.setattr(runner.test_loop, '_judge_pixels', None)
+    assert runner.test() == first
 
 
 def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 * :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
 * :mod:`~mmpatchmix.compat.quiet`: start-up messages of the stack that mislead.
+* :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
 """
 
 
@@ -12,7 +13,8 @@ def prepare_openmmlab() -> None:
     is served too: mmcv's ops are looked up when they are first imported, and
     what a failed import left behind is imported anew by whoever needs it.
     """
-    from mmpatchmix.compat import mmcv_ops, quiet
+    from mmpatchmix.compat import mmcv_ops, multimodal, quiet
 
     quiet.install()
     mmcv_ops.install()
+    multimodal.install()

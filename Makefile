@@ -16,3 +16,16 @@ setup: $(STAMP)  ## create .venv and install the pinned stack (skipped when noth
 $(STAMP): setup.py tools/setup.sh requirements/constraints.txt
 	@PYTHON=$(PYTHON) bash tools/setup.sh
 	@touch $@
+
+demo: setup  ## pre-train a small ViT on digits (about 5 minutes on 2 cores)
+	@$(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir work_dirs/digits --overwrite
+
+test: setup lint  ## lint and run the whole test suite
+	@OMP_NUM_THREADS=1 $(PY) -m pytest
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+clean:  ## remove .venv (work_dirs stays)
+	rm -rf .venv

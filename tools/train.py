@@ -27,6 +27,7 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     build_runner,
     clear_earlier_run,
     earlier_run,
+    exit_on_user_error,
     load_config,
 )
 from mmpatchmix.engine.recipe import describe_run  # noqa: E402
@@ -136,10 +137,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with exit_on_user_error(verbose='--verbose' in sys.argv):
         main()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        # What the user can mend needs no traceback; --verbose shows where it came from.
-        if '--verbose' in sys.argv:
-            raise
-        sys.exit(f'\n{type(error).__name__}: {error}')

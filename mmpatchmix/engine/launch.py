@@ -4,6 +4,9 @@ import argparse
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -143,3 +146,18 @@ def clear_earlier_run(work_dir: str | Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def exit_on_user_error(verbose: bool = False) -> Iterator[None]:
+    """End a tool with one message, without a traceback, for what its user can mend.
+
+    Args:
+        verbose: Let the traceback through.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if verbose:
+            raise
+        sys.exit(f'\n{type(error).__name__}: {error}\n(--verbose shows where it came from)')

@@ -1,0 +1,127 @@
+"""Loading a backbone: every tensor arrives, or nothing does and the report says why."""
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmpretrain.models import VisionTransformer
+from mmpretrain.models.utils import resize_pos_embed
+
+from mmpatchmix.models.detection import DetectionViT, WindowedViT
+
+ARCH = {'embed_dims': 12, 'num_layers': 2, 'num_heads': 3, 'feedforward_channels': 24}
+SMALL = {'arch': ARCH, 'img_size': 32, 'patch_size': 8, 'out_indices': (1,)}
+KINDS = [(DetectionViT, {}), (WindowedViT, {}), (WindowedViT, {'use_rel_pos': True})]
+
+
+def vit(seed):
+    torch.manual_seed(seed)
+    model = VisionTransformer(arch=ARCH, img_size=32, patch_size=8)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model.state_dict()
+
+
+@pytest.fixture
+def pretraining(tmp_path):
+    """What a pre-training run leaves: two encoders, projector, predictor, log buffers."""
+    query, momentum = vit(0), vit(1)
+    state = {f'backbone.{key}': value for key, value in query.items()}
+    state |= {f'momentum_encoder.backbone.{key}': value for key, value in momentum.items()}
+    state |= {'neck.fc.weight': torch.ones(2, 2), 'head.predictor.fc.weight': torch.ones(2, 2)}
+    state['momentum_encoder.neck.fc.weight'] = torch.ones(2, 2)
+    buffers = {'log_scalars': {'train/loss': HistoryBuffer([1.0], [1])}}
+    file = tmp_path / 'epoch_1.pth'
+    torch.save({'state_dict': state, 'message_hub': buffers, 'meta': {'epoch': 1}}, file)
+    return file, query, momentum
+
+
+def load(kind, file, **kwargs):
+    model = kind(**{**SMALL, **kwargs}, checkpoint=str(file))
+    model.init_weights()
+    return model.state_dict()
+
+
+def assert_equals(loaded, expected):
+    """Every parameter of the backbone is the checkpoint's, but the new ones."""
+    for key, value in loaded.items():
+        if 'rel_pos' in key:
+            assert not value.any()
+        elif key == 'pos_embed' and value.shape != expected[key].shape:
+            assert torch.equal(value, expected[key][:, 1:])  # without the class token's
+        else:
+            assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize(('kind', 'kwargs'), KINDS)
+def test_a_pretraining_checkpoint_gives_the_momentum_encoder(pretraining, kind, kwargs):
+    file, query, momentum = pretraining
+    assert_equals(load(kind, file, **kwargs), momentum)
+    assert_equals(load(kind, file, source='query', **kwargs), query)
+
+
+def test_without_momentum_encoder_the_only_one_is_taken(tmp_path):
+    state = {f'module.backbone.{key}': value for key, value in vit(0).items()}
+    torch.save(state, tmp_path / 'a.pth')
+    assert_equals(load(DetectionViT, tmp_path / 'a.pth'), vit(0))
+
+
+@pytest.mark.parametrize(('kind', 'kwargs'), KINDS)
+def test_a_bare_backbone_loads(tmp_path, kind, kwargs):
+    torch.save(vit(0), tmp_path / 'a.pth')
+    assert_equals(load(kind, tmp_path / 'a.pth', **kwargs), vit(0))
+
+
+def test_the_position_embedding_is_interpolated(pretraining):
+    file, _, momentum = pretraining
+    loaded = load(DetectionViT, file, img_size=48)
+    expected = resize_pos_embed(momentum['pos_embed'], (4, 4), (6, 6), 'bicubic', 1)
+    assert torch.equal(loaded['pos_embed'], expected)
+
+
+def spoil(file, change):
+    content = torch.load(file, weights_only=False)
+    change(content['state_dict'])
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda s: s.pop('momentum_encoder.backbone.layers.1.ln2.bias'),
+            r'missing: layers\.1\.ln2\.bias',
+        ),
+        (
+            lambda s: s.update({'momentum_encoder.backbone.layers.2.ln2.bias': torch.ones(1)}),
+            r'unexpected: layers\.2\.ln2\.bias',
+        ),
+        (
+            lambda s: s.update({'momentum_encoder.backbone.layers.0.ln2.bias': torch.ones(5)}),
+            r'shape: layers\.0\.ln2\.bias is \(5,\) in the file and \(12,\) here',
+        ),
+    ],
+)
+@pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
+def test_a_wrong_file_stops_with_the_report_and_changes_nothing(pretraining, kind, change, message):
+    spoil(pretraining[0], change)
+    model = kind(**SMALL, checkpoint=str(pretraining[0]))
+    torch.manual_seed(3)
+    with pytest.raises(ValueError, match=message):
+        model.init_weights()
+    assert not torch.equal(model.layers[0].attn.qkv.weight, vit(1)['layers.0.attn.qkv.weight'])
+
+
+def test_another_width_is_reported_and_not_a_traceback(pretraining):
+    wide = {**ARCH, 'embed_dims': 24}
+    with pytest.raises(ValueError, match=r'shape: pos_embed is \(1, 17, 12\)'):
+        load(DetectionViT, pretraining[0], arch=wide)
+
+
+def test_a_missing_file_says_where_to_set_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'model\.backbone\.checkpoint'):
+        load(DetectionViT, tmp_path / 'none.pth')
+
+
+def test_an_unknown_source_is_refused(pretraining):
+    with pytest.raises(ValueError, match="'teacher'"):
+        load(DetectionViT, pretraining[0], source='teacher')

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from mmpretrain.models import VisionTransformer
+
+from mmpatchmix.models.detection import DetectionViT, WindowedViT
+
+ARCH = {'embed_dims': 12, 'num_layers': 4, 'num_heads': 3, 'feedforward_channels': 24}
+SMALL = {'arch': ARCH, 'img_size': 32, 'patch_size': 8}
+
+
+def build(kind, training=False, **kwargs):
+    torch.manual_seed(0)
+    model = kind(**{**SMALL, **kwargs})
+    model.init_weights()
+    model.train(training)  # mmpretrain's returns None
+    return model
+
+
+def pretrained():
+    """A ViT as pre-training leaves it, with a class token that matters."""
+    torch.manual_seed(1)
+    model = VisionTransformer(**SMALL, out_indices=[1, 2], out_type='featmap')
+    model.init_weights()
+    torch.nn.init.normal_(model.cls_token)
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize('size', [(32, 32), (48, 40)])
+def test_plain_maps_are_those_of_mmpretrains_vit(size):
+    reference = pretrained()
+    model = build(DetectionViT, out_indices=(1, 2))
+    weights = {k: v for k, v in reference.state_dict().items() if not k.startswith('ln1.')}
+    model.load_state_dict(weights)
+    x = torch.randn(2, 3, *size)
+    for ours, theirs in zip(model(x), reference(x), strict=True):
+        assert ours.shape == (2, 12, size[0] // 8, size[1] // 8)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_windows_over_the_whole_map_equal_global_attention():
+    everywhere = build(WindowedViT, window_size=4, global_blocks=(0, 1, 2, 3))
+    windowed = build(WindowedViT, window_size=4, global_blocks=())
+    windowed.load_state_dict(everywhere.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(windowed(x)[0], everywhere(x)[0])
+
+
+def test_windowed_vit_is_mmpretrains_without_class_token():
+    reference = VisionTransformer(
+        **SMALL, out_type='featmap', with_cls_token=False, final_norm=False
+    )
+    reference.eval()
+    model = build(WindowedViT, window_size=2, global_blocks=(0, 1, 2, 3))
+    model.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 3, 40, 56)
+    torch.testing.assert_close(model(x)[0], reference(x)[0])
+
+
+def test_global_blocks_end_the_quarters():
+    model = WindowedViT(**{**SMALL, 'arch': {**ARCH, 'num_layers': 12}})
+    sizes = [layer.attn.window_size for layer in model.layers]
+    assert [i for i, size in enumerate(sizes) if size == 0] == [2, 5, 8, 11]
+
+
+def test_only_windows_without_global_blocks_do_not_mix():
+    model = build(WindowedViT, window_size=2, global_blocks=())
+    x = torch.randn(1, 3, 32, 32)
+    changed = x.clone()
+    changed[:, :, :16, :16] += 1
+    difference = (model(x)[0] - model(changed)[0]).abs().sum(1)[0] > 1e-6
+    assert difference[:2, :2].all()
+    assert difference.sum() == 4
+
+
+@pytest.mark.parametrize('rel_pos', [False, True])
+@pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
+def test_recomputation_changes_no_gradient(kind, rel_pos):
+    extra = {'window_size': 3, 'use_rel_pos': rel_pos, 'rel_pos_size': 4}
+    extra = extra if kind is WindowedViT else {'out_indices': (1, 3)}
+    grads = []
+    for with_cp in (False, True):
+        model = build(kind, with_cp=with_cp, drop_path_rate=0.5, training=True, **extra)
+        torch.manual_seed(2)
+        output = model(torch.randn(4, 3, 40, 32))
+        sum(map(torch.Tensor.sum, output)).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for without, with_ in zip(*grads, strict=True):
+        torch.testing.assert_close(without, with_)
+
+
+@pytest.mark.parametrize('rel_pos', [False, True])
+def test_bfloat16_stays_near_float32(rel_pos):
+    model = build(WindowedViT, window_size=3, use_rel_pos=rel_pos, rel_pos_size=4)
+    x = torch.randn(2, 3, 40, 32)
+    exact = model(x)[0]
+    with torch.autocast('cpu', torch.bfloat16):
+        rough = model(x)[0]
+    assert torch.isfinite(rough).all()
+    assert (rough.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_drop_path_rises_linearly():
+    model = build(WindowedViT, drop_path_rate=0.3)
+    for index, layer in enumerate(model.layers):
+        assert layer.attn.out_drop.drop_prob == pytest.approx(0.1 * index)
+        assert layer.ffn.dropout_layer.drop_prob == pytest.approx(0.1 * index)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'global_blocks': (3, 4)}, r'global_blocks names \[4\].*0 to 3'),
+        ({'window_size': 0}, 'window_size=0'),
+        ({'arch': {**ARCH, 'num_heads': 5}}, 'cannot be split into 5 heads'),
+    ],
+)
+def test_wrong_settings_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        WindowedViT(**{**SMALL, **kwargs})

@@ -1,0 +1,125 @@
+"""The head against a dense, float64, one-element-at-a-time contrast."""
+
+import math
+
+import pytest
+import torch
+from mmengine import dist
+
+from mmpatchmix.models import ContrastiveHead, draw_groups, mix_to_mix, mix_to_source
+
+PREDICTOR = dict(
+    type='mmpretrain.NonLinearNeck',
+    in_channels=8,
+    hid_channels=16,
+    out_channels=8,
+    norm_cfg=dict(type='BN1d'),
+    with_avg_pool=False,
+)
+
+
+def make_head(**kwargs):
+    return ContrastiveHead(predictor=dict(PREDICTOR), **kwargs)
+
+
+def naive_rows(target, num_images, num_keys, smoothing, rank):
+    """Dense target rows (N, W * N), entry by entry."""
+    offsets, weights = target if target is not None else (torch.tensor([0]), torch.tensor([1.0]))
+    rows = torch.full((num_images, num_keys), smoothing / num_keys, dtype=torch.float64)
+    for n in range(num_images):
+        for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
+            rows[n, rank * num_images + (n + offset) % num_images] += (1 - smoothing) * weight
+    return rows
+
+
+def naive_contrast(queries, keys, rows, temperature):
+    """-mean_n sum_m Y_nm log softmax_m(q_n . k_m / tau), in float64."""
+    total = 0.0
+    for n in range(len(queries)):
+        logits = torch.stack([queries[n].double() @ key.double() for key in keys]) / temperature
+        log_softmax = logits - torch.log(torch.exp(logits).sum())
+        total = total - (rows[n % len(rows)] * log_softmax).sum()
+    return total / len(queries)
+
+
+def unit(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('views', [1, 3])
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('num_mix', [None, 1, 2, 3, 7])
+def test_loss_and_gradient_equal_the_dense_float64_contrast(
+    monkeypatch, smoothing, views, rank, num_mix
+):
+    """Two ranks of 5 images; with num_mix=7 the offsets wrap around."""
+    num_images, world_size = 5, 2
+    monkeypatch.setattr(dist, 'get_world_size', lambda: world_size)
+    monkeypatch.setattr(dist, 'get_rank', lambda: rank)
+    groups = draw_groups(16, num_mix or 1)
+    target = None if num_mix is None else mix_to_mix(groups, groups, num_mix)
+    keys = unit(world_size * num_images, 8, seed=1)
+    queries = unit(views * num_images, 8, seed=2).requires_grad_()
+    naive_queries = queries.detach().clone().requires_grad_()
+    rows = naive_rows(target, num_images, len(keys), smoothing, rank)
+
+    loss, _, gap = make_head(temperature=0.2, label_smoothing=smoothing).contrast(
+        queries, keys, target
+    )
+    expected = naive_contrast(naive_queries, keys, rows, 0.2)
+    torch.testing.assert_close(loss.double(), expected, atol=2e-6, rtol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(queries.grad, naive_queries.grad, atol=1e-6, rtol=1e-5)
+    entropy = -sum(y * math.log(y) for y in rows[0].tolist() if y > 0)
+    torch.testing.assert_close(gap.double(), expected.detach() - entropy, atol=3e-6, rtol=0)
+
+
+def test_gap_is_zero_where_the_queries_hit_their_target():
+    """The logits that reproduce a target exactly leave nothing but its entropy."""
+    weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    keys = torch.eye(4)
+    queries = torch.stack([weights.log().roll(n) for n in range(4)])
+    contrast = make_head(temperature=1.0).contrast(queries, keys, (torch.arange(4), weights))
+    assert contrast.gap.abs() < 1e-6
+    assert contrast.accuracy == 1
+
+
+def test_accuracy_counts_queries_whose_nearest_key_has_weight():
+    keys = torch.eye(4)
+    queries = keys[[0, 1, 3, 2]]  # the last two are nearest to each other's key
+    head = make_head()
+    assert head.contrast(queries, keys).accuracy == 0.5
+    mixed = mix_to_source(draw_groups(4, 2), 2)  # n matches n and n + 1: query 2 hits key 3
+    assert head.contrast(queries, keys, mixed).accuracy == 0.75
+
+
+def test_bf16_queries_are_contrasted_in_float32():
+    keys, queries = unit(6, 8, seed=3), unit(6, 8, seed=4)
+    head = make_head()
+    expected = head.contrast(queries, keys).loss
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert head.predict(torch.randn(6, 8)).dtype == torch.float32
+        loss = head.contrast(queries, keys).loss
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+def test_keys_are_normalised_and_carry_no_gradient():
+    views = [torch.randn(5, 8, requires_grad=True) for _ in range(3)]
+    gathered = make_head().gather(views)
+    assert len(gathered) == 3
+    for view, keys in zip(views, gathered, strict=True):
+        assert not keys.requires_grad
+        torch.testing.assert_close(keys, torch.nn.functional.normalize(view.detach(), dim=1))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [({'temperature': 0}, 'temperature'), ({'label_smoothing': 1.0}, 'label_smoothing')],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**arguments)

@@ -1,0 +1,140 @@
+"""What the data preprocessor makes of a batch."""
+
+import pytest
+import torch
+
+from mmpatchmix.models import PatchMixDataPreprocessor, mix_patches, mix_to_mix, mix_to_source
+from tests.models.tiny import uint8_batch
+
+MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
+
+
+def prepare(batch=None, seed=0, **kwargs):
+    preprocessor = PatchMixDataPreprocessor(mean=MEAN, std=STD, **{'patch_size': 4, **kwargs})
+    torch.manual_seed(seed)
+    return preprocessor(batch or uint8_batch(num_local=2), training=True)['inputs']
+
+
+def normalised(view, flip=True):
+    """uint8 BGR (..., 3, H, W) -> normalised RGB, by hand."""
+    rgb = (view.flip(-3) if flip else view).float()
+    shape = (3, 1, 1)
+    return (rgb - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape)
+
+
+def test_views_are_normalised_rgb():
+    batch = uint8_batch(num_local=2)
+    raw = {name: view.clone() for name, view in batch['inputs'].items()}
+    inputs = prepare(batch)
+    for name in ('view_1', 'view_2'):
+        torch.testing.assert_close(inputs[name], normalised(raw[name]), atol=1e-4, rtol=1e-5)
+    local = normalised(raw['local_views']).transpose(0, 1)  # (L, N, 3, h, w)
+    torch.testing.assert_close(inputs['local_views'], local, atol=1e-4, rtol=1e-5)
+    inputs = prepare(uint8_batch(), to_rgb=False)
+    torch.testing.assert_close(
+        inputs['view_1'], normalised(raw['view_1'], flip=False), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_mixtures_and_targets_follow_the_groups():
+    inputs = prepare(num_mix=3)
+    groups = inputs['groups']
+    for view in ('view_1', 'view_2'):
+        expected = mix_patches(inputs[view], groups[view], 4)
+        assert torch.equal(inputs[f'mixed_{view}'], expected)
+    for crop, mixed, crop_groups in zip(
+        inputs['local_views'], inputs['mixed_local_views'], groups['local_views'], strict=True
+    ):
+        assert torch.equal(mixed, mix_patches(crop, crop_groups, 4))
+        for part, expected in zip(
+            inputs['local_mix_to_source'], mix_to_source(crop_groups, 3), strict=True
+        ):
+            assert torch.equal(part, expected)
+    for name, expected in {
+        'mix_to_source': mix_to_source(groups['view_2'], 3),
+        'mix_to_mix': mix_to_mix(groups['view_2'], groups['view_1'], 3),
+    }.items():
+        for part, other in zip(inputs[name], expected, strict=True):
+            assert torch.equal(part, other)
+
+
+def test_every_mix_draws_its_own_permutation():
+    batch = uint8_batch(size=32, num_local=3, local_size=32)
+    groups = prepare(batch)['groups']
+    draws = [groups['view_1'], groups['view_2'], *groups['local_views']]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 5
+    again = prepare(uint8_batch(size=32, num_local=3, local_size=32), seed=1)['groups']
+    assert not torch.equal(again['view_1'], groups['view_1'])
+
+
+def test_a_list_of_num_mix_is_drawn_from_evenly():
+    sizes = [len(prepare(seed=seed, num_mix=[1, 2, 4])['mix_to_source'][0]) for seed in range(90)]
+    counts = {size: sizes.count(size) for size in (1, 2, 4)}
+    assert sum(counts.values()) == 90
+    # 30 expected each, standard deviation 4.5: four of them leave 12 to 48.
+    assert all(12 <= count <= 48 for count in counts.values())
+
+
+def test_mix_prob_is_the_share_of_mixed_batches():
+    mixed = 0
+    for seed in range(100):
+        inputs = prepare(uint8_batch(num_images=3), seed=seed, mix_prob=0.3)
+        is_mixed = not torch.equal(inputs['mixed_view_1'], inputs['view_1'])
+        assert is_mixed == (len(inputs['mix_to_source'][0]) == 2)
+        mixed += is_mixed
+    assert 12 <= mixed <= 48  # 30 expected, standard deviation 4.6
+    assert torch.equal(*(prepare(mix_prob=0.0)[name] for name in ('mixed_view_2', 'view_2')))
+
+
+def test_evaluation_only_normalises():
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    preprocessor = PatchMixDataPreprocessor(
+        mean=MEAN, std=STD, augment=dict(view_1=dict(type='mmpatchmix.PhotometricAugment'))
+    )
+    data = preprocessor({'inputs': images.clone(), 'data_samples': [1, 2, 3, 4]}, training=False)
+    torch.testing.assert_close(data['inputs'], normalised(images))
+    assert data['data_samples'] == [1, 2, 3, 4]
+
+
+def test_augmentation_is_that_of_the_view():
+    """A view with solarization at 0 is inverted, the others are left alone."""
+    invert = dict(
+        type='mmpatchmix.PhotometricAugment',
+        color_jitter=None,
+        grayscale_prob=0.0,
+        blur_prob=0.0,
+        flip_prob=0.0,
+        solarize_threshold=0.0,
+        solarize_prob=1.0,
+    )
+    batch = uint8_batch(num_local=2)
+    raw = {name: view.clone() for name, view in batch['inputs'].items()}
+    inputs = prepare(batch, augment=dict(local_views=invert))
+    torch.testing.assert_close(
+        inputs['local_views'].transpose(0, 1),
+        normalised(255 - raw['local_views']),
+        atol=1e-4,
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(inputs['view_2'], normalised(raw['view_2']), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_mix': 0}, 'num_mix'),
+        ({'num_mix': []}, 'num_mix'),
+        ({'num_mix': [2, 1.5]}, 'num_mix'),
+        ({'patch_size': 0}, 'patch_size'),
+        ({'mix_prob': 1.2}, 'mix_prob'),
+        ({'augment': {'view_3': None}}, 'view_3'),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PatchMixDataPreprocessor(**arguments)
+
+
+def test_a_patch_size_that_does_not_divide_the_view_is_refused():
+    with pytest.raises(ValueError, match='must divide the view of 16x16'):
+        prepare(uint8_batch(), patch_size=5)

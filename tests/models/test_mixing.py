@@ -1,0 +1,158 @@
+"""Mixing and targets against the authors' package, naive code and painted provenance."""
+
+import random
+
+import numpy as np
+import patchmix
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source
+
+
+def naive_mix(images, groups, patch_size):
+    """Pixel by pixel, as the equation reads."""
+    mixed = torch.empty_like(images)
+    num_images, _, height, width = images.shape
+    for n in range(num_images):
+        for y in range(height):
+            for x in range(width):
+                position = (y // patch_size) * (width // patch_size) + x // patch_size
+                mixed[n, :, y, x] = images[(n + int(groups[position])) % num_images, :, y, x]
+    return mixed
+
+
+def dense(target, num_images):
+    """The N x N matrix a sparse target stands for."""
+    offsets, weights = target
+    matrix = torch.zeros(num_images, num_images, dtype=torch.float64)
+    for n in range(num_images):
+        for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
+            matrix[n, (n + offset) % num_images] += weight
+    return matrix
+
+
+def provenance(num_images, groups):
+    """Which image each patch comes from, read off images painted with their index: (N, T)."""
+    painted = torch.arange(num_images).view(-1, 1, 1, 1).expand(-1, 1, 1, len(groups))
+    return mix_patches(painted, groups, 1).flatten(1)
+
+
+@pytest.mark.parametrize('num_mix', [1, 2, 3, 5, 16])
+@pytest.mark.parametrize(('height', 'width', 'patch_size'), [(8, 8, 2), (4, 16, 2), (12, 20, 4)])
+def test_mix_equals_pixel_loop(num_mix, height, width, patch_size):
+    images = torch.randn(5, 3, height, width, generator=torch.Generator().manual_seed(0))
+    num_patches = (height // patch_size) * (width // patch_size)
+    groups = draw_groups(num_patches, min(num_mix, num_patches))
+    assert torch.equal(
+        mix_patches(images, groups, patch_size), naive_mix(images, groups, patch_size)
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.bfloat16, torch.float64])
+def test_mix_keeps_dtype_and_takes_any_memory_layout(dtype):
+    images = torch.randint(0, 255, (4, 3, 8, 8)).to(dtype)
+    groups = draw_groups(16, 3)
+    expected = naive_mix(images, groups, 2)
+    for layout in (images, images.to(memory_format=torch.channels_last), images.flip(0).flip(0)):
+        assert torch.equal(mix_patches(layout, groups, 2), expected)
+
+
+@pytest.mark.parametrize('num_mix', [2, 3, 4])
+@pytest.mark.parametrize('size', [24, 32])
+def test_mix_equals_the_authors_package(monkeypatch, num_mix, size):
+    """Bit for bit, for the same permutation; the targets where M divides T."""
+    num_images, patch_size = 12, 4
+    num_patches = (size // patch_size) ** 2
+    images = torch.randn(num_images, 3, size, size)
+    mixer = patchmix.PatchMix(num_images, prob=1.0, mix_num=num_mix, patch_size=patch_size)
+
+    np.random.seed(7)
+    random.seed(7)
+    expected, to_source, to_mix = mixer(images.clone(), torch.arange(num_images))
+    np.random.seed(7)
+    permutation = np.arange(num_patches)
+    np.random.shuffle(permutation)  # what the package does with numpy's generator
+    monkeypatch.setattr(torch, 'randperm', lambda *_, **__: torch.from_numpy(permutation))
+    groups = draw_groups(num_patches, num_mix)
+
+    assert torch.equal(mix_patches(images, groups, patch_size), expected)
+    if num_patches % num_mix == 0:
+        torch.testing.assert_close(
+            dense(mix_to_source(groups, num_mix), num_images).float(), to_source
+        )
+        torch.testing.assert_close(
+            dense(mix_to_mix(groups, groups, num_mix), num_images).float(), to_mix
+        )
+
+
+@given(
+    num_patches=st.integers(1, 40),
+    num_images=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_targets_are_the_measured_overlap(num_patches, num_images, seed, data):
+    """Any M, T and N, wrap-around included."""
+    num_mix = data.draw(st.integers(1, num_patches))
+    generator = torch.Generator().manual_seed(seed)
+    groups, key_groups = (draw_groups(num_patches, num_mix, generator) for _ in range(2))
+    origin = provenance(num_images, groups)  # (N, T)
+    key_origin = provenance(num_images, key_groups)
+
+    to_source = dense(mix_to_source(groups, num_mix), num_images)
+    to_mix = dense(mix_to_mix(groups, key_groups, num_mix), num_images)
+    for n in range(num_images):
+        for m in range(num_images):
+            share = (origin[n] == m).double().mean()
+            torch.testing.assert_close(to_source[n, m], share, atol=1e-6, rtol=0)
+            # Two patches drawn at random, one from each mix: do they share their image?
+            same = (origin[n][:, None] == key_origin[m][None, :]).double().mean()
+            torch.testing.assert_close(to_mix[n, m], same, atol=1e-6, rtol=0)
+    ones = torch.ones(num_images, dtype=torch.float64)
+    torch.testing.assert_close(to_source.sum(1), ones, atol=1e-6, rtol=0)
+    torch.testing.assert_close(to_mix.sum(1), ones, atol=1e-6, rtol=0)
+
+
+def test_equal_shares_give_the_triangle_of_the_paper():
+    groups = draw_groups(12, 4)
+    offsets, weights = mix_to_mix(groups, draw_groups(12, 4), 4)
+    assert offsets.tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    expected = [(1 - abs(d) / 4) / 4 for d in range(-3, 4)]
+    torch.testing.assert_close(weights, torch.tensor(expected))
+
+
+def test_one_image_per_mix_is_the_identity():
+    images = torch.randn(3, 3, 8, 8)
+    groups = draw_groups(16, 1)
+    assert torch.equal(mix_patches(images, groups, 2), images)
+    assert mix_to_source(groups, 1)[0].tolist() == [0]
+    assert mix_to_mix(groups, groups, 1)[1].tolist() == [1.0]
+
+
+def test_left_over_positions_belong_to_group_0():
+    groups = draw_groups(49, 4)
+    assert groups.bincount().tolist() == [13, 12, 12, 12]
+    assert groups.dtype == torch.int64
+
+
+def test_groups_follow_the_generator_and_vary():
+    draws = [draw_groups(64, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize('num_mix', [0, -1, 17])
+def test_impossible_number_of_images_is_refused(num_mix):
+    with pytest.raises(ValueError, match='num_mix'):
+        draw_groups(16, num_mix)
+
+
+def test_patch_size_and_groups_must_fit_the_image():
+    with pytest.raises(ValueError, match='must divide the view of 30x32'):
+        mix_patches(torch.zeros(2, 3, 30, 32), draw_groups(16, 2), 8)
+    with pytest.raises(ValueError, match='have 16 positions'):
+        mix_patches(torch.zeros(2, 3, 32, 32), draw_groups(15, 2), 8)

@@ -1,0 +1,94 @@
+"""Initialisation and sizes of the ViT."""
+
+import math
+
+import pytest
+import torch
+from mmpretrain.models.backbones import VisionTransformer
+
+from mmpatchmix.models import PatchMixViT
+
+ARCH = dict(embed_dims=48, num_layers=2, num_heads=4, feedforward_channels=192)
+
+
+def make_vit(**kwargs):
+    torch.manual_seed(0)
+    vit = PatchMixViT(arch=dict(ARCH), img_size=32, patch_size=8, **kwargs)
+    vit.init_weights()
+    vit.eval()  # mmpretrain's backbones return None here
+    return vit
+
+
+def assert_uniform(weight, bound):
+    """Values fill [-bound, bound] evenly: extremes and standard deviation agree."""
+    assert weight.abs().max() <= bound
+    assert weight.abs().max() > 0.97 * bound
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_weights_are_drawn_as_in_moco_v3():
+    vit = make_vit()
+    layer = vit.layers[0]
+    for matrix in layer.attn.qkv.weight.split(48):  # (48, 48) each: three matrices of their own
+        assert_uniform(matrix, math.sqrt(6 / (48 + 48)))
+    assert_uniform(layer.attn.proj.weight, math.sqrt(6 / (48 + 48)))
+    assert_uniform(layer.ffn.layers[0][0].weight, math.sqrt(6 / (48 + 192)))
+    assert_uniform(layer.ffn.layers[1].weight, math.sqrt(6 / (48 + 192)))
+    assert_uniform(vit.patch_embed.projection.weight, math.sqrt(6 / (3 * 8 * 8 + 48)))
+    for bias in (layer.attn.qkv.bias, layer.ffn.layers[1].bias, vit.patch_embed.projection.bias):
+        assert not bias.any()
+    assert 0 < vit.cls_token.std() < 3e-6
+    assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_everything_is_trained():
+    assert all(parameter.requires_grad for parameter in make_vit().parameters())
+
+
+def test_weights_fit_mmpretrains_vit_with_the_same_features():
+    vit = make_vit()
+    upstream = VisionTransformer(arch=dict(ARCH), img_size=32, patch_size=8)
+    upstream.eval()
+    upstream.load_state_dict(vit.state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(vit(images)[0], upstream(images)[0])
+    assert vit(images)[0].shape == (2, 48)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (16, 16), (24, 40), (32, 32), (64, 64)])
+def test_positions_are_interpolated_at_every_size(size):
+    """As bicubic interpolation of the grid says; the class token keeps its own."""
+    vit = make_vit()
+    seen = []
+    vit.drop_after_pos.register_forward_hook(lambda *args: seen.append(args[-1]))
+    images = torch.zeros(1, 3, *size)
+    features = vit(images)[0]
+    assert features.shape == (1, 48) and torch.isfinite(features).all()
+    grid = vit.pos_embed[:, 1:].reshape(1, 4, 4, 48).permute(0, 3, 1, 2)
+    rows, columns = size[0] // 8, size[1] // 8
+    if (rows, columns) != (4, 4):
+        grid = torch.nn.functional.interpolate(
+            grid, (rows, columns), mode='bicubic', align_corners=False
+        )
+    expected = grid.flatten(2).transpose(1, 2) + vit.patch_embed(images)[0]
+    torch.testing.assert_close(seen[0][:, 1:], expected)
+    torch.testing.assert_close(seen[0][:, :1], vit.cls_token + vit.pos_embed[:, :1])
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match='img_size=30 is not divisible'):
+        PatchMixViT(arch=dict(ARCH), img_size=30, patch_size=8)
+    with pytest.raises(ValueError, match='36x32 pixels is not divisible'):
+        make_vit()(torch.zeros(1, 3, 36, 32))
+    with pytest.raises(ValueError, match='heads'):
+        PatchMixViT(arch={**ARCH, 'num_heads': 5}, img_size=32, patch_size=8)
+
+
+def test_pretrained_weights_are_not_drawn_anew(tmp_path):
+    source = make_vit()
+    torch.save(source.state_dict(), tmp_path / 'vit.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))
+    vit = PatchMixViT(arch=dict(ARCH), img_size=32, patch_size=8, init_cfg=init_cfg)
+    vit.init_weights()
+    for name, value in vit.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name

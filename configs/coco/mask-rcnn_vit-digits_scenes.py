@@ -28,13 +28,9 @@ model = dict(
         anchor_generator=dict(scales=[6], strides=[4, 8, 16]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(
-            out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28
-        ),
+        bbox_roi_extractor=dict(out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28),
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(
-            out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28
-        ),
+        mask_roi_extractor=dict(out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28),
         mask_head=dict(
             num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=10
         ),

@@ -1,5 +1,6 @@
 """mmpretrain's ViT as the backbone of a detector, plain or with window attention."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -162,7 +163,7 @@ class WindowedViT(DetectionViT):
                 'be positive. For global attention everywhere use mmpatchmix.DetectionViT.'
             )
         if global_blocks is None:
-            global_blocks = [round(self.num_layers * part / 4) - 1 for part in (1, 2, 3, 4)]
+            global_blocks = [math.ceil(self.num_layers * part / 4) - 1 for part in (1, 2, 3, 4)]
         if outside := [block for block in global_blocks if not 0 <= block < self.num_layers]:
             raise ValueError(
                 f'backbone.global_blocks names {outside}, but blocks are counted from 0 to '

@@ -9,7 +9,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from mmpatchmix.models.detection.backbone_weights import load_backbone
+from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
 from mmpatchmix.registry import MODELS
 
@@ -25,9 +25,10 @@ class DetectionViT(VisionTransformer):
         arch: Width, layers, heads and feed-forward width as a dict; mmpretrain's
             ``small`` and ``deit-small`` are other networks than the paper's.
         checkpoint: File to start from: a pre-training checkpoint of ours (the
-            momentum encoder's weights are taken) or a converted backbone.
-            Loading is strict; see :func:`.backbone_weights.load_backbone`.
-        source: ``'momentum'`` or ``'query'``: which encoder of a pre-training checkpoint.
+            momentum encoder's weights are taken), a converted backbone, or any
+            layout that :func:`mmpatchmix.checkpoints.load_backbone` knows. Every
+            key fits or is listed in an error.
+        encoder: ``'momentum'`` or ``'query'``: which encoder of a pre-training checkpoint.
         with_cp: Recompute blocks in the backward, which trades a third more
             computation for the memory of all activations but one block's.
         out_indices: Blocks to give maps of, from 0.
@@ -45,7 +46,7 @@ class DetectionViT(VisionTransformer):
         self,
         arch: dict | str,
         checkpoint: str | None = None,
-        source: str = 'momentum',
+        encoder: str = 'momentum',
         with_cp: bool = False,
         out_indices: Sequence[int] = (3, 5, 7, 11),
         with_cls_token: bool = True,
@@ -65,14 +66,23 @@ class DetectionViT(VisionTransformer):
             **kwargs,
         )
         self.checkpoint = checkpoint
-        self.source = source
+        self.encoder = encoder
         self.with_cp = with_cp
 
     def init_weights(self) -> None:
         """Initialise, then load ``checkpoint`` where there is one."""
         super().init_weights()
         if self.checkpoint:
-            load_backbone(self, self.checkpoint, self.source, dropped=self.dropped, new=self.new)
+            load_backbone(self, self.checkpoint, self.encoder, drop=self.dropped, new=self.new)
+
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # mmpretrain drops the class token's position only where the sizes are equal.
+        name = prefix + 'pos_embed'
+        if not self.with_cls_token and name in state_dict:
+            position = state_dict[name]  # (1, L, C)
+            if math.isqrt(position.shape[1] - 1) ** 2 == position.shape[1] - 1:
+                state_dict[name] = position[:, 1:]
+        super()._prepare_pos_embed(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images.

@@ -8,7 +8,8 @@ from mmpretrain.models.utils import resize_pos_embed
 
 from mmpatchmix.models.detection import DetectionViT, WindowedViT
 
-ARCH = {'embed_dims': 12, 'num_layers': 2, 'num_heads': 3, 'feedforward_channels': 24}
+# Heads cannot be read off weights; at this width they are known.
+ARCH = {'embed_dims': 192, 'num_layers': 2, 'num_heads': 3, 'feedforward_channels': 24}
 SMALL = {'arch': ARCH, 'img_size': 32, 'patch_size': 8, 'out_indices': (1,)}
 KINDS = [(DetectionViT, {}), (WindowedViT, {}), (WindowedViT, {'use_rel_pos': True})]
 
@@ -56,7 +57,7 @@ def assert_equals(loaded, expected):
 def test_a_pretraining_checkpoint_gives_the_momentum_encoder(pretraining, kind, kwargs):
     file, query, momentum = pretraining
     assert_equals(load(kind, file, **kwargs), momentum)
-    assert_equals(load(kind, file, source='query', **kwargs), query)
+    assert_equals(load(kind, file, encoder='query', **kwargs), query)
 
 
 def test_without_momentum_encoder_the_only_one_is_taken(tmp_path):
@@ -73,9 +74,9 @@ def test_a_bare_backbone_loads(tmp_path, kind, kwargs):
 
 def test_the_position_embedding_is_interpolated(pretraining):
     file, _, momentum = pretraining
-    loaded = load(DetectionViT, file, img_size=48)
     expected = resize_pos_embed(momentum['pos_embed'], (4, 4), (6, 6), 'bicubic', 1)
-    assert torch.equal(loaded['pos_embed'], expected)
+    assert torch.equal(load(DetectionViT, file, img_size=48)['pos_embed'], expected)
+    assert torch.equal(load(WindowedViT, file, img_size=48)['pos_embed'], expected[:, 1:])
 
 
 def spoil(file, change):
@@ -89,15 +90,15 @@ def spoil(file, change):
     [
         (
             lambda s: s.pop('momentum_encoder.backbone.layers.1.ln2.bias'),
-            r'missing: layers\.1\.ln2\.bias',
+            r'missing.*layers\.1\.ln2\.bias',
         ),
         (
-            lambda s: s.update({'momentum_encoder.backbone.layers.2.ln2.bias': torch.ones(1)}),
-            r'unexpected: layers\.2\.ln2\.bias',
+            lambda s: s.update({'momentum_encoder.backbone.layers.1.extra.bias': torch.ones(1)}),
+            r'unexpected.*layers\.1\.extra\.bias',
         ),
         (
             lambda s: s.update({'momentum_encoder.backbone.layers.0.ln2.bias': torch.ones(5)}),
-            r'shape: layers\.0\.ln2\.bias is \(5,\) in the file and \(12,\) here',
+            r'layers\.0\.ln2\.bias: \(5,\) instead of \(192,\)',
         ),
     ],
 )
@@ -111,17 +112,17 @@ def test_a_wrong_file_stops_with_the_report_and_changes_nothing(pretraining, kin
     assert not torch.equal(model.layers[0].attn.qkv.weight, vit(1)['layers.0.attn.qkv.weight'])
 
 
-def test_another_width_is_reported_and_not_a_traceback(pretraining):
-    wide = {**ARCH, 'embed_dims': 24}
-    with pytest.raises(ValueError, match=r'shape: pos_embed is \(1, 17, 12\)'):
+def test_another_width_is_named(pretraining):
+    wide = {**ARCH, 'embed_dims': 384}
+    with pytest.raises(ValueError, match='embed_dims: 192 in the file, 384 in the model'):
         load(DetectionViT, pretraining[0], arch=wide)
 
 
-def test_a_missing_file_says_where_to_set_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'model\.backbone\.checkpoint'):
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
         load(DetectionViT, tmp_path / 'none.pth')
 
 
 def test_an_unknown_source_is_refused(pretraining):
     with pytest.raises(ValueError, match="'teacher'"):
-        load(DetectionViT, pretraining[0], source='teacher')
+        load(DetectionViT, pretraining[0], encoder='teacher')

@@ -1,0 +1,176 @@
+"""From any known file to a plain Vision Transformer, and into a model, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from mmengine.logging import MMLogger
+from mmpretrain.models.backbones import VisionTransformer
+from torch import Tensor, nn
+
+from mmpatchmix.checkpoints.layouts import Layout, detect_layout, from_hub, to_hub
+from mmpatchmix.checkpoints.matching import KeyReport, match_state_dict
+from mmpatchmix.checkpoints.reading import METADATA_KEY, Checkpoint, read_checkpoint
+from mmpatchmix.checkpoints.vit_spec import (
+    ViTSpec,
+    read_spec,
+    spec_from_mmengine,
+    spec_from_transformers,
+)
+
+# Without these a file cannot even be measured.
+_ESSENTIAL = ('patch_embed.projection.weight', 'pos_embed', 'layers.0.ffn.layers.0.0.weight')
+
+
+class Backbone(NamedTuple):
+    """A Vision Transformer out of a file.
+
+    Attributes:
+        state_dict (dict[str, Tensor]): All weights under mmpretrain's names.
+        spec (ViTSpec): Its size.
+        layout (Layout): How the file named them.
+        report (KeyReport): What became of every key of the file.
+    """
+
+    state_dict: dict[str, Tensor]
+    spec: ViTSpec
+    layout: Layout
+    report: KeyReport
+
+
+def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
+    """mmpretrain's Vision Transformer of a size, in evaluation mode.
+
+    Args:
+        spec (ViTSpec): The size.
+        **options: Further arguments of the class.
+
+    Returns:
+        VisionTransformer: With the class token as its output.
+    """
+    vit = VisionTransformer(
+        arch=spec.arch, img_size=spec.img_size, patch_size=spec.patch_size, **options
+    )
+    vit.eval()  # returns nothing in mmpretrain's backbones
+    return vit
+
+
+def read_backbone(
+    path: str | Path, encoder: str = 'momentum', num_heads: int | None = None
+) -> Backbone:
+    """Read the backbone out of a checkpoint of any known layout.
+
+    Args:
+        path (str | Path): See :func:`read_checkpoint`. Layouts: ours and
+            mmpretrain's, published PatchMix and MoCo v3, timm, and Hugging Face
+            transformers.
+        encoder (str): ``'momentum'`` or ``'query'``, where the file has both. A
+            file without momentum encoder gives its only one.
+        num_heads (int, optional): Where the file does not say it.
+
+    Returns:
+        Backbone: Complete, or an error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read safely, is of no known layout, or
+            a key is missing, unexpected or of a wrong shape; all are named.
+    """
+    checkpoint = read_checkpoint(path)
+    state = {key.removeprefix('module.'): value for key, value in checkpoint.state_dict.items()}
+    layout = detect_layout(state, encoder)
+    inside = {k[len(layout.prefix) :]: v for k, v in state.items() if k.startswith(layout.prefix)}
+    hub = to_hub(inside, layout.library)
+    lacking = [key for key in _ESSENTIAL if key not in hub]
+    if lacking:
+        raise ValueError(
+            f'{path}: no Vision Transformer is complete without {", ".join(lacking)} '
+            f'(names of mmpretrain; the file has the layout {layout.name!r}).'
+        )
+    said = _said(checkpoint)
+    if num_heads is not None and said.setdefault('num_heads', num_heads) != num_heads:
+        raise ValueError(
+            f'{path} has num_heads={said["num_heads"]} by its own metadata, not {num_heads}.'
+        )
+    spec, assumed = read_spec(hub, said, layout.name)
+    with torch.device('meta'):
+        expected = build_vit(spec).state_dict()
+    wanted = {layout.prefix + k: v for k, v in from_hub(expected, layout.library).items()}
+    taken, report = match_state_dict(state, wanted, layout.drop)
+    report.assumed = assumed + ([layout.note] if layout.note else [])
+    report.raise_unless_fits(
+        f'{path} is no complete plain Vision Transformer (layout {layout.name!r})',
+        'Variants with other parts (distillation or register tokens, layer scale) are not read.',
+    )
+    assert len(taken) == len(wanted)
+    return Backbone({key: hub[key] for key in expected}, spec, layout, report)
+
+
+def _said(checkpoint: Checkpoint) -> dict[str, int]:
+    """What the file states about the network beside its weights."""
+    meta = checkpoint.meta
+    if METADATA_KEY in meta:
+        fields = ViTSpec.__dataclass_fields__
+        return {key: value for key, value in meta[METADATA_KEY].items() if key in fields}
+    if 'transformers' in meta:
+        return spec_from_transformers(meta['transformers'])
+    return spec_from_mmengine(meta)
+
+
+def load_backbone(
+    backbone: nn.Module,
+    path: str | Path,
+    encoder: str = 'momentum',
+    drop: Iterable[str] = (),
+    new: Iterable[str] = (),
+) -> KeyReport:
+    """Start a backbone from a checkpoint: all of it, or an error. Logs the report.
+
+    Args:
+        backbone (nn.Module): A ViT derived from mmpretrain's. Its position
+            embedding may have another size; it is interpolated by mmpretrain's
+            own rule.
+        path (str | Path): See :func:`read_backbone`.
+        encoder (str): See :func:`read_backbone`.
+        drop (Iterable[str]): Beginnings of keys that ``backbone`` has no use for.
+        new (Iterable[str]): Endings of keys that ``backbone`` has and the file
+            need not have.
+
+    Returns:
+        KeyReport: What became of every key.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key does not fit, all named; or width, depth, heads or
+            patch size differ.
+    """
+    source = read_backbone(path, encoder)
+    wrong = [
+        f'{key}: {value} in the file, {backbone.arch_settings[key]} in the model'
+        for key, value in source.spec.arch.items()
+        if value != backbone.arch_settings[key]
+    ]
+    if wrong:
+        raise ValueError(
+            f'{path} is another network than model.backbone; nothing was loaded. Give the model '
+            f'the arch of the pre-training: {"; ".join(wrong)}.'
+        )
+    weights = dict(source.state_dict)
+    # mmpretrain's hook of load_state_dict; called here so that shapes can be compared.
+    backbone._prepare_pos_embed(weights, prefix='')
+    expected = backbone.state_dict()
+    taken, report = match_state_dict(weights, expected, drop, new)
+    report.raise_unless_fits(
+        f'{path} does not fit the backbone', 'Give it the patch_size and parts of the pre-training.'
+    )
+    backbone.load_state_dict(expected | taken, strict=True)
+    report.dropped = [*source.report.dropped, *report.dropped]
+    report.assumed = source.report.assumed
+    MMLogger.get_current_instance().info(
+        f'backbone loaded from {path} (layout {source.layout.name!r}, '
+        f'{source.layout.prefix or "no prefix"}):\n{report}'
+    )
+    return report

@@ -1,0 +1,168 @@
+"""What a Vision Transformer is, beside its weights."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmpretrain.models.backbones import VisionTransformer
+from torch import Tensor
+
+# Heads cannot be read off the weights. Where a file is silent these widths are
+# known: those of MoCo v3 and PatchMix, and timm's, which has 64 values per head.
+_HEADS_MOCO = {192: 3, 384: 12, 768: 12}
+_HEADS_TIMM = {192: 3, 384: 6, 768: 12, 1024: 16}
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """Size of a plain ViT with class token, learned positions and biases.
+
+    Attributes:
+        embed_dims (int): Width D.
+        num_layers (int): Number of blocks.
+        num_heads (int): Attention heads per block.
+        feedforward_channels (int): Hidden width of a block's two-layer network.
+        patch_size (int): Pixels per side of a patch.
+        img_size (int): Pixels per side of the image the positions are for.
+    """
+
+    embed_dims: int
+    num_layers: int
+    num_heads: int
+    feedforward_channels: int
+    patch_size: int
+    img_size: int
+
+    @property
+    def arch(self) -> dict[str, int]:
+        """The ``arch`` argument of mmpretrain's VisionTransformer."""
+        keys = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+        return {key: getattr(self, key) for key in keys}
+
+    def as_dict(self) -> dict[str, int]:
+        """All fields, for a file's metadata."""
+        return asdict(self)
+
+
+def read_spec(
+    state: Mapping[str, Tensor], said: Mapping[str, int], layout: str
+) -> tuple[ViTSpec, list[str]]:
+    """Read the size off the weights and compare it with what is said elsewhere.
+
+    Args:
+        state (Mapping[str, Tensor]): Weights under mmpretrain's names.
+        said (Mapping[str, int]): Fields of :class:`ViTSpec` that the file or
+            the user states.
+        layout (str): ``'moco'``, ``'timm'``, ...: whose habits fill in the heads.
+
+    Returns:
+        tuple[ViTSpec, list[str]]: The size, and what had to be assumed.
+
+    Raises:
+        ValueError: If something said differs from the weights, or the heads
+            are neither said nor known.
+    """
+    kernel, positions = state['patch_embed.projection.weight'], state['pos_embed']
+    width, _, patch_size, _ = kernel.shape  # (D, 3, p, p)
+    side = math.isqrt(positions.shape[1] - 1)  # (1, 1 + side * side, D)
+    if side * side != positions.shape[1] - 1:
+        raise ValueError(
+            f'pos_embed has {positions.shape[1]} positions, not 1 + a square: only square images '
+            'with one class token are supported.'
+        )
+    depths = {int(key.split('.')[1]) + 1 for key in state if key.startswith('layers.')}
+    found = dict(
+        embed_dims=width,
+        num_layers=max(depths),
+        feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
+        patch_size=patch_size,
+        img_size=side * patch_size,
+    )
+    wrong = [
+        f'{key} is {found[key]} by its weights and {said[key]} by what is said about it'
+        for key in found
+        if key in said and said[key] != found[key]
+    ]
+    if wrong:
+        raise ValueError(f'The checkpoint contradicts itself: {"; ".join(wrong)}.')
+    heads, assumed = said.get('num_heads'), []
+    if heads is None:
+        heads = (_HEADS_MOCO if layout in ('moco', 'own') else _HEADS_TIMM).get(width)
+        assumed = [f'num_heads={heads} (not in the file; usual for {layout} at width {width})']
+    if heads is None or width % heads:
+        raise ValueError(
+            f'Width {width} with num_heads={heads}: the file does not say how many heads the '
+            'network has, and the weights cannot tell. Say it: --num-heads N.'
+        )
+    return ViTSpec(num_heads=heads, **found), assumed
+
+
+def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Size of the backbone by the config text in an mmengine checkpoint.
+
+    The text is Python, but only its literals and ``dict(...)`` are read; nothing
+    is executed.
+
+    Args:
+        meta (Mapping[str, Any]): mmengine's ``meta``.
+
+    Returns:
+        dict[str, int]: Fields of :class:`ViTSpec`, empty where nothing is said.
+    """
+    text = meta.get('cfg')
+    if not isinstance(text, str):
+        return {}
+    try:
+        statements = ast.parse(text).body
+    except SyntaxError:
+        return {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == 'model':
+            model = _literal(statement.value)
+            backbone = model.get('backbone') if isinstance(model, dict) else None
+            return _backbone_fields(backbone) if isinstance(backbone, dict) else {}
+    return {}
+
+
+def _backbone_fields(backbone: dict[str, Any]) -> dict[str, int]:
+    arch = backbone.get('arch')
+    if isinstance(arch, str):
+        arch = VisionTransformer.arch_zoo.get(arch.lower())
+    fields = dict(arch) if isinstance(arch, dict) else {}
+    fields |= {key: backbone[key] for key in ('patch_size', 'img_size') if key in backbone}
+    known = ViTSpec.__dataclass_fields__
+    return {key: value for key, value in fields.items() if key in known and type(value) is int}
+
+
+def _literal(node: ast.AST) -> Any:
+    """Value of literals and ``dict(...)``; None for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
+    """Size by a ``config.json`` of Hugging Face transformers' ViT.
+
+    Args:
+        config (Mapping[str, Any]): The parsed file.
+
+    Returns:
+        dict[str, int]: Fields of :class:`ViTSpec`.
+    """
+    names = dict(
+        embed_dims='hidden_size',
+        num_layers='num_hidden_layers',
+        num_heads='num_attention_heads',
+        feedforward_channels='intermediate_size',
+        patch_size='patch_size',
+        img_size='image_size',
+    )
+    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}

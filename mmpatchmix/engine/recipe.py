@@ -18,11 +18,13 @@ def describe_run(runner: Runner) -> list[str]:
     cfg, loader = runner.cfg, runner.train_dataloader
     world_size = get_world_size()
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-    batch = loader.batch_size * world_size
+    # A loader with a batch sampler of its own, as mmdet's, has no batch size itself.
+    per_rank = loader.batch_size or loader.batch_sampler.batch_size
+    batch = per_rank * world_size
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     facts = {
         'data': f'{len(loader.dataset):,} images, {loader.num_workers} workers per rank',
-        'batch': f'{loader.batch_size} x {world_size} ranks = {batch}'
+        'batch': f'{per_rank} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else ''),
         'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
         'optimizer': f'{cfg.optim_wrapper.optimizer.type} in {wrapper}',

@@ -1,5 +1,6 @@
 """The samples of an image folder in three arrays, however many files there are."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,12 +25,14 @@ class PathList(Sequence):
     def __init__(
         self, prefix: str, names: Iterable[str], labels: Iterable[int] | None = None
     ) -> None:
-        encoded = [name.encode('utf-8', 'surrogateescape') for name in names]
+        text, ends = bytearray(), array('q')
+        for name in names:
+            text += name.encode('utf-8', 'surrogateescape')
+            ends.append(len(text))
         self.prefix = prefix.rstrip('/')
-        lengths = np.fromiter((len(name) for name in encoded), np.int64, len(encoded))
-        self.ends = np.cumsum(lengths)  # (num_files,)
-        self.text = np.frombuffer(b''.join(encoded), np.uint8)  # (sum of lengths,)
-        self.labels = None if labels is None else np.fromiter(labels, np.int32, len(encoded))
+        self.text = np.frombuffer(text, np.uint8)  # (sum of lengths,)
+        self.ends = np.array(ends, np.int64)  # (num_files,)
+        self.labels = None if labels is None else np.fromiter(labels, np.int32, len(ends))
 
     def __len__(self) -> int:
         return len(self.ends)

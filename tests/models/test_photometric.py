@@ -53,20 +53,25 @@ def replay_jitter(image, params, row):
 
 
 @pytest.mark.parametrize(
-    'strengths',
-    [(0.4, 0, 0, 0), (0, 0.4, 0, 0), (0, 0, 0.2, 0), (0, 0, 0, 0.1), (0, 0, 0, 0.5)],
+    ('strengths', 'tolerance'),
+    [
+        ((0.4, 0, 0, 0), 2e-6),
+        ((0, 0.4, 0, 0), GREY_TOLERANCE),
+        ((0, 0, 0.2, 0), GREY_TOLERANCE),
+        ((0, 0, 0, 0.1), 5e-6),
+        ((0, 0, 0, 0.5), 5e-6),
+    ],
     ids=['brightness', 'contrast', 'saturation', 'hue', 'hue-full-circle'],
 )
-def test_one_jitter_operation_equals_torchvision(strengths):
+def test_one_jitter_operation_equals_torchvision(strengths, tolerance):
     torch.manual_seed(0)
     augment = PhotometricAugment(**{**OFF, 'color_jitter': strengths}, color_jitter_prob=1.0)
     images = make_images()
     out = augment(images)
     params = augment._jitter[0]._params
     for row, image in enumerate(images):
-        torch.testing.assert_close(
-            out[row], replay_jitter(image, params, row), rtol=0, atol=GREY_TOLERANCE
-        )
+        expected = replay_jitter(image, params, row)
+        torch.testing.assert_close(out[row], expected, rtol=0, atol=tolerance)
     assert (out - images).abs().amax(dim=(1, 2, 3)).min() > 1e-3, 'an image was left alone'
 
 
@@ -81,8 +86,8 @@ def test_whole_jitter_equals_torchvision_in_every_drawn_order():
         params = augment._jitter[0]._params
         orders.add(tuple(params['order'].tolist()))
         expected = torch.stack([replay_jitter(x, params, row) for row, x in enumerate(images)])
-        # Hue may turn a grey difference into one of hue; 4e-4 is a tenth of a level.
-        torch.testing.assert_close(out, expected, rtol=0, atol=4e-4)
+        # Later operations enlarge a grey difference; 2e-4 is a twentieth of a level.
+        torch.testing.assert_close(out, expected, rtol=0, atol=2e-4)
     assert len(orders) >= 20  # of 24
 
 

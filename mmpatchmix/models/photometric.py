@@ -15,9 +15,11 @@ class PhotometricAugment(nn.Module):
 
     The distribution is torchvision's: every image has its own factors, its own blur and
     its own five coins. The formulas agree too, to 7e-5 of full scale (grey weighs red by
-    0.299 here, by 0.2989 there); kornia's ``ColorJiggle`` would not. One thing is drawn per call instead of per image, as kornia does:
-    the order of the four jitter operations. Each image still sees every order equally
-    often; only images of the same batch share it.
+    0.299 here, by 0.2989 there); those of kornia's ``ColorJiggle`` would not.
+
+    One thing is drawn per call instead of per image, as kornia does: the order of the four
+    jitter operations. Each image still sees every order equally often; only images of the
+    same batch share it.
 
     All random numbers come from torch's global CPU generator, wherever the images are.
     So the host knows which images an operation applies to without asking the device (no

@@ -74,8 +74,9 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str) -> Layout:
         return any(key.startswith(prefix) for key in state)
 
     if has('backbone.') or has('momentum_encoder.backbone.'):
-        drop = ('neck.', 'head.', 'data_preprocessor.', 'momentum_encoder.', 'backbone.')
         prefix, note = _choose(has, encoder, 'momentum_encoder.backbone.', 'backbone.')
+        rest = 'momentum_encoder.' if prefix == 'backbone.' else 'backbone.'
+        drop = ('neck.', 'head.', 'data_preprocessor.', 'momentum_encoder.neck.', rest)
         return Layout('own', 'mmpretrain', prefix, drop, note)
     if has('base_encoder.') or has('momentum_encoder.'):
         prefix, note = _choose(has, encoder, 'momentum_encoder.', 'base_encoder.')

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
+from torch import nn
+
+from mmpatchmix.checkpoints import read_checkpoint
+from mmpatchmix.checkpoints.vit_spec import spec_from_mmengine
+
+
+def test_history_of_mmengine_is_read_without_its_classes(tmp_path):
+    history = HistoryBuffer()
+    history.update(1.5)
+    content = dict(
+        state_dict=dict(weight=torch.arange(3.0)),
+        meta=dict(epoch=7, cfg='x = 1'),
+        message_hub=dict(
+            log_scalars={'train/loss': history},
+            runtime_info=dict(best=np.float64(3), last=np.arange(3), flag=np.bool_(True)),
+        ),
+    )
+    torch.save(content, tmp_path / 'epoch.pth')
+    state, meta = read_checkpoint(tmp_path / 'epoch.pth')
+    assert state['weight'].tolist() == [0, 1, 2]
+    assert meta['epoch'] == 7
+
+
+@pytest.mark.parametrize('key', ['state_dict', 'model', 'teacher', None])
+def test_wrappings(tmp_path, key):
+    state = dict(weight=torch.ones(2))
+    torch.save({key: state, 'epoch': 3} if key else state | dict(epoch=3), tmp_path / 'x.pth')
+    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == ['weight']
+
+
+def test_safetensors_with_metadata(tmp_path):
+    save_file(dict(weight=torch.ones(2)), tmp_path / 'x.safetensors', {'mmpatchmix': '{"a": 1}'})
+    state, meta = read_checkpoint(tmp_path / 'x.safetensors')
+    assert state['weight'].tolist() == [1, 1] and meta['mmpatchmix'] == dict(a=1)
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+def test_a_pickled_model_is_refused_with_a_way_out(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / 'model.pth')
+    with pytest.raises(ValueError, match=r'torch.nn.modules.linear.Linear(.|\n)*state_dict\(\)'):
+        read_checkpoint(tmp_path / 'model.pth')
+
+
+@pytest.mark.parametrize('place', ['state_dict', 'message_hub'])
+def test_code_in_a_file_is_not_run(tmp_path, place):
+    content = dict(state_dict=dict(weight=torch.ones(2)))
+    content.setdefault(place, {})['trap'] = Trap(tmp_path / 'sprung')
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'io\.open'):
+        read_checkpoint(tmp_path / 'x.pth')
+    assert not (tmp_path / 'sprung').exists()
+
+
+class Getattr:
+    """What mmengine's own list of safe classes would let through."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, 'mean')
+
+
+def test_getattr_in_a_file_reaches_nothing(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(1), b=Getattr())), tmp_path / 'x.pth')
+    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == ['a']
+
+
+def test_missing_damaged_and_empty_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        read_checkpoint(tmp_path / 'none.pth')
+    for name in ('text.pth', 'text.safetensors'):
+        (tmp_path / name).write_text('not a checkpoint')
+        with pytest.raises(ValueError, match='damaged'):
+            read_checkpoint(tmp_path / name)
+    torch.save(dict(state_dict=dict(weight=torch.ones(1000))), tmp_path / 'whole.pth')
+    (tmp_path / 'half.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:2000])
+    with pytest.raises(ValueError, match='damaged'):
+        read_checkpoint(tmp_path / 'half.pth')
+    torch.save(dict(epoch=3), tmp_path / 'empty.pth')
+    with pytest.raises(ValueError, match=r"no tensors; its keys are \['epoch'\]"):
+        read_checkpoint(tmp_path / 'empty.pth')
+    torch.save(torch.ones(1), tmp_path / 'tensor.pth')
+    with pytest.raises(ValueError, match='holds a Tensor'):
+        read_checkpoint(tmp_path / 'tensor.pth')
+    with pytest.raises(FileNotFoundError, match=r'config\.json'):
+        read_checkpoint(tmp_path)
+
+
+def test_the_config_text_is_read_and_not_run(tmp_path):
+    text = (
+        f"open({str(tmp_path / 'sprung')!r}, 'w')\n"
+        "model = dict(\n    type='PatchMix',\n    backbone=dict(\n"
+        '        arch=dict(embed_dims=24, num_heads=3), patch_size=4, img_size=16,\n'
+        '        drop_path_rate=compute()))\n'
+    )
+    expected = dict(embed_dims=24, num_heads=3, patch_size=4, img_size=16)
+    assert spec_from_mmengine(dict(cfg=text)) == expected
+    assert not (tmp_path / 'sprung').exists()
+    assert spec_from_mmengine(dict(cfg='model = 3')) == {}
+    assert spec_from_mmengine(dict(cfg='model = (')) == {}
+    assert spec_from_mmengine({}) == {}
+    named = "model = dict(backbone=dict(arch='deit-small', patch_size=16))"
+    assert spec_from_mmengine(dict(cfg=named))['num_heads'] == 6

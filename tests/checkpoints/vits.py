@@ -1,0 +1,50 @@
+"""Small Vision Transformers with weights that make their features differ."""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+from mmpatchmix.checkpoints import ViTSpec
+
+SPEC = ViTSpec(
+    embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96, patch_size=4, img_size=16
+)
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    return model
+
+
+def make_timm_vit(spec=SPEC, seed=0, num_classes=0):
+    model = TimmViT(
+        img_size=spec.img_size,
+        patch_size=spec.patch_size,
+        embed_dim=spec.embed_dims,
+        depth=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_classes=num_classes,
+    )
+    randomise(model, seed).eval()
+    return model
+
+
+def make_published_checkpoint(query, momentum, wrapped=True):
+    """The published layout: timm's names, projector as the encoder's head."""
+    state = {}
+    for name, model in (('base_encoder', query), ('momentum_encoder', momentum)):
+        state |= {f'{name}.{key}': value for key, value in model.state_dict().items()}
+        state |= {f'{name}.head.{i}.weight': torch.ones(2, 2) for i in (0, 3, 6)}
+        state |= {f'{name}.head.1.running_mean': torch.ones(2)}
+    state |= {f'predictor.{i}.weight': torch.ones(2, 2) for i in (0, 3)}
+    if wrapped:
+        state = {f'module.{key}': value for key, value in state.items()}
+    return dict(epoch=3, arch='vit_small', state_dict=state, optimizer=dict(state={}))
+
+
+def images(size=16, count=3):
+    generator = torch.Generator().manual_seed(9)
+    noise = torch.randn(count, 3, size, size, generator=generator)
+    return noise + 3 * torch.randn(count, 3, 1, 1, generator=generator)  # each its own colour

@@ -8,8 +8,8 @@
 #   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH --amp --auto-scale-lr
 _base_ = './patchmix_vit-s_in1k.py'
 
-train = dict(data_root='data/images', data_prefix='', split='train')
-held_out = dict(data_root='data/images', data_prefix='', split='val')
+train = dict(data_root='data/images', data_prefix='', labels='auto', split='train')
+held_out = dict(data_root='data/images', data_prefix='', labels='auto', split='val')
 train_dataloader = dict(dataset=train)
 val_dataloader = test_dataloader = dict(dataset=held_out)
 val_cfg = test_cfg = dict(bank_dataloader=dict(dataset=train))

@@ -11,7 +11,14 @@ from mmengine.runner import Runner
 
 PREFIX = 'mmpatchmix.'
 # Keys that mean something to mmengine wherever a config dict is built.
-ALWAYS_KNOWN = {'type', '_scope_', '_delete_', 'priority', 'init_cfg'}
+ALWAYS_KNOWN = {
+    'type',
+    '_scope_',
+    '_delete_',
+    'priority',
+    'init_cfg',
+    'convert_to_iter_based',  # of every schedule
+}
 # Top-level keys that the Runner or the tools read and that are no Runner argument.
 ALSO_TOP_LEVEL = {
     'auto_scale_lr',
@@ -36,6 +43,7 @@ def check_config(cfg: dict) -> None:
         ValueError: Naming every key that a type of ours does not know, and every
             top-level key that is almost, but not quite, one of the Runner's.
     """
+    cfg = dict(cfg.items())  # mmengine's Config is no dict
     problems = list(_misspelt_top_level(cfg))
     for path, node in _typed_dicts(cfg, ''):
         problems += _unknown_arguments(path, node)

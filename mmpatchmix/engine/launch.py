@@ -94,7 +94,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def set_data_root(node, data_root: str) -> None:
     """Point every data set below a config node to one folder."""
-    if isinstance(node, dict):
+    if isinstance(node, dict | Config):
         if 'data_root' in node:
             node['data_root'] = data_root
         for value in node.values():

@@ -1,6 +1,7 @@
 """Linear warm-up that really starts from 0."""
 
 from mmengine.optim.scheduler import LinearLR
+from mmengine.optim.scheduler.param_scheduler import INF
 
 from mmpatchmix.registry import PARAM_SCHEDULERS
 
@@ -12,13 +13,24 @@ class LinearWarmupLR(LinearLR):
     mmengine's LinearLR multiplies the previous value, so it cannot leave 0
     (``start_factor=0`` divides by zero). Here the value comes from the base.
 
+    A warm-up of less than one iteration, in a run cut very short, is none.
+
     Args:
         optimizer: As in mmengine.
-        **kwargs: ``begin``, ``end``, ``by_epoch``, ``convert_to_iter_based`` ...
+        begin: First iteration (or epoch, with ``by_epoch``).
+        end: The iteration after the last.
+        **kwargs: ``by_epoch``, ``convert_to_iter_based`` ...
     """
 
-    def __init__(self, optimizer, **kwargs) -> None:
-        super().__init__(optimizer, start_factor=0.0, end_factor=1.0, **kwargs)
+    def __init__(self, optimizer, begin: int = 0, end: int = INF, **kwargs) -> None:
+        super().__init__(
+            optimizer,
+            start_factor=0.0,
+            end_factor=1.0,
+            begin=begin,
+            end=max(end, begin + 1),
+            **kwargs,
+        )
 
     def _get_value(self) -> list[float]:
         factor = self.last_step / self.total_iters if self.total_iters > 0 else 1.0

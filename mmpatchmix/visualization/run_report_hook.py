@@ -94,6 +94,9 @@ class RunReportHook(Hook):
             lines.append(f'  {state:<18}{metrics["knn/top1"]:6.2f} %')
         if measured and 'pixels/top1' in measured[-1][1]:
             lines.append(f'  {"raw pixels":<18}{measured[-1][1]["pixels/top1"]:6.2f} %')
+        unreadable = getattr(runner.train_dataloader.dataset, 'num_unreadable', 0)
+        if unreadable:
+            lines += ['', f'{unreadable} unreadable images were skipped; the log names them']
         work_dir = Path(runner.work_dir)
         files = {
             'checkpoint': find_latest_checkpoint(runner.work_dir),

@@ -39,6 +39,7 @@ train_dataloader = dict(
         type='mmpatchmix.ImageFolder',
         data_root=data_root,
         data_prefix='train',
+        labels=True,
         pipeline=train_pipeline,
     ),
 )
@@ -53,6 +54,7 @@ val_dataloader = dict(
         type='mmpatchmix.ImageFolder',
         data_root=data_root,
         data_prefix='val',
+        labels=True,
         pipeline=test_pipeline,
         test_mode=True,
     ),
@@ -69,6 +71,7 @@ val_cfg = dict(
             type='mmpatchmix.ImageFolder',
             data_root=data_root,
             data_prefix='train',
+            labels=True,
             pipeline=test_pipeline,
             test_mode=True,
         ),

@@ -1,0 +1,141 @@
+"""lr, weight decay and momentum at every iteration against their closed forms; resuming."""
+
+import math
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpatchmix.engine import cosine_momentum
+from mmpatchmix.engine.schedule_length import set_epochs
+from tests.engine.tiny_run import CONFIG, tiny_run_config
+
+EPOCHS, PER_EPOCH = 4, 6
+ITERS = EPOCHS * PER_EPOCH
+WARMUP = 6  # iterations
+LR, END_LR = 1.5e-3, 1e-6
+DECAY, END_DECAY = 0.04, 0.4
+
+
+class Recorder(Hook):
+    """Values in force at each iteration, read just before the optimizer steps."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.rows = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        decayed, flat = runner.optim_wrapper.optimizer.param_groups
+        self.rows[runner.iter] = {
+            'lr': decayed['lr'],
+            'flat_lr': flat['lr'],
+            'weight_decay': decayed['weight_decay'],
+            'flat_decay': flat['weight_decay'],
+            'momentum': runner.message_hub.get_scalar('train/momentum').current(),
+            'updates': runner.model.momentum_encoder.num_updates,
+        }
+
+
+def run(work_dir, resume=False, stop_after=None, **options):
+    cfg = tiny_run_config(work_dir, epochs=EPOCHS, **options)
+    # The digits' recipe in small: 1 epoch of warm-up, weight decay 0.04 -> 0.4.
+    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = WARMUP / PER_EPOCH
+    cfg.param_scheduler[2].eta_min = END_DECAY
+    cfg.optim_wrapper.optimizer.update(lr=LR, weight_decay=DECAY)
+    cfg.default_hooks.momentum.momentum = 0.996
+    cfg.resume = resume
+    recorder = Recorder()
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(recorder)
+    if stop_after:
+        runner.register_hook(StopAfter(stop_after))
+    runner.train()
+    return recorder.rows, runner
+
+
+class StopAfter(Hook):
+    """End the run early, as a lost machine would."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = runner.epoch + 1 >= self.epochs
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp('whole'))[0]
+
+
+def closed_form(i):
+    if i < WARMUP:
+        lr = LR * i / (WARMUP - 1)
+    else:
+        progress = (i - WARMUP) / (ITERS - WARMUP)
+        lr = END_LR + (LR - END_LR) * (1 + math.cos(math.pi * progress)) / 2
+    cosine = (1 + math.cos(math.pi * i / ITERS)) / 2
+    return {
+        'lr': lr,
+        'flat_lr': lr,
+        'weight_decay': END_DECAY + (DECAY - END_DECAY) * cosine,
+        'flat_decay': 0.0,
+        'momentum': 1 - (1 - 0.996) * cosine,
+        'updates': i + 1,
+    }
+
+
+def test_every_iteration_follows_the_closed_forms(whole):
+    assert sorted(whole) == list(range(ITERS))
+    for i, row in whole.items():
+        assert row == pytest.approx(closed_form(i), rel=1e-9, abs=1e-12), i
+
+
+def test_the_ends_are_those_of_the_recipe(whole):
+    assert whole[0]['lr'] == 0
+    assert whole[WARMUP]['lr'] == pytest.approx(LR)
+    assert whole[0]['momentum'] == pytest.approx(0.996)
+    assert whole[ITERS // 2]['momentum'] == pytest.approx(0.998)
+    assert whole[ITERS - 1]['momentum'] > 0.99998
+    assert whole[ITERS - 1]['weight_decay'] == pytest.approx(END_DECAY, rel=0.01)
+
+
+def test_resuming_continues_schedules_and_counts(whole, tmp_path):
+    first, _ = run(tmp_path, stop_after=2)
+    assert sorted(first) == list(range(2 * PER_EPOCH))
+    second, runner = run(tmp_path, resume=True)
+    assert sorted(second) == list(range(2 * PER_EPOCH, ITERS))
+    assert (runner.epoch, runner.iter) == (EPOCHS, ITERS)
+    for i, row in {**first, **second}.items():
+        expected = {name: value for name, value in whole[i].items() if name != 'updates'}
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-9), i
+    steps = {
+        int(state['step'])
+        for state in runner.optim_wrapper.optimizer.state_dict()['state'].values()
+    }
+    assert steps == {ITERS}
+
+
+def test_with_accumulation_the_momentum_counts_optimizer_steps(tmp_path):
+    rows, _ = run(tmp_path, **{'optim_wrapper.accumulative_counts': 3})
+    steps = ITERS // 3
+    for i, row in rows.items():
+        assert row['updates'] == i // 3 + 1
+        assert row['momentum'] == pytest.approx(cosine_momentum(i // 3, steps))
+
+
+@pytest.mark.parametrize('epochs', [1, 7, 600])
+def test_set_epochs_stretches_everything(epochs):
+    cfg = Config.fromfile(CONFIG)
+    total = cfg.train_cfg.max_epochs
+    before = [(s.begin / total, s.end / total) for s in cfg.param_scheduler]
+    set_epochs(cfg, epochs)
+    assert cfg.train_cfg.max_epochs == epochs
+    for scheduler, (begin, end) in zip(cfg.param_scheduler, before, strict=True):
+        assert scheduler.begin == pytest.approx(begin * epochs, abs=1e-6)
+        assert scheduler.end == pytest.approx(end * epochs, abs=1e-6)
+    assert max(s.end for s in cfg.param_scheduler) == epochs
+    with pytest.raises(ValueError, match='at least one epoch'):
+        set_epochs(cfg, 0)

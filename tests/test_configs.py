@@ -1,0 +1,156 @@
+"""Every pre-training recipe builds as it stands and trains one real step at reduced size."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmpatchmix.engine.dry_run import run_one_step
+from mmpatchmix.engine.launch import build_runner, set_data_root
+from mmpatchmix.engine.recipe import describe_run
+from mmpatchmix.engine.run_check import check_run
+from mmpatchmix.registry import MODELS
+
+CONFIGS = sorted(Path('configs').glob('patchmix_*.py'))
+
+# Table of the recipes: base lr per 256 images, weight decay, momentum, batch / epochs /
+# warm-up, crops, width, heads, patch (arXiv 2306.12243).
+IN1K = dict(batch=1024, epochs=300, warmup=10, decay=(0.04, 0.4), size=224, scale=(0.35, 1.0))
+CIFAR = dict(batch=512, epochs=800, warmup=100, decay=(0.04, 0.4), size=32, scale=(0.1, 1.0))
+TINY = {**CIFAR, 'decay': (0.02, 0.2)}
+RECIPES = {
+    'patchmix_vit-s_in1k': dict(IN1K, lr=5e-4, width=384, heads=12, patch=16, local=8),
+    'patchmix_vit-b_in1k': dict(IN1K, lr=7.5e-4, width=768, heads=12, patch=16, local=8),
+    'patchmix_vit-s_cifar10': dict(CIFAR, lr=5e-4, width=384, heads=12, patch=2, local=0),
+    'patchmix_vit-b_cifar10': dict(CIFAR, lr=7.5e-4, width=768, heads=12, patch=2, local=0),
+    'patchmix_vit-t_cifar10': dict(TINY, lr=2e-3, width=192, heads=3, patch=2, local=0),
+}
+for name in ('s', 'b', 't'):
+    RECIPES[f'patchmix_vit-{name}_cifar100'] = RECIPES[f'patchmix_vit-{name}_cifar10']
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_is_the_papers(name):
+    recipe = RECIPES[name]
+    cfg = Config.fromfile(f'configs/{name}.py')
+    warmup, cosine, decay = cfg.param_scheduler
+    optimizer = cfg.optim_wrapper.optimizer
+    assert optimizer.type == 'AdamW'
+    assert optimizer.lr == pytest.approx(recipe['lr'] * recipe['batch'] / 256)
+    assert cfg.auto_scale_lr.base_batch_size == recipe['batch']
+    assert (optimizer.weight_decay, decay.eta_min) == recipe['decay']
+    assert (warmup.begin, warmup.end, cosine.begin) == (0, recipe['warmup'], recipe['warmup'])
+    assert cosine.end == decay.end == cfg.train_cfg.max_epochs == recipe['epochs']
+    assert cosine.eta_min == 1e-6
+    assert all(s.by_epoch and s.convert_to_iter_based for s in cfg.param_scheduler)
+    assert cfg.default_hooks.momentum.momentum == 0.996
+    assert cfg.default_hooks.momentum.end_momentum == 1.0
+    assert (cfg.model.momentum_encoder is None) == ('vit-t' in name)
+
+    backbone = cfg.model.backbone
+    assert (backbone.arch.embed_dims, backbone.arch.num_heads) == (recipe['width'], recipe['heads'])
+    assert backbone.arch.num_layers == 12
+    assert (
+        backbone.arch.feedforward_channels == 4 * recipe['width'] == 4 * cfg.model.neck.in_channels
+    )
+    assert (backbone.img_size, backbone.patch_size) == (recipe['size'], recipe['patch'])
+    assert backbone.drop_path_rate == 0.1
+    assert cfg.model.data_preprocessor.patch_size == recipe['patch']
+    assert cfg.model.data_preprocessor.num_mix == 2
+    assert cfg.model.head.temperature == 0.2
+    crops = cfg.train_dataloader.dataset.pipeline[-2]
+    assert (crops.global_size, tuple(crops.global_scale)) == (recipe['size'], recipe['scale'])
+    assert crops.get('num_local', 0) == recipe['local']
+    if recipe['local']:
+        assert (crops.local_size, tuple(crops.local_scale)) == (96, (0.05, 0.35))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_model_builds_at_full_size(path):
+    cfg = Config.fromfile(path)
+    with torch.device('meta'):  # shapes without memory
+        model = MODELS.build(cfg.model)
+    widths = {'vit-t': 192, 'vit-s': 384, 'vit-b': 768, 'vit-digits': 96}
+    width = next(width for name, width in widths.items() if name in path.stem)
+    assert model.backbone.cls_token.shape == (1, 1, width)
+    assert len(list(model.neck.children())) == 6 + 1  # three linear layers, three norms, ReLU
+    assert not model.neck.bn2.affine and not model.head.predictor.bn1.affine
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_header_tells_paper_hardware_metric_and_command(path):
+    head = path.read_text().split('\n_base_')[0]
+    assert f'tools/train.py {path}' in head or f'tools/dist_train.sh {path}' in head
+    assert 'Meant for' in head and '%' in head
+    assert 'arXiv' in head or 'arxiv' in head or 'published figure' in head or 'demo' in head
+
+
+def write_images(folder, num_images, size):
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for index in range(num_images):
+        image = generator.integers(0, 256, (size, size + 20, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{index}.jpg'), image)
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory):
+    """Class-wise train and val folders, as ImageNet has them."""
+    root = tmp_path_factory.mktemp('data')
+    for split in ('train', 'val'):
+        for name in ('n01', 'n02'):
+            write_images(root / split / name, 4, 120)
+    return root
+
+
+def reduce(cfg, path, data_root):
+    """Smaller in width, depth, crops and batch; everything else as shipped."""
+    cfg.model.backbone.arch.update(
+        embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48
+    )
+    cfg.model.neck.update(in_channels=24, hid_channels=32)
+    cfg.model.head.predictor.update(hid_channels=32)
+    loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.val_cfg.bank_dataloader]
+    loaders += [cfg.test_dataloader, cfg.test_cfg.bank_dataloader]
+    for loader in loaders:
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False, pin_memory=False)
+        dataset = loader.dataset
+        if dataset.type in ('CIFAR10', 'CIFAR100'):  # needs a download: digits in their place
+            split = 'train' if dataset.split == 'train' else 'test'
+            loader.dataset = dict(
+                type='mmpatchmix.Digits', split=split, indices=12, pipeline=dataset.pipeline
+            )
+    if path.stem.endswith('_folder'):
+        data_root = data_root / 'train'
+    if 'in1k' in path.stem or 'folder' in path.stem:
+        set_data_root(cfg, str(data_root))
+    if 'folder' in path.stem:
+        for loader in loaders:
+            loader.dataset.holdout = 0.4
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_takes_a_real_step(path, data_root, tmp_path):
+    cfg = Config.fromfile(path)
+    reduce(cfg, path, data_root)
+    cfg.launcher, cfg.work_dir = 'none', str(tmp_path)
+    cfg.experiment_name = f'{path.stem}-{tmp_path.name}'
+    runner = build_runner(cfg)
+    check_run(runner)
+    text = '\n'.join(describe_run(runner))
+    assert 'learning rate 0 -> ' in text and 'weight decay' in text
+    result = run_one_step(runner)
+    terms = ['source', 'mix_source', 'mix_mix']
+    if cfg.train_dataloader.dataset.pipeline[-2].get('num_local'):
+        terms += ['local', 'mix_local']
+    losses = [result[f'loss_{term}'] for term in terms]
+    assert result['loss'] == pytest.approx(sum(losses), rel=1e-5)
+    # Untrained and with 4 images, no term can be far from the entropy of a fair guess.
+    assert all(0.2 < loss < 8 for loss in losses)
+    # The rate starts at 0; that a gradient came back to the pixels shows in AdamW's state.
+    state = runner.optim_wrapper.optimizer.state
+    assert state[runner.model.backbone.patch_embed.projection.weight]['exp_avg'].abs().sum() > 0
+    assert 'knn/top1' in runner.val_loop.evaluate()

@@ -93,18 +93,20 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.9),
     clip_grad=dict(max_norm=5.0),
 )
-max_epochs = 12
+max_epochs = 6
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
-        T_max=max_epochs,
+        begin=0,
+        end=max_epochs,
         eta_min=1e-5,
         by_epoch=True,
         convert_to_iter_based=True,
     ),
 ]
+auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)

@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""Transfer the digits demo to detection: Mask R-CNN on scenes of digits, beside random weights.
+
+python tools/demo_coco.py
+python tools/demo_coco.py --checkpoint work_dirs/digits/epoch_60.pth
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mmpatchmix.compat import prepare_openmmlab
+
+prepare_openmmlab()
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+from mmengine.runner import find_latest_checkpoint  # noqa: E402
+from pycocotools.coco import COCO  # noqa: E402
+
+from mmpatchmix.datasets.digit_scenes import write_digit_scenes  # noqa: E402
+from mmpatchmix.engine.launch import exit_on_user_error  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / 'configs/coco/mask-rcnn_vit-digits_scenes.py'
+METRICS = {
+    'box AP': 'coco/bbox_mAP',
+    'box AP50': 'coco/bbox_mAP_50',
+    'mask AP': 'coco/segm_mAP',
+    'mask AP50': 'coco/segm_mAP_50',
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--checkpoint', help='pre-training checkpoint; by default the last of work_dirs/digits'
+    )
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digit_scenes'))
+    return parser.parse_args()
+
+
+def find_checkpoint(path: str | None) -> str:
+    """The given checkpoint, or the demo's last one."""
+    if path is None:
+        folder = Path('work_dirs/digits')
+        path = find_latest_checkpoint(str(folder)) if folder.is_dir() else None
+        if path is None:
+            raise FileNotFoundError(
+                'there is no pre-trained backbone in work_dirs/digits yet: run "make demo" first, '
+                'or name a checkpoint with --checkpoint.'
+            )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}.')
+    return str(path)
+
+
+def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, float]:
+    """Train with ``tools/train.py`` and return the metrics of its last evaluation."""
+    annotations = data_root / 'annotations/instances_val.json'
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools/train.py'),
+            str(CONFIG),
+            f'--work-dir={work_dir}',
+            f'--data-root={data_root}',
+            '--overwrite',
+            '--cfg-options',
+            f'model.backbone.checkpoint={checkpoint}',
+            f'val_evaluator.ann_file={annotations}',
+            f'test_evaluator.ann_file={annotations}',
+        ],
+        check=True,
+    )
+    records = [
+        json.loads(line)
+        for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
+    return [record for record in records if METRICS['mask AP'] in record][-1]
+
+
+def draw(path: Path, work_dir: Path, data_root: Path, num_scenes: int = 6) -> None:
+    """Draw the first validation scenes: ground truth above, predictions below."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector(str(CONFIG), find_latest_checkpoint(str(work_dir)), device='cpu')
+    truth = COCO(str(data_root / 'annotations/instances_val.json'))
+    figure, axes = pyplot.subplots(2, num_scenes, figsize=(2.6 * num_scenes, 5.6))
+    for column, image in enumerate(list(truth.imgs.values())[:num_scenes]):
+        file = str(data_root / 'val' / image['file_name'])
+        annotations = truth.imgToAnns[image['id']]
+        real = [(truth.annToMask(one), str(one['category_id'] - 1)) for one in annotations]
+        found = inference_detector(model, file).pred_instances.numpy()
+        found = found[found.scores > 0.5]
+        seen = [
+            (mask, f'{label} {score:.2f}')
+            for mask, label, score in zip(found.masks, found.labels, found.scores, strict=True)
+        ]
+        for axis, objects in zip(axes[:, column], (real, seen), strict=True):
+            axis.imshow(pyplot.imread(file), cmap='gray')
+            axis.axis('off')
+            for mask, text in objects:
+                colour = pyplot.get_cmap('tab10')(int(text[0]))
+                layer = np.zeros((*mask.shape, 4))
+                layer[mask > 0] = (*colour[:3], 0.6)
+                axis.imshow(layer)
+                rows, columns = np.nonzero(mask)
+                if len(rows):
+                    box = dict(facecolor='black', alpha=0.6, pad=0.5, edgecolor='none')
+                    axis.text(columns.min(), rows.min(), text, color=colour, fontsize=8, bbox=box)
+    axes[0, 0].set_title('ground truth', loc='left')
+    axes[1, 0].set_title('predicted, score > 0.5', loc='left')
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Make the scenes, train twice, print the table and draw."""
+    args = parse_args()
+    checkpoint = find_checkpoint(args.checkpoint)
+    data_root = args.work_dir / 'data'
+    print(f'writing scenes of digits in COCO format to {data_root}')
+    write_digit_scenes(data_root)
+    results = {}
+    for name, folder, start in (
+        ('PatchMix backbone', 'pretrained', checkpoint),
+        ('random weights', 'random', None),
+    ):
+        print(f'\nMask R-CNN from {start or name}', flush=True)
+        results[name] = train(args.work_dir / folder, data_root, start)
+    figure = args.work_dir / 'detections.png'
+    draw(figure, args.work_dir / 'pretrained', data_root)
+
+    print(f'\n{"100 validation scenes":<22}' + ''.join(f'{name:>11}' for name in METRICS))
+    for name, metrics in results.items():
+        values = ''.join(f'{100 * metrics[key]:>11.1f}' for key in METRICS.values())
+        print(f'{name:<22}{values}')
+    print(f'\ncheckpoint  {find_latest_checkpoint(str(args.work_dir / "pretrained"))}')
+    print(f'figure      {figure}')
+
+
+if __name__ == '__main__':
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,16 @@
+# Linear probe of a pre-trained ViT-B/2 on CIFAR-10, 100 epochs
+# (https://arxiv.org/abs/2306.12243).
+#
+# Meant for 1 GPU x 512 images. Paper: 96.6 % top-1.
+# Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
+#
+#   python tools/train.py configs/linear/vit-b_cifar10.py --cfg-options \
+#       model.backbone.checkpoint=work_dirs/patchmix_vit-b_cifar10/epoch_800.pth
+_base_ = './vit-s_cifar10.py'
+
+model = dict(
+    backbone=dict(arch=dict(embed_dims=768, num_heads=12, feedforward_channels=3072)),
+    head=dict(in_channels=768),
+)
+# base lr 0.01 per 256 images: 0.01 * 512 / 256 = 0.02
+optim_wrapper = dict(optimizer=dict(lr=0.02))

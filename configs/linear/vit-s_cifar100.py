@@ -1,0 +1,13 @@
+# Linear probe of a pre-trained ViT-S/2 on CIFAR-100, 100 epochs
+# (https://arxiv.org/abs/2306.12243).
+#
+# Meant for 1 GPU x 512 images. Paper: 78.7 % top-1.
+# Data: data/cifar100, downloaded when it is not there, or --data-root PATH.
+#
+#   python tools/train.py configs/linear/vit-s_cifar100.py --cfg-options \
+#       model.backbone.checkpoint=work_dirs/patchmix_vit-s_cifar100/epoch_800.pth
+_base_ = './vit-s_cifar10.py'
+
+model = dict(data_preprocessor=dict(num_classes=100), head=dict(num_classes=100))
+cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+train_dataloader = val_dataloader = test_dataloader = cifar100

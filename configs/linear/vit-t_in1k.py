@@ -1,0 +1,15 @@
+# Linear probe of a pre-trained ViT-T/16 on ImageNet-1K, 100 epochs
+# (https://arxiv.org/abs/2306.12243).
+#
+# Meant for 4 GPUs x 256 images. The paper has no figure for it.
+#
+#   bash tools/dist_train.sh configs/linear/vit-t_in1k.py 4 --cfg-options \
+#       model.backbone.checkpoint=work_dirs/patchmix_vit-t_in1k/epoch_300.pth
+_base_ = './vit-s_in1k.py'
+
+model = dict(
+    backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)),
+    head=dict(in_channels=192),
+)
+# base lr 0.05 per 256 images: 0.05 * 1024 / 256 = 0.2
+optim_wrapper = dict(optimizer=dict(lr=0.2))

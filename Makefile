@@ -21,7 +21,7 @@ demo: setup  ## pre-train a small ViT on digits (about 5 minutes on 2 cores)
 	@$(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir work_dirs/digits --overwrite
 
 test: setup lint  ## lint and run the whole test suite
-	@OMP_NUM_THREADS=1 $(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -26,7 +26,10 @@ TRAINING = [
     'safetensors>=0.4',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
-TEST = ['pytest>=8', 'hypothesis>=6.100', 'patchmix==0.1', 'ruff>=0.8']
+# To write checkpoints for Hugging Face's ViT.
+EXCHANGE = ['transformers>=4.50']
+TEST = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'patchmix==0.1', 'ruff>=0.8']
+
 
 setup(
     name='mmpatchmix',
@@ -40,7 +43,7 @@ setup(
     install_requires=TRAINING,
     extras_require={
         'detection': DETECTION,
-        'test': DETECTION + TEST,
-        'all': DETECTION + TEST,
+        'exchange': EXCHANGE,
+        'all': DETECTION + EXCHANGE + TEST,
     },
 )

@@ -18,6 +18,8 @@ ALWAYS_KNOWN = {
     'priority',
     'init_cfg',
     'convert_to_iter_based',  # of every schedule
+    'constructor',  # of every optimizer wrapper
+    'paramwise_cfg',
 }
 # Top-level keys that the Runner or the tools read and that are no Runner argument.
 ALSO_TOP_LEVEL = {

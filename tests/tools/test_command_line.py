@@ -1,0 +1,161 @@
+"""The command-line tools as a user calls them: one process, two ranks, two nodes."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix}
+ENV['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{ENV["PATH"]}'
+
+
+def call(*command, ok=True, **env):
+    """Run a tool; return what it printed."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**ENV, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert (result.returncode == 0) == ok, result.stdout[-4000:]
+    return result.stdout
+
+
+def python(tool, *arguments, **kwargs):
+    return call(sys.executable, f'tools/{tool}', *arguments, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    """The digits recipe with a toy network and 6 iterations an epoch."""
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    path.write_text(f"""
+_base_ = '{ROOT}/configs/patchmix_vit-digits.py'
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
+    ),
+    neck=dict(in_channels=12, hid_channels=16, out_channels=8),
+    head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
+)
+train_dataloader = dict(batch_size=8, dataset=dict(indices=48))
+few = dict(dataset=dict(indices=31))  # odd: two ranks cannot share it evenly
+val_dataloader = test_dataloader = few
+val_cfg = test_cfg = dict(bank_dataloader=few)
+default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=3))
+""")
+    return path
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+    """A run of two epochs: its folder and its console."""
+    work_dir = tmp_path_factory.mktemp('run') / 'work'
+    text = python('train.py', config, '--work-dir', work_dir, '--epochs', 2, '--seed', 3)
+    return work_dir, text
+
+
+def reported(text, name='knn/top1'):
+    return float(re.findall(rf'{name}:?\s+([\d.]+)', text)[-1])
+
+
+def test_training_tells_and_writes_what_a_user_looks_for(trained):
+    work_dir, text = trained
+    for part in ('2 epochs x 6 = 12 iterations', 'eta:', 'loss_mix_mix', 'untrained', 'raw pixels'):
+        assert part in text
+    for name in ('epoch_2.pth', 'mixed.png', 'curves.png', 'last_checkpoint'):
+        assert (work_dir / name).stat().st_size > 0
+        assert name == 'last_checkpoint' or str(work_dir / name) in text
+    assert list(work_dir.glob('*/vis_data/events.*'))
+    (log,) = work_dir.glob('*/*.log')
+    # The console is for people, the file has everything.
+    assert 'System environment' not in text and 'System environment' in log.read_text()
+    assert 'Hooks will be executed' not in text
+
+
+def test_a_second_run_does_not_bury_the_first(config, trained):
+    work_dir, _ = trained
+    text = python('train.py', config, '--work-dir', work_dir, ok=False)
+    assert 'holds an earlier run' in text and '--resume' in text and 'Traceback' not in text
+
+
+def test_resume_continues(config, trained, tmp_path):
+    work_dir, _ = trained
+    checkpoint = work_dir / 'epoch_1.pth'
+    text = python('train.py', config, '--work-dir', tmp_path, '--epochs', 2, '--resume', checkpoint)
+    assert 'Epoch(train) [2][6/6]' in text and 'Epoch(train) [1]' not in text
+    state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert (state['meta']['epoch'], state['meta']['iter']) == (2, 12)
+
+
+def test_offline_knn_equals_the_online_one_on_one_and_two_ranks(config, trained, tmp_path):
+    work_dir, text = trained
+    online = reported(text)
+    checkpoint, out = work_dir / 'epoch_2.pth', tmp_path / 'metrics.json'
+    python('test.py', config, checkpoint, '--work-dir', tmp_path, '--out', out)
+    assert json.loads(out.read_text())['knn/top1'] == pytest.approx(online, abs=1e-4)
+    two = call('bash', 'tools/dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path / 'two')
+    assert reported(two) == pytest.approx(online, abs=1e-4)
+
+
+def test_two_nodes_train_together(config, tmp_path):
+    """NNODES, NODE_RANK, MASTER_ADDR and PORT, on loopback over gloo."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    nodes = []
+    for rank in range(2):
+        env = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
+        command = ['bash', 'tools/dist_train.sh', str(config), '1', '--work-dir', str(tmp_path)]
+        nodes.append(
+            subprocess.Popen(
+                [*command, '--epochs', '1'],
+                cwd=ROOT,
+                env={**ENV, **env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    texts = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], texts
+    assert '8 x 2 ranks = 16' in texts[0] and '1 epochs x 3 = 3 iterations' in texts[0]
+    assert (tmp_path / 'epoch_1.pth').is_file()
+
+
+def test_dry_run_writes_nothing(config, tmp_path):
+    text = python('train.py', config, '--work-dir', tmp_path / 'none', '--dry-run', '--amp')
+    assert 'one step: loss' in text and 'BF16OptimWrapper' in text
+    assert not (tmp_path / 'none').exists()
+    assert str(tmp_path / 'none') in text
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('configs/none.py',), 'there is no config configs/none.py'),
+        (('{config}', '--resume', 'none.pth'), 'there is no checkpoint none.pth'),
+        (('{config}', '--cfg-options', 'model.head.temprature=1'), 'did you mean temperature'),
+        (('configs/patchmix_vit-s_folder.py', '--data-root', '/no/such'), '/no/such'),
+    ],
+)
+def test_mistakes_end_in_one_message(config, tmp_path, arguments, message):
+    arguments = [argument.format(config=config) for argument in arguments]
+    text = python('train.py', *arguments, '--work-dir', tmp_path, ok=False)
+    assert message in text and 'Traceback' not in text
+
+
+@pytest.mark.parametrize('tool', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_shell_tools_tell_how_they_are_called(tool):
+    text = call('bash', f'tools/{tool}', ok=False)
+    assert f'bash tools/{tool}' in text and 'CONFIG' in text

@@ -1,7 +1,7 @@
 """Reason: the stack greets its users with messages that sound like errors and are none.
 
 Exactly the messages listed here are dropped, by their text. They speak of optional
-packages that nothing of ours uses.
+packages that nothing of ours uses, or of what the stack does by itself.
 """
 
 import functools
@@ -16,6 +16,9 @@ PRINTED = (
 WARNED = (
     'faster_coco_eval is not installed, metrics will not be computed',
     'Fail to import ``MultiScaleDeformableAttention``',
+    # mmengine's own doing, in every process of a distributed run.
+    'Setting MKL_NUM_THREADS environment variable for each process',
+    '`broadcast_buffers` is deprecated',
 )
 
 

@@ -2,10 +2,10 @@
 
 Paper:    ViTDet, arXiv 2203.16527 (there 51.6 box AP from MAE weights, with
           relative position), as the stronger transfer of a PatchMix backbone.
-Hardware: meant for 64 GPUs with 1 image each or 8 of 80 GB with 8 (batch 64);
-          with fewer add --auto-scale-lr.
+Hardware: meant for 64 GPUs with 1 image each, or 8 of 80 GB with 8 (batch 64);
+          with fewer images add --auto-scale-lr.
 Command:  bash tools/dist_train.sh configs/coco/vitdet_vit-b_100e.py 8 --amp --cfg-options \
-              train_dataloader.batch_size=8 \
+              train_dataloader.batch_size=8 model.backbone.with_cp=True \
               model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
 """
 
@@ -29,7 +29,7 @@ model = dict(
         use_rel_pos=False,
         rel_pos_size=image_size // 16,
         drop_path_rate=0.1,
-        with_cp=False,  # True halves the memory and costs a third more time
+        with_cp=False,  # True saves about a third of the memory for one more pass of the blocks
         checkpoint=None,  # a pre-training checkpoint or a converted backbone
     ),
     neck=dict(

@@ -1,5 +1,7 @@
 """Every detection config builds, trains a step and predicts; the test path gives AP 1 to truth."""
 
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,19 @@ def scenes(tmp_path_factory):
     return root
 
 
+def read(name):
+    return copy.deepcopy(read_once(name))
+
+
+@functools.cache
+def read_once(name):
+    """mmdet's bases are looked up in a large index each time, which takes a second."""
+    return Config.fromfile(ROOT / name)
+
+
 def small(name, scenes, work_dir):
     """A config with its structure and little else: narrow, 64 pixels, few boxes."""
-    cfg = Config.fromfile(ROOT / name)
-    digits = Config.fromfile(ROOT / DIGITS)
+    cfg, digits = read(name), read(DIGITS)
     cfg.model.train_cfg.rcnn.sampler.num = 16
     cfg.model.roi_head.bbox_head.fc_out_channels = 16
     if name != DIGITS:
@@ -127,7 +138,7 @@ def test_the_list_of_configs_is_complete():
 
 @pytest.mark.parametrize('size', ['s', 'b'])
 def test_vitdet_is_as_published(size):
-    cfg = Config.fromfile(ROOT / f'vitdet_vit-{size}_rel-pos_100e.py')
+    cfg = read(f'vitdet_vit-{size}_rel-pos_100e.py')
     init_default_scope('mmdet')
     backbone = MODELS.build(cfg.model.backbone)
     assert isinstance(backbone, WindowedViT)

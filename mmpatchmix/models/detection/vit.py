@@ -29,8 +29,8 @@ class DetectionViT(VisionTransformer):
             layout that :func:`mmpatchmix.checkpoints.load_backbone` knows. Every
             key fits or is listed in an error.
         encoder: ``'momentum'`` or ``'query'``: which encoder of a pre-training checkpoint.
-        with_cp: Recompute blocks in the backward, which trades a third more
-            computation for the memory of all activations but one block's.
+        with_cp: Recompute blocks in the backward: one more pass of the blocks for
+            the memory of what they keep inside.
         out_indices: Blocks to give maps of, from 0.
         **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`.
 

@@ -215,7 +215,8 @@ def sigmoid_focal_loss_forward(
         gamma: Focusing exponent.
         alpha: Share of the positive term.
     """
-    output.copy_(_focal(input.float(), target, weight, gamma, alpha))
+    (logits,) = _full(input)
+    output.copy_(_focal(logits, target, weight, gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
@@ -223,7 +224,8 @@ def sigmoid_focal_loss_backward(
 ) -> None:
     """Derivative of each element of :func:`sigmoid_focal_loss_forward` by its own logit."""
     with torch.enable_grad():
-        logits = input.detach().float().requires_grad_()
+        (logits,) = _full(input.detach())
+        logits = logits.requires_grad_()
         loss = _focal(logits, target, weight, gamma, alpha).sum()
     grad_input.copy_(torch.autograd.grad(loss, logits)[0])
 

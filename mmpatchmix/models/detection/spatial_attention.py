@@ -22,8 +22,8 @@ class SpatialAttention(MultiheadAttention):
     logit of a query and a key that lie ``h`` rows and ``w`` columns apart. The
     sum over rows and columns is itself a scalar product: of ``[q . r_h for every
     row, q . r_w for every column]`` with the one-hot row and column of the key.
-    Appended to query and key it goes through fused attention, and no matrix of
-    all pairs is ever stored.
+    Appended to query and key it goes through the same attention call, so a fused
+    kernel that takes queries wider than values stores no matrix of all pairs.
 
     Args:
         embed_dims: Width of the ViT.

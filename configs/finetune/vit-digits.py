@@ -27,7 +27,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=16,  # 90 iterations an epoch
     num_workers=0,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -60,8 +60,7 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    # base lr 4e-3 per 256 images: 4e-3 * 64 / 256 = 1e-3
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='LearningRateDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=0.75,
@@ -80,9 +79,9 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
-auto_scale_lr = dict(base_batch_size=64, enable=False)
+auto_scale_lr = dict(base_batch_size=16, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
-    logger=dict(interval=22),
+    logger=dict(interval=45),
     non_finite_loss=dict(type='mmpatchmix.NonFiniteLossHook'),
 )

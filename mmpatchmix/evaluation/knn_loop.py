@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop
@@ -98,14 +99,25 @@ class KNNLoop(BaseLoop):
             return self._skip()
         metrics = self.metric.compute(queries, bank, device=device)
         if self.pixel_baseline:
-            if self._pixel_metrics is None:
-                self._pixel_metrics = self._judge_pixels(device)
-            metrics.update(self._pixel_metrics)
+            metrics.update(self.judge_pixels(device))
         return metrics
 
-    def _judge_pixels(self, device) -> dict[str, float]:
-        bank = self._pixels(self.bank_dataloader)
-        return self.metric.compute(self._pixels(self.dataloader), bank, 'pixels', device)
+    def judge_pixels(self, device: torch.device | str | None = None) -> dict[str, float]:
+        """kNN on the raw pixels of the test views; computed at the first call.
+
+        Args:
+            device (torch.device | str, optional): Where to compute.
+
+        Returns:
+            dict[str, float]: ``pixels/top1`` and so on, in percent.
+
+        Raises:
+            ValueError: If the pixels would not fit into memory.
+        """
+        if self._pixel_metrics is None:
+            bank, queries = self._pixels(self.bank_dataloader), self._pixels(self.dataloader)
+            self._pixel_metrics = self.metric.compute(queries, bank, 'pixels', device)
+        return self._pixel_metrics
 
     @staticmethod
     def _pixels(dataloader: DataLoader) -> Features:

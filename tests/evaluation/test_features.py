@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
 import mmpatchmix.registry  # noqa: F401  (prepares the stack)
+from mmpatchmix.evaluation.feature_cache import cached_features
 from mmpatchmix.evaluation.features import extract_features, extract_pixels
+from mmpatchmix.evaluation.knn_metric import KNNMetric
 
 
 class Numbers(Dataset):
@@ -140,6 +142,12 @@ def test_loaders_that_miss_or_repeat_images_are_refused():
         extract_features(Sums(), make_loader(Numbers(0), sampler=[]))
 
 
+def noisy(features):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(features.features.shape, generator=generator)
+    return features._replace(features=features.features + 3 * noise)
+
+
 def _extract_on_rank(rank, world_size, port, folder):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.distributed.init_process_group('gloo', rank=rank, world_size=world_size)
@@ -152,7 +160,16 @@ def _extract_on_rank(rank, world_size, port, folder):
             model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
             model.module = Sums()
             features = extract_features(model, make_loader(data, batch_size=3, sampler=sampler))
-            results[size, round_up] = tuple(features)
+            cached = cached_features(
+                folder / f'{size}-{round_up}.safetensors', dict(size=size), lambda f=features: f
+            )
+            assert torch.equal(cached.features, features.features)
+            again = cached_features(
+                folder / f'{size}-{round_up}.safetensors', dict(size=size), None
+            )
+            assert torch.equal(again.features, features.features)
+            metrics = KNNMetric((1,)).compute(noisy(features), features)
+            results[size, round_up] = (*again, metrics)
     torch.save(results, folder / f'{rank}.pt')
     torch.distributed.destroy_process_group()
 
@@ -164,7 +181,8 @@ def test_two_ranks_equal_one_process(tmp_path):
     torch.multiprocessing.spawn(_extract_on_rank, (2, port, tmp_path), nprocs=2)
     for rank in range(2):
         results = torch.load(tmp_path / f'{rank}.pt')
-        for (size, _), (features, labels) in results.items():
+        for (size, _), (features, labels, metrics) in results.items():
             single = extract_features(Sums(), make_loader(Numbers(size)))
             assert torch.equal(features, single.features)
             assert torch.equal(labels, single.labels)
+            assert metrics == KNNMetric((1,)).compute(noisy(single), single)

@@ -120,7 +120,7 @@ def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
 def test_pixels_are_judged_once(tmp_path, monkeypatch):
     runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
     first = runner.test()
-    monkeypatch.setattr(runner.test_loop, '_judge_pixels', None)
+    monkeypatch.setattr(runner.test_loop, '_pixels', None)
     assert runner.test() == first
 
 

@@ -1,0 +1,156 @@
+"""Features on disk, used again only for the same checkpoint, data and transform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.logging import print_log
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from mmpatchmix.evaluation.features import Features
+
+_KEY = 'key'
+
+
+def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: Dataset) -> dict:
+    """Everything that decides about features, as digests with telling names.
+
+    Args:
+        checkpoint (str | Path): The file; its content counts, not its name.
+        model (Mapping): The model's config.
+        dataset (Mapping): The data set's config with its ``pipeline``.
+        data (Dataset): The data set itself, for what is in it.
+
+    Returns:
+        dict[str, str]: ``checkpoint``, ``model``, ``transform``, ``dataset`` and ``images``.
+    """
+    dataset = dict(dataset)
+    transform = dataset.pop('pipeline', None)
+    return dict(
+        checkpoint=_digest_file(Path(checkpoint)),
+        model=_digest(_plain(model)),
+        transform=_digest(_plain(transform)),
+        dataset=_digest(_plain(dataset)),
+        images=_digest_images(data),
+    )
+
+
+def cached_features(
+    path: str | Path, key: Mapping[str, str], compute: Callable[[], Features]
+) -> Features:
+    """Read features from disk if they are the right ones, compute and store them otherwise.
+
+    Args:
+        path (str | Path): A ``.safetensors`` file; the folder is made if need be.
+        key (Mapping[str, str]): See :func:`feature_key`.
+        compute (Callable): Called on all ranks, or on none.
+
+    Returns:
+        Features: The same either way.
+    """
+    path = Path(path)
+    # Ranks may see different disks: the main process decides for all.
+    decision = [_compare(path, key) if dist.is_main_process() else None]
+    dist.broadcast_object_list(decision)
+    if not decision[0]:
+        print_log(f'features read from {path}', 'current')
+        return _broadcast(_read(path) if dist.is_main_process() else None)
+    print_log(f'features of {path.stem}: {decision[0]}', 'current')
+    features = compute()
+    if dist.is_main_process():
+        _write(path, key, features)
+    return features
+
+
+def _compare(path: Path, key: Mapping[str, str]) -> str:
+    """Why the file cannot be used, or nothing if it can."""
+    if not path.is_file():
+        return f'computing, {path} is not there yet'
+    try:
+        with safe_open(path, 'pt') as file:
+            stored = json.loads((file.metadata() or {}).get(_KEY, '{}'))
+    except (SafetensorError, ValueError):
+        return f'computing again, {path} is damaged'
+    changed = [name for name in key if stored.get(name) != key[name]]
+    return f'computing again, other {", ".join(changed)} than in {path}' if changed else ''
+
+
+def _read(path: Path) -> Features:
+    with safe_open(path, 'pt') as file:
+        labels = file.get_tensor('labels') if 'labels' in file.keys() else None  # noqa: SIM118
+        return Features(file.get_tensor('features'), labels)
+
+
+def _write(path: Path, key: Mapping[str, str], features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value for name, value in features._asdict().items() if value is not None}
+    # Whole or not at all, should the process be stopped.
+    partial = path.with_suffix('.partial')
+    save_file(tensors, partial, {_KEY: json.dumps(dict(key))})
+    partial.replace(path)
+
+
+def _broadcast(features: Features | None) -> Features:
+    if dist.get_world_size() == 1:
+        return features
+    shapes = [features and (features.features.shape, features.labels is not None)]
+    dist.broadcast_object_list(shapes)
+    (shape, labelled) = shapes[0]
+    if features is None:
+        labels = torch.empty(shape[0], dtype=torch.int64) if labelled else None
+        features = Features(torch.empty(shape), labels)
+    for tensor in filter(lambda value: value is not None, features):
+        dist.broadcast(tensor)
+    return features
+
+
+def _plain(value: Any) -> Any:
+    """Config values as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint {path}.')
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _digest_images(data: Dataset) -> str:
+    """Labels and pixels of data sets in memory; labels, paths, sizes and times of files."""
+    digest = hashlib.sha256(str(len(data)).encode())
+    get_info = getattr(data, 'get_data_info', None)
+    for index in range(len(data) if get_info else 0):
+        info = get_info(index)
+        for name in sorted(info):
+            digest.update(_bytes_of(name, info[name]))
+    return digest.hexdigest()
+
+
+def _bytes_of(name: str, value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if name == 'img_path':
+        status = Path(value).stat() if Path(value).is_file() else None
+        size = (status.st_size, status.st_mtime_ns) if status else None
+        return f'{value}{size}'.encode()
+    return f'{name}{value!r}'.encode()

@@ -1,0 +1,116 @@
+import copy
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from test_knn_loop import ColouredNoise
+
+from mmpatchmix.datasets import Digits
+from mmpatchmix.evaluation.feature_cache import _compare, cached_features, feature_key
+from mmpatchmix.evaluation.features import Features
+
+
+class Counter:
+    def __init__(self, labels=True):
+        self.calls, self.labels = 0, labels
+
+    def __call__(self):
+        self.calls += 1
+        generator = torch.Generator().manual_seed(self.calls)
+        labels = torch.arange(3) if self.labels else None
+        return Features(torch.randn(3, 4, generator=generator), labels)
+
+
+KEY = dict(checkpoint='a', model='b', transform='c', dataset='d', images='e')
+
+
+@pytest.mark.parametrize('labels', [True, False])
+def test_features_come_back_bit_for_bit(tmp_path, labels):
+    compute = Counter(labels)
+    first = cached_features(tmp_path / 'sub' / 'bank.safetensors', KEY, compute)
+    again = cached_features(tmp_path / 'sub' / 'bank.safetensors', KEY, compute)
+    assert compute.calls == 1
+    assert torch.equal(first.features, again.features)
+    assert (again.labels is None) if not labels else torch.equal(first.labels, again.labels)
+    assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['bank.safetensors']
+
+
+@pytest.mark.parametrize('part', KEY)
+def test_a_stale_file_is_refused_and_replaced_and_the_reason_said(tmp_path, part):
+    compute, path = Counter(), tmp_path / 'bank.safetensors'
+    first = cached_features(path, KEY, compute)
+    changed = KEY | {part: 'z'}
+    assert _compare(path, changed) == f'computing again, other {part} than in {path}'
+    second = cached_features(path, changed, compute)
+    assert compute.calls == 2
+    assert not torch.equal(first.features, second.features)
+    third = cached_features(path, changed, compute)
+    assert compute.calls == 2
+    assert torch.equal(second.features, third.features)
+
+
+def test_a_damaged_or_foreign_file_is_replaced(tmp_path):
+    compute, path = Counter(), tmp_path / 'bank.safetensors'
+    path.write_text('not safetensors')
+    cached_features(path, KEY, compute)
+    assert compute.calls == 1
+    with safe_open(path, 'pt') as file:
+        assert set(file.keys()) == {'features', 'labels'}
+
+
+@pytest.fixture
+def parts(tmp_path):
+    (tmp_path / 'a.pth').write_bytes(b'weights')
+    pipeline = [dict(type='ResizeEdge', scale=36), dict(type='PackInputs')]
+    return dict(
+        checkpoint=tmp_path / 'a.pth',
+        model=dict(type='M', backbone=dict(depth=3)),
+        dataset=dict(type='ColouredNoise', size=5, seed=0, pipeline=pipeline),
+        data=ColouredNoise(5, 0),
+    )
+
+
+def changed_names(parts, **changes):
+    first, second = feature_key(**parts), feature_key(**(parts | changes))
+    return [name for name in first if first[name] != second[name]]
+
+
+def test_key_depends_on_content_and_not_on_names(parts, tmp_path):
+    (tmp_path / 'b.pth').write_bytes(b'weights')
+    assert changed_names(parts, checkpoint=tmp_path / 'b.pth') == []
+    (tmp_path / 'c.pth').write_bytes(b'other weights')
+    assert changed_names(parts, checkpoint=tmp_path / 'c.pth') == ['checkpoint']
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        changed_names(parts, checkpoint=tmp_path / 'd.pth')
+
+
+def test_key_depends_on_model_transform_and_images(parts):
+    assert changed_names(parts, model=dict(type='M', backbone=dict(depth=4))) == ['model']
+    assert changed_names(parts, model=dict(backbone=dict(depth=3), type='M')) == []
+    dataset = copy.deepcopy(parts['dataset'])
+    dataset['pipeline'][0]['scale'] = 40
+    assert changed_names(parts, dataset=dataset) == ['transform']
+    assert changed_names(parts, dataset=parts['dataset'] | dict(seed=1)) == ['dataset']
+    assert changed_names(parts, data=ColouredNoise(5, 1)) == ['images']
+    assert changed_names(parts, data=ColouredNoise(4, 0)) == ['images']
+    assert changed_names(parts | dict(data=Digits('train')), data=Digits('test')) == ['images']
+
+
+def test_key_notices_a_changed_file(parts, tmp_path):
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), np.zeros((4, 4, 3), np.uint8))
+
+    class Files:
+        def __len__(self):
+            return 1
+
+        def get_data_info(self, index):
+            return dict(img_path=str(path), gt_label=0)
+
+    before = feature_key(**(parts | dict(data=Files())))
+    os.utime(path, ns=(1, 1))
+    after = feature_key(**(parts | dict(data=Files())))
+    assert [name for name in before if before[name] != after[name]] == ['images']

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from safetensors.torch import load_file
+from test_knn_loop import make_config
+
+from mmpatchmix.evaluation.suite import format_table, judge_checkpoint, load_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runner(tmp_path):
+    return Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
+
+
+def save(path, **state):
+    torch.save(dict(state_dict=state), path)
+    return path
+
+
+def test_offline_knn_equals_the_loop_and_features_are_cached(runner, tmp_path):
+    checkpoint = save(tmp_path / 'a.pth', scale=torch.tensor([1.0, 2.0, 0.5]))
+    metrics = judge_checkpoint(runner, checkpoint, fractions=(0.2,), linear_epochs=5)
+    assert runner.model.scale.tolist() == [1.0, 2.0, 0.5]
+    online = runner.test_loop.evaluate()
+    assert {name: metrics[name] for name in online} == online
+    assert {'linear/top1', 'linear/lr', 'lowshot_20pct/top1', 'pixels/top1'} <= set(metrics)
+    bank = tmp_path / 'features' / 'bank.safetensors'
+    assert load_file(bank)['features'].shape == (31, 3)
+    # What is in the file is what is judged.
+    written = bank.stat().st_mtime_ns
+    assert judge_checkpoint(runner, checkpoint, ['knn'])['knn/top1'] == online['knn/top1']
+    assert bank.stat().st_mtime_ns == written
+    other = save(tmp_path / 'b.pth', scale=torch.tensor([0.0, 0.0, 1.0]))
+    changed = judge_checkpoint(runner, other, ['knn'])
+    assert bank.stat().st_mtime_ns != written
+    assert changed['knn/top1_k3'] != online['knn/top1_k3']
+
+
+def test_only_what_is_asked(runner, tmp_path):
+    checkpoint = save(tmp_path / 'a.pth', scale=torch.ones(3))
+    assert set(judge_checkpoint(runner, checkpoint, ['low-shot'], (0.5,))) == {
+        'lowshot_50pct/top1',
+        'lowshot_50pct/top1_std',
+        'lowshot_50pct/num_images',
+    }
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
+    with pytest.raises(ValueError, match='missing: scale\nunexpected: shift'):
+        load_model(runner.model, save(tmp_path / 'a.pth', shift=torch.ones(3)))
+    with pytest.raises(ValueError, match=r'wrong shape: scale: \(4,\) instead of \(3,\)'):
+        load_model(runner.model, save(tmp_path / 'a.pth', scale=torch.ones(4)))
+    load_model(runner.model, save(tmp_path / 'a.pth', **{'module.scale': torch.full((3,), 7.0)}))
+    assert runner.model.scale.tolist() == [7, 7, 7]
+
+
+def test_a_config_without_knn_is_refused(tmp_path):
+    config = make_config(tmp_path)
+    config.test_cfg = dict(type='TestLoop')
+    config.test_evaluator = dict(type='Accuracy')
+    with pytest.raises(ValueError, match=r'no mmpatchmix\.KNNLoop'):
+        judge_checkpoint(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
+
+
+def test_table():
+    metrics = {
+        'knn/top1': 50.0,
+        'knn/top1_k5': 50.0,
+        'knn/top5_k5': 90.0,
+        'pixels/top1_k5': 40.0,
+        'pixels/top5_k5': 80.0,
+        'linear/top1': 60.04,
+        'linear/top5': 99.0,
+        'linear/lr': 0.1,
+        'lowshot_1pct/top1': 30.0,
+        'lowshot_1pct/top1_std': 2.0,
+        'lowshot_1pct/num_images': 10.0,
+        'finetune/top1': 70.0,
+        'finetune/top5': 100.0,
+        'finetune/epochs': 2.0,
+    }
+    lines = [line.split() for line in format_table(metrics).splitlines()]
+    assert lines[1:] == [
+        ['kNN', 'on', 'raw', 'pixels,', 'k=5', '40.0', '80.0'],
+        ['kNN', 'on', 'features,', 'k=5', '50.0', '90.0'],
+        ['linear', 'on', 'features,', 'lr', '0.1', '60.0', '99.0'],
+        ['1', '%', 'of', 'labels', '(10', 'images)', '30.0', '±', '2.0'],
+        ['fine-tuned,', '2', 'epochs', '70.0', '100.0'],
+    ]
+
+
+def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
+    """The demo's chain at its real size, from random weights: the figures are those of chance."""
+    config = Config.fromfile(ROOT / 'configs' / 'patchmix_vit-digits.py')
+    config.work_dir = str(tmp_path)
+    model = Runner.from_cfg(config).model
+    model.init_weights()
+    meta = dict(cfg=config.pretty_text)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'epoch_0.pth')
+    command = [sys.executable, 'tools/evaluate.py', 'configs/patchmix_vit-digits.py']
+    command += [str(tmp_path / 'epoch_0.pth'), '--work-dir', str(tmp_path / 'out')]
+    command += ['--linear-epochs', '2', '--finetune', 'configs/finetune/vit-digits.py']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())
+    metrics = report['metrics']
+    assert report['checkpoint'].endswith('epoch_0.pth') and 'torch' in report['versions']
+    assert metrics['pixels/top1'] > 90  # digits are easy
+    for name in ('knn', 'linear', 'lowshot_1pct', 'lowshot_10pct', 'finetune'):
+        assert 5 < metrics[f'{name}/top1'] < 90
+    assert 'fine-tuned, 2 epochs' in done.stdout
+    assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

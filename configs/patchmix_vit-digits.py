@@ -1,8 +1,8 @@
 # PatchMix on scikit-learn's 1,797 handwritten digits: the demo, for a CPU.
 #
-# Meant for 2 CPU cores, about 5 minutes. Digits are easy: kNN on raw pixels finds about
-# 97.6 % already. What the demo shows is how far the features come without any label, from
-# about 41 % untrained to 95 % and more.
+# Meant for 2 CPU cores, about 5 minutes. No paper has figures for it. Digits are easy: kNN
+# on raw pixels finds about 98 % already. What the demo shows is how far the features come
+# without any label: from about 71 % untrained to 95 % and more.
 #
 #   python tools/train.py configs/patchmix_vit-digits.py
 _base_ = ['./_base_/models/patchmix_vit-s16.py', './_base_/default_runtime.py']
@@ -11,14 +11,15 @@ _base_ = ['./_base_/models/patchmix_vit-s16.py', './_base_/default_runtime.py']
 model = dict(
     data_preprocessor=dict(
         patch_size=8,
-        mean=[77.7, 77.7, 77.7],  # ink on black paper, not ImageNet
-        std=[95.9, 95.9, 95.9],
+        mean=[79.6, 79.6, 79.6],  # of the training images, enlarged
+        std=[90.8, 90.8, 90.8],
         augment=dict(_delete_=True),  # grey strokes: neither colour nor blur nor mirrored digits
     ),
     backbone=dict(
         arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         img_size=32,
         patch_size=8,
+        drop_path_rate=0.0,
     ),
     neck=dict(in_channels=96, hid_channels=512, out_channels=128),
     head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)),
@@ -71,11 +72,12 @@ val_cfg = dict(
 val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
 test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
-# -- schedule: 60 epochs of 11 iterations
+# -- schedule: 80 epochs of 11 iterations
 optim_wrapper = dict(
     type='OptimWrapper',
-    # base lr 3e-3 per 256 images: 3e-3 * 128 / 256 = 1.5e-3
-    optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), weight_decay=0.04),
+    # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
+    # short: the rate is high, the weight decay stays low.
+    optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.999), weight_decay=0.04),
     constructor='mmpatchmix.DecayGroupsConstructor',
 )
 param_scheduler = [
@@ -87,24 +89,18 @@ param_scheduler = [
         eta_min=1e-6,
         by_epoch=True,
         begin=5,
-        end=60,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingWeightDecay',
-        eta_min=0.4,
-        by_epoch=True,
-        begin=0,
-        end=60,
+        end=80,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60, val_interval=10)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=11),
     checkpoint=dict(interval=20),
+    # 0.996 would remember 250 iterations, too many for a run of 880.
+    momentum=dict(momentum=0.99),
     report=dict(evaluate_untrained=True),
 )
 log_processor = dict(window_size=11)

@@ -85,6 +85,8 @@ def apply_arguments(cfg, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':
+        if find_latest_checkpoint(cfg.work_dir) is None:
+            print(f'--resume: {cfg.work_dir} has no checkpoint yet; starting from the beginning')
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         if not Path(args.resume).is_file():

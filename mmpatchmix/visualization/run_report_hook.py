@@ -93,7 +93,8 @@ class RunReportHook(Hook):
             state = 'untrained' if epoch == 0 else f'after {epoch} epochs'
             lines.append(f'  {state:<18}{metrics["knn/top1"]:6.2f} %')
         if measured and 'pixels/top1' in measured[-1][1]:
-            lines.append(f'  {"raw pixels":<18}{measured[-1][1]["pixels/top1"]:6.2f} %')
+            pixels = measured[-1][1]['pixels/top1']
+            lines.append(f'  {"raw pixels":<18}{pixels:6.2f} %  (no network at all)')
         unreadable = getattr(runner.train_dataloader.dataset, 'num_unreadable', 0)
         if unreadable:
             lines += ['', f'{unreadable} unreadable images were skipped; the log names them']

@@ -9,12 +9,12 @@ from mmengine.runner import Runner
 
 from mmpatchmix.engine import cosine_momentum
 from mmpatchmix.engine.schedule_length import set_epochs
-from tests.engine.tiny_run import CONFIG, tiny_run_config
+from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH = 4, 6
 ITERS = EPOCHS * PER_EPOCH
 WARMUP = 6  # iterations
-LR, END_LR = 1.5e-3, 1e-6
+LR, END_LR = 2e-3, 1e-6
 DECAY, END_DECAY = 0.04, 0.4
 
 
@@ -40,10 +40,12 @@ class Recorder(Hook):
 
 def run(work_dir, resume=False, stop_after=None, **options):
     cfg = tiny_run_config(work_dir, epochs=EPOCHS, **options)
-    # The digits' recipe in small: 1 epoch of warm-up, weight decay 0.04 -> 0.4.
-    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = WARMUP / PER_EPOCH
-    cfg.param_scheduler[2].eta_min = END_DECAY
-    cfg.optim_wrapper.optimizer.update(lr=LR, weight_decay=DECAY)
+    # The schedules of the ImageNet recipe over 4 epochs, one of them warm-up.
+    recipe = Config.fromfile('configs/_base_/schedules/adamw_in1k_300e.py')
+    warmup, cosine, decay = cfg.param_scheduler = recipe.param_scheduler
+    warmup.end = cosine.begin = WARMUP / PER_EPOCH
+    cosine.end = decay.end = EPOCHS
+    cfg.optim_wrapper.update(recipe.optim_wrapper)
     cfg.default_hooks.momentum.momentum = 0.996
     cfg.resume = resume
     recorder = Recorder()
@@ -128,7 +130,7 @@ def test_with_accumulation_the_momentum_counts_optimizer_steps(tmp_path):
 
 @pytest.mark.parametrize('epochs', [1, 7, 600])
 def test_set_epochs_stretches_everything(epochs):
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
     total = cfg.train_cfg.max_epochs
     before = [(s.begin / total, s.end / total) for s in cfg.param_scheduler]
     set_epochs(cfg, epochs)

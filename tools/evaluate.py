@@ -32,7 +32,9 @@ from mmpatchmix.engine.launch import (  # noqa: E402
 from mmpatchmix.evaluation.suite import (  # noqa: E402
     JUDGEMENTS,
     finetune,
-    judge_checkpoint,
+    judge_classifiers,
+    judge_neighbors,
+    load_features,
     write_report,
 )
 
@@ -91,14 +93,19 @@ def main() -> None:
         raise ValueError(f'{args.config} describes no evaluation (test_cfg and test_dataloader).')
 
     build = partial(build_runner, verbose=args.verbose)
-    metrics = judge_checkpoint(
-        build(config), args.checkpoint, args.what, args.fractions, args.linear_epochs
-    )
+    runner = build(config)
+    train, test = load_features(runner, args.checkpoint)
+    metrics = judge_neighbors(runner, train, test) if 'knn' in args.what else {}
     if second is not None:
         if is_main_process():
             clear_earlier_run(second.work_dir)
         metrics |= finetune(second, args.checkpoint, build)
+    # Last, because the other ranks have nothing to do here and must not wait for it.
     if is_main_process():
+        device = next(runner.model.parameters()).device
+        metrics |= judge_classifiers(
+            train, test, args.what, args.fractions, args.linear_epochs, device
+        )
         about = dict(config=args.config, checkpoint=args.checkpoint, finetune=args.finetune)
         path, table = write_report(work_dir, metrics, about)
         print(f'\n{table}\n\nwritten to {path}')

@@ -10,7 +10,6 @@ from typing import Any
 
 import mmengine
 import torch
-from mmengine import dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -46,58 +45,29 @@ def load_model(model: nn.Module, checkpoint: str | Path) -> None:
     model.load_state_dict(taken, strict=True)
 
 
-def judge_checkpoint(
-    runner: Runner,
-    checkpoint: str | Path,
-    judgements: Sequence[str] = JUDGEMENTS,
-    fractions: Sequence[float] = (0.01, 0.1),
-    linear_epochs: int = 100,
-) -> dict[str, float]:
-    """Judge a checkpoint's features; extracts them once, or reads them from the work dir.
+def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Features]:
+    """Features of a checkpoint, extracted by all ranks or read from the work dir.
 
     Args:
         runner (Runner): Of a config whose ``test_cfg`` is a :class:`KNNLoop`:
             its bank is the training set, its queries are the test set.
         checkpoint (str | Path): See :func:`load_model`.
-        judgements (Sequence[str]): Of :data:`JUDGEMENTS`.
-        fractions (Sequence[float]): Shares of labels for ``'low-shot'``.
-        linear_epochs (int): Length of ``'linear'``.
 
     Returns:
-        dict[str, float]: Figures by name, the same on every rank.
+        tuple[Features, Features]: Training and test set, the same on every rank.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the config has no kNN evaluation, the checkpoint does not
-            fit, or labels are missing.
+        ValueError: If the config has no kNN evaluation, or the checkpoint does
+            not fit.
     """
-    loop = runner.test_loop
+    loop, config = runner.test_loop, runner.cfg
     if not isinstance(loop, KNNLoop):
         raise ValueError(
             "the config's test_cfg is no mmpatchmix.KNNLoop; give the config of the pre-training, "
             'which says what the training and the test images are.'
         )
     load_model(runner.model, checkpoint)
-    bank, queries = _features(runner, loop, checkpoint)
-    device = next(runner.model.parameters()).device
-    metrics: dict[str, float] = {}
-    if 'knn' in judgements:
-        metrics |= loop.metric.compute(queries, bank, device=device)
-        if loop.pixel_baseline:
-            metrics |= loop.judge_pixels(device)
-    if dist.is_main_process():
-        if 'linear' in judgements:
-            metrics |= linear_probe(bank, queries, num_epochs=linear_epochs, device=device)
-        for fraction in fractions if 'low-shot' in judgements else ():
-            metrics |= low_shot(bank, queries, fraction)
-    shared = [metrics]
-    dist.broadcast_object_list(shared)
-    return shared[0]
-
-
-def _features(runner: Runner, loop: KNNLoop, checkpoint: str | Path) -> tuple[Features, Features]:
-    """Bank and queries, from the cache in the work dir where it fits."""
-    config = runner.cfg
     parts = dict(
         bank=(loop.bank_dataloader, config.test_cfg.bank_dataloader.dataset),
         queries=(loop.dataloader, config.test_dataloader.dataset),
@@ -109,6 +79,60 @@ def _features(runner: Runner, loop: KNNLoop, checkpoint: str | Path) -> tuple[Fe
         compute = partial(extract_features, runner.model, loader, title=name)
         result.append(cached_features(path, key, compute))
     return result[0], result[1]
+
+
+def judge_neighbors(runner: Runner, train: Features, test: Features) -> dict[str, float]:
+    """kNN as the config's test loop does it; called on all ranks.
+
+    Args:
+        runner (Runner): As for :func:`load_features`.
+        train (Features): The bank.
+        test (Features): The queries.
+
+    Returns:
+        dict[str, float]: ``knn/...`` and, where the config wants it, ``pixels/...``.
+
+    Raises:
+        ValueError: If labels are missing.
+    """
+    loop = runner.test_loop
+    device = next(runner.model.parameters()).device
+    metrics = loop.metric.compute(test, train, device=device)
+    if loop.pixel_baseline:
+        metrics |= loop.judge_pixels(device)
+    return metrics
+
+
+def judge_classifiers(
+    train: Features,
+    test: Features,
+    judgements: Sequence[str] = JUDGEMENTS,
+    fractions: Sequence[float] = (0.01, 0.1),
+    linear_epochs: int = 100,
+    device: torch.device | str = 'cpu',
+) -> dict[str, float]:
+    """Linear classifiers with all and with few labels; one process does it.
+
+    Args:
+        train (Features): Training set.
+        test (Features): Test set.
+        judgements (Sequence[str]): Of :data:`JUDGEMENTS`; kNN is passed over.
+        fractions (Sequence[float]): Shares of labels for ``'low-shot'``.
+        linear_epochs (int): Length of ``'linear'``.
+        device (torch.device | str): Where ``'linear'`` computes.
+
+    Returns:
+        dict[str, float]: ``linear/...`` and ``lowshot_...``.
+
+    Raises:
+        ValueError: If labels are missing.
+    """
+    metrics: dict[str, float] = {}
+    if 'linear' in judgements:
+        metrics |= linear_probe(train, test, num_epochs=linear_epochs, device=device)
+    for fraction in fractions if 'low-shot' in judgements else ():
+        metrics |= low_shot(train, test, fraction)
+    return metrics
 
 
 def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, float]:

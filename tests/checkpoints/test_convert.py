@@ -91,6 +91,20 @@ def test_mmpretrain_file_loads_by_one_line_of_init_cfg(own, tmp_path):
     assert_same(direct.state_dict(), own[2])
 
 
+def test_mmdet_file_loads_into_a_detection_backbone(own, tmp_path):
+    from mmpatchmix.models.detection import DetectionViT
+
+    convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
+    backbone = DetectionViT(
+        SPEC.arch, str(tmp_path / 'x.pth'), out_indices=(0, 1), img_size=16, patch_size=4
+    )
+    backbone.init_weights()
+    state = backbone.state_dict()
+    assert_same(state, {key: own[2][key] for key in state})
+    maps = backbone(images(32))
+    assert [tuple(one.shape) for one in maps] == [(3, 24, 8, 8)] * 2
+
+
 def test_positions_are_interpolated_for_another_image_size(own, tmp_path):
     convert_checkpoint(own[0], tmp_path / 'x.safetensors', 'timm', img_size=32)
     state = load_file(tmp_path / 'x.safetensors')

@@ -10,7 +10,13 @@ from mmengine.runner import Runner
 from safetensors.torch import load_file
 from test_knn_loop import make_config
 
-from mmpatchmix.evaluation.suite import format_table, judge_checkpoint, load_model
+from mmpatchmix.evaluation.suite import (
+    format_table,
+    judge_classifiers,
+    judge_neighbors,
+    load_features,
+    load_model,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,30 +33,30 @@ def save(path, **state):
 
 def test_offline_knn_equals_the_loop_and_features_are_cached(runner, tmp_path):
     checkpoint = save(tmp_path / 'a.pth', scale=torch.tensor([1.0, 2.0, 0.5]))
-    metrics = judge_checkpoint(runner, checkpoint, fractions=(0.2,), linear_epochs=5)
+    train, test = load_features(runner, checkpoint)
     assert runner.model.scale.tolist() == [1.0, 2.0, 0.5]
     online = runner.test_loop.evaluate()
-    assert {name: metrics[name] for name in online} == online
-    assert {'linear/top1', 'linear/lr', 'lowshot_20pct/top1', 'pixels/top1'} <= set(metrics)
+    assert judge_neighbors(runner, train, test) == online
+    assert 'pixels/top1' in online
+
     bank = tmp_path / 'features' / 'bank.safetensors'
-    assert load_file(bank)['features'].shape == (31, 3)
-    # What is in the file is what is judged.
+    assert torch.equal(load_file(bank)['features'], train.features)
     written = bank.stat().st_mtime_ns
-    assert judge_checkpoint(runner, checkpoint, ['knn'])['knn/top1'] == online['knn/top1']
+    again, _ = load_features(runner, checkpoint)
+    assert torch.equal(again.features, train.features)
     assert bank.stat().st_mtime_ns == written
-    other = save(tmp_path / 'b.pth', scale=torch.tensor([0.0, 0.0, 1.0]))
-    changed = judge_checkpoint(runner, other, ['knn'])
+    other, _ = load_features(runner, save(tmp_path / 'b.pth', scale=torch.tensor([0.0, 0, 1])))
     assert bank.stat().st_mtime_ns != written
-    assert changed['knn/top1_k3'] != online['knn/top1_k3']
+    assert not torch.equal(other.features, train.features)
 
 
 def test_only_what_is_asked(runner, tmp_path):
-    checkpoint = save(tmp_path / 'a.pth', scale=torch.ones(3))
-    assert set(judge_checkpoint(runner, checkpoint, ['low-shot'], (0.5,))) == {
-        'lowshot_50pct/top1',
-        'lowshot_50pct/top1_std',
-        'lowshot_50pct/num_images',
-    }
+    train, test = load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(3)))
+    few = {'lowshot_50pct/top1', 'lowshot_50pct/top1_std', 'lowshot_50pct/num_images'}
+    assert set(judge_classifiers(train, test, ['low-shot'], (0.5,))) == few
+    assert judge_classifiers(train, test, ['knn']) == {}
+    both = judge_classifiers(train, test, ['linear', 'low-shot'], (0.5,), linear_epochs=2)
+    assert few | {'linear/top1', 'linear/top5', 'linear/lr'} <= set(both)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
@@ -67,7 +73,7 @@ def test_a_config_without_knn_is_refused(tmp_path):
     config.test_cfg = dict(type='TestLoop')
     config.test_evaluator = dict(type='Accuracy')
     with pytest.raises(ValueError, match=r'no mmpatchmix\.KNNLoop'):
-        judge_checkpoint(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
+        load_features(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
 
 
 def test_table():

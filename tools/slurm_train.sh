@@ -19,8 +19,13 @@ GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 [ "$GPUS" -ge "$GPUS_PER_NODE" ] || GPUS_PER_NODE=$GPUS
 
+# The environment of `make setup`, unless another one is active.
+PYTHON=python
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$(dirname "$0")/../.venv/bin/python" ]; then
+  PYTHON=$(dirname "$0")/../.venv/bin/python
+fi
 # shellcheck disable=SC2086
 exec srun --partition "$PARTITION" --job-name "$JOB_NAME" --gres "gpu:$GPUS_PER_NODE" \
   --ntasks "$GPUS" --ntasks-per-node "$GPUS_PER_NODE" \
   --cpus-per-task "${CPUS_PER_TASK:-10}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-  python -u "$(dirname "$0")/train.py" "$CONFIG" --launcher slurm "$@"
+  "$PYTHON" -u "$(dirname "$0")/train.py" "$CONFIG" --launcher slurm "$@"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def draw_mixed(
     sources: Tensor, mixed: Tensor, groups: Tensor, patch_size: int, path: str | Path
-) -> None:
+) -> Figure:
     """Draw one mix, an image a column.
 
     Row 1 shows the images in frames of their own colours, row 2 the mixtures,
@@ -23,6 +23,9 @@ def draw_mixed(
         groups: ``(T,)`` int64, the groups of the mix.
         patch_size: Of the mix, in pixels.
         path: PNG file to write; its folder must exist.
+
+    Returns:
+        Figure: What was written, with 3 x N axes in reading order.
     """
     num_images, _, height, width = sources.shape
     rows, columns = height // patch_size, width // patch_size
@@ -57,3 +60,4 @@ def draw_mixed(
         fontsize=11,
     )
     figure.savefig(path)
+    return figure

@@ -90,7 +90,8 @@ class RunReportHook(Hook):
         if not measured:
             lines = ['']
         for epoch, metrics in measured[:1] + measured[1:][-1:]:
-            state = 'untrained' if epoch == 0 else f'after {epoch} epochs'
+            plural = '' if epoch == 1 else 's'
+            state = 'untrained' if epoch == 0 else f'after {epoch} epoch{plural}'
             lines.append(f'  {state:<18}{metrics["knn/top1"]:6.2f} %')
         if measured and 'pixels/top1' in measured[-1][1]:
             pixels = measured[-1][1]['pixels/top1']

@@ -1,0 +1,93 @@
+"""Pictures show what happened, and the report leaves the run as it was."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from mmengine.runner import Runner
+
+from mmpatchmix.models import draw_groups, mix_patches
+from mmpatchmix.visualization import RunReportHook, draw_curves, draw_mixed, read_scalars
+from tests.engine.tiny_run import tiny_run_config
+
+
+def test_mixed_figure_shows_the_source_of_each_patch(tmp_path):
+    num_images, patch_size = 4, 4
+    images = torch.rand(num_images, 3, 12, 16)
+    groups = draw_groups(12, 3, torch.Generator().manual_seed(1))
+    mixed = mix_patches(images, groups, patch_size)
+    figure = draw_mixed(images, mixed, groups, patch_size, tmp_path / 'mixed.png')
+    axes = np.array(figure.axes).reshape(3, num_images)
+    for n in range(num_images):
+        np.testing.assert_allclose(axes[0, n].images[0].get_array(), images[n].permute(1, 2, 0))
+        np.testing.assert_allclose(axes[1, n].images[0].get_array(), mixed[n].permute(1, 2, 0))
+        colours = axes[2, n].images[0].get_array()
+        numbers = {text.get_position(): text.get_text() for text in axes[2, n].texts}
+        for row in range(3):
+            for column in range(4):
+                source = next(  # found by looking at the pixels, not at the groups
+                    m
+                    for m in range(num_images)
+                    if torch.equal(
+                        mixed[n, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4],
+                        images[m, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4],
+                    )
+                )
+                assert numbers[(column, row)] == str(source)
+                np.testing.assert_allclose(colours[row, column], colormaps['tab10'](source)[:3])
+    assert cv2.imread(str(tmp_path / 'mixed.png')).std() > 10
+
+
+def write_scalars(work_dir, name, records):
+    folder = work_dir / name / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('\n'.join(json.dumps(record) for record in records))
+
+
+def test_curves_join_a_run_that_was_resumed(tmp_path):
+    def step(iteration, loss):
+        return {'iter': iteration, 'epoch': iteration / 2, 'loss': loss, 'loss_source': loss}
+
+    first = [step(1, 5.0), step(2, 4.0), {'knn/top1': 40.0, 'step': 1}, step(3, 9.9)]
+    second = [step(3, 3.0), step(4, 2.0), {'knn/top1': 60.0, 'step': 2}]
+    write_scalars(tmp_path, '20260101_000000', first)
+    write_scalars(tmp_path, '20260102_000000', second)
+    training, validation = read_scalars(tmp_path)
+    assert [record['loss'] for record in training] == [5.0, 4.0, 3.0, 2.0]
+    assert [record['knn/top1'] for record in validation] == [40.0, 60.0]
+    assert draw_curves(tmp_path, tmp_path / 'curves.png')
+    assert cv2.imread(str(tmp_path / 'curves.png')) is not None
+    assert not draw_curves(tmp_path / 'nothing', tmp_path / 'none.png')
+    assert not (tmp_path / 'none.png').exists()
+
+
+def losses(work_dir, report):
+    cfg = tiny_run_config(work_dir, epochs=1, num_images=24)
+    if not report:
+        cfg.default_hooks.pop('report')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    training, _ = read_scalars(work_dir)
+    return [record['loss'] for record in training], runner
+
+
+def test_the_report_does_not_change_the_run(tmp_path):
+    with_report, runner = losses(tmp_path / 'with', True)
+    without, _ = losses(tmp_path / 'without', False)
+    assert len(with_report) == 3
+    assert with_report == without
+    report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
+    assert [epoch for epoch, _ in report.metrics] == [0, 1]  # untrained, trained
+    summary = '\n'.join(report.summary(runner))
+    trained = report.metrics[-1][1]['knn/top1']
+    assert 'untrained' in summary and f'after 1 epoch{trained:>11.2f} %' in summary
+    for name in ('mixed.png', 'curves.png', 'epoch_1.pth'):
+        assert str(tmp_path / 'with' / name) in summary
+
+
+def test_one_image_is_no_mix():
+    with pytest.raises(ValueError, match='at least 2'):
+        RunReportHook(num_images=1)

@@ -1,4 +1,4 @@
-# Fine-tuning of `cifar10_small.py`: the recipe of CIFAR-10 on every tenth image, 10 epochs.
+# Fine-tuning of `cifar10_small.py`: the recipe of CIFAR-10 on every tenth image, 5 epochs.
 _base_ = '../../configs/finetune/vit-t_cifar10.py'
 
 width = 96
@@ -29,9 +29,9 @@ test_dataloader = val_dataloader
 # base lr 1e-3 per 256 images: 1e-3 * 64 / 256 = 2.5e-4
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 _base_.param_scheduler[0].end = 1
-_base_.param_scheduler[1].update(begin=1, end=10)
-train_cfg = dict(max_epochs=10, val_interval=10)
+_base_.param_scheduler[1].update(begin=1, end=5)
+train_cfg = dict(max_epochs=5, val_interval=5)
 auto_scale_lr = dict(base_batch_size=64)
 randomness = dict(seed=0)
-# 0.99996 would average over 25,000 iterations; these are 780.
+# 0.99996 would average over 25,000 iterations; these are 390.
 custom_hooks = [dict(type='EMAHook', momentum=0.01, priority='ABOVE_NORMAL', evaluate_on_ema=True)]

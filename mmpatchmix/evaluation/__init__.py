@@ -4,6 +4,12 @@ from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, knn_votes
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.knn_metric import KNNMetric
+from mmpatchmix.evaluation.linear_probe import (
+    fit_linear,
+    linear_probe,
+    low_shot,
+    low_shot_indices,
+)
 
 __all__ = [
     'Features',
@@ -11,6 +17,10 @@ __all__ = [
     'KNNMetric',
     'extract_features',
     'find_neighbors',
+    'fit_linear',
     'knn_predict',
     'knn_votes',
+    'linear_probe',
+    'low_shot',
+    'low_shot_indices',
 ]

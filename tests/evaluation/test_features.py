@@ -1,5 +1,6 @@
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
-import mmpatchmix.registry  # noqa: F401  (prepares the stack)
+import mmpatchmix.evaluation.features as features_module
 from mmpatchmix.evaluation.feature_cache import cached_features
 from mmpatchmix.evaluation.features import extract_features, extract_pixels
 from mmpatchmix.evaluation.knn_metric import KNNMetric
@@ -125,6 +126,21 @@ def test_models_of_mmpretrain(kind):
         model, preprocessor = model.backbone, model.data_preprocessor
     features = extract_features(model, make_loader(Numbers(5)), preprocessor).features
     assert torch.allclose(features, expected, atol=1e-6)
+
+
+def test_progress_says_speed_and_time_left(monkeypatch):
+    lines = []
+    logger = SimpleNamespace(info=lines.append)
+    monkeypatch.setattr(features_module.MMLogger, 'get_current_instance', lambda: logger)
+    clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per update
+    monkeypatch.setattr(features_module, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
+    progress = features_module._Progress('bank', 1_300_000)
+    for done in (2_500, 3_000, 1_300_000):
+        progress.update(done)
+    assert lines == [
+        'bank: 2,500 of 1,300,000 images, 100 images/s, ETA 3:36:15',
+        'bank: 1,300,000 of 1,300,000 images, 26,000 images/s, ETA 0:00:00',
+    ]
 
 
 def test_a_backbone_without_preprocessor_is_refused():

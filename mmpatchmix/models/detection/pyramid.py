@@ -40,7 +40,10 @@ class ViTPyramid(BaseModule):
 
     The plain way to give a ViT to FPN detectors, as in BEiT and iBOT: shallow
     blocks serve the fine levels, by transposed convolutions, the last one the
-    coarsest, by max pooling.
+    coarsest, by max pooling. Each map passes a LayerNorm first: blocks of a
+    pre-norm ViT add to an unnormalised sum, whose scale grows with depth and
+    with pre-training (measured on the digits demo: 3 to 5 times that of random
+    weights), and FPN has no norm of its own.
 
     Args:
         in_channels: Width of the backbone.
@@ -60,12 +63,13 @@ class ViTPyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.norms = ModuleList(LayerNorm2d(in_channels, eps=1e-6) for _ in strides)
         self.resize = ModuleList(
             _resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Resize each map ``(N, C, H, W)`` to its stride.
+        """Normalise each map ``(N, C, H, W)`` and resize it to its stride.
 
         Raises:
             ValueError: If there are not as many maps as strides.
@@ -75,7 +79,8 @@ class ViTPyramid(BaseModule):
                 f'the backbone gives {len(maps)} maps and the pyramid has {len(self.resize)} '
                 'levels: make backbone.out_indices and neck.strides equally long.'
             )
-        return tuple(resize(x) for resize, x in zip(self.resize, maps, strict=True))
+        normed = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+        return tuple(resize(x) for resize, x in zip(self.resize, normed, strict=True))
 
 
 @MODELS.register_module()

@@ -77,10 +77,26 @@ def test_probe_chooses_its_rate_on_held_out_training_images():
 def test_figure_is_the_accuracy_of_the_final_classifier():
     train, test = make_features(100, seed=0, spread=2.0), make_features(60, seed=1, spread=2.0)
     metrics = linear_probe(train, test, (0.1,), num_epochs=5, batch_size=32, seed=2)
-    layer = fit_one(*train, 0.1 * 32 / 256, 4, 5, 32, seed=2)
-    expected = (layer(test.features).argmax(1) == test.labels).double().mean().item()
+    scaler = StandardScaler().fit(train.features)
+    scaled = torch.from_numpy(scaler.transform(train.features)).float()
+    layer = fit_one(scaled, train.labels, 0.1 * 32 / 256, 4, 5, 32, seed=2)
+    logits = layer(torch.from_numpy(scaler.transform(test.features)).float())
+    expected = (logits.argmax(1) == test.labels).double().mean().item()
     assert 0.3 < expected < 0.99
     assert metrics['linear/top1'] == pytest.approx(100 * expected)
+
+
+def test_a_common_offset_does_not_hurt_the_probe():
+    train, test = make_features(400, seed=0), make_features(200, seed=1)
+    plain = linear_probe(train, test, (0.1,), num_epochs=10)
+    moved = linear_probe(
+        train._replace(features=train.features * 0.125 + 8),
+        test._replace(features=test.features * 0.125 + 8),
+        (0.1,),
+        num_epochs=10,
+    )
+    assert moved['linear/top1'] == pytest.approx(plain['linear/top1'], abs=0.5)
+    assert plain['linear/top1'] > 70
 
 
 def test_low_shot_lists_are_seeded_and_stratified():

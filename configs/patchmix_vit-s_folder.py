@@ -2,10 +2,10 @@
 # labelled or not. Of labelled images 5 % are held out for the online kNN; without labels
 # that is skipped and all images are trained on.
 #
-# Meant for 1 GPU x 128 images (--auto-scale-lr for any other batch); 2 crops of 224 and 8
-# of 96 pixels. There is no published figure for your images: watch kNN and `gap_source`.
+# Meant for 1 GPU x 128 images; add --auto-scale-lr for any other batch. 2 crops of 224 and
+# 8 of 96 pixels. No paper has figures for your images: watch `knn/top1`, `acc_source` and `gap`.
 #
-#   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH --amp --auto-scale-lr
+#   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH --amp
 _base_ = './patchmix_vit-s_in1k.py'
 
 train = dict(data_root='data/images', data_prefix='', labels='auto', split='train')
@@ -13,3 +13,6 @@ held_out = dict(data_root='data/images', data_prefix='', labels='auto', split='v
 train_dataloader = dict(dataset=train)
 val_dataloader = test_dataloader = dict(dataset=held_out)
 val_cfg = test_cfg = dict(bank_dataloader=dict(dataset=train))
+# base lr 5e-4 per 256 images: 5e-4 * 128 / 256 = 2.5e-4
+optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
+auto_scale_lr = dict(base_batch_size=128)

@@ -126,9 +126,28 @@ def prepare_processes(cfg: Config) -> None:
     )
 
 
+def fit_loaders(node) -> None:
+    """Keep data loaders below a config node within what this machine has.
+
+    Workers are capped at the cores per process, since more only take turns, and
+    memory is pinned only where there is an accelerator to copy to.
+    """
+    # macOS has no sched_getaffinity.
+    cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)
+    cores_per_process = max(1, len(cores) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    if isinstance(node, dict | Config):
+        if 'num_workers' in node:
+            node['num_workers'] = min(node['num_workers'], cores_per_process)
+        if node.get('pin_memory') and not torch.accelerator.is_available():
+            node['pin_memory'] = False
+        for value in node.values():
+            fit_loaders(value)
+
+
 def build_runner(cfg: Config, verbose: bool = False) -> Runner:
-    """Start the processes' communication and build the Runner."""
+    """Fit the config to the machine, start the processes' communication, build the Runner."""
     prepare_processes(cfg)
+    fit_loaders(cfg)
     return (Runner if verbose else ConciseRunner).from_cfg(cfg)
 
 

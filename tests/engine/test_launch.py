@@ -1,0 +1,59 @@
+"""Configs are fitted to arguments and machine."""
+
+import os
+
+import torch
+from mmengine.config import Config
+
+from mmpatchmix.engine.launch import clear_earlier_run, earlier_run, fit_loaders, set_data_root
+
+
+def loaders(cfg):
+    return [
+        cfg.train_dataloader,
+        cfg.val_dataloader,
+        cfg.val_cfg.bank_dataloader,
+        cfg.test_dataloader,
+        cfg.test_cfg.bank_dataloader,
+    ]
+
+
+def test_data_root_reaches_every_data_set():
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    set_data_root(cfg, '/my/images')
+    assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
+
+
+def test_loaders_keep_within_the_machine(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(12)))
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: False)
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    cfg.val_dataloader.num_workers = 2
+    fit_loaders(cfg)
+    assert [loader.num_workers for loader in loaders(cfg)] == [3, 2, 3, 3, 3]
+    assert not any(loader.pin_memory for loader in loaders(cfg))
+    digits = Config.fromfile('configs/patchmix_vit-digits.py')
+    fit_loaders(digits)
+    assert digits.train_dataloader.num_workers == 0  # none stays none
+
+
+def test_with_room_and_an_accelerator_nothing_changes(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(64)))
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    before = cfg.to_dict()
+    fit_loaders(cfg)
+    assert cfg.to_dict() == before
+
+
+def test_clearing_takes_the_run_and_nothing_else(tmp_path):
+    for name in ('epoch_1.pth', 'last_checkpoint', '20260101/vis_data/scalars.json'):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('x')
+    (tmp_path / 'notes.txt').write_text('mine')
+    (tmp_path / 'photos').mkdir()
+    assert len(earlier_run(tmp_path)) == 3
+    clear_earlier_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['notes.txt', 'photos']

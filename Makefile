@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo evaluate demo-coco test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,8 +18,21 @@ $(STAMP): setup.py tools/setup.sh requirements/constraints.txt
 	@PYTHON=$(PYTHON) bash tools/setup.sh
 	@touch $@
 
-demo: setup  ## pre-train a small ViT on digits (about 5 minutes on 2 cores)
-	@$(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir work_dirs/digits --overwrite
+DIGITS := work_dirs/digits
+PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
+
+demo: setup  ## pre-train a small ViT on digits (about 5 minutes)
+	@$(PRETRAIN_DIGITS)
+
+$(DIGITS)/last_checkpoint: | setup
+	@$(PRETRAIN_DIGITS)
+
+evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, linear, few labels, fine-tuning
+	@$(PY) tools/evaluate.py configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
+	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
+
+demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone
+	@$(PY) tools/demo_coco.py
 
 test: setup lint  ## lint and run the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadfile

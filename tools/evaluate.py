@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Judge a pre-trained checkpoint: kNN, linear on features, few labels, fine-tuning.
 
-python tools/evaluate.py configs/patchmix_vit-digits.py work_dirs/digits/epoch_60.pth \\
+python tools/evaluate.py configs/patchmix_vit-digits.py work_dirs/digits \\
     --finetune configs/finetune/vit-digits.py
 
 Features are extracted once and kept in the work dir; they are used again only for the same
@@ -19,6 +19,7 @@ prepare_openmmlab()
 
 from mmengine.config import Config  # noqa: E402
 from mmengine.dist import is_main_process  # noqa: E402
+from mmengine.runner import find_latest_checkpoint  # noqa: E402
 
 from mmpatchmix.engine.config_check import check_config  # noqa: E402
 from mmpatchmix.engine.launch import (  # noqa: E402
@@ -45,7 +46,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint of the same config')
+    parser.add_argument(
+        'checkpoint', help='checkpoint of the same config, or a work dir for its latest'
+    )
     parser.add_argument(
         '--what',
         nargs='+',
@@ -67,6 +70,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def find_checkpoint(path: str) -> str:
+    """The file itself, or the latest checkpoint of a work dir."""
+    if not Path(path).is_dir():
+        return path
+    latest = find_latest_checkpoint(path)
+    if latest is None:
+        raise FileNotFoundError(f'there is no checkpoint in {path}; train first (make demo).')
+    return latest
+
+
 def load_finetune_config(args: argparse.Namespace, work_dir: Path) -> Config:
     """The config of ``--finetune`` with this tool's launcher, data and work dir."""
     if not Path(args.finetune).is_file():
@@ -84,6 +97,7 @@ def main() -> None:
     args = parse_args()
     config = load_config(args)
     check_config(config)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     if args.work_dir is None:
         config.work_dir = str(Path(config.work_dir) / 'evaluation')
     work_dir = Path(config.work_dir)

@@ -144,8 +144,9 @@ def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, 
         build_runner (Callable): Builds a Runner from a config.
 
     Returns:
-        dict[str, float]: ``finetune/top1``, ``finetune/top5`` in percent and
-        ``finetune/epochs``.
+        dict[str, float]: ``finetune/top1``, ``finetune/top5`` in percent, of the
+        averaged weights where the config averages (then ``..._origin`` are
+        those of the weights themselves), and ``finetune/epochs``.
 
     Raises:
         ValueError: If the config's backbone takes no checkpoint.
@@ -158,9 +159,12 @@ def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, 
     config.model.backbone.checkpoint = str(checkpoint)
     runner = build_runner(config)
     runner.train()
-    metrics = runner.val()
-    names = dict(top1='accuracy/top1', top5='accuracy/top5')
-    result = {f'finetune/{ours}': metrics[theirs] for ours, theirs in names.items()}
+    # Of the validation that ended the training: another runner.val() would find the
+    # averaged weights of an EMAHook made anew from the last ones.
+    scalars = runner.message_hub.log_scalars
+    names = ('top1', 'top5', 'top1_origin', 'top5_origin')
+    found = {name: scalars.get(f'val/accuracy/{name}') for name in names}
+    result = {f'finetune/{name}': float(v.current()) for name, v in found.items() if v is not None}
     return result | {'finetune/epochs': float(runner.max_epochs)}
 
 

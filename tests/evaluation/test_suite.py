@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from test_knn_loop import make_config
 
 from mmpatchmix.evaluation.suite import (
+    finetune,
     format_table,
     judge_classifiers,
     judge_neighbors,
@@ -66,6 +68,30 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
         load_model(runner.model, save(tmp_path / 'a.pth', scale=torch.ones(4)))
     load_model(runner.model, save(tmp_path / 'a.pth', **{'module.scale': torch.full((3,), 7.0)}))
     assert runner.model.scale.tolist() == [7, 7, 7]
+
+
+def test_finetune_reports_the_averaged_weights_of_the_last_validation(tmp_path):
+    scalars = {
+        'val/accuracy/top1': SimpleNamespace(current=lambda: 31.7),
+        'val/accuracy/top5': SimpleNamespace(current=lambda: 85.4),
+        'val/accuracy/top1_origin': SimpleNamespace(current=lambda: 31.4),
+    }
+    trained = []
+    runner = SimpleNamespace(
+        train=lambda: trained.append(config.model.backbone.checkpoint),
+        message_hub=SimpleNamespace(log_scalars=scalars),
+        max_epochs=5,
+    )
+    config = Config(dict(model=dict(backbone=dict(checkpoint=None))))
+    assert finetune(config, tmp_path / 'a.pth', lambda _: runner) == {
+        'finetune/top1': 31.7,
+        'finetune/top5': 85.4,
+        'finetune/top1_origin': 31.4,
+        'finetune/epochs': 5.0,
+    }
+    assert trained == [str(tmp_path / 'a.pth')]
+    with pytest.raises(ValueError, match="has no key 'checkpoint'"):
+        finetune(Config(dict(model=dict(backbone=dict(depth=1)))), 'a.pth', lambda _: runner)
 
 
 def test_a_config_without_knn_is_refused(tmp_path):

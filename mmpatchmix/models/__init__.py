@@ -6,6 +6,7 @@ from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_t
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.models.photometric import PhotometricAugment
+from mmpatchmix.models.pretrained_vit import PretrainedViT
 from mmpatchmix.models.vit import PatchMixViT
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'PatchMixDataPreprocessor',
     'PatchMixViT',
     'PhotometricAugment',
+    'PretrainedViT',
     'draw_groups',
     'mix_patches',
     'mix_to_mix',

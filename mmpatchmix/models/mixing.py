@@ -21,9 +21,7 @@ from torch import Tensor
 Target = tuple[Tensor, Tensor]
 
 
-def draw_groups(
-    num_patches: int, num_mix: int, generator: torch.Generator | None = None
-) -> Tensor:
+def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | None = None) -> Tensor:
     """Assign each patch position to one of ``M`` groups of equal size.
 
     The first ``M * (T // M)`` positions of one random permutation form ``M``

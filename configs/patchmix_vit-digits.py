@@ -72,7 +72,7 @@ val_cfg = dict(
 val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
 test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
-# -- schedule: 80 epochs of 11 iterations
+# -- schedule: 100 epochs of 11 iterations
 optim_wrapper = dict(
     type='OptimWrapper',
     # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
@@ -82,24 +82,24 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(
-        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True
+        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=10, convert_to_iter_based=True
     ),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-6,
         by_epoch=True,
-        begin=5,
-        end=80,
+        begin=10,
+        end=100,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80, val_interval=10)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=11),
     checkpoint=dict(interval=20),
-    # 0.996 would remember 250 iterations, too many for a run of 880.
+    # 0.996 would remember 250 iterations, too many for a run of 1,100.
     momentum=dict(momentum=0.99),
     report=dict(evaluate_untrained=True),
 )

@@ -72,7 +72,7 @@ val_cfg = dict(
 val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
 test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
-# -- schedule: 100 epochs of 11 iterations
+# -- schedule: 90 epochs of 11 iterations
 optim_wrapper = dict(
     type='OptimWrapper',
     # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
@@ -89,17 +89,17 @@ param_scheduler = [
         eta_min=1e-6,
         by_epoch=True,
         begin=10,
-        end=100,
+        end=90,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=90, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=11),
     checkpoint=dict(interval=20),
-    # 0.996 would remember 250 iterations, too many for a run of 1,100.
+    # 0.996 would remember 250 iterations, too many for a run of 990.
     momentum=dict(momentum=0.99),
     report=dict(evaluate_untrained=True),
 )

@@ -1,5 +1,6 @@
 """Judging a representation: kNN, linear probe, low-shot, on one path of features."""
 
+from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, knn_votes
 from mmpatchmix.evaluation.knn_loop import KNNLoop

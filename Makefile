@@ -22,7 +22,7 @@ $(STAMP): setup.py tools/setup.sh requirements/constraints.txt
 DIGITS := work_dirs/digits
 PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
 
-demo: setup  ## pre-train a small ViT on digits (about 5 minutes)
+demo: setup  ## pre-train a small ViT on digits (about 4 minutes on 2 cores)
 	@$(PRETRAIN_DIGITS)
 
 $(DIGITS)/last_checkpoint: | setup

@@ -123,7 +123,7 @@ def test_the_recipe_tells_the_rate_that_will_be_used(tmp_path, scale, shown):
     assert ('--auto-scale-lr makes it 0.0001875' in lines['learning']) == (not scale)
     assert '8 x 1 ranks = 8' in lines['batch']
     assert '2 epochs x 6 = 12 iterations' in lines['length']
-    assert '0.99 -> 1 (cosine' in lines['momentum']
+    assert '0.95 -> 1 (cosine' in lines['momentum']
     trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
     assert f'{trained:,}' in lines['trained']
     runner.train()

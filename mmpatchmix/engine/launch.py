@@ -92,16 +92,32 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def set_data_root(node, data_root: str) -> None:
-    """Point every data set below a config node to one folder."""
-    if isinstance(node, dict | Config):
+def set_data_root(cfg, data_root: str) -> None:
+    """Point every data set below a config node to one folder.
+
+    Annotation files that evaluators name below the former folder move along.
+    """
+    former: set[str] = set()
+    for node in _dicts(cfg):
         if 'data_root' in node:
+            former.add(str(node['data_root']).rstrip('/') + '/')
             node['data_root'] = data_root
+    for node in _dicts(cfg):
+        path = node.get('ann_file')
+        root = next((root for root in former if isinstance(path, str) and path.startswith(root)), 0)
+        if root:
+            node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
+
+
+def _dicts(node) -> Iterator:
+    """All dicts of a config, at any depth."""
+    if isinstance(node, dict | Config):
+        yield node
         for value in node.values():
-            set_data_root(value, data_root)
+            yield from _dicts(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            set_data_root(value, data_root)
+            yield from _dicts(value)
 
 
 def prepare_processes(cfg: Config) -> None:
@@ -126,7 +142,7 @@ def prepare_processes(cfg: Config) -> None:
     )
 
 
-def fit_loaders(node) -> None:
+def fit_loaders(cfg) -> None:
     """Keep data loaders below a config node within what this machine has.
 
     Workers are capped at the cores per process, since more only take turns, and
@@ -135,13 +151,11 @@ def fit_loaders(node) -> None:
     # macOS has no sched_getaffinity.
     cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)
     cores_per_process = max(1, len(cores) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
-    if isinstance(node, dict | Config):
+    for node in _dicts(cfg):
         if 'num_workers' in node:
             node['num_workers'] = min(node['num_workers'], cores_per_process)
         if node.get('pin_memory') and not torch.accelerator.is_available():
             node['pin_memory'] = False
-        for value in node.values():
-            fit_loaders(value)
 
 
 def build_runner(cfg: Config, verbose: bool = False) -> Runner:

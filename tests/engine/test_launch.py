@@ -24,6 +24,15 @@ def test_data_root_reaches_every_data_set():
     assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
 
 
+def test_annotations_of_evaluators_move_along():
+    cfg = Config.fromfile('configs/coco/mask-rcnn_vit-s_fpn_1x.py')
+    set_data_root(cfg, '/my/coco')
+    expected = '/my/coco/annotations/instances_val2017.json'
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == expected
+    # Data sets join theirs to the root by themselves.
+    assert cfg.val_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
+
+
 def test_loaders_keep_within_the_machine(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(12)))
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')

@@ -113,6 +113,7 @@ def reduce(cfg, path, data_root):
     )
     cfg.model.neck.update(in_channels=24, hid_channels=32)
     cfg.model.head.predictor.update(hid_channels=32)
+    cfg.val_evaluator.num_neighbors = cfg.test_evaluator.num_neighbors = (3,)
     loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.val_cfg.bank_dataloader]
     loaders += [cfg.test_dataloader, cfg.test_cfg.bank_dataloader]
     for loader in loaders:

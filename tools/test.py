@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint as its config says: kNN, classification accuracy, COCO AP.
 
-python tools/test.py configs/patchmix_vit-digits.py work_dirs/patchmix_vit-digits/epoch_60.pth
+python tools/test.py configs/patchmix_vit-digits.py work_dirs/patchmix_vit-digits/epoch_70.pth
 """
 
 import argparse

@@ -3,7 +3,7 @@
 # Meant for 2 CPU cores, a few seconds.
 #
 #   python tools/train.py configs/finetune/vit-digits.py --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-digits/epoch_60.pth
+#       model.backbone.checkpoint=work_dirs/patchmix_vit-digits/epoch_70.pth
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
 model = dict(

@@ -19,7 +19,7 @@ class KNNMetric:
 
     The headline ``knn/top1`` and ``knn/top5`` belong to the *first* entry of
     ``num_neighbors``, not to the best one: a best of several k chosen on the
-    test images would flatter. Of several, every k is reported beside it as
+    test images would flatter. Every k is reported beside it as
     ``knn/top1_k20`` and so on.
 
     Args:
@@ -76,8 +76,6 @@ class KNNMetric:
         dist.all_reduce(hits)
         accuracy = (100.0 * hits.double() / len(queries.labels)).tolist()
         metrics = {f'{prefix}/top1': accuracy[0][0], f'{prefix}/top5': accuracy[0][1]}
-        if len(self.num_neighbors) == 1:
-            return metrics
         for k, (top1, top5) in zip(self.num_neighbors, accuracy, strict=True):
             metrics[f'{prefix}/top1_k{k}'] = top1
             metrics[f'{prefix}/top5_k{k}'] = top5

@@ -190,13 +190,6 @@ def _extract_on_rank(rank, world_size, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_each_k_is_named_where_there_are_several():
-    features = extract_features(Sums(), make_loader(Numbers(6)))
-    assert set(KNNMetric((2,)).compute(features, features)) == {'knn/top1', 'knn/top5'}
-    several = {'knn/top1', 'knn/top5'} | {f'knn/top{n}_k{k}' for n in (1, 5) for k in (2, 3)}
-    assert set(KNNMetric((2, 3)).compute(features, features)) == several
-
-
 def test_two_ranks_equal_one_process(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))

@@ -148,5 +148,6 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     assert metrics['pixels/top1'] > 90  # digits are easy
     for name in ('knn', 'linear', 'lowshot_1pct', 'lowshot_10pct', 'finetune'):
         assert 5 < metrics[f'{name}/top1'] < 90
-    assert 'fine-tuned, 2 epochs' in done.stdout
+    for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
+        assert row in done.stdout
     assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

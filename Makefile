@@ -32,7 +32,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) tools/evaluate.py configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone
+demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone (5 minutes)
 	@$(PY) tools/demo_coco.py
 
 test: setup lint  ## lint and run the whole test suite

@@ -12,15 +12,17 @@ from mmpatchmix.registry import HOOKS
 class NonFiniteLossHook(Hook):
     """Stop at the first NaN or infinite loss, before the next checkpoint is written.
 
-    It runs after the hook that logs the losses, which has already waited for
-    them, so looking at them costs no further synchronisation.
+    It runs after the hook that logs the losses and reads what that one brought to
+    the host, so it adds neither a copy from the device nor a synchronisation.
     """
 
     priority = 'ABOVE_NORMAL'
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Raise ``FloatingPointError`` if a loss of this iteration is not finite."""
-        losses = {k: float(v.detach()) for k, v in (outputs or {}).items() if 'loss' in k}
+        logged = runner.message_hub
+        names = [name for name in outputs or {} if 'loss' in name]
+        losses = {name: float(logged.get_scalar(f'train/{name}').current()) for name in names}
         if all(map(math.isfinite, losses.values())):
             return
         values = ', '.join(f'{name}={value:g}' for name, value in losses.items())

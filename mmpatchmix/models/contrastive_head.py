@@ -29,7 +29,7 @@ class ContrastiveHead(BaseModule):
     normalised ``q`` and ``k``, in float32. The target ``Y`` is never built:
     its rows are ``(offsets, weights)``, see :mod:`mmpatchmix.models.mixing`.
 
-    Source: https://arxiv.org/abs/2306.12243, equations 5-9.
+    Source: https://arxiv.org/abs/2306.12243.
 
     Args:
         predictor: Config of the predictor (a neck of mmpretrain).

@@ -33,7 +33,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     Every mix draws its own permutation, from torch's generator on the CPU. In
     evaluation ``inputs`` is one ``(N, 3, H, W)`` tensor, which is normalised only.
 
-    Source: https://arxiv.org/abs/2306.12243, section 3.
+    Source: https://arxiv.org/abs/2306.12243.
 
     Args:
         mean: Channel means in RGB order on the scale 0-255.

@@ -1,7 +1,7 @@
 """PatchMix mixing and its soft targets, as pure tensor functions.
 
 Source: Shen et al., *Inter-Instance Similarity Modeling for Contrastive
-Learning*, https://arxiv.org/abs/2306.12243, section 3. Nothing here knows of
+Learning*, https://arxiv.org/abs/2306.12243. Nothing here knows of
 models, ranks or configs, so it can be used on its own::
 
     groups = draw_groups(num_patches=196, num_mix=2)

@@ -1,4 +1,4 @@
-"""PatchMix, the algorithm: section 3 of https://arxiv.org/abs/2306.12243."""
+"""PatchMix, the algorithm of https://arxiv.org/abs/2306.12243."""
 
 import warnings
 from collections.abc import Sequence

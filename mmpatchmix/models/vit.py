@@ -24,7 +24,7 @@ class PatchMixViT(VisionTransformer):
     ``deit-small`` (6 heads) are other networks than the paper's.
 
     Sources: https://arxiv.org/abs/2306.12243 and MoCo v3,
-    https://arxiv.org/abs/2104.02057, appendix.
+    https://arxiv.org/abs/2104.02057.
 
     Args:
         **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`.

@@ -22,7 +22,7 @@ $(STAMP): setup.py tools/setup.sh requirements/constraints.txt
 DIGITS := work_dirs/digits
 PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
 
-demo: setup  ## pre-train a small ViT on digits (about 4 minutes on 2 cores)
+demo: setup  ## pre-train a small ViT on digits (4 to 6 minutes on 2 cores)
 	@$(PRETRAIN_DIGITS)
 
 $(DIGITS)/last_checkpoint: | setup
@@ -32,7 +32,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) tools/evaluate.py configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone (5 minutes)
+demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone (about 5 minutes)
 	@$(PY) tools/demo_coco.py
 
 test: setup lint  ## lint and run the whole test suite

@@ -1,0 +1,113 @@
+"""What all benchmarks share: alternating measurements, one table, one JSON line.
+
+Candidates take turns, round by round, in one process, so that whatever else the
+machine does falls on all of them alike; medians and ratios are what to read.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def parse_args(doc: str, **defaults) -> argparse.Namespace:
+    """Command line of a benchmark: ``--repeats``, ``--threads`` and one option per default."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--repeats', type=int, default=9, help='rounds; medians are reported')
+    parser.add_argument('--threads', type=int, help='threads of torch; its own choice by default')
+    for name, value in defaults.items():
+        option = '--' + name.replace('_', '-')
+        parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error('--repeats must be at least 1')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def measure(
+    candidates: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1
+) -> dict[str, float]:
+    """Median time of each candidate, measured in turns.
+
+    Args:
+        candidates: Name and function of each. On a GPU the device is waited for.
+        repeats: Rounds; every candidate runs once in each.
+        warmup: Rounds before that, not counted.
+
+    Returns:
+        dict[str, float]: Median seconds by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for round_index in range(-warmup, repeats):
+        # Each round starts with another candidate, so none always follows the same one.
+        first = round_index % len(names)
+        for name in names[first:] + names[:first]:
+            _synchronize()
+            began = time.perf_counter()
+            candidates[name]()
+            _synchronize()
+            if round_index >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, threads, accelerator, versions and date: what a figure must carry."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as lines:
+            models = [line.split(':', 1)[1].strip() for line in lines if 'model name' in line]
+        processor = models[0] if models else processor
+    return {
+        'processor': processor,
+        'cores': len(os.sched_getaffinity(0)),
+        'threads': torch.get_num_threads(),
+        'accelerator': torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
+        'torch': torch.__version__,
+        'date': datetime.date.today().isoformat(),
+    }
+
+
+def report(name: str, rows: Sequence[dict], **settings) -> None:
+    """Print the rows as a table, the machine below it, and all of it as one JSON line.
+
+    Args:
+        name: Name of the benchmark.
+        rows: One dict per row, all with the same keys: the columns.
+        settings: What was measured: sizes, repeats, goals.
+    """
+    print(f'\n{name}\n')
+    columns = list(rows[0])
+    cells = [columns] + [[_show(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for index, line in enumerate(cells):
+        print('| ' + ' | '.join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + ' |')
+        if index == 0:
+            print('|' + '|'.join('-' * (w + 2) for w in widths) + '|')
+    machine = describe_machine()
+    print('\n' + ', '.join(f'{key} {value}' for key, value in (settings | machine).items()))
+    print(json.dumps({'benchmark': name, **settings, **machine, 'rows': list(rows)}))
+
+
+def _show(value) -> str:
+    if value is None:
+        return ''
+    if isinstance(value, float):
+        return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+    return str(value)

@@ -22,9 +22,10 @@ def set_epochs(cfg: Config, epochs: int) -> None:
     for scheduler in cfg.get('param_scheduler') or []:
         if not scheduler.get('by_epoch', True):
             continue
-        for name in ('begin', 'end', 'T_max'):
+        # Schedules per iteration may turn within an epoch, the others may not.
+        digits = 6 if scheduler.get('convert_to_iter_based') else None
+        for name in ('begin', 'end', 'T_max', 'step_size'):
             if scheduler.get(name):
-                scaled = scheduler[name] * factor
-                # Schedules per iteration may turn within an epoch, the others may not.
-                digits = 6 if scheduler.get('convert_to_iter_based') else None
-                scheduler[name] = round(scaled, digits)
+                scheduler[name] = round(scheduler[name] * factor, digits)
+        if scheduler.get('milestones'):
+            scheduler['milestones'] = [round(m * factor) for m in scheduler['milestones']]

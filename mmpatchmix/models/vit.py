@@ -1,11 +1,14 @@
 """The Vision Transformer of PatchMix: mmpretrain's, initialised as in MoCo v3."""
 
 import math
+from functools import partial
 
 import torch
 from mmpretrain.models.backbones import VisionTransformer
-from mmpretrain.models.utils import to_2tuple
-from torch import nn
+from mmpretrain.models.utils import resize_pos_embed, to_2tuple
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
 
 from mmpatchmix.registry import MODELS
 
@@ -19,6 +22,10 @@ class PatchMixViT(VisionTransformer):
     token has a standard deviation of 1e-6. Unlike in MoCo v3 the position
     embedding is learned, from a truncated normal distribution of 0.02.
 
+    Where nothing but the final class token is asked for, the last block computes
+    nothing else: keys and values of all tokens, but query, projection and
+    feed-forward of one. The result is the same, for a fifteenth less arithmetic.
+
     Parameter names are those of mmpretrain's ViT, so weights travel both ways.
     Give ``arch`` as a dict: mmpretrain's ``small`` (768 wide, 8 layers) and
     ``deit-small`` (6 heads) are other networks than the paper's.
@@ -27,6 +34,11 @@ class PatchMixViT(VisionTransformer):
     https://arxiv.org/abs/2104.02057.
 
     Args:
+        arch: Width, layers, heads and feed-forward width as a dict.
+        img_size: Side of the images whose position embedding is learned, in pixels.
+        patch_size: Side of a patch, in pixels.
+        with_cp: Recompute the blocks in the backward: one more forward of them for
+            the memory of what they keep inside.
         **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`.
 
     Raises:
@@ -34,7 +46,14 @@ class PatchMixViT(VisionTransformer):
             number of heads does not divide the width.
     """
 
-    def __init__(self, arch, img_size: int | tuple = 224, patch_size: int = 16, **kwargs) -> None:
+    def __init__(
+        self,
+        arch: dict | str,
+        img_size: int | tuple = 224,
+        patch_size: int = 16,
+        with_cp: bool = False,
+        **kwargs,
+    ) -> None:
         if any(side % patch_size for side in to_2tuple(img_size)):
             raise ValueError(
                 f'img_size={img_size} is not divisible by the patch_size={patch_size} of the ViT: '
@@ -47,6 +66,7 @@ class PatchMixViT(VisionTransformer):
             )
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.patch_size = patch_size
+        self.with_cp = with_cp
 
     def init_weights(self) -> None:
         """Initialise as described above, or load what ``init_cfg`` names."""
@@ -70,7 +90,7 @@ class PatchMixViT(VisionTransformer):
             nn.init.zeros_(projection.bias)
         nn.init.normal_(self.cls_token, std=1e-6)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images of any size that the patch size divides.
 
         Args:
@@ -89,4 +109,71 @@ class PatchMixViT(VisionTransformer):
                 f'a view of {height}x{width} pixels is not divisible by the patch size '
                 f'{self.patch_size} of the ViT: change the crop size of the pipeline.'
             )
-        return super().forward(x)
+        tokens, size = embed_tokens(self, x)
+        last = self.num_layers - 1
+        class_token_only = self.out_type == 'cls_token' and list(self.out_indices) == [last]
+        outputs = []
+        for index, layer in enumerate(self.layers):
+            if index == last and class_token_only:
+                layer = partial(encode_class_token, layer)
+            if self.with_cp and torch.is_grad_enabled():
+                tokens = recompute(layer, tokens, use_reentrant=False)
+            else:
+                tokens = layer(tokens)
+            if index == last and self.final_norm:
+                tokens = self.ln1(tokens)
+            if index in self.out_indices:
+                outputs.append(self._format_output(tokens, size))
+        return tuple(outputs)
+
+
+def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Patches and class token with their positions.
+
+    Args:
+        vit: mmpretrain's ViT, with or without a class token.
+        images: ``(N, C, H, W)``.
+
+    Returns:
+        tuple: ``(N, T, D)`` tokens, the class token first, and the rows and columns of
+        their map.
+    """
+    tokens, size = vit.patch_embed(images)  # (N, rows * columns, D)
+    if vit.cls_token is not None:
+        tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    tokens = tokens + resize_pos_embed(
+        vit.pos_embed,
+        vit.patch_resolution,
+        size,
+        mode=vit.interpolate_mode,
+        num_extra_tokens=vit.num_extra_tokens,
+    )
+    return vit.pre_norm(vit.drop_after_pos(tokens)), size
+
+
+def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """What mmpretrain's encoder layer makes of the first token, without the others.
+
+    Args:
+        layer: A ``TransformerEncoderLayer`` of mmpretrain.
+        tokens: ``(N, T, D)``, the class token first.
+
+    Returns:
+        Tensor: ``(N, 1, D)``.
+    """
+    attn = layer.attn
+    normed = layer.ln1(tokens)
+    width = attn.embed_dims
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    query = F.linear(normed[:, :1], weight[:width], query_bias)  # (N, 1, D)
+    key, value = F.linear(normed, weight[width:], key_value_bias).chunk(2, dim=-1)
+    query, key, value = (
+        part.unflatten(-1, (attn.num_heads, attn.head_dims)).transpose(1, 2)
+        for part in (query, key, value)
+    )  # (N, heads, 1 or T, D / heads)
+    dropout = attn.attn_drop if attn.training else 0.0
+    attended = attn.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    attended = attn.proj(attended.transpose(1, 2).flatten(2))  # (N, 1, D)
+    token = tokens[:, :1] + attn.out_drop(attn.gamma1(attn.proj_drop(attended)))
+    return layer.ffn(layer.ln2(token), identity=token)

@@ -141,3 +141,13 @@ def test_set_epochs_stretches_everything(epochs):
     assert max(s.end for s in cfg.param_scheduler) == epochs
     with pytest.raises(ValueError, match='at least one epoch'):
         set_epochs(cfg, 0)
+
+
+def test_set_epochs_moves_milestones_along():
+    """Else a detection run made longer would drop its rate at the old epochs."""
+    cfg = Config.fromfile('configs/coco/mask-rcnn_vit-s_fpn_1x.py')
+    warmup, steps = cfg.param_scheduler
+    assert (cfg.train_cfg.max_epochs, steps.milestones, warmup.end) == (12, [8, 11], 500)
+    set_epochs(cfg, 120)
+    assert (steps.end, steps.milestones) == (120, [80, 110])
+    assert warmup.end == 500  # counted in iterations

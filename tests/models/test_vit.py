@@ -51,8 +51,74 @@ def test_weights_fit_mmpretrains_vit_with_the_same_features():
     upstream.eval()
     upstream.load_state_dict(vit.state_dict(), strict=True)
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(vit(images)[0], upstream(images)[0])
+    torch.testing.assert_close(vit(images)[0], upstream(images)[0], atol=1e-5, rtol=1e-5)
     assert vit(images)[0].shape == (2, 48)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'qkv_bias': False}, {'layer_scale_init_value': 0.1}, {'drop_rate': 0.2}],
+    ids=['plain', 'no-bias', 'layer-scale', 'dropout'],
+)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_the_class_token_alone_is_what_the_whole_last_block_gives(options, with_cp):
+    """Features and every gradient, in float64, against mmpretrain's forward."""
+    vit = make_vit(with_cp=with_cp, **options).double()
+    upstream = VisionTransformer(arch=dict(ARCH), img_size=32, patch_size=8, **options).double()
+    upstream.load_state_dict(vit.state_dict(), strict=True)
+    upstream.eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    direction = torch.randn(3, 48, dtype=torch.float64)
+    for model in (vit, upstream):
+        (model(images)[0] * direction).sum().backward()
+    torch.testing.assert_close(vit(images), upstream(images))
+    for (name, ours), theirs in zip(vit.named_parameters(), upstream.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize('options', [{'out_type': 'raw'}, {'out_indices': [0, 1]}])
+def test_other_outputs_are_mmpretrains(options):
+    vit = make_vit(**options)
+    upstream = VisionTransformer(arch=dict(ARCH), img_size=32, patch_size=8, **options)
+    upstream.load_state_dict(vit.state_dict(), strict=True)
+    upstream.eval()
+    images = torch.randn(2, 3, 32, 32)
+    outputs = vit(images)
+    assert len(outputs) == len(options.get('out_indices', [1]))
+    for ours, theirs in zip(outputs, upstream(images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_last_block_works_on_one_token():
+    vit = make_vit()
+    seen = []
+    vit.layers[-1].ffn.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    vit(torch.randn(2, 3, 32, 32))
+    assert seen == [(2, 1, 48)]
+
+
+def test_checkpointing_keeps_no_activations_within_blocks_and_changes_nothing():
+    """Saved tensors shrink; drop path draws the same in both passes, so gradients agree."""
+
+    def train(with_cp):
+        torch.manual_seed(0)
+        vit = PatchMixViT(
+            arch=dict(ARCH), img_size=32, patch_size=8, drop_path_rate=0.5, with_cp=with_cp
+        )
+        vit.init_weights()
+        saved = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            out = vit(torch.randn(4, 3, 32, 32))[0]
+        out.square().sum().backward()
+        return sum(saved), [parameter.grad for parameter in vit.parameters()]
+
+    (kept, gradients), (kept_with_cp, gradients_with_cp) = train(False), train(True)
+    assert kept_with_cp < kept / 2
+    for a, b in zip(gradients, gradients_with_cp, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (16, 16), (24, 40), (32, 32), (64, 64)])

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from mmpretrain.models.backbones import VisionTransformer
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
+from mmpatchmix.models.vit import embed_tokens
 from mmpatchmix.registry import MODELS
 
 
@@ -105,18 +104,7 @@ class DetectionViT(VisionTransformer):
         return tuple(maps)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens with position, ``(N, L, C)``, and the size of their map."""
-        x, size = self.patch_embed(x)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = x + resize_pos_embed(
-            self.pos_embed,
-            self.patch_resolution,
-            size,
-            mode=self.interpolate_mode,
-            num_extra_tokens=self.num_extra_tokens,
-        )
-        return self.pre_norm(self.drop_after_pos(x)), size
+        return embed_tokens(self, x)  # (N, T, C)
 
 
 @MODELS.register_module()

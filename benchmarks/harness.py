@@ -5,15 +5,14 @@ machine does falls on all of them alike; medians and ratios are what to read.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+from mmpatchmix.engine.machine import describe_machine
 
 
 def parse_args(doc: str, **defaults) -> argparse.Namespace:
@@ -65,23 +64,6 @@ def measure(
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def describe_machine() -> dict[str, str | int]:
-    """Processor, threads, accelerator, versions and date: what a figure must carry."""
-    processor = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as lines:
-            models = [line.split(':', 1)[1].strip() for line in lines if 'model name' in line]
-        processor = models[0] if models else processor
-    return {
-        'processor': processor,
-        'cores': len(os.sched_getaffinity(0)),
-        'threads': torch.get_num_threads(),
-        'accelerator': torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
-        'torch': torch.__version__,
-        'date': datetime.date.today().isoformat(),
-    }
 
 
 def report(name: str, rows: Sequence[dict], **settings) -> None:

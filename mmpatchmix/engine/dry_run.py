@@ -1,10 +1,49 @@
 """Build everything, take one training step, and tell what it cost."""
 
+import math
 import time
 
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+
+
+def prepare_training(runner: Runner) -> None:
+    """What ``runner.train()`` does ahead of its loop, without hooks and checkpoints.
+
+    Args:
+        runner: A Runner that has not started; afterwards ready for :func:`take_step`.
+    """
+    _ = runner.train_loop  # builds the data, and how many iterations there are
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    runner._init_model_weights()
+    if modules := runner.cfg.get('activation_checkpointing'):
+        turn_on_activation_checkpointing(bare_model(runner), modules)
+    runner._maybe_compile('train_step')
+    runner.model.train()
+
+
+def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict[str, float]:
+    """One iteration: the momentum encoder, then the real ``train_step``.
+
+    Args:
+        runner: A Runner after :func:`prepare_training`.
+        batch: As the train loader yields it.
+        update_momentum: Whether a momentum encoder moves before the step.
+
+    Returns:
+        dict[str, float]: What the step logs. Reading it waits for the device, as
+        mmengine's ``RuntimeInfoHook`` does in every iteration of a run.
+    """
+    model = bare_model(runner)
+    if update_momentum and hasattr(model, 'update_momentum_encoder'):
+        model.update_momentum_encoder(0.996)
+    outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+    return {name: float(value.detach()) for name, value in outputs.items()}
 
 
 def run_one_step(runner: Runner) -> dict[str, float]:
@@ -20,26 +59,21 @@ def run_one_step(runner: Runner) -> dict[str, float]:
     Raises:
         FloatingPointError: If the loss is not finite.
     """
-    loader = runner.train_dataloader
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    prepare_training(runner)
     _ = runner.val_loop, runner.test_loop if runner._test_loop else None
-    runner._init_model_weights()
     runner.optim_wrapper.initialize_count_status(runner.model, 0, 1)
 
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    batch = next(iter(loader))
+    batch = next(iter(runner.train_dataloader))
     began = time.perf_counter()
-    runner.model.train()
-    if hasattr(model, 'update_momentum_encoder'):
-        model.update_momentum_encoder(0.996)
-    outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
-    result = {name: float(value.detach()) for name, value in outputs.items()}
-    if not torch.isfinite(torch.tensor(list(result.values()))).all():
+    result = take_step(runner, batch)
+    if not all(map(math.isfinite, result.values())):
         raise FloatingPointError(f'the loss of the first step is not finite: {result}')
     result['seconds'] = time.perf_counter() - began
     if torch.cuda.is_available():
         result['peak_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return result
+
+
+def bare_model(runner: Runner) -> torch.nn.Module:
+    """The model of a Runner, without a wrapper for several processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -14,6 +14,8 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from mmpatchmix.engine.machine import cores_per_process
+
 # Records the Runner writes at start-up and every epoch that a reader of the console
 # does not need; the log file keeps them.
 FILE_ONLY = (
@@ -148,12 +150,10 @@ def fit_loaders(cfg) -> None:
     Workers are capped at the cores per process, since more only take turns, and
     memory is pinned only where there is an accelerator to copy to.
     """
-    # macOS has no sched_getaffinity.
-    cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)
-    cores_per_process = max(1, len(cores) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    num_cores = cores_per_process()
     for node in _dicts(cfg):
         if 'num_workers' in node:
-            node['num_workers'] = min(node['num_workers'], cores_per_process)
+            node['num_workers'] = min(node['num_workers'], num_cores)
         if node.get('pin_memory') and not torch.accelerator.is_available():
             node['pin_memory'] = False
 

@@ -22,6 +22,7 @@ def _node(name: str, parent: root.Registry, *modules: str) -> root.Registry:
 
 
 MODELS = _node('model', root.MODELS, 'models', 'models.detection')
+MODEL_WRAPPERS = _node('model_wrapper', root.MODEL_WRAPPERS, 'engine')
 DATASETS = _node('dataset', root.DATASETS, 'datasets')
 TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets')
 METRICS = _node('metric', root.METRICS, 'evaluation')

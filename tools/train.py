@@ -51,7 +51,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace an earlier run in the work dir'
     )
-    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, on GPUs and CPUs')
+    parser.add_argument(
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        help='bfloat16 autocast, on GPUs and CPUs; pre-training does so by itself where the '
+        'device has it, --no-amp keeps to float32',
+    )
     parser.add_argument('--seed', type=int, help='seed of everything random; rank r uses seed + r')
     parser.add_argument(
         '--auto-scale-lr',
@@ -73,8 +78,8 @@ def apply_arguments(cfg, args: argparse.Namespace) -> None:
     """Turn the arguments of this tool into config values."""
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
-    if args.amp:
-        cfg.optim_wrapper.type = 'mmpatchmix.BF16OptimWrapper'
+    if args.amp or (args.amp is False and 'enabled' in cfg.optim_wrapper):
+        cfg.optim_wrapper.update(type='mmpatchmix.BF16OptimWrapper', enabled=args.amp)
     if args.seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
     if args.auto_scale_lr:

@@ -3,6 +3,8 @@
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
+    # Losses stay on the device until they are logged; one that is no number stops the run.
+    runtime_info=dict(type='mmpatchmix.LossLogHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -10,7 +12,6 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # The momentum encoder keeps 0.996 of itself at first and all of itself at the end.
     momentum=dict(type='mmpatchmix.MomentumUpdateHook', momentum=0.996, end_momentum=1.0),
-    non_finite_loss=dict(type='mmpatchmix.NonFiniteLossHook'),
     checkpoint_match=dict(type='mmpatchmix.CheckpointMatchHook'),
     report=dict(type='mmpatchmix.RunReportHook'),
 )
@@ -22,6 +23,7 @@ env_cfg = dict(
 )
 # Across GPUs, BatchNorm of projector and predictor takes the view group of all ranks.
 sync_bn = 'torch'
+model_wrapper_cfg = dict(type='mmpatchmix.PatchMixDDP', broadcast_buffers=False)
 
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)

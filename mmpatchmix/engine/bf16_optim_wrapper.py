@@ -16,11 +16,48 @@ class BF16OptimWrapper(OptimWrapper):
 
     bfloat16 has the range of float32, so gradients need no scaler, and unlike
     mmengine's ``AmpOptimWrapper`` nothing here asks for an accelerator.
+
+    Args:
+        enabled: ``True``, ``False`` for float32, or ``'auto'``: where the device computes
+            in bfloat16, see :func:`computes_bf16`.
+        **kwargs: Those of mmengine's ``OptimWrapper``.
+
+    Raises:
+        ValueError: If ``enabled`` is something else.
     """
+
+    def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
+        if enabled not in (True, False, 'auto'):
+            raise ValueError(
+                f"optim_wrapper.enabled={enabled!r} must be True, False or 'auto' (bfloat16 where "
+                'the device computes in it).'
+            )
+        super().__init__(*args, **kwargs)
+        self.enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
 
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Autocast around the forward; accumulation as in the base class."""
         device_type = get_device().split(':')[0]
-        with super().optim_context(model), torch.autocast(device_type, dtype=torch.bfloat16):
+        autocast = torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.enabled)
+        with super().optim_context(model), autocast:
             yield
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware, not by emulation.
+
+    Args:
+        device: ``'cuda'`` or ``'cpu'``, an index may follow.
+
+    Returns:
+        bool: For GPUs from Ampere on and CPUs with AVX512-BF16 or AMX; False for
+        other devices.
+    """
+    kind = device.split(':')[0]
+    if kind == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != 'cpu':
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))

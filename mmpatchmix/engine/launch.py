@@ -136,12 +136,13 @@ def prepare_processes(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     cfg.sync_bn = None
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
 
 
 def fit_loaders(cfg) -> None:

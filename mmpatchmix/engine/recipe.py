@@ -1,9 +1,12 @@
 """The resolved recipe of a run in a dozen lines: what will really happen."""
 
+from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
+
+from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 
 
 def describe_run(runner: Runner) -> list[str]:
@@ -21,19 +24,31 @@ def describe_run(runner: Runner) -> list[str]:
     # A loader with a batch sampler of its own, as mmdet's, has no batch size itself.
     per_rank = loader.batch_size or loader.batch_sampler.batch_size
     batch = per_rank * world_size
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    micro_batch = cfg.model.get('micro_batch_size')
     facts = {
         'data': f'{len(loader.dataset):,} images, {loader.num_workers} workers per rank',
         'batch': f'{per_rank} x {world_size} ranks = {batch}'
-        + (f', x {accumulation} accumulated' if accumulation > 1 else ''),
+        + (f', x {accumulation} accumulated' if accumulation > 1 else '')
+        + (f', queries in micro-batches of {micro_batch}' if micro_batch else ''),
         'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
-        'optimizer': f'{cfg.optim_wrapper.optimizer.type} in {wrapper}',
+        'optimizer': cfg.optim_wrapper.optimizer.type,
+        'precision': _precision(cfg.optim_wrapper),
         **_schedules(cfg, batch),
         **_parameter_counts(runner.model),
         'evaluation': _evaluation(runner),
         'output': str(runner.work_dir),
     }
     return [f'  {name:<14}{fact}' for name, fact in facts.items()]
+
+
+def _precision(optim_wrapper: dict) -> str:
+    wrapper = str(optim_wrapper.get('type', 'OptimWrapper'))
+    if not wrapper.endswith('BF16OptimWrapper'):
+        return 'float32' if wrapper.rpartition('.')[2] == 'OptimWrapper' else wrapper
+    enabled = optim_wrapper.get('enabled', True)
+    if enabled == 'auto':
+        enabled = computes_bf16(get_device())
+    return 'bfloat16 autocast' if enabled else 'float32'
 
 
 def _schedules(cfg, batch: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,6 +25,8 @@ def check_run(runner: Runner) -> None:
     if not isinstance(model, PatchMix):
         return
     _check_batch(runner, model)
+    _check_micro_batches(runner, model)
+    _check_compiler(runner, model)
     _check_views(runner, model)
     _check_schedule_end(runner)
 
@@ -57,6 +60,48 @@ def _check_batch(runner: Runner, model: PatchMix) -> None:
             f'the last batch of an epoch would hold 1 of {num_images} images, too few for the '
             'BatchNorm layers: set train_dataloader.drop_last=True or another batch_size.'
         )
+
+
+def _check_micro_batches(runner: Runner, model: PatchMix) -> None:
+    size, batch_size = model.micro_batch_size, runner.train_dataloader.batch_size
+    if size is None:
+        return
+    if size < 2 or batch_size % size:
+        raise ValueError(
+            f'model.micro_batch_size={size} must be at least 2 (BatchNorm) and divide '
+            f'train_dataloader.batch_size={batch_size}, so that all micro-batches count alike.'
+        )
+    if not runner.train_dataloader.drop_last and len(runner.train_dataloader.sampler) % size == 1:
+        raise ValueError(
+            'the last micro-batch of an epoch would hold 1 image, too few for the BatchNorm '
+            'layers: set train_dataloader.drop_last=True.'
+        )
+    if runner.cfg.optim_wrapper.get('accumulative_counts', 1) > 1:
+        raise ValueError(
+            'model.micro_batch_size and optim_wrapper.accumulative_counts cannot be combined: '
+            'raise train_dataloader.batch_size instead of accumulating, so that all its images '
+            'are contrasted with each other.'
+        )
+
+
+def _check_compiler(runner: Runner, model: PatchMix) -> None:
+    """Compile one addition, which needs all that a backbone needs."""
+    if model.compile_options is None:
+        return
+    options = {k: v for k, v in model.compile_options.items() if k in ('backend', 'mode')}
+    device = next(model.parameters()).device
+    try:
+        torch.compile(_add_one, **options)(torch.zeros(2, device=device))
+    except Exception as error:
+        raise ValueError(
+            f'model.compile: torch.compile does not work here ({str(error).splitlines()[0]}). It '
+            'needs a C++ compiler on a CPU, and triton and a C compiler on a GPU; install them or '
+            'set model.compile=False.'
+        ) from error
+
+
+def _add_one(values: torch.Tensor) -> torch.Tensor:
+    return values + 1
 
 
 def _check_views(runner: Runner, model: PatchMix) -> None:

@@ -83,7 +83,13 @@ class ContrastiveHead(BaseModule):
             stacked = torch.cat(dist.all_gather(stacked.contiguous()), dim=1)  # (V, W * N, D)
         return list(stacked.unbind(0))
 
-    def contrast(self, queries: Tensor, keys: Tensor, target: Target | None = None) -> Contrast:
+    def contrast(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        target: Target | None = None,
+        images: range | None = None,
+    ) -> Contrast:
         """Soft cross-entropy of queries against gathered keys.
 
         Args:
@@ -91,6 +97,8 @@ class ContrastiveHead(BaseModule):
                 rank's batch, one after the other.
             keys: ``(W * N, D)``, one view of :meth:`gather`.
             target: ``(offsets, weights)``; None is the identity, each image itself.
+            images: Which of the rank's ``N`` images the queries are of, where they are of
+                a part of them: ``(V * len(images), D)``.
 
         Returns:
             Contrast: Means over all queries.
@@ -102,7 +110,8 @@ class ContrastiveHead(BaseModule):
         offsets, weights = (part.to(device, non_blocking=True) for part in target)
         with torch.autocast(device.type, enabled=False):
             logits = queries @ keys.T / self.temperature  # (V * N, W * N)
-        image = torch.arange(len(queries), device=device) % num_images
+        images = images or range(num_images)
+        image = images.start + torch.arange(len(queries), device=device) % len(images)
         matches = (image[:, None] + offsets) % num_images + dist.get_rank() * num_images
         matched = logits.gather(1, matches)  # (V * N, K)
         log_partition = logits.logsumexp(1)

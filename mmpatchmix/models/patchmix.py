@@ -2,13 +2,16 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from mmengine.optim import OptimWrapper
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from mmpatchmix.models.contrastive_head import Contrast
+from mmpatchmix.models.micro_batches import train_in_micro_batches
 from mmpatchmix.registry import MODELS
 
 
@@ -25,7 +28,16 @@ class PatchMix(BaseSelfSupervisor):
             from the query encoder, without gradient.
         data_preprocessor: Config of the
             :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
+        micro_batch_size: Images per rank whose queries are in memory at once. The batch
+            of the data loader stays the one that is contrasted and stepped on, see
+            :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`. None takes
+            the whole batch at once.
+        compile: Whether to compile the backbones with ``torch.compile``, one graph per
+            resolution and role; or its options as a dict. Evaluation stays eager.
         init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If ``micro_batch_size`` is below 1.
     """
 
     def __init__(
@@ -35,8 +47,15 @@ class PatchMix(BaseSelfSupervisor):
         head: dict,
         momentum_encoder: dict | None = None,
         data_preprocessor: dict | nn.Module | None = None,
+        micro_batch_size: int | None = None,
+        compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(
+                f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None to '
+                'take the whole batch at once.'
+            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -47,6 +66,14 @@ class PatchMix(BaseSelfSupervisor):
         self.momentum_encoder = momentum_encoder and MODELS.build(
             momentum_encoder, default_args=dict(backbone=self.backbone, neck=self.neck)
         )
+        self.micro_batch_size = micro_batch_size
+        self.compile_options = {} if compile is True else compile or None
+        if self.compile_options is not None:
+            # Sizes are few and fixed: a graph for each beats one for any.
+            options = dict(dynamic=False, fullgraph=True) | self.compile_options
+            self.backbone.compile(**options)
+            if self.momentum_encoder is not None:
+                self.momentum_encoder.backbone.compile(**options)
 
     def init_weights(self) -> None:
         """Initialise the query encoder; the momentum encoder starts as its copy."""
@@ -75,14 +102,26 @@ class PatchMix(BaseSelfSupervisor):
             Tensor: ``(N, D)``, of the momentum backbone where there is one.
         """
         encoder = self.momentum_encoder if self.momentum_encoder is not None else self
-        return encoder.backbone(inputs)[-1]
+        if self.compile_options is None:
+            return encoder.backbone(inputs)[-1]
+        # Batches of evaluation come in sizes that would each want a graph of their own.
+        with torch.compiler.set_stance('force_eager'):
+            return encoder.backbone(inputs)[-1]
+
+    def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """As in mmengine; in micro-batches where ``micro_batch_size`` says so."""
+        if self.micro_batch_size is None:
+            return super().train_step(data, optim_wrapper)
+        return train_in_micro_batches(self, self, data, optim_wrapper)
 
     def loss(self, inputs: dict, data_samples: list | None = None) -> dict[str, Tensor]:
         """The sum of all ``loss_*`` is what PatchMix minimises.
 
         Args:
             inputs: The views, mixtures and targets that the data preprocessor
-                made, see :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
+                made, see :class:`~mmpatchmix.models.PatchMixDataPreprocessor`. A
+                micro-batch brings ``keys`` of the whole batch and ``images``, the
+                range of the batch's images that it holds.
             data_samples: Not used: no labels are needed.
 
         Returns:
@@ -90,11 +129,12 @@ class PatchMix(BaseSelfSupervisor):
             local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``
             and ``gap``, see :func:`summarise`.
         """
+        self._refuse_to_ignore_micro_batches(inputs)
         z1, z2_mixed = self.project([inputs['view_1'], inputs['mixed_view_2']])
         q1, q2_mixed = self.head.predict(z1), self.head.predict(z2_mixed)
-        k1, k2, k1_mixed = self.head.gather(self.keys(inputs, z1))
+        k1, k2, k1_mixed = inputs.get('keys') or self.head.gather(self.keys(inputs, z1))
 
-        contrast = self.head.contrast
+        contrast = partial(self.head.contrast, images=inputs.get('images'))
         terms = [
             Term('source', 1.0, [contrast(q1, k2)]),
             Term('mix_source', 0.5, [contrast(q2_mixed, k1, inputs['mix_to_source'])]),
@@ -111,6 +151,19 @@ class PatchMix(BaseSelfSupervisor):
             ]
         return summarise(terms)
 
+    def _refuse_to_ignore_micro_batches(self, inputs: dict) -> None:
+        num_images = len(inputs['view_1'])
+        if (
+            self.training
+            and 'keys' not in inputs
+            and num_images > (self.micro_batch_size or num_images)
+        ):
+            raise ValueError(
+                f'model.micro_batch_size={self.micro_batch_size}, but {num_images} images came at '
+                'once: train through PatchMix.train_step, or when distributed with '
+                "model_wrapper_cfg=dict(type='mmpatchmix.PatchMixDDP', broadcast_buffers=False)."
+            )
+
     def project(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Projector outputs of view groups of one resolution.
 
@@ -126,35 +179,51 @@ class PatchMix(BaseSelfSupervisor):
         return encode(self.backbone, self.neck, views)
 
     @torch.no_grad()
-    def keys(self, inputs: dict, z1: Tensor) -> list[Tensor]:
+    def keys(self, inputs: dict, z1: Tensor | None = None) -> list[Tensor]:
         """Projector outputs of view 1, view 2 and mixed view 1, without gradient.
 
         Args:
             inputs: As in :meth:`loss`.
-            z1: ``(N, D)``, the query encoder's projection of view 1, which serves
-                as its key where there is no momentum encoder.
+            z1: ``(N, D)``, the query encoder's projection of view 1 where it is known;
+                without a momentum encoder it serves as the key.
 
         Returns:
             list[Tensor]: Three ``(N, D)`` tensors.
         """
-        view_2, mixed_view_1 = inputs['view_2'], inputs['mixed_view_1']
-        encoder = self.momentum_encoder
+        names = ['view_1', 'view_2', 'mixed_view_1']
+        encoder, known = self.momentum_encoder, []
         if encoder is None:
-            return [z1.detach(), *self.project([view_2, mixed_view_1])]
-        if self.training and not encoder.num_updates:
+            encoder = self
+            if z1 is not None:
+                known, names = [z1.detach()], names[1:]
+        elif self.training and not encoder.num_updates:
             warnings.warn(
                 'The momentum encoder has never been updated: under the Runner, keep '
                 "default_hooks=dict(momentum=dict(type='mmpatchmix.MomentumUpdateHook')); in a "
                 'loop of your own, call model.update_momentum_encoder(momentum) before each step.'
             )
             encoder.num_updates = 1  # say so once
-        return encode(encoder.backbone, encoder.neck, [inputs['view_1'], view_2, mixed_view_1])
+        views = [inputs[name] for name in names]
+        return known + encode(encoder.backbone, encoder.neck, views, self.micro_batch_size)
 
 
-def encode(backbone: nn.Module, neck: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """One backbone call for all ``views``, one projector call for each; see ``project``."""
-    features = backbone(torch.cat(list(views)))[-1]  # (sum B_i, width)
-    return [neck((part,))[0] for part in features.split([len(view) for view in views])]
+def encode(
+    backbone: nn.Module, neck: nn.Module, views: Sequence[Tensor], size: int | None = None
+) -> list[Tensor]:
+    """One backbone call for all ``views``, one projector call for each.
+
+    Args:
+        backbone: Encoder without statistics over the batch.
+        neck: Projector; its BatchNorm takes each view group as a whole.
+        views: View groups of one length and resolution, each ``(N, C, H, W)``.
+        size: Images of each view per call of the backbone; all by default.
+
+    Returns:
+        list[Tensor]: One ``(N, D)`` per view.
+    """
+    chunks = zip(*(view.split(size or len(view)) for view in views), strict=True)
+    features = [backbone(torch.cat(chunk))[-1].chunk(len(views)) for chunk in chunks]
+    return [neck((torch.cat(parts),))[0] for parts in zip(*features, strict=True)]
 
 
 class Term(NamedTuple):

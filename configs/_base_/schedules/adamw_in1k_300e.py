@@ -1,8 +1,9 @@
 # AdamW for 300 epochs at batch 1024; everything is scheduled per iteration.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='mmpatchmix.BF16OptimWrapper',
+    enabled='auto',  # where the device computes in bfloat16; --amp and --no-amp overrule it
     # base lr 5e-4 per 256 images: 5e-4 * 1024 / 256 = 2e-3
-    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.04),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.04, fused=True),
     constructor='mmpatchmix.DecayGroupsConstructor',  # biases and 1-D parameters do not decay
 )
 param_scheduler = [

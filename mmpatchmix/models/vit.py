@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed, to_2tuple
 from torch import Tensor, nn
@@ -67,6 +68,10 @@ class PatchMixViT(VisionTransformer):
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.patch_size = patch_size
         self.with_cp = with_cp
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                # numpy's number, which torch.compile takes for data that it cannot branch on
+                module.drop_prob = float(module.drop_prob)
 
     def init_weights(self) -> None:
         """Initialise as described above, or load what ``init_cfg`` names."""

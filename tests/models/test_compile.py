@@ -1,0 +1,143 @@
+"""Compiled backbones against eager ones: values, gradients, and how many graphs there are."""
+
+import copy
+import socket
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmpatchmix.engine import PatchMixDDP
+from mmpatchmix.engine.run_check import check_run
+from tests.engine.tiny_run import tiny_run_config
+from tests.models.test_micro_batches import NUM_IMAGES, Recorder, freeze_statistics
+from tests.models.tiny import tiny_model, uint8_batch
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def steps(model, num_steps=3, num_local=2):
+    """Losses and gradients of a few steps, without BatchNorm's amplified rounding."""
+    freeze_statistics(model)
+    wrapper, losses = Recorder(model), []
+    for iteration in range(num_steps):
+        model.update_momentum_encoder(0.9)
+        torch.manual_seed(iteration)
+        batch = uint8_batch(NUM_IMAGES, num_local=num_local, seed=iteration)
+        losses.append(model.train_step(batch, wrapper)['loss'].detach())
+    return losses, wrapper.gradients
+
+
+def assert_alike(ours, theirs):
+    for ours_part, theirs_part in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_part, theirs_part, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'num_local', 'graphs'),
+    [
+        ({}, 0, 2),  # queries, keys
+        ({}, 2, 3),  # and local queries
+        ({'momentum_encoder': None}, 2, 3),  # queries, local queries, keys without gradient
+        ({'micro_batch_size': 2}, 2, 3),
+    ],
+    ids=['two-views', 'local', 'no-momentum', 'micro-batches'],
+)
+def test_one_graph_per_resolution_and_role_and_no_more_later(changes, num_local, graphs):
+    counter = CompileCounterWithBackend('aot_eager')
+    eager = steps(tiny_model(**changes).train(), num_local=num_local)
+    model = tiny_model(compile=dict(backend=counter), **changes).train()
+    first = steps(model, num_steps=1, num_local=num_local)
+    assert counter.frame_count == graphs
+    assert_alike(first, (eager[0][:1], eager[1][:1]))
+    steps(model, num_steps=3, num_local=num_local)
+    assert counter.frame_count == graphs
+
+
+def test_several_steps_agree():
+    eager = steps(tiny_model().train())
+    assert_alike(steps(tiny_model(compile=dict(backend='aot_eager')).train()), eager)
+
+
+def test_recomputed_blocks_are_compiled_too():
+    def with_cp(**changes):
+        model = tiny_model(**changes).train()
+        model.backbone.with_cp = model.momentum_encoder.backbone.with_cp = True
+        return model
+
+    counter = CompileCounterWithBackend('aot_eager')
+    assert_alike(steps(with_cp(compile=dict(backend=counter))), steps(with_cp()))
+    assert counter.frame_count == 3
+
+
+def test_the_real_compiler_agrees():
+    """Inductor, which the backends above leave out."""
+    eager = steps(tiny_model().train(), num_steps=2, num_local=0)
+    assert_alike(steps(tiny_model(compile=True).train(), num_steps=2, num_local=0), eager)
+
+
+def test_weights_keep_their_names_and_copies_work():
+    model, plain = tiny_model(compile=dict(backend='aot_eager')), tiny_model()
+    assert list(model.state_dict()) == list(plain.state_dict())
+    steps(model.train(), num_steps=1)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.backbone.cls_token.normal_()
+    images = torch.randn(2, 3, 16, 16)
+    assert not torch.allclose(twin.backbone(images)[0], model.backbone(images)[0])
+
+
+def test_evaluation_stays_eager_at_any_batch_size():
+    counter = CompileCounterWithBackend('aot_eager')
+    model, plain = tiny_model(compile=dict(backend=counter)), tiny_model()
+    model.eval(), plain.eval()
+    for num_images in range(1, 12):
+        images = torch.randn(num_images, 3, 16, 16)
+        torch.testing.assert_close(model.extract_feat(images), plain.extract_feat(images))
+    assert counter.frame_count == 0
+
+
+def train_on_rank(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+    )
+    records = []
+    for compile in (False, dict(backend='aot_eager')):
+        model = tiny_model(compile=compile).train()
+        freeze_statistics(model)
+        wrapper = Recorder(model)
+        ddp = PatchMixDDP(model, broadcast_buffers=False)
+        model.update_momentum_encoder(0.9)
+        torch.manual_seed(rank)
+        ddp.train_step(uint8_batch(NUM_IMAGES, num_local=2, seed=rank), wrapper)
+        records.append(wrapper.gradients)
+    torch.save(records, f'{folder}/rank{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_agree(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(train_on_rank, (port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        eager, compiled = torch.load(tmp_path / f'rank{rank}.pth')
+        assert_alike(compiled, eager)
+
+
+def no_compiler(graph, inputs):
+    raise RuntimeError('No working C++ compiler found')
+
+
+def test_a_compiler_that_does_not_work_is_said_before_training(tmp_path):
+    runner = Runner.from_cfg(tiny_run_config(tmp_path))
+    runner.model.compile_options = dict(backend=no_compiler)
+    with pytest.raises(ValueError, match=r'model\.compile: .*model\.compile=False'):
+        check_run(runner)

@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco test lint clean
+.PHONY: help setup demo evaluate demo-coco benchmarks test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,19 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 
 demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone (about 5 minutes)
 	@$(PY) tools/demo_coco.py
+
+# Threads as torch chooses them: nothing else should run beside.
+BENCHMARKS := mixing momentum data knn memory step:--crops:2:--precision:fp32 \
+  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16
+
+benchmarks: setup  ## measure what docs/performance.md reports (about an hour on 2 cores)
+	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
+	@mkdir -p work_dirs/benchmarks
+	@for name in $(BENCHMARKS); do \
+	  set -- $$(echo $$name | tr : ' '); file=work_dirs/benchmarks/$$(echo $$name | tr -d :).txt; \
+	  echo "benchmarks/$$1.py $$2 $$3 $$4 $$5 -> $$file"; script=$$1; shift; \
+	  env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/$$script.py "$$@" >$$file || exit 1; \
+	done
 
 test: setup lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile

@@ -11,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 from mmpatchmix.engine import MomentumUpdateHook
+from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.tiny import tiny_model, uint8_batch
 
@@ -108,6 +109,34 @@ def test_bf16_runs_the_backbone_in_bfloat16_on_a_cpu():
     assert losses['loss'].dtype == torch.float32
     assert model.neck.fc0.weight.dtype == torch.float32
     assert not torch.equal(model.neck.fc0.weight, before)
+
+
+@pytest.mark.parametrize(
+    ('capabilities', 'dtype'), [({'avx512_bf16': True}, torch.bfloat16), ({}, torch.float32)]
+)
+def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities)
+    model = tiny_model().train()
+    cfg = ConfigDict(
+        type='mmpatchmix.BF16OptimWrapper', enabled='auto', optimizer=dict(type='AdamW', lr=1e-3)
+    )
+    wrapper = build_optim_wrapper(model, cfg)
+    seen = []
+    model.backbone.layers[0].attn.qkv.register_forward_hook(lambda *args: seen.append(args[-1]))
+    model.train_step(uint8_batch(), wrapper)
+    assert {output.dtype for output in seen} == {dtype}
+    with pytest.raises(ValueError, match="enabled='yes'"):
+        build_optim_wrapper(model, ConfigDict(cfg, enabled='yes'))
+
+
+@pytest.mark.parametrize(('native', 'expected'), [(True, True), (False, False)])
+def test_a_gpu_that_would_emulate_bfloat16_does_not_count(monkeypatch, native, expected):
+    def is_bf16_supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', is_bf16_supported)
+    assert computes_bf16('cuda:1') is expected
+    assert computes_bf16('mps') is False
 
 
 @pytest.mark.parametrize('arguments', [{'momentum': 1.5}, {'end_momentum': -0.1}])

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from mmengine.config import Config
 
@@ -66,3 +67,23 @@ def test_clearing_takes_the_run_and_nothing_else(tmp_path):
     assert len(earlier_run(tmp_path)) == 3
     clear_earlier_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['notes.txt', 'photos']
+
+
+@pytest.mark.parametrize(
+    ('flag', 'wrapper', 'expected'),
+    [
+        ([], {'type': 'mmpatchmix.BF16OptimWrapper', 'enabled': 'auto'}, 'auto'),
+        (['--amp'], {'type': 'mmpatchmix.BF16OptimWrapper', 'enabled': 'auto'}, True),
+        (['--no-amp'], {'type': 'mmpatchmix.BF16OptimWrapper', 'enabled': 'auto'}, False),
+        (['--amp'], {'type': 'OptimWrapper'}, True),
+        (['--no-amp'], {'type': 'OptimWrapper'}, None),
+    ],
+)
+def test_precision_on_the_command_line(monkeypatch, flag, wrapper, expected):
+    from tools import train
+
+    monkeypatch.setattr('sys.argv', ['train.py', 'config.py', *flag])
+    cfg = Config(dict(optim_wrapper=wrapper))
+    train.apply_arguments(cfg, train.parse_args())
+    assert cfg.optim_wrapper.get('enabled') == expected
+    assert (cfg.optim_wrapper.type == 'OptimWrapper') == (expected is None)

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from harness import measure, parse_args, report
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
 from step_peers import NaivePatchMix, lightly_dino_step, lightly_moco_step, mocov3_step
@@ -102,6 +103,7 @@ def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autoca
 
 def main() -> None:
     args = parse_args(__doc__, batch=8, crops=2, precision='fp32', compile='no')
+    MMLogger.get_instance('benchmark', log_level='WARNING')  # else each weight's start is told
     num_local = args.crops - 2
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
 # Meant for 1 GPU x 512 images. Paper: kNN 95.8, linear 96.6, fine-tuned 98.3 % top-1.
 # Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
 #
-#   python tools/train.py configs/patchmix_vit-b_cifar10.py --amp
+#   python tools/train.py configs/patchmix_vit-b_cifar10.py
 _base_ = './patchmix_vit-s_cifar10.py'
 
 model = dict(

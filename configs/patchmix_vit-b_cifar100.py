@@ -3,7 +3,7 @@
 # Meant for 1 GPU x 512 images. Paper: kNN 75.7, linear 79.7, fine-tuned 86.0 % top-1.
 # Data: data/cifar100, downloaded when it is not there, or --data-root PATH.
 #
-#   python tools/train.py configs/patchmix_vit-b_cifar100.py --amp
+#   python tools/train.py configs/patchmix_vit-b_cifar100.py
 _base_ = './patchmix_vit-b_cifar10.py'
 
 cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))

@@ -3,7 +3,7 @@
 # Meant for 8 GPUs x 128 images. Paper: kNN 76.2, linear 80.2, fine-tuned 84.1 % top-1.
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
 #
-#   bash tools/dist_train.sh configs/patchmix_vit-b_in1k.py 8 --amp
+#   bash tools/dist_train.sh configs/patchmix_vit-b_in1k.py 8
 _base_ = './patchmix_vit-s_in1k.py'
 
 model = dict(

@@ -3,7 +3,7 @@
 # Meant for 1 GPU x 512 images. Paper: kNN 94.6, linear 96.0, fine-tuned 98.1 % top-1.
 # Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
 #
-#   python tools/train.py configs/patchmix_vit-s_cifar10.py --amp
+#   python tools/train.py configs/patchmix_vit-s_cifar10.py
 _base_ = [
     './_base_/models/patchmix_vit-s2_cifar.py',
     './_base_/datasets/cifar10_two_crops.py',

@@ -5,7 +5,7 @@
 # Meant for 1 GPU x 128 images; add --auto-scale-lr for any other batch. 2 crops of 224 and
 # 8 of 96 pixels. No paper has figures for your images: watch `knn/top1`, `acc_source` and `gap`.
 #
-#   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH --amp
+#   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH
 _base_ = './patchmix_vit-s_in1k.py'
 
 train = dict(data_root='data/images', data_prefix='', labels='auto', split='train')

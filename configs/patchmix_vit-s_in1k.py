@@ -3,7 +3,7 @@
 # Meant for 8 GPUs x 128 images. Paper: kNN 73.3, linear 77.4, fine-tuned 82.8 % top-1.
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
 #
-#   bash tools/dist_train.sh configs/patchmix_vit-s_in1k.py 8 --amp
+#   bash tools/dist_train.sh configs/patchmix_vit-s_in1k.py 8
 _base_ = [
     './_base_/models/patchmix_vit-s16.py',
     './_base_/datasets/in1k_multi_crop.py',

@@ -4,7 +4,7 @@
 # Meant for 1 GPU x 512 images. Paper: kNN 92.9, linear 94.4, fine-tuned 97.5 % top-1.
 # Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
 #
-#   python tools/train.py configs/patchmix_vit-t_cifar10.py --amp
+#   python tools/train.py configs/patchmix_vit-t_cifar10.py
 _base_ = './patchmix_vit-s_cifar10.py'
 
 model = dict(

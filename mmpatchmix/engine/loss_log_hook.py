@@ -63,7 +63,8 @@ class LossLogHook(RuntimeInfoHook):
         values = [v.float().mean() for *_, outputs in pending for v in outputs.values()]
         if not values:
             return
-        stacked = torch.stack(values)
+        device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
+        stacked = torch.stack([value.to(device) for value in values])
         dist.all_reduce(stacked, 'mean')
         numbers = iter(stacked.tolist())
         for iteration, epoch, outputs in pending:

@@ -4,6 +4,8 @@ from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is 
 
 from .digits import Digits
 from .image_folder import ImageFolder
-from .multi_crop import MultiCrop, PackViews
+from .load_multi_crop import LoadMultiCrop
+from .multi_crop import MultiCrop
+from .packed_views import PackViews, unpack_views
 
-__all__ = ['Digits', 'ImageFolder', 'MultiCrop', 'PackViews']
+__all__ = ['Digits', 'ImageFolder', 'LoadMultiCrop', 'MultiCrop', 'PackViews', 'unpack_views']

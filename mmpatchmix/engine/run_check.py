@@ -7,6 +7,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpatchmix.datasets import unpack_views
 from mmpatchmix.models import PatchMix, draw_groups
 
 
@@ -106,11 +107,13 @@ def _add_one(values: torch.Tensor) -> torch.Tensor:
 
 def _check_views(runner: Runner, model: PatchMix) -> None:
     inputs = runner.train_dataloader.dataset[0]['inputs']
+    if isinstance(inputs, dict) and 'packed' in inputs:
+        inputs = unpack_views(inputs['packed'], inputs['sizes'])
     missing = {'view_1', 'view_2'} - set(inputs if isinstance(inputs, dict) else ())
     if missing:
         raise ValueError(
             f'the training pipeline yields no {sorted(missing)}: end it with '
-            "dict(type='mmpatchmix.MultiCrop', ...), dict(type='mmpatchmix.PackViews')."
+            "dict(type='mmpatchmix.LoadMultiCrop', ...), dict(type='mmpatchmix.PackViews')."
         )
     preprocessor = model.data_preprocessor
     patches = {

@@ -6,10 +6,12 @@ import torch
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
+from mmpatchmix.datasets.packed_views import unpack_views
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.registry import MODELS
 
 VIEWS = ('view_1', 'view_2', 'local_views')
+PLACES = ('auto', 'device', 'workers')
 
 
 @MODELS.register_module()
@@ -18,6 +20,11 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
 
     Workers decode and crop; what is photometric happens here, batched. In
     training the batch ``inputs`` (uint8, from ``mmpatchmix.PackViews``)
+
+    - ``packed``, ``sizes``: ``(N, B)`` and ``(N, 3)``, see
+      :func:`mmpatchmix.datasets.unpack_views`. One transfer for all views
+
+    or, unpacked,
 
     - ``view_1``, ``view_2``: ``(N, 3, H, W)``
     - ``local_views``, with local crops: ``(N, L, 3, h, w)``
@@ -32,6 +39,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
 
     Every mix draws its own permutation, from torch's generator on the CPU. In
     evaluation ``inputs`` is one ``(N, 3, H, W)`` tensor, which is normalised only.
+    ``data_samples`` of a training batch stay where they are: nothing reads them.
 
     Source: https://arxiv.org/abs/2306.12243.
 
@@ -46,6 +54,10 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             mixtures are the images themselves.
         augment: Configs of photometric augmentation by view: ``view_1``,
             ``view_2``, ``local_views``. Views left out are not augmented.
+        augment_on: Where a run of the tools augments: 'device' (here), 'workers', or
+            'auto'. :func:`mmpatchmix.engine.augment_place.place_augmentation` moves
+            ``augment`` there before anything is built. What is built augments by
+            ``augment``, wherever it was meant to happen.
         to_rgb: Whether the channels arrive in BGR order (as mmcv loads them).
         non_blocking: Whether copies to the device may overlap with the host.
 
@@ -61,6 +73,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         patch_size: int = 16,
         mix_prob: float = 1.0,
         augment: dict | None = None,
+        augment_on: str = 'auto',
         to_rgb: bool = True,
         non_blocking: bool = True,
     ) -> None:
@@ -76,6 +89,16 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         if not 0 <= mix_prob <= 1:
             raise ValueError(f'data_preprocessor.mix_prob={mix_prob} must be in [0, 1].')
         augment = augment or {}
+        if augment_on not in PLACES:
+            raise ValueError(
+                f'data_preprocessor.augment_on={augment_on!r} must be one of {PLACES}.'
+            )
+        if augment_on == 'workers' and augment:
+            raise ValueError(
+                "data_preprocessor.augment_on='workers', but augment is still to run on the "
+                'device: mmpatchmix.engine.augment_place.place_augmentation(cfg), which moves it '
+                'into the training pipeline, was not called (tools/train.py does).'
+            )
         if unknown := set(augment) - set(VIEWS):
             raise ValueError(
                 f'data_preprocessor.augment names {sorted(unknown)}; the views are {list(VIEWS)}.'
@@ -98,31 +121,47 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         """
         if isinstance(data['inputs'], Tensor):
             return super().forward(dict(data), training)
-        data = self.cast_data(data)
-        views = {name: self.photometric(name, data['inputs'][name]) for name in data['inputs']}
+        views = self.unpack(data['inputs'])
+        views = {name: self.photometric(name, view) for name, view in views.items()}
         inputs = views | (self.mix(views) if training else {})
         return {'inputs': inputs, 'data_samples': data.get('data_samples')}
+
+    def unpack(self, inputs: dict) -> dict[str, Tensor]:
+        """Move a collated batch to the device and take it apart.
+
+        Args:
+            inputs: ``packed`` and ``sizes``, or the views by name.
+
+        Returns:
+            dict[str, Tensor]: The views by name, uint8, on the device.
+        """
+        if 'packed' not in inputs:
+            return self.cast_data(inputs)
+        # The sizes stay on the CPU: reading them on the device would wait for it.
+        return unpack_views(self.cast_data(inputs['packed']), inputs['sizes'])
 
     def photometric(self, name: str, view: Tensor) -> Tensor:
         """Augment and normalise one view of the batch.
 
         Args:
             name: One of ``view_1``, ``view_2``, ``local_views``.
-            view: ``(N, 3, H, W)`` or ``(N, L, 3, h, w)`` uint8, on the device.
+            view: ``(N, 3, H, W)`` or ``(N, L, 3, h, w)`` uint8, on the device, of any
+                strides.
 
         Returns:
             Tensor: ``(N, 3, H, W)`` or ``(L, N, 3, h, w)`` float32, RGB, normalised.
         """
-        leading = view.shape[:-3]
-        images = view.flatten(0, -4)  # (N * L, 3, h, w)
+        if view.ndim == 5:
+            view = view.transpose(0, 1)  # (L, N, 3, h, w)
         if self._channel_conversion:
-            images = images.flip(1)
-        images = images.float().div_(255)
+            view = view.flip(-3)
+        # All reordering happens in this one pass, which reads a byte per value.
+        view = view.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        images = view.flatten(0, -4).div_(255)  # (L * N, 3, h, w)
         if name in self.augment:
             images = self.augment[name](images)
         images = images.sub_(self.mean / 255).div_(self.std / 255)
-        images = images.view(*leading, *images.shape[1:])
-        return images.transpose(0, 1).contiguous() if len(leading) == 2 else images
+        return images.view(view.shape)
 
     def mix(self, views: dict[str, Tensor]) -> dict:
         """Mix every view by itself and derive the soft targets.

@@ -3,9 +3,8 @@
 data_root = 'data/imagenet'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
     dict(
-        type='mmpatchmix.MultiCrop',
+        type='mmpatchmix.LoadMultiCrop',
         global_size=224,
         global_scale=(0.35, 1.0),
         num_local=8,

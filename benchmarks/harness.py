@@ -15,16 +15,22 @@ import torch
 from mmpatchmix.engine.machine import describe_machine
 
 
-def parse_args(doc: str, **defaults) -> argparse.Namespace:
-    """Command line of a benchmark: ``--repeats``, ``--threads`` and one option per default."""
+def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
+    """Command line of a benchmark: ``--repeats``, ``--threads`` and one option per default.
+
+    An option whose default is False is a flag.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--repeats', type=int, default=9, help='rounds; medians are reported')
+    parser.add_argument('--repeats', type=int, default=repeats, help='rounds; medians are reported')
     parser.add_argument('--threads', type=int, help='threads of torch; its own choice by default')
     for name, value in defaults.items():
         option = '--' + name.replace('_', '-')
-        parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
+        if value is False:
+            parser.add_argument(option, action='store_true')
+        else:
+            parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error('--repeats must be at least 1')

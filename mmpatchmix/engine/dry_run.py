@@ -27,7 +27,7 @@ def prepare_training(runner: Runner) -> None:
     runner.model.train()
 
 
-def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict[str, float]:
+def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict[str, torch.Tensor]:
     """One iteration: the momentum encoder, then the real ``train_step``.
 
     Args:
@@ -36,14 +36,12 @@ def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict
         update_momentum: Whether a momentum encoder moves before the step.
 
     Returns:
-        dict[str, float]: What the step logs. Reading it waits for the device, as
-        mmengine's ``RuntimeInfoHook`` does in every iteration of a run.
+        dict[str, Tensor]: What the step logs, on the device, which may not be done yet.
     """
     model = bare_model(runner)
     if update_momentum and hasattr(model, 'update_momentum_encoder'):
         model.update_momentum_encoder(0.996)
-    outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
-    return {name: float(value.detach()) for name, value in outputs.items()}
+    return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
 
 
 def run_one_step(runner: Runner) -> dict[str, float]:
@@ -65,7 +63,8 @@ def run_one_step(runner: Runner) -> dict[str, float]:
 
     batch = next(iter(runner.train_dataloader))
     began = time.perf_counter()
-    result = take_step(runner, batch)
+    outputs = take_step(runner, batch)
+    result = {name: float(value.detach()) for name, value in outputs.items()}
     if not all(map(math.isfinite, result.values())):
         raise FloatingPointError(f'the loss of the first step is not finite: {result}')
     result['seconds'] = time.perf_counter() - began

@@ -12,6 +12,7 @@ came from; the validation loop and the offline tool both end in
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -30,12 +31,17 @@ _MAX_INDEX = 2**_INDEX_BITS - 1
 # of at most 1 and 2**20 neighbours a sum stays below 2**62.
 _VOTE_SCALE = 2**42
 _MAX_NEIGHBORS = 2**20
+# Below any real rank.
+_NO_RANK = -(2**63)
+# Columns of a similarity block whose maximum is looked at first.
+_GROUP = 64
 # Sizes of the similarity block: 1024 x 16384 takes 64 MiB as float32, 128 MiB
 # as ranks, and as much again while the top is taken.
 QUERY_CHUNK = 1024
 BANK_CHUNK = 16384
 
 
+@torch.no_grad()
 def find_neighbors(
     queries: Tensor,
     bank: Tensor,
@@ -76,40 +82,76 @@ def find_neighbors(
     num_neighbors = min(num_neighbors, len(bank))
     queries = _normalize(queries, device, 'queries')  # (Q, D)
     best = queries.new_empty(len(queries), 0, dtype=torch.int64)  # (Q, up to K)
+    # One buffer for all blocks: fresh pages cost a fifth of the product itself.
+    buffer = queries.new_empty(min(len(queries), query_chunk) * min(len(bank), bank_chunk))
     for start in range(0, len(bank), bank_chunk):
         block = _normalize(bank[start : start + bank_chunk], device, 'bank', start)  # (B, D)
-        parts = [
-            _merge_best(best[i : i + query_chunk], queries[i : i + query_chunk], block, start,
-                        num_neighbors)
-            for i in range(0, len(queries), query_chunk)
-        ]  # fmt: skip
+        parts = []
+        for i in range(0, len(queries), query_chunk):
+            part = queries[i : i + query_chunk]  # (q, D)
+            similarity = buffer[: len(part) * len(block)].view(len(part), len(block))
+            torch.mm(part, block.T, out=similarity)
+            parts.append(_merge_best(best[i : i + query_chunk], similarity, start, num_neighbors))
         best = torch.cat(parts) if parts else best
     similarities = (best >> _INDEX_BITS).to(torch.float64) / _SIMILARITY_SCALE
     return similarities.float(), _MAX_INDEX - (best & _MAX_INDEX)
 
 
-def _merge_best(best: Tensor, queries: Tensor, block: Tensor, start: int, k: int) -> Tensor:
-    """Ranks of the best k among those so far and a block of the bank, (q, k) int64."""
-    similarity = queries @ block.T  # (q, B)
+def _merge_best(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
+    """Ranks of the best k so far and of a block's (q, B) from row ``start`` on, (q, k) int64."""
+    ranks = _promising_ranks(best, similarity, start) if best.shape[1] == k else None
+    if ranks is None:
+        indices = torch.arange(start, start + similarity.shape[1], device=best.device)
+        ranks = _rank(similarity, indices)
+        ranks = ranks.topk(min(k, ranks.shape[1]), dim=1).values
+    merged = torch.cat([best, ranks], dim=1)
+    return merged.topk(min(k, merged.shape[1]), dim=1).values
+
+
+def _promising_ranks(best: Tensor, similarity: Tensor, start: int) -> Tensor | None:
+    """Ranks of the rows that beat a query's k-th best, (q, most of a query), the rest lowest.
+
+    Few rows of a block do, so one pass for the maxima of groups of columns
+    finds them: taking the top of the whole block would cost as much as the
+    product. None where so many groups have one that this does not pay.
+    """
+    # A later row with the same similarity has the larger index and loses: hence >.
+    threshold = (best[:, -1:] >> _INDEX_BITS).float() / _SIMILARITY_SCALE  # (q, 1), exact
+    grouped = similarity.unflatten(1, (-1, math.gcd(similarity.shape[1], _GROUP)))  # (q, G, g)
+    query, group = (grouped.amax(2) > threshold).nonzero(as_tuple=True)
+    values = len(query) * grouped.shape[2]
+    if values > similarity.numel() // 2:
+        return None
+    candidates = grouped[query, group]  # (number of groups, g)
+    which, column = (candidates > threshold[query]).nonzero(as_tuple=True)
+    indices = start + group[which] * grouped.shape[2] + column
+    query = query[which]  # falls into runs, one for each query
+    counts = query.bincount(minlength=len(best))
+    position = torch.arange(len(query), device=best.device) - (counts.cumsum(0) - counts)[query]
+    ranks = best.new_full((len(best), int(counts.max())), _NO_RANK)
+    ranks[query, position] = _rank(candidates[which, column], indices)
+    return ranks
+
+
+def _rank(similarity: Tensor, indices: Tensor) -> Tensor:
+    """One int64 that orders by similarity, then by index; overwrites ``similarity``."""
     ranks = similarity.mul_(_SIMILARITY_SCALE).round_().to(torch.int64)
     ranks <<= _INDEX_BITS
-    indices = torch.arange(start, start + len(block), device=block.device)
-    ranks += _MAX_INDEX - indices
-    top = ranks.topk(min(k, ranks.shape[1]), dim=1).values
-    top = torch.cat([best, top], dim=1)
-    return top.topk(min(k, top.shape[1]), dim=1).values
+    return ranks.add_(_MAX_INDEX - indices)
 
 
 def _normalize(features: Tensor, device: torch.device, name: str, start: int = 0) -> Tensor:
     features = features.to(device=device, dtype=torch.float32)
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        row = start + int((~finite).nonzero()[0])
-        raise ValueError(
-            f'Row {row} of the {name} features is not finite (NaN or infinity), so it has no '
-            'neighbours. The network has diverged or the checkpoint is broken.'
-        )
-    return F.normalize(features, dim=1)
+    norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    if not norms.isfinite().all():  # one value per row, so the look at all of them is rare
+        broken = ~features.isfinite().all(dim=1)
+        if broken.any():
+            raise ValueError(
+                f'Row {start + int(broken.nonzero()[0])} of the {name} features is not finite '
+                '(NaN or infinity), so it has no neighbours. The network has diverged or the '
+                'checkpoint is broken.'
+            )
+    return features / norms.clamp_min(1e-12)
 
 
 def knn_votes(

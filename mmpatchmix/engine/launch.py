@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from mmpatchmix.engine.augment_place import place_augmentation
 from mmpatchmix.engine.machine import cores_per_process
 
 # Records the Runner writes at start-up and every epoch that a reader of the console
@@ -163,7 +164,11 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     """Fit the config to the machine, start the processes' communication, build the Runner."""
     prepare_processes(cfg)
     fit_loaders(cfg)
-    return (Runner if verbose else ConciseRunner).from_cfg(cfg)
+    place = place_augmentation(cfg)
+    runner = (Runner if verbose else ConciseRunner).from_cfg(cfg)
+    if place:
+        runner.logger.info(place)
+    return runner
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mmpatchmix.engine.throughput import Speeds
 
 BALANCED = 1.1  # rates closer than this do not differ enough to act on
+COMPETING = 0.85  # of the slower side's rate: less says that the sides are in each other's way
 NEGLIGIBLE = 0.02  # a share of the time nobody would act on
 
 
@@ -87,9 +88,9 @@ def workers_needed(speeds: Speeds, setting: Setting) -> int:
 
 
 def which_side(speeds: Speeds, setting: Setting) -> str:
-    """``'step'``, ``'loader'``, ``'balanced'``, or ``'turns'`` where nothing overlaps."""
+    """``'step'``, ``'loader'``, ``'balanced'``, or ``'no workers'`` that could overlap them."""
     if setting.num_workers == 0:
-        return 'turns' if speeds.waiting_share >= NEGLIGIBLE else 'step'
+        return 'no workers' if speeds.waiting_share >= NEGLIGIBLE else 'step'
     ratio = speeds.data_rate / speeds.step_rate
     if ratio >= BALANCED:
         return 'step'
@@ -171,7 +172,7 @@ def verdict(speeds: Speeds, setting: Setting) -> list[str]:
     Returns:
         list[str]: Sentences.
     """
-    words = {'step': _step, 'loader': _loader, 'balanced': _balanced, 'turns': _turns}
+    words = {'step': _step, 'loader': _loader, 'balanced': _balanced, 'no workers': _no_workers}
     sentences = words[which_side(speeds, setting)](speeds, setting)
     return sentences + _competition(speeds, setting)
 
@@ -179,9 +180,11 @@ def verdict(speeds: Speeds, setting: Setting) -> list[str]:
 def _step(speeds: Speeds, setting: Setting) -> list[str]:
     if setting.num_workers == 0:
         share = format_share(speeds.waiting_share)
-        return [f'The step limits: loading, without workers, takes only {share} of the time.']
+        return [
+            f'The step limits: even without workers it waits for data only {share} of the time.'
+        ]
     ratio, needed = speeds.data_rate / speeds.step_rate, workers_needed(speeds, setting)
-    by = f'could feed {ratio:.0f} of them' if ratio >= 2 else f'is {_more(ratio)} quicker'
+    by = f'could feed {ratio:,.0f} of them' if ratio >= 2 else f'is {_more(ratio)} quicker'
     sentences = [f'The step limits: the loader {by}.']
     if needed < setting.num_workers:
         sentences.append(f'{_count(needed, "worker")} would do.')
@@ -200,10 +203,10 @@ def _balanced(speeds: Speeds, setting: Setting) -> list[str]:
     return [f'Balanced: the {side} is {_more(ratio)} quicker than the other side.']
 
 
-def _turns(speeds: Speeds, setting: Setting) -> list[str]:
+def _no_workers(speeds: Speeds, setting: Setting) -> list[str]:
     share = format_share(speeds.waiting_share)
     return [
-        f'Loader and step take turns, since there are no workers: {share} of the time is loading.',
+        f'Without workers, loading holds the step up: it waits {share} of the time.',
         *_more_workers(speeds, setting),
     ]
 
@@ -235,7 +238,7 @@ def _more_workers(speeds: Speeds, setting: Setting) -> list[str]:
 def _competition(speeds: Speeds, setting: Setting) -> list[str]:
     """Say so when both together are slower than the slower one alone."""
     share = speeds.together_rate / min(speeds.data_rate, speeds.step_rate)
-    if setting.num_workers == 0 or share > 1 / BALANCED:
+    if setting.num_workers == 0 or share > COMPETING:
         return []
     return [
         f'Together they reach {format_share(share)} of what the slower one does alone: they '
@@ -267,7 +270,7 @@ def format_share(share: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """In the unit that suits it: 38 ms, 2.6 s, 12 min, 5.1 h, 3.4 days."""
+    """In the unit that suits it: 38 ms, 2.6 s, 12 min, 5.1 h, 3.4 days, 4 years."""
     if seconds < 1:
         value, unit = seconds * 1e3, 'ms'
     elif seconds < 120:
@@ -276,8 +279,10 @@ def format_duration(seconds: float) -> str:
         value, unit = seconds / 60, 'min'
     elif seconds < 48 * 3600:
         value, unit = seconds / 3600, 'h'
-    else:
+    elif seconds < 2 * 365 * 86400:
         value, unit = seconds / 86400, 'days'
+    else:
+        value, unit = seconds / (365 * 86400), 'years'
     return f'{value:,.0f} {unit}' if value >= 20 else f'{value:.2g} {unit}'
 
 

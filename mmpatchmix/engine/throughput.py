@@ -58,7 +58,7 @@ class Stopwatch:
 
     def plan(self, expected_seconds: float, multiple_of: int = 1) -> int:
         """Iterations to measure, at least 2, if one takes ``expected_seconds``."""
-        wanted = self.iters or max(2, self.seconds / max(expected_seconds, 1e-9))
+        wanted = self.iters or max(2, self.seconds / max(expected_seconds, 1e-4))
         return self.agree(math.ceil(wanted / multiple_of) * multiple_of)
 
     def begin(self) -> float:

@@ -216,11 +216,12 @@ def _more_workers(speeds: Speeds, setting: Setting) -> list[str]:
     needed, free = workers_needed(speeds, setting), setting.free_cores
     each = ' per process' if setting.num_ranks > 1 else ''
     if needed <= free:
-        gain = speeds.step_rate / speeds.together_rate
+        # What is left of an iteration without the wait; in the loop the step may be slower.
+        gain = min(speeds.step_rate / speeds.together_rate, 1 / (1 - speeds.waiting_share))
         instead = f' instead of {setting.num_workers}' if setting.num_workers else ''
         return [
             f'{_count(needed, "worker")}{each}{instead} would bring up to '
-            f'{format_rate(speeds.step_rate)} images/s, {gain:.1f} times as many.'
+            f'{format_rate(gain * speeds.together_rate)} images/s, {gain:.1f} times as many.'
         ]
     cores = f'this machine has only {_count(setting.num_cores, "core")} per process'
     if setting.step_threads:

@@ -110,6 +110,13 @@ REGIMES = {
         3,
         ['it waits 71 % of the time', '3 workers would bring up to 500 images/s, 3.5 times as'],
     ),
+    'no workers, and the step slower in the loop': (
+        speeds(2000, 500, 200, 0.2),
+        setting(0, 16),
+        'no workers',
+        1,
+        ['1 worker would bring up to 250 images/s, 1.2 times as many'],  # 200 / (1 - 0.2)
+    ),
     'no workers, no core to spare': (
         speeds(200, 50, 40, 0.2),
         setting(0, 2, 2),

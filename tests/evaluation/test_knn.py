@@ -87,6 +87,77 @@ def test_ties_go_to_the_lower_bank_index(bank_chunk):
     assert fewer.tolist() == [[1, 3]]
 
 
+def sign_rows(num_rows, num_distinct, dim=16, seed=0):
+    """Rows of +-1 with repetitions: norms are 4, so every cosine is exact in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.randint(0, 2, (num_distinct, dim), generator=generator).float() * 2 - 1
+    return distinct[torch.randint(num_distinct, (num_rows,), generator=generator)]
+
+
+def exact_neighbors(queries, bank, k):
+    """All similarities in float64, sorted stably: the lower index first among equals."""
+    queries, bank = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (queries, bank))
+    similarities, indices = (queries @ bank.T).sort(dim=1, descending=True, stable=True)
+    return similarities[:, :k], indices[:, :k]
+
+
+# Maxima are taken over 64 columns where the chunk is a multiple of it, else over 16, 4 ...
+@pytest.mark.parametrize('bank_chunk', [16, 100, 128, 1024])
+@pytest.mark.parametrize('order', ['random', 'rising', 'falling'])
+@pytest.mark.parametrize('num_neighbors', [1, 7, 200])
+def test_neighbors_are_exact_whatever_the_order_of_the_bank(bank_chunk, order, num_neighbors):
+    """Many ties; a bank in which each chunk beats the last, or none does; k above a chunk."""
+    queries, bank = sign_rows(9, 9, seed=1), sign_rows(2000, 300)
+    if order != 'random':
+        ranks = (bank @ queries[0]).sort(descending=order == 'falling').indices
+        bank = bank[ranks]
+    similarities, indices = find_neighbors(
+        queries, bank, num_neighbors, query_chunk=4, bank_chunk=bank_chunk
+    )
+    expected_similarities, expected = exact_neighbors(queries, bank, num_neighbors)
+    assert torch.equal(indices, expected)
+    assert torch.equal(similarities.double(), expected_similarities)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_neighbors_are_exact(dtype):
+    queries, bank = sign_rows(5, 5, seed=1).to(dtype), sign_rows(700, 100).to(dtype)
+    _, indices = find_neighbors(queries, bank, 30, bank_chunk=64)
+    assert torch.equal(indices, exact_neighbors(queries, bank, 30)[1])
+
+
+def test_equal_rows_throughout_give_the_first_ones():
+    bank = torch.ones(500, 16)
+    _, indices = find_neighbors(bank[:3], bank, 10, bank_chunk=64)
+    assert indices.tolist() == [list(range(10))] * 3
+
+
+def test_one_query_may_find_many_in_a_block_that_has_none_for_the_others():
+    """Its candidates must not spill into the rows of others."""
+    queries = torch.eye(4, 16)
+    bank = torch.zeros(256, 16)
+    bank[:, 15] = 1.0  # similarity 0 to all queries
+    bank[130:170, 2] = torch.linspace(0.1, 5, 40)
+    similarities, indices = find_neighbors(queries, bank, 20, bank_chunk=128)
+    assert indices[2].tolist() == list(range(169, 149, -1))
+    for other in (0, 1, 3):
+        assert indices[other].tolist() == list(range(20))
+    assert (similarities[2] > 0.5).all() and (similarities[[0, 1, 3]] == 0).all()
+
+
+def test_features_that_require_gradients_are_searched_without():
+    queries, bank, _ = make_data()
+    similarities, _ = find_neighbors(queries.requires_grad_(), bank.requires_grad_(), 3)
+    assert not similarities.requires_grad
+
+
+def test_finite_rows_with_a_norm_beyond_float32_are_no_error():
+    queries, bank, _ = make_data()
+    bank[4] = 1e38
+    similarities, indices = find_neighbors(queries, bank, len(bank))
+    assert similarities[indices == 4].tolist() == [0.0] * len(queries)
+
+
 def test_ties_of_votes_go_to_the_lower_class():
     query = torch.tensor([[1.0, 0.0]])
     bank = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])

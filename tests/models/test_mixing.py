@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source
 
@@ -51,13 +52,55 @@ def test_mix_equals_pixel_loop(num_mix, height, width, patch_size):
     )
 
 
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    'dtype', [torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float64]
+)
 def test_mix_keeps_dtype_and_takes_any_memory_layout(dtype):
     images = torch.randint(0, 255, (4, 3, 8, 8)).to(dtype)
     groups = draw_groups(16, 3)
     expected = naive_mix(images, groups, 2)
-    for layout in (images, images.to(memory_format=torch.channels_last), images.flip(0).flip(0)):
-        assert torch.equal(mix_patches(layout, groups, 2), expected)
+    padded = torch.zeros(5, 3, 9, 11, dtype=dtype)
+    padded[1:, :, 1:, 2:10] = images
+    layouts = {
+        'contiguous': images,
+        'channels last': images.to(memory_format=torch.channels_last),
+        'a window of larger images': padded[1:, :, 1:, 2:10],
+        'transposed': images.mT.contiguous().mT,
+        'every other image': images.repeat_interleave(2, dim=0)[::2],
+    }
+    for name, layout in layouts.items():
+        mixed = mix_patches(layout, groups, 2)
+        assert mixed.dtype == dtype, name
+        assert torch.equal(mixed, expected), name
+
+
+class Traffic(TorchDispatchMode):
+    """Counts operators, and the bytes of what they read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators, self.num_bytes = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operators.append(str(func))
+        for tensor in (*args, result):
+            if isinstance(tensor, torch.Tensor):
+                self.num_bytes += tensor.numel() * tensor.element_size()
+        return result
+
+
+def test_the_work_of_mixing_does_not_depend_on_the_number_of_images_per_mix():
+    images = torch.randn(16, 3, 32, 32)
+    seen = []
+    for num_mix in (2, 3, 8, 64):
+        groups = draw_groups(64, num_mix)
+        with Traffic() as traffic:
+            mix_patches(images, groups, 4)
+        seen.append((traffic.operators, traffic.num_bytes))
+    assert all(one == seen[0] for one in seen)
+    # Nothing that makes the host wait for a GPU's values.
+    assert not {'aten._local_scalar_dense.default', 'aten.nonzero.default'} & set(seen[0][0])
 
 
 @pytest.mark.parametrize('num_mix', [2, 3, 4])

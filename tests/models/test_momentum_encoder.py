@@ -9,22 +9,38 @@ from mmcv.cnn.bricks import DropPath
 from tests.models.tiny import tiny_config, tiny_model
 
 
-def test_update_equals_a_loop_over_parameters_and_leaves_buffers_alone():
-    model = tiny_model()
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-6), (torch.float64, 1e-15)])
+def test_update_equals_a_loop_over_parameters_and_leaves_buffers_alone(dtype, tolerance):
+    model = tiny_model().to(dtype)
     encoder = model.momentum_encoder
     before = copy.deepcopy(encoder)
+    query = dict(model.backbone.named_parameters(prefix='backbone'))
+    query.update(model.neck.named_parameters(prefix='neck'))
+    for parameter in query.values():  # LayerNorm, BatchNorm and biases too
+        parameter.data += torch.randn_like(parameter)
     model.neck.bn0.running_mean.fill_(7.0)
     model.update_momentum_encoder(0.75)
 
-    query = dict(model.backbone.named_parameters(prefix='backbone'))
-    query.update(model.neck.named_parameters(prefix='neck'))
     previous = dict(before.named_parameters())
     assert set(query) == set(previous)
     for name, parameter in encoder.named_parameters():
+        assert parameter.dtype == dtype
         expected = 0.75 * previous[name].double() + 0.25 * query[name].double()
-        torch.testing.assert_close(parameter.double(), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(parameter.double(), expected, atol=tolerance, rtol=tolerance)
+        assert not torch.equal(parameter, previous[name]), name
     for name, buffer in encoder.named_buffers():
         assert torch.equal(buffer, before.get_buffer(name)), name
+
+
+def test_update_sees_parameters_that_were_replaced():
+    """As `load_state_dict(assign=True)` does on either side."""
+    model = tiny_model()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state['backbone.cls_token'].fill_(8.0)
+    state['momentum_encoder.backbone.cls_token'].fill_(4.0)
+    model.load_state_dict(state, assign=True)
+    model.update_momentum_encoder(0.5)
+    assert (model.momentum_encoder.backbone.cls_token == 6.0).all()
 
 
 @pytest.mark.parametrize(('momentum', 'source'), [(1.0, 'momentum'), (0.0, 'query')])

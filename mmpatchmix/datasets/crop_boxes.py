@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,8 @@ def draw_box(
 
     The law is Inception's (arXiv 1409.4842, section 6): a uniform share of the area and a
     log-uniform aspect ratio, at a uniform place. Boxes and random numbers are those of
-    torchvision's ``RandomResizedCrop.get_params``, in a third of its time: that
-    one spends most of it on tensors it makes anew for every box.
+    torchvision's ``RandomResizedCrop.get_params``, which spends most of its time on
+    tensors that it makes anew for every box.
 
     Args:
         height: Of the image, in pixels.
@@ -35,8 +36,7 @@ def draw_box(
         scale: Smallest and largest share of the image's area.
         ratio: Smallest and largest width / height.
     """
-    # Rounded as torchvision does, or boxes would differ now and then.
-    low, high = torch.tensor(ratio).log().tolist()
+    low, high = _log_ratio(ratio)
     number = torch.empty(1)
     for _ in range(NUM_TRIES):
         area = height * width * number.uniform_(*scale).item()
@@ -47,6 +47,12 @@ def draw_box(
             left = torch.randint(width - box_width + 1, (1,)).item()
             return Box(top, left, box_height, box_width)
     return _centre_box(height, width, ratio)
+
+
+@cache
+def _log_ratio(ratio: tuple[float, float]) -> tuple[float, float]:
+    # Rounded as torchvision does, or boxes would differ now and then.
+    return tuple(torch.tensor(ratio).log().tolist())
 
 
 def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> Box:

@@ -117,11 +117,13 @@ class MultiCrop(BaseTransform):
             self.global_size, self.num_local, self.local_size if self.num_local else 0
         )
         # Views, not copies: the fast uint8 resize wants channels last on both sides.
-        image = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
-        places = [views['view_1'], views['view_2'], *views.get('local_views', ())]
+        image = np.ascontiguousarray(img).transpose(2, 0, 1)[None]  # (1, 3, H, W)
+        places = [views['view_1'][None], views['view_2'][None]]
+        if self.num_local:
+            places += views['local_views'].split(1)  # (1, 3, h, w) each
         for place, (top, left, height, width) in zip(places, boxes, strict=True):
-            crop = image[:, :, top : top + height, left : left + width]  # (1, 3, h, w)
-            _resize(crop, place.shape[-2:], False, out=place[None])
+            crop = image[:, :, top : top + height, left : left + width]
+            _resize(torch.from_numpy(crop), place.shape[-2:], False, out=place)
         return {'packed': packed, **views}
 
     def __repr__(self) -> str:

@@ -128,6 +128,11 @@ def test_augmentation_is_that_of_the_view():
         ({'patch_size': 0}, 'patch_size'),
         ({'mix_prob': 1.2}, 'mix_prob'),
         ({'augment': {'view_3': None}}, 'view_3'),
+        ({'augment_on': 'gpu'}, "augment_on='gpu' must be one of"),
+        (
+            {'augment_on': 'workers', 'augment': {'view_1': None}},
+            'place_augmentation.*was not called',
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
@@ -138,3 +143,15 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 def test_a_patch_size_that_does_not_divide_the_view_is_refused():
     with pytest.raises(ValueError, match='must divide the view of 16x16'):
         prepare(uint8_batch(), patch_size=5)
+
+
+def test_batches_are_not_changed_and_data_samples_stay():
+    """Floating point batches of one's own, too, which could be normalised in place."""
+    batch = uint8_batch(num_local=2)
+    batch['inputs'] = {name: view.float() for name, view in batch['inputs'].items()}
+    before = {name: view.clone() for name, view in batch['inputs'].items()}
+    samples = batch['data_samples']
+    preprocessor = PatchMixDataPreprocessor(patch_size=4, to_rgb=False)
+    assert preprocessor(batch, training=True)['data_samples'] is samples
+    for name, view in batch['inputs'].items():
+        assert torch.equal(view, before[name])

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -167,19 +168,25 @@ def read_memory(host_bytes_before: int) -> Memory:
 
 
 class Progress:
-    """One line on a terminal that tells how far a phase is; none where nobody watches."""
+    """Tells how far a phase is: on a terminal in one line that changes, else once a phase."""
 
     def __init__(self) -> None:
-        self.shown = is_main_process() and sys.stderr.isatty()
+        self.on_terminal = sys.stderr.isatty()
+        self.phase = None
 
     def __call__(self, phase: str, share: float) -> None:
         """Show the share of a phase."""
-        if self.shown:
+        if not is_main_process():
+            return
+        if self.on_terminal:
             print(f'\r\033[Kmeasuring: {phase}, {100 * share:.0f} %', end='', file=sys.stderr)
+        elif phase != self.phase:
+            print(f'measuring: {phase}', file=sys.stderr, flush=True)
+        self.phase = phase
 
     def clear(self) -> None:
         """Give the line back."""
-        if self.shown:
+        if self.phase and self.on_terminal:
             print('\r\033[K', end='', file=sys.stderr, flush=True)
 
 
@@ -276,6 +283,8 @@ def benchmark(args: argparse.Namespace, cfg) -> None:
 def main() -> None:
     """Measure without leaving anything behind."""
     args = parse_args()
+    # Batch systems and torchrun end processes so; by default nothing would be cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cfg = load_config(args)
     apply_arguments(cfg, args)
     check_config(cfg)

@@ -177,6 +177,7 @@ def measure_data(watch: Stopwatch, loader: DataLoader) -> tuple[float, float, di
     Returns:
         tuple: Images/s, seconds to the first batch, and the first batch.
     """
+    watch.progress('data only', 0.0)
     began = watch.begin()
     batches = iter(loader)
     first = next(batches)
@@ -208,6 +209,7 @@ def measure_step(watch: Stopwatch, step: TrainStep, batch: dict) -> tuple[float,
     """
 
     def repeat(phase: str, function: Callable[[dict], None], effort: float) -> float:
+        watch.progress(phase, 0.0)
         # The first one compiles, tries kernels out and allocates; the next may still.
         for warmup in range(3):
             began = watch.begin()
@@ -243,6 +245,7 @@ def measure_together(
     Returns:
         tuple: Images/s, seconds per iteration, share of the time spent waiting for data.
     """
+    watch.progress('together', 0.0)
     num_workers = loader.num_workers
     # On a CPU both share the cores, so a loader twice as quick alone may yet be the slower.
     may_wait = num_workers and watch.agree(int(data_seconds * 2 > step_seconds))

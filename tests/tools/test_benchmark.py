@@ -100,7 +100,7 @@ def test_two_ranks_measure_together_and_one_tells(digits, scratch):
     figures = figures_of(text[start:])
     assert figures['num_ranks'] == 2 and 'batch 8 x 2 processes' in text
     assert figures['iters_per_epoch'] == 100
-    assert text.count('step only') == 1
+    assert text.count('\nstep only') == 1
 
 
 @pytest.mark.parametrize(

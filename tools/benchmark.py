@@ -51,6 +51,7 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     exit_on_user_error,
     load_config,
     set_data_root,
+    set_precision,
 )
 from mmpatchmix.engine.machine import describe_machine  # noqa: E402
 from mmpatchmix.engine.run_check import check_run  # noqa: E402
@@ -115,8 +116,7 @@ def apply_arguments(cfg, args: argparse.Namespace) -> None:
     loader = cfg.get('train_dataloader')
     if not loader:
         raise ValueError(f'{args.config} describes no training (train_dataloader).')
-    if args.amp or (args.amp is False and 'enabled' in cfg.optim_wrapper):
-        cfg.optim_wrapper.update(type='mmpatchmix.BF16OptimWrapper', enabled=args.amp)
+    set_precision(cfg, args.amp)
     if args.batch_size is not None:
         loader.batch_size = args.batch_size
     if args.workers is not None:

@@ -29,6 +29,7 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     earlier_run,
     exit_on_user_error,
     load_config,
+    set_precision,
 )
 from mmpatchmix.engine.recipe import describe_run  # noqa: E402
 from mmpatchmix.engine.run_check import check_run  # noqa: E402
@@ -78,8 +79,7 @@ def apply_arguments(cfg, args: argparse.Namespace) -> None:
     """Turn the arguments of this tool into config values."""
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
-    if args.amp or (args.amp is False and 'enabled' in cfg.optim_wrapper):
-        cfg.optim_wrapper.update(type='mmpatchmix.BF16OptimWrapper', enabled=args.amp)
+    set_precision(cfg, args.amp)
     if args.seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
     if args.auto_scale_lr:

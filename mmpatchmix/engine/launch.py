@@ -112,6 +112,17 @@ def set_data_root(cfg, data_root: str) -> None:
             node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
 
 
+def set_precision(cfg: Config, amp: bool | None) -> None:
+    """Turn ``--amp`` or ``--no-amp`` into a config; None leaves it to the config.
+
+    Args:
+        cfg: The config; changed in place.
+        amp: Whether to train under bfloat16 autocast.
+    """
+    if amp or (amp is False and 'enabled' in cfg.optim_wrapper):
+        cfg.optim_wrapper.update(type='mmpatchmix.BF16OptimWrapper', enabled=amp)
+
+
 def _dicts(node) -> Iterator:
     """All dicts of a config, at any depth."""
     if isinstance(node, dict | Config):

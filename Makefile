@@ -37,7 +37,7 @@ demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of dig
 
 # Threads as torch chooses them: nothing else should run beside.
 BENCHMARKS := mixing momentum data knn memory step:--crops:2:--precision:fp32 \
-  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16
+  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts
 
 benchmarks: setup  ## measure what docs/performance.md reports (about an hour on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt

@@ -1,6 +1,8 @@
 """tools/benchmark.py as a user calls it: one process, two ranks, no images at hand."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +18,16 @@ TINY_NETWORK = """
 
 
 @pytest.fixture
-def scratch(tmp_path):
-    """Where temporary files go; nothing may stay."""
-    folder = tmp_path / 'scratch'
-    folder.mkdir()
-    yield folder
-    left = [path for path in folder.iterdir() if path.name.startswith('mmpatchmix')]
-    assert not left
+def scratch():
+    """Where temporary files go; nothing may stay.
+
+    Not below pytest's own folder: a worker's socket lies in it, whose path may have 107
+    characters, and the data loader waits for ever for a worker that finds it too long.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        left = [path for path in Path(folder).iterdir() if path.name.startswith('mmpatchmix')]
+        assert not left
 
 
 @pytest.fixture

@@ -38,17 +38,17 @@ def take_step(ours: OurStep, inputs: dict, autocast, clock: Clock) -> None:
     with clock.part('momentum update'):
         model.update_momentum_encoder(MOMENTUM)
     with autocast():
-        with clock.part('queries: backbone'):
-            views = torch.cat([inputs['view_1'], inputs['mixed_view_2']])
-            features = model.backbone(views)[-1]
-        with clock.part('queries: projector, predictor'):
-            q = [model.head.predict(model.neck((part,))[0]) for part in features.split(size)]
         with torch.no_grad():
             with clock.part('keys: backbone'):
                 names = ('view_1', 'view_2', 'mixed_view_1')
                 features = slow.backbone(torch.cat([inputs[name] for name in names]))[-1]
             with clock.part('keys: projector'):
                 k = model.head.gather([slow.neck((part,))[0] for part in features.split(size)])
+        with clock.part('queries: backbone'):
+            views = torch.cat([inputs['view_1'], inputs['mixed_view_2']])
+            features = model.backbone(views)[-1]
+        with clock.part('queries: projector, predictor'):
+            q = [model.head.predict(model.neck((part,))[0]) for part in features.split(size)]
         with clock.part('losses'):
             contrast = model.head.contrast
             loss = contrast(q[0], k[1]).loss

@@ -130,9 +130,13 @@ class PatchMix(BaseSelfSupervisor):
             and ``gap``, see :func:`summarise`.
         """
         self._refuse_to_ignore_micro_batches(inputs)
+        keys = inputs.get('keys')
+        if keys is None and self.momentum_encoder is not None:
+            # Before the queries: what keys need is free again when activations pile up.
+            keys = self.head.gather(self.keys(inputs))
         z1, z2_mixed = self.project([inputs['view_1'], inputs['mixed_view_2']])
         q1, q2_mixed = self.head.predict(z1), self.head.predict(z2_mixed)
-        k1, k2, k1_mixed = inputs.get('keys') or self.head.gather(self.keys(inputs, z1))
+        k1, k2, k1_mixed = keys or self.head.gather(self.keys(inputs, z1))
 
         contrast = partial(self.head.contrast, images=inputs.get('images'))
         terms = [

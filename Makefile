@@ -36,15 +36,16 @@ demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of dig
 	@$(PY) tools/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.
-BENCHMARKS := mixing momentum data knn memory step:--crops:2:--precision:fp32 \
+BENCHMARKS := mixing momentum data knn knn:--queries:50000:--bank:32768:--memory memory freed_memory \
+  step:--crops:2:--precision:fp32 \
   step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts
 
 benchmarks: setup  ## measure what docs/performance.md reports (about an hour on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
 	@mkdir -p work_dirs/benchmarks
 	@for name in $(BENCHMARKS); do \
-	  set -- $$(echo $$name | tr : ' '); file=work_dirs/benchmarks/$$(echo $$name | tr -d :).txt; \
-	  echo "benchmarks/$$1.py $$2 $$3 $$4 $$5 -> $$file"; script=$$1; shift; \
+	  set -- $$(echo $$name | tr : ' '); file=work_dirs/benchmarks/$$(echo $$name | tr -s ':-' '-').txt; \
+	  script=$$1; shift; echo "benchmarks/$$script.py $$* -> $$file"; \
 	  env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/$$script.py "$$@" >$$file || exit 1; \
 	done
 

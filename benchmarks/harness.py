@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from mmpatchmix.engine.freed_memory import keep_freed_memory
 from mmpatchmix.engine.machine import describe_machine
 
 
@@ -37,6 +38,12 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
+
+
+def keep_memory_as_training_does() -> None:
+    """What ``build_runner`` does first; here for all candidates of this process alike."""
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
 
 
 def measure(

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import parse_args, report
+from harness import keep_memory_as_training_does, parse_args, report
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -51,6 +51,7 @@ def peak() -> int:
 
 def measure_here(batch, crops, num_mix, with_cp, micro_batch, precision) -> int:
     """Bytes that two training steps need beyond what was held before them."""
+    keep_memory_as_training_does()
     torch.manual_seed(0)
     cfg = Config.fromfile(CONFIG)
     cfg.model.data_preprocessor.num_mix = num_mix

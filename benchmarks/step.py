@@ -7,7 +7,8 @@ Every step encodes some views with gradient (queries) and some without (keys). T
 is nothing but that: forward and backward of as many images of the same sizes, as queries and
 keys, through the same backbone at the same precision; no projector, loss, optimizer,
 momentum encoder. It is measured with our backbone and with mmpretrain's plain ViT, whose
-last block also computes the patch tokens that nobody asks for.
+last block also computes the patch tokens that nobody asks for. On CPU cores all candidates
+keep freed memory, as training does (`freed_memory.py` shows what that is worth).
 
 - ours: momentum update, losses, backward and AdamW, from the preprocessor's outputs;
 - ours + preprocessor: from the workers' uint8 crops, with all augmentation on this device;
@@ -26,7 +27,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from harness import measure, parse_args, report
+from harness import keep_memory_as_training_does, measure, parse_args, report
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -103,6 +104,7 @@ def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autoca
 
 def main() -> None:
     args = parse_args(__doc__, batch=8, crops=2, precision='fp32', compile='no')
+    keep_memory_as_training_does()
     MMLogger.get_instance('benchmark', log_level='WARNING')  # else each weight's start is told
     num_local = args.crops - 2
     device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, nullcontext
 
 import torch
-from harness import parse_args, report
+from harness import keep_memory_as_training_does, parse_args, report
 from mmengine.logging import MMLogger
 from step import MOMENTUM, OurStep, workers_batch
 
@@ -77,6 +77,7 @@ def take_floor(backbone, pair: list, autocast, clock: Clock) -> None:
 
 def main() -> None:
     args = parse_args(__doc__, batch=8, precision='bf16')
+    keep_memory_as_training_does()
     MMLogger.get_instance('benchmark', log_level='WARNING')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)

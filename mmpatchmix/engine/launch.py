@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mmpatchmix.engine.augment_place import place_augmentation
+from mmpatchmix.engine.freed_memory import keep_freed_memory
 from mmpatchmix.engine.machine import cores_per_process
 
 # Records the Runner writes at start-up and every epoch that a reader of the console
@@ -173,6 +174,8 @@ def fit_loaders(cfg) -> None:
 
 def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     """Fit the config to the machine, start the processes' communication, build the Runner."""
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     prepare_processes(cfg)
     fit_loaders(cfg)
     place = place_augmentation(cfg)

@@ -1,11 +1,13 @@
 """Configs are fitted to arguments and machine."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from mmpatchmix.engine import launch
 from mmpatchmix.engine.launch import clear_earlier_run, earlier_run, fit_loaders, set_data_root
 
 
@@ -55,6 +57,19 @@ def test_with_room_and_an_accelerator_nothing_changes(monkeypatch):
     before = cfg.to_dict()
     fit_loaders(cfg)
     assert cfg.to_dict() == before
+
+
+@pytest.mark.parametrize('accelerator', [True, False])
+def test_only_processes_that_train_on_the_host_keep_its_memory(monkeypatch, accelerator):
+    calls = []
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: accelerator)
+    monkeypatch.setattr(launch, 'keep_freed_memory', lambda: calls.append('kept'))
+    runner = SimpleNamespace(from_cfg=lambda cfg: calls.append('built'))
+    monkeypatch.setattr(launch, 'ConciseRunner', runner)
+    cfg = Config.fromfile('configs/linear/vit-s_in1k.py')
+    cfg.launcher = 'none'
+    launch.build_runner(cfg)
+    assert calls == (['built'] if accelerator else ['kept', 'built'])
 
 
 def test_clearing_takes_the_run_and_nothing_else(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
 
+from mmpatchmix.models import MomentumEncoder
 from tests.models.tiny import tiny_config, tiny_model
 
 
@@ -41,6 +42,26 @@ def test_update_sees_parameters_that_were_replaced():
     model.load_state_dict(state, assign=True)
     model.update_momentum_encoder(0.5)
     assert (model.momentum_encoder.backbone.cls_token == 6.0).all()
+
+
+def test_update_sees_modules_that_were_replaced_and_moves_shared_parameters_once():
+    model = tiny_model()
+    backbone, neck = model.backbone, model.neck
+    backbone.layers[1].ln1.weight = backbone.layers[0].ln1.weight
+    backbone.register_parameter('absent', None)
+    encoder = MomentumEncoder(backbone, neck)
+    encoder.update(backbone, neck, 0.5)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(1.0)
+        for parameter in [*backbone.parameters(), *neck.parameters()]:
+            parameter.fill_(5.0)
+    backbone.ln1 = torch.nn.LayerNorm(backbone.embed_dims)  # weight 1, bias 0
+    encoder.update(backbone, neck, 0.75)
+    assert encoder.backbone.layers[0].ln1.weight is encoder.backbone.layers[1].ln1.weight
+    for name, parameter in encoder.named_parameters():
+        expected = {'backbone.ln1.weight': 1.0, 'backbone.ln1.bias': 0.75}.get(name, 2.0)
+        assert (parameter == expected).all(), name
 
 
 @pytest.mark.parametrize(('momentum', 'source'), [(1.0, 'momentum'), (0.0, 'query')])

@@ -1,0 +1,46 @@
+"""glibc is told to keep freed memory, and does."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from mmpatchmix.engine.freed_memory import USERS_OWN_SETTINGS
+
+# 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system has those.
+FEW = 20
+# Counts the pages that are given out for a block that was freed once before.
+CHILD = """
+import resource
+import torch
+from mmpatchmix.engine.freed_memory import keep_freed_memory
+taken = keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(taken, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(**settings) -> tuple[str, int]:
+    env = {name: value for name, value in os.environ.items() if name not in USERS_OWN_SETTINGS}
+    command = [sys.executable, '-c', CHILD]
+    done = subprocess.run(command, env=env | settings, capture_output=True, text=True, check=True)
+    taken, faults = done.stdout.split()
+    return taken, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_is_used_again():
+    taken, faults = run()
+    assert taken == 'True'
+    assert faults < FEW
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_the_users_own_settings_stand():
+    taken, faults = run(MALLOC_MMAP_THRESHOLD_='131072')
+    assert taken == 'False'
+    assert faults > FEW

@@ -40,7 +40,7 @@ BENCHMARKS := mixing momentum data knn knn:--queries:50000:--bank:32768:--memory
   step:--crops:2:--precision:fp32 \
   step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts
 
-benchmarks: setup  ## measure what docs/performance.md reports (about an hour on 2 cores)
+benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
 	@mkdir -p work_dirs/benchmarks
 	@for name in $(BENCHMARKS); do \

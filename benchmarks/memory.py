@@ -92,14 +92,18 @@ def main() -> None:
         return
     names = ('batch', 'crops', 'images per mix', 'checkpointing', 'micro-batch', 'precision')
     rows = []
+    on_terminal = sys.stderr.isatty()
     for number, row in enumerate(ROWS, 1):
-        print(f'\r{number} of {len(ROWS)} ...', end='', file=sys.stderr, flush=True)
+        if on_terminal:
+            print(f'\r{number} of {len(ROWS)} ...', end='', file=sys.stderr, flush=True)
         used = measure_apart(row)
         cells = ['yes' if cell is True else '' if cell is False else cell for cell in row]
         rows.append(
             dict(zip(names, cells, strict=True))
             | {'peak (MiB)': round(used / MIB), 'MiB per image': round(used / MIB / row[0])}
         )
+    if on_terminal:
+        print(file=sys.stderr)
     report('memory of a step, ViT-S/16', rows)
 
 

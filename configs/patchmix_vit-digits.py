@@ -1,6 +1,6 @@
 # PatchMix on scikit-learn's 1,797 handwritten digits: the demo, for a CPU.
 #
-# Meant for 2 CPU cores, 4 to 6 minutes. No paper has figures for it. Digits are easy: kNN
+# Meant for 2 CPU cores, 3 to 6 minutes. No paper has figures for it. Digits are easy: kNN
 # on raw pixels finds about 98 % already. What the demo shows is how far the features come
 # without any label: from about 69 % untrained to 95 % and more.
 #

@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
 
     Torch caches the memory of accelerators but not that of the host. By default glibc returns
     every large block when it is freed, so each training step is given fresh pages and the
-    system has to clear them first: about 450 MB per step of ViT-S with 8 images
+    system has to clear them first: about 460 MiB per step of ViT-S with 8 images
     (``benchmarks/freed_memory.py``). The process then stays as large as it once was.
 
     Whoever has set glibc's own environment variables is left alone, as are systems without

@@ -9,6 +9,7 @@ the system cleared and handed out during a step.
 
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -28,8 +29,8 @@ SETTINGS = {'as glibc has it': '', 'kept, as training does': 'keep'}
 
 def measure_here(keep: bool, batch: int, crops: int) -> dict[str, float]:
     """Median seconds of a step, and its page faults, in this process."""
-    if keep and not keep_freed_memory():
-        sys.exit('this system has no glibc')
+    if keep:
+        keep_freed_memory()
     MMLogger.get_instance('benchmark', log_level='WARNING')
     torch.manual_seed(0)
     ours = OurStep()
@@ -61,6 +62,9 @@ def main() -> None:
     args = parse_args(__doc__, repeats=7, batch=8, crops=2, child='')
     if args.child:
         print(json.dumps(measure_here(args.child == 'keep', args.batch, args.crops)))
+        return
+    if platform.libc_ver()[0] != 'glibc':
+        print('this system has no glibc, whose settings are compared here')
         return
     found = {name: [] for name in SETTINGS}
     for _ in range(args.repeats):

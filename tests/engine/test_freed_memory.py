@@ -11,16 +11,20 @@ from mmpatchmix.engine.freed_memory import USERS_OWN_SETTINGS
 
 # 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system has those.
 FEW = 20
-# Counts the pages that are given out for a block that was freed once before.
+# Counts the pages that are given out for a block of a size that was freed before. Once something
+# small may have taken the place of its first byte, so that the block moves: hence the median.
 CHILD = """
 import resource
+import statistics
 import torch
 from mmpatchmix.engine.freed_memory import keep_freed_memory
 taken = keep_freed_memory()
-torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
-print(taken, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+counts = []
+for _ in range(10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(taken, statistics.median_high(counts[1:]))
 """
 
 

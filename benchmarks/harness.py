@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mmpatchmix.engine.freed_memory import keep_freed_memory
-from mmpatchmix.engine.machine import describe_machine
+from mmpatchmix.cli.describe_machine import describe_machine
+from mmpatchmix.cli.freed_memory import keep_freed_memory
 
 
 def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:

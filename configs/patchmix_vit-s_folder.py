@@ -3,7 +3,7 @@
 # that is skipped and all images are trained on.
 #
 # Meant for 1 GPU x 128 images; add --auto-scale-lr for any other batch. 2 crops of 224 and
-# 8 of 96 pixels. No paper has figures for your images: watch `knn/top1`, `acc_source` and `gap`.
+# 8 of 96 pixels. No paper has figures for your images: watch `knn/top1`, `acc_source` and `kl`.
 #
 #   python tools/train.py configs/patchmix_vit-s_folder.py --data-root PATH
 _base_ = './patchmix_vit-s_in1k.py'

@@ -21,18 +21,15 @@ def _node(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     )
 
 
-MODELS = _node('model', root.MODELS, 'models', 'models.detection')
+MODELS = _node('model', root.MODELS, 'models', 'models.detection', 'views')
 MODEL_WRAPPERS = _node('model_wrapper', root.MODEL_WRAPPERS, 'engine')
 DATASETS = _node('dataset', root.DATASETS, 'datasets')
-TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets')
+TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets', 'views')
 METRICS = _node('metric', root.METRICS, 'evaluation')
 HOOKS = _node('hook', root.HOOKS, 'engine', 'visualization')
 LOOPS = _node('loop', root.LOOPS, 'evaluation')
 OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _node(
-    'optimizer wrapper constructor',
-    root.OPTIM_WRAPPER_CONSTRUCTORS,
-    'engine',
-    'models.detection',
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'
 )
 PARAM_SCHEDULERS = _node('parameter scheduler', root.PARAM_SCHEDULERS, 'engine')

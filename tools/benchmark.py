@@ -32,8 +32,7 @@ from mmengine.device import get_device  # noqa: E402
 from mmengine.dist import all_gather_object, get_world_size, is_main_process  # noqa: E402
 from mmengine.runner import EpochBasedTrainLoop, Runner  # noqa: E402
 
-from mmpatchmix.datasets.sample_photos import write_sample_photos  # noqa: E402
-from mmpatchmix.engine.bottleneck import (  # noqa: E402
+from mmpatchmix.cli.bottleneck import (  # noqa: E402
     Length,
     Memory,
     Setting,
@@ -44,8 +43,10 @@ from mmpatchmix.engine.bottleneck import (  # noqa: E402
     worker_seconds_per_image,
     workers_needed,
 )
-from mmpatchmix.engine.config_check import check_config  # noqa: E402
-from mmpatchmix.engine.launch import (  # noqa: E402
+from mmpatchmix.cli.check_config import check_config  # noqa: E402
+from mmpatchmix.cli.check_run import check_run  # noqa: E402
+from mmpatchmix.cli.describe_machine import describe_machine  # noqa: E402
+from mmpatchmix.cli.launch import (  # noqa: E402
     add_common_arguments,
     build_runner,
     exit_on_user_error,
@@ -53,14 +54,13 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     set_data_root,
     set_precision,
 )
-from mmpatchmix.engine.machine import describe_machine  # noqa: E402
-from mmpatchmix.engine.run_check import check_run  # noqa: E402
-from mmpatchmix.engine.throughput import (  # noqa: E402
+from mmpatchmix.cli.throughput import (  # noqa: E402
     Stopwatch,
     TrainStep,
     combine,
     measure,
 )
+from mmpatchmix.datasets.sample_photos import write_sample_photos  # noqa: E402
 
 IMAGENET_IMAGES = 1_281_167
 

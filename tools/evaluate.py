@@ -21,8 +21,8 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.dist import is_main_process  # noqa: E402
 from mmengine.runner import find_latest_checkpoint  # noqa: E402
 
-from mmpatchmix.engine.config_check import check_config  # noqa: E402
-from mmpatchmix.engine.launch import (  # noqa: E402
+from mmpatchmix.cli.check_config import check_config  # noqa: E402
+from mmpatchmix.cli.launch import (  # noqa: E402
     add_common_arguments,
     build_runner,
     clear_earlier_run,
@@ -30,7 +30,7 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     load_config,
     set_data_root,
 )
-from mmpatchmix.evaluation.suite import (  # noqa: E402
+from mmpatchmix.evaluation.judge import (  # noqa: E402
     JUDGEMENTS,
     finetune,
     judge_classifiers,

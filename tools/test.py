@@ -15,8 +15,8 @@ prepare_openmmlab()
 
 from mmengine.dist import is_main_process  # noqa: E402
 
-from mmpatchmix.engine.config_check import check_config  # noqa: E402
-from mmpatchmix.engine.launch import (  # noqa: E402
+from mmpatchmix.cli.check_config import check_config  # noqa: E402
+from mmpatchmix.cli.launch import (  # noqa: E402
     add_common_arguments,
     build_runner,
     exit_on_user_error,

@@ -20,9 +20,11 @@ prepare_openmmlab()
 from mmengine.dist import is_main_process  # noqa: E402
 from mmengine.runner import find_latest_checkpoint  # noqa: E402
 
-from mmpatchmix.engine.config_check import check_config  # noqa: E402
-from mmpatchmix.engine.dry_run import run_one_step  # noqa: E402
-from mmpatchmix.engine.launch import (  # noqa: E402
+from mmpatchmix.cli.check_config import check_config  # noqa: E402
+from mmpatchmix.cli.check_run import check_run  # noqa: E402
+from mmpatchmix.cli.describe_run import describe_run  # noqa: E402
+from mmpatchmix.cli.dry_run import run_one_step  # noqa: E402
+from mmpatchmix.cli.launch import (  # noqa: E402
     add_common_arguments,
     build_runner,
     clear_earlier_run,
@@ -31,9 +33,7 @@ from mmpatchmix.engine.launch import (  # noqa: E402
     load_config,
     set_precision,
 )
-from mmpatchmix.engine.recipe import describe_run  # noqa: E402
-from mmpatchmix.engine.run_check import check_run  # noqa: E402
-from mmpatchmix.engine.schedule_length import set_epochs  # noqa: E402
+from mmpatchmix.cli.set_epochs import set_epochs  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -83,5 +83,5 @@ auto_scale_lr = dict(base_batch_size=16, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=45),
-    runtime_info=dict(type='mmpatchmix.LossLogHook'),
+    runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
 )

@@ -65,5 +65,5 @@ train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 default_hooks = dict(
     checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='accuracy/top1'),
-    runtime_info=dict(type='mmpatchmix.LossLogHook'),
+    runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
 )

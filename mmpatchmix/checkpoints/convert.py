@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from mmpatchmix.checkpoints.backbone import Backbone, build_vit, read_backbone
-from mmpatchmix.checkpoints.layouts import from_hub
-from mmpatchmix.checkpoints.proof import (
+from mmpatchmix.checkpoints.compare_features import (
     features_of_file,
     features_of_source,
     features_of_vit,
     largest_difference,
     transformers_config,
 )
+from mmpatchmix.checkpoints.layouts import from_hub
 from mmpatchmix.checkpoints.reading import METADATA_KEY
 from mmpatchmix.checkpoints.vit_spec import ViTSpec
 

@@ -1,20 +1,9 @@
-"""Data sets and worker transforms that mmpretrain lacks."""
+"""Data sets and the crops of the workers."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
+from mmpatchmix.datasets.digits import Digits
+from mmpatchmix.datasets.image_folder import ImageFolder
+from mmpatchmix.datasets.load_multi_crop import LoadMultiCrop
+from mmpatchmix.datasets.multi_crop import MultiCrop
 
-from .augment_views import AugmentViews
-from .digits import Digits
-from .image_folder import ImageFolder
-from .load_multi_crop import LoadMultiCrop
-from .multi_crop import MultiCrop
-from .packed_views import PackViews, unpack_views
-
-__all__ = [
-    'AugmentViews',
-    'Digits',
-    'ImageFolder',
-    'LoadMultiCrop',
-    'MultiCrop',
-    'PackViews',
-    'unpack_views',
-]
+__all__ = ['Digits', 'ImageFolder', 'LoadMultiCrop', 'MultiCrop']

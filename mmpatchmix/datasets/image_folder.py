@@ -12,10 +12,9 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 
+from mmpatchmix.datasets.path_list import PathList
+from mmpatchmix.datasets.unreadable import UNREADABLE_ERRORS, UnreadableFiles
 from mmpatchmix.registry import DATASETS
-
-from .path_list import PathList
-from .unreadable import UNREADABLE_ERRORS, UnreadableFiles
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 # Folders of these names are parts of a dataset, not classes.

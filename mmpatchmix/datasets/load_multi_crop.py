@@ -12,10 +12,9 @@ from mmengine import fileio
 from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
+from mmpatchmix.datasets.crop_boxes import choose_reduction, reduce_box
+from mmpatchmix.datasets.multi_crop import MultiCrop, _check_image
 from mmpatchmix.registry import TRANSFORMS
-
-from .crop_boxes import choose_reduction, reduce_box
-from .multi_crop import MultiCrop, _check_image
 
 JPEG_START = b'\xff\xd8\xff'
 FLAGS = {

@@ -1,7 +1,7 @@
 """What the workers do per image: draw crops and resize them to uint8.
 
 Everything photometric, the flip included, runs batched on the training device
-(:class:`mmpatchmix.models.photometric.PhotometricAugment`) or, where that is cheaper, in
+(:class:`mmpatchmix.views.on_device.PhotometricAugment`) or, where that is cheaper, in
 the workers too (:class:`mmpatchmix.datasets.AugmentViews`).
 """
 
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
+from mmpatchmix.datasets.crop_boxes import Box, draw_box
 from mmpatchmix.registry import TRANSFORMS
-
-from .crop_boxes import Box, draw_box
-from .packed_views import allocate_views
+from mmpatchmix.views.layout import allocate_views
 
 # What torchvision's antialiased bicubic resize of uint8 tensors ends in. Its own way there
 # copies, dispatches and allocates, which for ten small crops takes a fifth of the time.

@@ -16,7 +16,7 @@ def place_augmentation(cfg) -> str | None:
     ``model.data_preprocessor.augment_on`` says where:
 
     - ``'device'``: in the data preprocessor, batched
-      (:class:`~mmpatchmix.models.photometric.PhotometricAugment`).
+      (:class:`~mmpatchmix.views.on_device.PhotometricAugment`).
     - ``'workers'``: in the training pipeline, right before ``mmpatchmix.PackViews``
       (:class:`~mmpatchmix.datasets.AugmentViews`), with the same settings.
     - ``'auto'``, the default: on the device if that is an accelerator. Without one both

@@ -4,7 +4,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from mmpatchmix.models.micro_batches import train_in_micro_batches
+from mmpatchmix.models.large_batch_step import train_in_micro_batches
 from mmpatchmix.registry import MODEL_WRAPPERS
 
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from mmpatchmix.models import unwrap_model
 
 _PROGRESS_SECONDS = 20
 
@@ -211,11 +212,6 @@ def _max_over_ranks(*values: int) -> list[int]:
     tensor = torch.tensor(values)
     dist.all_reduce(tensor, op='max')
     return tensor.tolist()
-
-
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
 
 
 @contextlib.contextmanager

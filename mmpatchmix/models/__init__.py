@@ -5,9 +5,8 @@ from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.patchmix import PatchMix
-from mmpatchmix.models.photometric import PhotometricAugment
-from mmpatchmix.models.pretrained_vit import PretrainedViT
-from mmpatchmix.models.vit import PatchMixViT
+from mmpatchmix.models.unwrap_model import unwrap_model
+from mmpatchmix.models.vit import PatchMixViT, PretrainedViT
 
 __all__ = [
     'ContrastiveHead',
@@ -15,10 +14,10 @@ __all__ = [
     'PatchMix',
     'PatchMixDataPreprocessor',
     'PatchMixViT',
-    'PhotometricAugment',
     'PretrainedViT',
     'draw_groups',
     'mix_patches',
     'mix_to_mix',
     'mix_to_source',
+    'unwrap_model',
 ]

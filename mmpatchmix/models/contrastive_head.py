@@ -18,7 +18,7 @@ class Contrast(NamedTuple):
 
     loss: Tensor  # the cross-entropy, with gradient
     accuracy: Tensor  # share of queries whose nearest key is one with weight, in [0, 1]
-    gap: Tensor  # cross-entropy minus the entropy of the target, in nats; 0 is perfect
+    kl: Tensor  # cross-entropy minus the entropy of the target, in nats; 0 is perfect
 
 
 @MODELS.register_module()
@@ -123,8 +123,8 @@ class ContrastiveHead(BaseModule):
             # Ties count as hits: the best match is at least as near as any key.
             likely = matched.masked_fill(weights == 0, -torch.inf).amax(1)
             accuracy = (likely >= logits.amax(1)).float().mean()
-            gap = loss - self._target_entropy(offsets, weights, num_images, len(keys))
-        return Contrast(loss, accuracy, gap)
+            kl = loss - self._target_entropy(offsets, weights, num_images, len(keys))
+        return Contrast(loss, accuracy, kl)
 
     def _target_entropy(
         self, offsets: Tensor, weights: Tensor, num_images: int, num_keys: int

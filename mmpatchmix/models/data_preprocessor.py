@@ -6,9 +6,9 @@ import torch
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
-from mmpatchmix.datasets.packed_views import unpack_views
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.registry import MODELS
+from mmpatchmix.views.layout import unpack_views
 
 VIEWS = ('view_1', 'view_2', 'local_views')
 PLACES = ('auto', 'device', 'workers')

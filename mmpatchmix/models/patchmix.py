@@ -11,7 +11,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from mmpatchmix.models.contrastive_head import Contrast
-from mmpatchmix.models.micro_batches import train_in_micro_batches
+from mmpatchmix.models.large_batch_step import train_in_micro_batches
 from mmpatchmix.registry import MODELS
 
 
@@ -30,7 +30,7 @@ class PatchMix(BaseSelfSupervisor):
             :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
         micro_batch_size: Images per rank whose queries are in memory at once. The batch
             of the data loader stays the one that is contrasted and stepped on, see
-            :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`. None takes
+            :func:`~mmpatchmix.models.large_batch_step.train_in_micro_batches`. None takes
             the whole batch at once.
         compile: Whether to compile the backbones with ``torch.compile``, one graph per
             resolution and role; or its options as a dict. Evaluation stays eager.
@@ -84,7 +84,7 @@ class PatchMix(BaseSelfSupervisor):
     def update_momentum_encoder(self, momentum: float) -> None:
         """Move the momentum encoder; due once per optimizer step, before the forward.
 
-        :class:`~mmpatchmix.engine.MomentumUpdateHook` does so under the Runner.
+        :class:`~mmpatchmix.engine.MomentumScheduleHook` does so under the Runner.
 
         Args:
             momentum: The share kept, in [0, 1].
@@ -127,7 +127,7 @@ class PatchMix(BaseSelfSupervisor):
         Returns:
             dict: ``loss_source``, ``loss_mix_source``, ``loss_mix_mix`` and, with
             local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``
-            and ``gap``, see :func:`summarise`.
+            and ``kl``, see :func:`summarise`.
         """
         self._refuse_to_ignore_micro_batches(inputs)
         keys = inputs.get('keys')
@@ -203,7 +203,7 @@ class PatchMix(BaseSelfSupervisor):
         elif self.training and not encoder.num_updates:
             warnings.warn(
                 'The momentum encoder has never been updated: under the Runner, keep '
-                "default_hooks=dict(momentum=dict(type='mmpatchmix.MomentumUpdateHook')); in a "
+                "default_hooks=dict(momentum=dict(type='mmpatchmix.MomentumScheduleHook')); in a "
                 'loop of your own, call model.update_momentum_encoder(momentum) before each step.'
             )
             encoder.num_updates = 1  # say so once
@@ -246,13 +246,13 @@ def summarise(terms: Sequence[Term]) -> dict[str, Tensor]:
 
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
-        queries whose nearest key belongs to them; ``gap``, how far the whole loss
+        queries whose nearest key belongs to them; ``kl``, how far the whole loss
         is above the entropy of its targets, the least it could be, in nats.
     """
-    losses, accuracies, gap = {}, {}, 0.0
+    losses, accuracies, kl = {}, {}, 0.0
     for name, weight, contrasts in terms:
         losses[f'loss_{name}'] = weight * sum(contrast.loss for contrast in contrasts)
         hits = sum(contrast.accuracy for contrast in contrasts)
         accuracies[f'acc_{name}'] = hits / len(contrasts)
-        gap = gap + weight * sum(contrast.gap for contrast in contrasts)
-    return {**losses, **accuracies, 'gap': gap}
+        kl = kl + weight * sum(contrast.kl for contrast in contrasts)
+    return {**losses, **accuracies, 'kl': kl}

@@ -9,9 +9,9 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 from mmpatchmix.visualization.curves import draw_curves
 from mmpatchmix.visualization.mixed_figure import draw_mixed
@@ -64,7 +64,7 @@ class RunReportHook(Hook):
 
     def draw_mix(self, runner) -> None:
         """Mix a few training images as in training and draw them."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         preprocessor = model.data_preprocessor
         dataset = runner.train_dataloader.dataset
         with random_states_kept():

@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
-import mmpatchmix.models.pretrained_vit  # noqa: F401
+import mmpatchmix.models.vit  # noqa: F401
 from mmpatchmix.checkpoints import ViTSpec, build_vit
-from mmpatchmix.engine.config_check import check_config
+from mmpatchmix.cli.check_config import check_config
 
 ROOT = Path(__file__).parents[2]
 SIZES = dict(t=(192, 3), s=(384, 12), b=(768, 12))
@@ -162,7 +162,7 @@ def test_one_epoch(kind, data, data_root, tmp_path):
 
 def test_a_backbone_without_a_checkpoint_says_so(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmpatchmix.models.pretrained_vit.print_log', lambda *a: said.append(a[0]))
+    monkeypatch.setattr('mmpatchmix.models.vit.print_log', lambda *a: said.append(a[0]))
     cfg = load('finetune', 's', 'cifar10')
     arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96)
     cfg.model.backbone.arch = arch

@@ -3,7 +3,8 @@ import pytest
 from mmpretrain.registry import DATASETS
 from sklearn.datasets import load_digits
 
-from mmpatchmix.datasets import Digits, unpack_views
+from mmpatchmix.datasets import Digits
+from mmpatchmix.views import unpack_views
 
 
 def contents(dataset):

@@ -8,9 +8,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.cli.launch import build_runner
 from mmpatchmix.engine.augment_place import place_augmentation
-from mmpatchmix.engine.config_check import check_config
-from mmpatchmix.engine.launch import build_runner
 from tests.engine.tiny_run import tiny_run_config
 
 CONFIG = 'configs/patchmix_vit-s_in1k.py'

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
-from mmpatchmix.engine import MomentumUpdateHook
+from mmpatchmix.engine import MomentumScheduleHook
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.tiny import tiny_model, uint8_batch
@@ -142,7 +142,7 @@ def test_a_gpu_that_would_emulate_bfloat16_does_not_count(monkeypatch, native, e
 @pytest.mark.parametrize('arguments', [{'momentum': 1.5}, {'end_momentum': -0.1}])
 def test_shares_outside_0_to_1_are_refused(arguments):
     with pytest.raises(ValueError, match='share kept'):
-        MomentumUpdateHook(**arguments)
+        MomentumScheduleHook(**arguments)
 
 
 def test_a_model_without_momentum_encoder_is_left_alone(tmp_path):

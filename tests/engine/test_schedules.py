@@ -7,8 +7,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmpatchmix.cli.set_epochs import set_epochs
 from mmpatchmix.engine import cosine_momentum
-from mmpatchmix.engine.schedule_length import set_epochs
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH = 4, 6

@@ -8,10 +8,10 @@ import torch
 from mmengine.runner import Runner
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.engine import PatchMixDDP
-from mmpatchmix.engine.run_check import check_run
 from tests.engine.tiny_run import tiny_run_config
-from tests.models.test_micro_batches import NUM_IMAGES, Recorder, freeze_statistics
+from tests.models.test_large_batch_step import NUM_IMAGES, Recorder, freeze_statistics
 from tests.models.tiny import tiny_model, uint8_batch
 
 

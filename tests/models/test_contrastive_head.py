@@ -65,7 +65,7 @@ def test_loss_and_gradient_equal_the_dense_float64_contrast(
     naive_queries = queries.detach().clone().requires_grad_()
     rows = naive_rows(target, num_images, len(keys), smoothing, rank)
 
-    loss, _, gap = make_head(temperature=0.2, label_smoothing=smoothing).contrast(
+    loss, _, kl = make_head(temperature=0.2, label_smoothing=smoothing).contrast(
         queries, keys, target
     )
     expected = naive_contrast(naive_queries, keys, rows, 0.2)
@@ -74,16 +74,16 @@ def test_loss_and_gradient_equal_the_dense_float64_contrast(
     expected.backward()
     torch.testing.assert_close(queries.grad, naive_queries.grad, atol=1e-6, rtol=1e-5)
     entropy = -sum(y * math.log(y) for y in rows[0].tolist() if y > 0)
-    torch.testing.assert_close(gap.double(), expected.detach() - entropy, atol=3e-6, rtol=0)
+    torch.testing.assert_close(kl.double(), expected.detach() - entropy, atol=3e-6, rtol=0)
 
 
-def test_gap_is_zero_where_the_queries_hit_their_target():
+def test_kl_is_zero_where_the_queries_hit_their_target():
     """The logits that reproduce a target exactly leave nothing but its entropy."""
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
     keys = torch.eye(4)
     queries = torch.stack([weights.log().roll(n) for n in range(4)])
     contrast = make_head(temperature=1.0).contrast(queries, keys, (torch.arange(4), weights))
-    assert contrast.gap.abs() < 1e-6
+    assert contrast.kl.abs() < 1e-6
     assert contrast.accuracy == 1
 
 

@@ -14,7 +14,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpatchmix.engine import LossLogHook
+from mmpatchmix.engine import DeferredRuntimeInfoHook
 from tests.models.tiny import tiny_model, uint8_batch
 
 AUGMENT = {
@@ -93,7 +93,7 @@ def train_with(hook, length, *hooks):
 
 def test_losses_come_to_the_host_where_the_log_wants_them():
     with CountReads() as counter:
-        hub, logged = train_with(LossLogHook(), 10, LoggerHook(interval=4))
+        hub, logged = train_with(DeferredRuntimeInfoHook(), 10, LoggerHook(interval=4))
     assert logged == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]  # every fourth and the last
     assert counter.num_reads == 0  # in one copy, not one by one
     assert hub.log_scalars['train/loss'].data[0].tolist() == [2.0 * i for i in range(10)]
@@ -101,12 +101,12 @@ def test_losses_come_to_the_host_where_the_log_wants_them():
 
 
 def test_losses_are_checked_before_a_checkpoint_by_iteration():
-    _, logged = train_with(LossLogHook(), 7, CheckpointHook(interval=3, by_epoch=False))
+    _, logged = train_with(DeferredRuntimeInfoHook(), 7, CheckpointHook(interval=3, by_epoch=False))
     assert logged == [0, 0, 3, 3, 3, 6, 7]
 
 
 def test_what_waits_is_named_by_its_own_iteration():
-    hook = LossLogHook()
+    hook = DeferredRuntimeInfoHook()
     runner = SimpleNamespace(
         hooks=[],
         train_dataloader=range(3),

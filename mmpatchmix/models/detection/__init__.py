@@ -5,13 +5,11 @@ Needs mmdet only where it subclasses it, so pre-training works without.
 
 from importlib.util import find_spec
 
-from mmpatchmix.models.detection.layer_decay import DetectorLayerDecayConstructor
 from mmpatchmix.models.detection.pyramid import SimpleFeaturePyramid, ViTPyramid
 from mmpatchmix.models.detection.vit import DetectionViT, WindowedViT
 
 __all__ = [
     'DetectionViT',
-    'DetectorLayerDecayConstructor',
     'SimpleFeaturePyramid',
     'ViTPyramid',
     'WindowedViT',

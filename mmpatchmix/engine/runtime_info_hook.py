@@ -12,7 +12,7 @@ from mmpatchmix.registry import HOOKS
 
 
 @HOOKS.register_module()
-class LossLogHook(RuntimeInfoHook):
+class DeferredRuntimeInfoHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook`` without a wait for the device in every iteration.
 
     mmengine reads each loss of each iteration on the host, so the host cannot run

@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 from torchvision.transforms.v2 import functional as F
 
-from mmpatchmix.datasets import AugmentViews
-from mmpatchmix.models import PhotometricAugment
+from mmpatchmix.views import AugmentViews, PhotometricAugment
 
 OFF = dict(color_jitter=None, grayscale_prob=0.0, blur_prob=0.0, solarize_prob=0.0, flip_prob=0.0)
 ALMOST_NEVER = 1e-4  # p-value below which a seeded statistical test fails

@@ -1,13 +1,13 @@
 """Refuses a checkpoint that does not fit the model, instead of loading half of it."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
 
 @HOOKS.register_module()
-class CheckpointMatchHook(Hook):
+class StrictLoadHook(Hook):
     """Compare keys and shapes before the Runner loads, which it does without insisting.
 
     mmengine loads with ``strict=False`` and only logs what did not match. Here
@@ -16,7 +16,7 @@ class CheckpointMatchHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Raise ``ValueError`` with all mismatches; called before anything is loaded."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         expected = model.state_dict()
         found = checkpoint.get('state_dict', checkpoint)
         found = {key.removeprefix('module.'): value for key, value in found.items()}

@@ -17,9 +17,10 @@ from torch import nn
 from mmpatchmix import __version__
 from mmpatchmix.checkpoints import match_state_dict, read_checkpoint
 from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
-from mmpatchmix.evaluation.features import Features, extract_features, unwrap_model
+from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
+from mmpatchmix.models import unwrap_model
 
 JUDGEMENTS = ('knn', 'linear', 'low-shot')
 

@@ -1,6 +1,6 @@
 """How quickly data come, how quickly steps go, and how both go together.
 
-Nothing here judges: see :mod:`mmpatchmix.engine.bottleneck`. Every rank measures itself,
+Nothing here judges: see :mod:`mmpatchmix.cli.bottleneck`. Every rank measures itself,
 at the same time as the others; :func:`combine` makes one figure of theirs.
 """
 
@@ -15,8 +15,9 @@ from mmengine.hooks import EMAHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmpatchmix.engine.dry_run import bare_model, prepare_training, take_step
-from mmpatchmix.engine.endless_loader import endless_loader
+from mmpatchmix.cli.dry_run import prepare_training, take_step
+from mmpatchmix.cli.endless_loader import endless_loader
+from mmpatchmix.models import unwrap_model
 
 
 def synchronize() -> None:
@@ -155,7 +156,7 @@ class TrainStep:
     def preprocess(self, batch: dict) -> None:
         """The part of the step that augments, normalises and mixes; moves to the device, too."""
         with self.runner.optim_wrapper.optim_context(self.runner.model):
-            bare_model(self.runner).data_preprocessor(batch, True)
+            unwrap_model(self.runner.model).data_preprocessor(batch, True)
 
 
 def count_images(batch: dict) -> int:

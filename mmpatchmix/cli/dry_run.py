@@ -4,9 +4,10 @@ import math
 import time
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+
+from mmpatchmix.models import unwrap_model
 
 
 def prepare_training(runner: Runner) -> None:
@@ -22,7 +23,7 @@ def prepare_training(runner: Runner) -> None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     runner._init_model_weights()
     if modules := runner.cfg.get('activation_checkpointing'):
-        turn_on_activation_checkpointing(bare_model(runner), modules)
+        turn_on_activation_checkpointing(unwrap_model(runner.model), modules)
     runner._maybe_compile('train_step')
     runner.model.train()
 
@@ -38,7 +39,7 @@ def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict
     Returns:
         dict[str, Tensor]: What the step logs, on the device, which may not be done yet.
     """
-    model = bare_model(runner)
+    model = unwrap_model(runner.model)
     if update_momentum and hasattr(model, 'update_momentum_encoder'):
         model.update_momentum_encoder(0.996)
     return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
@@ -71,8 +72,3 @@ def run_one_step(runner: Runner) -> dict[str, float]:
     if torch.cuda.is_available():
         result['peak_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return result
-
-
-def bare_model(runner: Runner) -> torch.nn.Module:
-    """The model of a Runner, without a wrapper for several processes."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

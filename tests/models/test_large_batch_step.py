@@ -204,7 +204,7 @@ def test_two_ranks_accumulate_alike_and_exchange_gradients_once(tmp_path):
     ],
 )
 def test_sizes_that_cannot_work_are_refused_before_training(tmp_path, options, message):
-    from mmpatchmix.engine.run_check import check_run
+    from mmpatchmix.cli.check_run import check_run
 
     runner = Runner.from_cfg(tiny_run_config(tmp_path, **options))
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from scipy import stats
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.v2 import functional as F
 
-from mmpatchmix.models.photometric import PhotometricAugment, derive_blur_kernel
+from mmpatchmix.views.on_device import PhotometricAugment, derive_blur_kernel
 
 OFF = dict(
     color_jitter=None,

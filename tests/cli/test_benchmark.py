@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.test_command_line import ROOT, call, python
+from tests.cli.test_command_line import ROOT, call, python
 
 TINY_NETWORK = """
     backbone=dict(

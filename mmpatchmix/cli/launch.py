@@ -14,9 +14,9 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from mmpatchmix.cli.describe_machine import cores_per_process
+from mmpatchmix.cli.freed_memory import keep_freed_memory
 from mmpatchmix.engine.augment_place import place_augmentation
-from mmpatchmix.engine.freed_memory import keep_freed_memory
-from mmpatchmix.engine.machine import cores_per_process
 
 # Records the Runner writes at start-up and every epoch that a reader of the console
 # does not need; the log file keeps them.

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from safetensors.torch import load_file
 from test_knn_loop import make_config
 
-from mmpatchmix.evaluation.suite import (
+from mmpatchmix.evaluation.judge import (
     finetune,
     format_table,
     judge_classifiers,

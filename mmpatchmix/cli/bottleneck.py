@@ -1,12 +1,12 @@
 """Which side limits a training run: arithmetic on what was measured, and its words.
 
-Nothing here measures: see :mod:`mmpatchmix.engine.throughput`.
+Nothing here measures: see :mod:`mmpatchmix.cli.throughput`.
 """
 
 import math
 from dataclasses import dataclass
 
-from mmpatchmix.engine.throughput import Speeds
+from mmpatchmix.cli.throughput import Speeds
 
 BALANCED = 1.1  # rates closer than this do not differ enough to act on
 COMPETING = 0.85  # of the slower side's rate: less says that the sides are in each other's way

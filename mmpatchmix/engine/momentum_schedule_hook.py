@@ -3,8 +3,8 @@
 import math
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
 
@@ -26,7 +26,7 @@ def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float 
 
 
 @HOOKS.register_module()
-class MomentumUpdateHook(Hook):
+class MomentumScheduleHook(Hook):
     """Update the momentum encoder before the forward of every optimizer step.
 
     The schedule runs over the iterations of the run, so it continues where it
@@ -55,7 +55,7 @@ class MomentumUpdateHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Update, if this iteration begins an optimizer step."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         if getattr(model, 'momentum_encoder', None) is None:
             return
         accumulation = runner.optim_wrapper._accumulative_counts

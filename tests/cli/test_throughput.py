@@ -8,9 +8,9 @@ from mmengine.dataset import DefaultSampler
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmpatchmix.engine import throughput
-from mmpatchmix.engine.endless_loader import EndlessBatches, endless_loader
-from mmpatchmix.engine.throughput import (
+from mmpatchmix.cli import throughput
+from mmpatchmix.cli.endless_loader import EndlessBatches, endless_loader
+from mmpatchmix.cli.throughput import (
     Speeds,
     Stopwatch,
     TrainStep,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmpatchmix.engine import launch
-from mmpatchmix.engine.launch import clear_earlier_run, earlier_run, fit_loaders, set_data_root
+from mmpatchmix.cli import launch
+from mmpatchmix.cli.launch import clear_earlier_run, earlier_run, fit_loaders, set_data_root
 
 
 def loaders(cfg):

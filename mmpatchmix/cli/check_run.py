@@ -3,12 +3,11 @@
 import warnings
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpatchmix.datasets import unpack_views
-from mmpatchmix.models import PatchMix, draw_groups
+from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
+from mmpatchmix.views import unpack_views
 
 
 def check_run(runner: Runner) -> None:
@@ -22,7 +21,7 @@ def check_run(runner: Runner) -> None:
     Raises:
         ValueError: Saying what does not fit, where, and how to mend it.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     if not isinstance(model, PatchMix):
         return
     _check_batch(runner, model)

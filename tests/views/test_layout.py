@@ -7,9 +7,9 @@ from mmengine.dataset import default_collate
 from mmpretrain.registry import TRANSFORMS
 from torch.utils.data import DataLoader
 
-from mmpatchmix.datasets import PackViews, unpack_views
-from mmpatchmix.datasets.packed_views import allocate_views
 from mmpatchmix.models import PatchMixDataPreprocessor
+from mmpatchmix.views import PackViews, unpack_views
+from mmpatchmix.views.layout import allocate_views
 
 
 class Crops(torch.utils.data.Dataset):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmpatchmix.engine.bottleneck import (
+from mmpatchmix.cli.bottleneck import (
     Length,
     Memory,
     Setting,
@@ -16,7 +16,7 @@ from mmpatchmix.engine.bottleneck import (
     worker_seconds_per_image,
     workers_needed,
 )
-from mmpatchmix.engine.throughput import Speeds
+from mmpatchmix.cli.throughput import Speeds
 
 
 def speeds(data_rate, step_rate, together_rate=None, waiting_share=0.0, batch_size=8, ranks=1):

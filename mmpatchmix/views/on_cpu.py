@@ -144,7 +144,7 @@ class CropAugment:
     def blur(self, img: np.ndarray, sigma: float) -> None:
         """Blur by a Gaussian of ``sigma`` pixels, in place."""
         # Here, because models import the layout of views from this package.
-        from mmpatchmix.models.photometric import derive_blur_kernel
+        from mmpatchmix.views.on_device import derive_blur_kernel
 
         side = self.settings['blur_kernel'] or derive_blur_kernel(min(img.shape[:2]))
         # What lies beyond four sigma weighs 6e-5 in all, a sixtieth of a grey level.
@@ -170,7 +170,7 @@ def _change(crop: Tensor, augment: CropAugment) -> None:
 
 def _complete(view: str, settings: dict) -> dict:
     """The settings with the defaults of ``PhotometricAugment``, checked as it checks them."""
-    from mmpatchmix.models.photometric import PhotometricAugment  # see CropAugment.blur
+    from mmpatchmix.views.on_device import PhotometricAugment  # see CropAugment.blur
 
     signature = inspect.signature(PhotometricAugment)
     if unknown := set(settings) - set(signature.parameters):

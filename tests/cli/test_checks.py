@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatchmix.engine.config_check import check_config
-from mmpatchmix.engine.recipe import describe_run
-from mmpatchmix.engine.run_check import check_run
+from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.cli.check_run import check_run
+from mmpatchmix.cli.describe_run import describe_run
 from tests.engine.tiny_run import tiny_run_config
 
 CONFIGS = sorted(Path('configs').glob('*.py'))

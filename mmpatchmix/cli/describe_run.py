@@ -2,11 +2,11 @@
 
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
+from mmpatchmix.models import unwrap_model
 
 
 def describe_run(runner: Runner) -> list[str]:
@@ -88,7 +88,7 @@ def _schedules(cfg, batch: int) -> dict[str, str]:
 
 
 def _parameter_counts(model: nn.Module) -> dict[str, str]:
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrap_model(model)
     parts = {
         name: sum(parameter.numel() for parameter in child.parameters())
         for name, child in model.named_children()

@@ -37,7 +37,7 @@ class BF16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Autocast around the forward; accumulation as in the base class."""
+        """Put autocast around the forward; accumulate as the base class does."""
         device_type = get_device().split(':')[0]
         autocast = torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.enabled)
         with super().optim_context(model), autocast:
@@ -45,7 +45,7 @@ class BF16OptimWrapper(OptimWrapper):
 
 
 def computes_bf16(device: str) -> bool:
-    """Whether a device multiplies matrices of bfloat16 in hardware, not by emulation.
+    """Tell whether a device multiplies matrices of bfloat16 in hardware, not by emulation.
 
     Args:
         device: ``'cuda'`` or ``'cpu'``, an index may follow.

@@ -9,7 +9,7 @@ from mmpatchmix.registry import HOOKS
 
 
 def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float = 1.0) -> float:
-    """Share of the momentum encoder that is kept at a step.
+    """Compute the share of the momentum encoder that is kept at a step.
 
     ``m = end - (end - start) * (1 + cos(pi * step / num_steps)) / 2``
 

@@ -13,7 +13,7 @@ from mmpatchmix.registry import HOOKS
 
 @HOOKS.register_module()
 class DeferredRuntimeInfoHook(RuntimeInfoHook):
-    """mmengine's ``RuntimeInfoHook`` without a wait for the device in every iteration.
+    """Replace mmengine's ``RuntimeInfoHook``: log losses late, stop at NaN.
 
     mmengine reads each loss of each iteration on the host, so the host cannot run
     ahead of the device. Here they stay on the device until the log, a checkpoint or
@@ -69,12 +69,13 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         numbers = iter(stacked.tolist())
         for iteration, epoch, outputs in pending:
             row = {name: next(numbers) for name in outputs}
-            _check_finite(row, iteration, epoch, runner.work_dir)
+            stop_on_nan(row, iteration, epoch, runner.work_dir)
             for name, value in row.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
 
 
-def _check_finite(row: dict[str, float], iteration: int, epoch: int, work_dir: str) -> None:
+def stop_on_nan(row: dict[str, float], iteration: int, epoch: int, work_dir: str) -> None:
+    """Raise ``FloatingPointError`` if a loss of an iteration is NaN or infinite."""
     losses = {name: value for name, value in row.items() if 'loss' in name}
     if all(map(math.isfinite, losses.values())):
         return

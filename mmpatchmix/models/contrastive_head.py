@@ -14,11 +14,11 @@ from mmpatchmix.registry import MODELS
 
 
 class Contrast(NamedTuple):
-    """What one contrast of queries against keys yields; three scalars, float32."""
+    """Results of one contrast of queries against keys: three float32 scalars."""
 
     loss: Tensor  # the cross-entropy, with gradient
     accuracy: Tensor  # share of queries whose nearest key is one with weight, in [0, 1]
-    kl: Tensor  # cross-entropy minus the entropy of the target, in nats; 0 is perfect
+    kl: Tensor  # KL(target || prediction) = cross-entropy - entropy of the target, nats
 
 
 @MODELS.register_module()
@@ -90,7 +90,7 @@ class ContrastiveHead(BaseModule):
         target: Target | None = None,
         images: range | None = None,
     ) -> Contrast:
-        """Soft cross-entropy of queries against gathered keys.
+        """Compute the soft cross-entropy of queries against gathered keys.
 
         Args:
             queries: ``(V * N, D)``, from :meth:`predict`: one or more views of the
@@ -129,7 +129,7 @@ class ContrastiveHead(BaseModule):
     def _target_entropy(
         self, offsets: Tensor, weights: Tensor, num_images: int, num_keys: int
     ) -> Tensor:
-        """Entropy of a target row in nats: the least value its cross-entropy can take."""
+        """Compute the entropy of a target row in nats: the least its cross-entropy can be."""
         smooth = self.label_smoothing
         row = weights.new_zeros(num_images).index_add_(0, offsets % num_images, weights)
         row = (1 - smooth) * row + smooth / num_keys

@@ -13,7 +13,7 @@ LOCAL_VIEWS = ('local_views', 'mixed_local_views')
 def train_in_micro_batches(
     wrapper: nn.Module, model: nn.Module, data: dict, optim_wrapper: OptimWrapper
 ) -> dict[str, Tensor]:
-    """One optimizer step on a batch whose queries do not fit into memory at once.
+    """Take one optimizer step on a batch whose queries do not fit into memory at once.
 
     Keys carry no gradient, so those of the whole batch are computed first; then the
     queries of each micro-batch are contrasted with all of them, and gradients add up.
@@ -55,7 +55,7 @@ def train_in_micro_batches(
 
 
 def split_images(inputs: dict, size: int) -> Iterator[tuple[dict, bool]]:
-    """Queries of ``size`` images at a time; keys and targets stay those of the batch.
+    """Yield the queries of ``size`` images at a time; keys and targets stay the batch's.
 
     Args:
         inputs: Preprocessed views, with ``keys``.

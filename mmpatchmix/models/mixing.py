@@ -97,12 +97,12 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
 
 
 def _group_shares(groups: Tensor, num_mix: int) -> Tensor:
-    """Share of the positions in each group, ``(M,)`` float32; it sums to 1."""
+    """Compute the share of the positions in each group, ``(M,)`` float32; it sums to 1."""
     return groups.bincount(minlength=num_mix).float() / groups.numel()
 
 
 def mix_to_source(groups: Tensor, num_mix: int) -> Target:
-    """Soft target of mixed images against the images they were made of.
+    """Compute the soft target of mixed images against the images they were made of.
 
     Mixed ``n`` matches source ``(n + j) mod N`` with the share of group ``j``.
 
@@ -119,7 +119,7 @@ def mix_to_source(groups: Tensor, num_mix: int) -> Target:
 
 
 def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target:
-    """Soft target of mixed images against the images of another mix.
+    """Compute the soft target of mixed images against the images of another mix.
 
     Mixed ``n`` of the one matches mixed ``(n + d) mod N`` of the other with
     ``sum over j - j' = d of share_j * share'_j'``, which is

@@ -63,25 +63,7 @@ class MomentumEncoder(BaseModule):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f'momentum={momentum} is the share kept and must be in [0, 1].')
-        key = [*_parameters(self.backbone), *_parameters(self.neck)]
-        query = [*_parameters(backbone), *_parameters(neck)]
+        key = [*self.backbone.parameters(), *self.neck.parameters()]
+        query = [*backbone.parameters(), *neck.parameters()]
         torch._foreach_lerp_(key, query, 1.0 - momentum)
         self.num_updates += 1
-
-
-def _parameters(root: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a module, each once, in an order that it shares with its copies.
-
-    ``Module.parameters()`` names every module and parameter on its way, a noticeable part of an
-    update of ViT-S. A list kept from the last step would be quicker still, and wrong once
-    somebody has replaced a parameter or a module.
-    """
-    found: dict[nn.Parameter | None, None] = {}
-    pending: list[nn.Module | None] = [root]
-    while pending:
-        module = pending.pop()
-        if module is not None:
-            found.update(dict.fromkeys(module._parameters.values()))
-            pending.extend(module._modules.values())
-    found.pop(None, None)
-    return list(found)

@@ -93,7 +93,7 @@ class PatchMix(BaseSelfSupervisor):
             self.momentum_encoder.update(self.backbone, self.neck, momentum)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        """Features for evaluation and transfer: the class token after the last norm.
+        """Compute features for evaluation and transfer: the class token after the last norm.
 
         Args:
             inputs: ``(N, 3, H, W)`` normalised images.
@@ -109,13 +109,13 @@ class PatchMix(BaseSelfSupervisor):
             return encoder.backbone(inputs)[-1]
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """As in mmengine; in micro-batches where ``micro_batch_size`` says so."""
+        """Train as in mmengine; in micro-batches where ``micro_batch_size`` says so."""
         if self.micro_batch_size is None:
             return super().train_step(data, optim_wrapper)
         return train_in_micro_batches(self, self, data, optim_wrapper)
 
     def loss(self, inputs: dict, data_samples: list | None = None) -> dict[str, Tensor]:
-        """The sum of all ``loss_*`` is what PatchMix minimises.
+        """Compute the terms of the loss; PatchMix minimises the sum of all ``loss_*``.
 
         Args:
             inputs: The views, mixtures and targets that the data preprocessor
@@ -169,7 +169,7 @@ class PatchMix(BaseSelfSupervisor):
             )
 
     def project(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Projector outputs of view groups of one resolution.
+        """Encode view groups of one resolution and project them.
 
         The backbone has no statistics over the batch, so it takes all groups in
         one call. The projector has: its BatchNorm sees each group by itself.
@@ -184,7 +184,7 @@ class PatchMix(BaseSelfSupervisor):
 
     @torch.no_grad()
     def keys(self, inputs: dict, z1: Tensor | None = None) -> list[Tensor]:
-        """Projector outputs of view 1, view 2 and mixed view 1, without gradient.
+        """Project view 1, view 2 and mixed view 1, without gradient.
 
         Args:
             inputs: As in :meth:`loss`.
@@ -214,7 +214,7 @@ class PatchMix(BaseSelfSupervisor):
 def encode(
     backbone: nn.Module, neck: nn.Module, views: Sequence[Tensor], size: int | None = None
 ) -> list[Tensor]:
-    """One backbone call for all ``views``, one projector call for each.
+    """Call the backbone once for all ``views`` and the projector once for each.
 
     Args:
         backbone: Encoder without statistics over the batch.
@@ -239,7 +239,7 @@ class Term(NamedTuple):
 
 
 def summarise(terms: Sequence[Term]) -> dict[str, Tensor]:
-    """Losses by term, and what tells a reader whether they are any good.
+    """Name the losses by term and add the figures that tell how good they are.
 
     Args:
         terms: The terms of the loss.

@@ -1,4 +1,4 @@
-"""The one place that looks through a distributed wrapper."""
+"""Looks through a distributed wrapper."""
 
 from mmengine.model import is_model_wrapper
 from torch import nn

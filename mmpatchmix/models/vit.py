@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import checkpoint
 
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.registry import MODELS
@@ -124,10 +125,7 @@ class PatchMixViT(VisionTransformer):
         for index, layer in enumerate(self.layers):
             if index == last and class_token_only:
                 layer = partial(encode_class_token, layer)
-            if self.with_cp and torch.is_grad_enabled():
-                tokens = recompute(layer, tokens, use_reentrant=False)
-            else:
-                tokens = layer(tokens)
+            tokens = run_block(layer, tokens, self.with_cp)
             if index == last and self.final_norm:
                 tokens = self.ln1(tokens)
             if index in self.out_indices:
@@ -183,7 +181,7 @@ class PretrainedViT(VisionTransformer):
 
 
 def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Patches and class token with their positions.
+    """Embed patches and class token with their positions.
 
     Args:
         vit: mmpretrain's ViT, with or without a class token.
@@ -206,8 +204,15 @@ def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[
     return vit.pre_norm(vit.drop_after_pos(tokens)), size
 
 
+def run_block(layer: Callable[[Tensor], Tensor], tokens: Tensor, with_cp: bool) -> Tensor:
+    """Run a block; ``with_cp`` keeps only its input and runs it again in the backward."""
+    if with_cp and torch.is_grad_enabled():
+        return checkpoint(layer, tokens, use_reentrant=False)
+    return layer(tokens)
+
+
 def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """What mmpretrain's encoder layer makes of the first token, without the others.
+    """Run mmpretrain's encoder layer for the first token alone.
 
     Args:
         layer: A ``TransformerEncoderLayer`` of mmpretrain.

@@ -17,7 +17,7 @@ class FullPrecisionRPNHead(RPNHead):
     """mmdet's RPN head with float32 scores and box deltas, hence float32 anchors."""
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores ``(N, A, H, W)`` and deltas ``(N, 4A, H, W)`` of one level ``(N, C, H, W)``."""
+        """Score one level ``(N, C, H, W)``: ``(N, A, H, W)`` and deltas ``(N, 4A, H, W)``."""
         scores, deltas = super().forward_single(x)
         return scores.float(), deltas.float()
 

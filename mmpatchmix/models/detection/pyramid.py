@@ -10,7 +10,7 @@ from mmpatchmix.registry import MODELS
 
 
 def _resize(channels: int, patch_size: int, stride: int, narrow: bool) -> tuple[nn.Module, int]:
-    """Layers from stride ``patch_size`` to ``stride``, and the channels they end with.
+    """Build layers from stride ``patch_size`` to ``stride``; return their channels too.
 
     Upwards each doubling is a transposed convolution (halving the channels where
     ``narrow``), with LayerNorm and GELU between two; downwards a max pooling.
@@ -36,7 +36,7 @@ def _resize(channels: int, patch_size: int, stride: int, narrow: bool) -> tuple[
 
 @MODELS.register_module()
 class ViTPyramid(BaseModule):
-    """Resizes maps of several blocks to the strides of a pyramid, for an FPN to follow.
+    """Resize maps of several blocks to the strides of a pyramid, for an FPN to follow.
 
     The plain way to give a ViT to FPN detectors, as in BEiT and iBOT: shallow
     blocks serve the fine levels, by transposed convolutions, the last one the
@@ -128,7 +128,7 @@ class SimpleFeaturePyramid(BaseModule):
             )
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """From the last map, ``(N, C, H, W)``, to ``num_outs`` maps of ``out_channels``."""
+        """Turn the last map, ``(N, C, H, W)``, into ``num_outs`` maps of ``out_channels``."""
         levels = [level(maps[-1]) for level in self.levels]
         for _ in range(self.num_extra):
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))

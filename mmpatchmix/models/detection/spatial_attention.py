@@ -77,7 +77,7 @@ class SpatialAttention(MultiheadAttention):
     def _append_position(
         self, q: Tensor, k: Tensor, size: tuple[int, int], scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Query and key, ``(N, heads, H * W, D)``, with ``H + W`` further channels each."""
+        """Append ``H + W`` channels to query and key, ``(N, heads, H * W, D)`` each."""
         height, width = size
         rows = get_rel_pos(height, height, self.rel_pos_h).to(q.dtype)  # (H, H, D)
         columns = get_rel_pos(width, width, self.rel_pos_w).to(q.dtype)  # (W, W, D)

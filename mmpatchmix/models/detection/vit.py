@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
-from mmpatchmix.models.vit import embed_tokens
+from mmpatchmix.models.vit import embed_tokens, run_block
 from mmpatchmix.registry import MODELS
 
 
@@ -95,10 +94,7 @@ class DetectionViT(VisionTransformer):
         x, size = self._embed(x)
         maps = []
         for index, layer in enumerate(self.layers):
-            if self.with_cp and self.training:
-                x = recompute(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
+            x = run_block(layer, x, self.with_cp)
             if index in self.out_indices:
                 maps.append(self._format_output(x, size))
         return tuple(maps)

@@ -17,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.registry import MODELS
 
+# Keys up to which two plain products beat the fused attention, see attend().
+PLAIN_UP_TO = 512
+
 
 @MODELS.register_module()
 class PatchMixViT(VisionTransformer):
@@ -72,6 +75,8 @@ class PatchMixViT(VisionTransformer):
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.patch_size = patch_size
         self.with_cp = with_cp
+        for layer in self.layers:
+            layer.attn.scaled_dot_product_attention = attend
         for module in self.modules():
             if isinstance(module, DropPath):
                 # numpy's number, which torch.compile takes for data that it cannot branch on
@@ -202,6 +207,28 @@ def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[
         num_extra_tokens=vit.num_extra_tokens,
     )
     return vit.pre_norm(vit.drop_after_pos(tokens)), size
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Compute scaled dot-product attention in the way that is quicker here.
+
+    torch's fused attention is, except for the backward in bfloat16 on CPU cores: there two plain
+    products take a third of its time up to some 500 keys (``benchmarks/attention.py``).
+
+    Args:
+        query: ``(N, heads, Q, D)``.
+        key: ``(N, heads, T, D)``.
+        value: ``(N, heads, T, D)``.
+        dropout_p: Share of the weights to drop, in [0, 1].
+
+    Returns:
+        Tensor: ``(N, heads, Q, D)``.
+    """
+    slow_backward = query.device.type == 'cpu' and query.dtype == torch.bfloat16
+    if slow_backward and query.requires_grad and key.shape[-2] <= PLAIN_UP_TO:
+        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (N, heads, Q, T)
+        return F.dropout(weights.softmax(-1), dropout_p) @ value
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
 
 
 def run_block(layer: Callable[[Tensor], Tensor], tokens: Tensor, with_cp: bool) -> Tensor:

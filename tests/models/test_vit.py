@@ -7,6 +7,7 @@ import torch
 from mmpretrain.models.backbones import VisionTransformer
 
 from mmpatchmix.models import PatchMixViT
+from mmpatchmix.models.vit import attend
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=4, feedforward_channels=192)
 
@@ -158,3 +159,34 @@ def test_pretrained_weights_are_not_drawn_anew(tmp_path):
     vit.init_weights()
     for name, value in vit.state_dict().items():
         assert torch.equal(value, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('num_keys', [37, 600])
+@pytest.mark.parametrize('num_queries', [1, 37])
+def test_attention_in_bfloat16_is_the_textbooks(num_keys, num_queries):
+    """Forward and gradients against float64; bfloat16 has 8 significant bits."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, count, 8) for count in (num_queries, num_keys, num_keys, num_queries)]
+    *qkv, gradient = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+
+    def run(attention, dtype):
+        leaves = [part.to(dtype).requires_grad_() for part in qkv]
+        result = attention(*leaves)
+        return [result, *torch.autograd.grad(result, leaves, gradient.to(dtype))]
+
+    def textbook(query, key, value):
+        scores = torch.einsum('nhqd,nhtd->nhqt', query, key) / query.shape[-1] ** 0.5
+        weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        return torch.einsum('nhqt,nhtd->nhqd', weights, value)
+
+    for ours, exact in zip(run(attend, torch.bfloat16), run(textbook, torch.float64), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), exact, atol=0.02, rtol=0.02)
+
+
+def test_attention_drops_weights_at_the_given_rate():
+    query, key = torch.zeros(2, 1, 1, 1, 8).bfloat16()
+    value = torch.ones(1, 1, 1, 8).bfloat16()
+    drawn = [attend(query.requires_grad_(), key, value, 0.25)[0, 0, 0, 0] for _ in range(400)]
+    kept = torch.stack(drawn).count_nonzero() / 400
+    assert 0.67 < kept < 0.83  # 0.75 and four standard deviations

@@ -5,7 +5,7 @@
 # without any label: from about 69 % untrained to 95 % and more.
 #
 #   python tools/train.py configs/patchmix_vit-digits.py
-_base_ = ['./_base_/models/patchmix_vit-s16.py', './_base_/runtime.py']
+_base_ = ['./_base_/models/patchmix_vit-s16.py', './_base_/pretraining.py']
 
 # -- model: 32x32 pixels in 8x8 patches are 16 tokens
 model = dict(

@@ -8,5 +8,5 @@ _base_ = [
     './_base_/models/patchmix_vit-s2_cifar.py',
     './_base_/datasets/cifar10_two_crops.py',
     './_base_/schedules/adamw_cifar_800e.py',
-    './_base_/runtime.py',
+    './_base_/pretraining.py',
 ]

@@ -8,5 +8,5 @@ _base_ = [
     './_base_/models/patchmix_vit-s16.py',
     './_base_/datasets/in1k_multi_crop.py',
     './_base_/schedules/adamw_in1k_300e.py',
-    './_base_/runtime.py',
+    './_base_/pretraining.py',
 ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.describe_run import describe_run
@@ -30,6 +31,12 @@ RECIPES = {
 }
 for name in ('s', 'b', 't'):
     RECIPES[f'patchmix_vit-{name}_cifar100'] = RECIPES[f'patchmix_vit-{name}_cifar10']
+
+
+@pytest.fixture(autouse=True)
+def default_scope():
+    """Another test file may have left mmdet's scope behind."""
+    init_default_scope('mmpretrain')
 
 
 @pytest.mark.parametrize('name', RECIPES)

@@ -11,7 +11,8 @@ Command:  bash tools/dist_train.sh configs/coco/vitdet_vit-b_100e.py 8 --amp --c
 
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::common/lsj-100e_coco-instance.py',
+    '../_base_/datasets/coco_lsj.py',
+    '../_base_/runtime_mmdet.py',
 ]
 
 width = 768
@@ -62,7 +63,6 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(
-    _delete_=True,
     type='OptimWrapper',
     constructor='mmpatchmix.DetectorLayerDecayConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),  # batch 64

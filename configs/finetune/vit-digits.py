@@ -4,7 +4,7 @@
 #
 #   python tools/train.py configs/finetune/vit-digits.py --cfg-options \
 #       model.backbone.checkpoint=work_dirs/patchmix_vit-digits/epoch_70.pth
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = '../_base_/runtime.py'
 
 model = dict(
     type='ImageClassifier',
@@ -83,5 +83,6 @@ auto_scale_lr = dict(base_batch_size=16, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=45),
-    runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
+    checkpoint=dict(interval=1),
+    visualization=dict(type='VisualizationHook', enable=False),
 )

@@ -8,7 +8,7 @@
 #
 #   bash tools/dist_train.sh configs/finetune/vit-s_in1k.py 8 --amp --cfg-options \
 #       model.backbone.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
-_base_ = ['../_base_/datasets/in1k_multi_crop.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = ['../_base_/datasets/in1k_multi_crop.py', '../_base_/runtime.py']
 
 model = dict(
     type='ImageClassifier',
@@ -104,7 +104,7 @@ train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 default_hooks = dict(
     checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='accuracy/top1'),
-    runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
+    visualization=dict(type='VisualizationHook', enable=False),
 )
 custom_hooks = [
     dict(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
@@ -21,6 +22,12 @@ BASE_LR = dict(linear=dict(t=0.05, s=0.02, b=0.01), finetune=dict(t=1e-3, s=5e-4
 # Images per GPU and GPUs that the headers name.
 GPUS = dict(linear=dict(in1k=4), finetune=dict(in1k=8))
 CASES = [(kind, size, data) for kind in BASE_LR for size in SIZES for data in DATA]
+
+
+@pytest.fixture(autouse=True)
+def default_scope():
+    """Another test file may have left mmdet's scope behind."""
+    init_default_scope('mmpretrain')
 
 
 def load(kind, size, data):

@@ -1,0 +1,10 @@
+# The runtime of detection: mmdet's scope and pictures, a checkpoint of every epoch.
+_base_ = './runtime.py'
+
+default_scope = 'mmdet'
+default_hooks = dict(
+    checkpoint=dict(interval=1, max_keep_ckpts=2),
+    visualization=dict(type='DetVisualizationHook'),
+)
+env_cfg = dict(cudnn_benchmark=False)  # images differ in size
+visualizer = dict(type='DetLocalVisualizer', name='visualizer')

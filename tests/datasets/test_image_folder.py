@@ -1,13 +1,14 @@
 """Folders of every shape: what is an image, what is a class, what is held out."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
 from mmpretrain.registry import DATASETS
 
 from mmpatchmix.datasets import ImageFolder
-from tests.datasets.folders import PIPELINE, make_classes, make_folder
+from tests.datasets.folders import PIPELINE, make_classes, make_folder, write_image
 
 
 def list_names(dataset) -> list[str]:
@@ -104,16 +105,84 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path):
 
 def test_subset_and_indices(tmp_path):
     dataset = ImageFolder(str(make_classes(tmp_path, 4)), pipeline=PIPELINE)
-    names = list_names(dataset)
-    assert list_names(dataset.get_subset([7, 2])) == [names[7], names[2]]
+    names, labels = list_names(dataset), list_labels(dataset)
     assert list_names(dataset.get_subset(3)) == names[:3]
     assert list_names(ImageFolder(str(tmp_path), indices=5)) == names[:5]
     subset = dataset.get_subset([7, 2])
-    assert len(subset.unreadable.flags) == 2
+    assert list_names(subset) == [names[7], names[2]]
+    assert list_labels(subset) == [labels[7], labels[2]]
     assert subset[1]['data_samples'].img_path.endswith(names[2])
+    (tmp_path / names[2]).write_bytes(b'no image')
+    assert subset.prepare_data(1) is None
     dataset.get_subset_([1, 5])
     assert list_names(dataset) == [names[1], names[5]]
-    assert len(dataset.unreadable.flags) == 2
+
+
+# Names and numbers
+
+
+def test_numbers_count_from_both_ends(tmp_path):
+    dataset = ImageFolder(str(make_classes(tmp_path, 2)))
+    assert len(dataset) == 6
+    last = dataset.get_data_info(5)
+    assert last['sample_idx'] == 5 and last['gt_label'] == 2
+    assert dataset.get_data_info(-1) == last
+    assert type(last['gt_label']) is int
+    for outside in (6, -7):
+        with pytest.raises(IndexError):
+            dataset.get_data_info(outside)
+
+
+def test_names_of_any_length_and_letters(tmp_path):
+    # The last is no UTF-8, as names from old archives are.
+    names = ['größe.png', 'x' * 200 + '.png', '日本.png', 'with space\nand line.png', '\udcff.png']
+    write_image(tmp_path / 'a.png')
+    for name in names:
+        (tmp_path / name).hardlink_to(tmp_path / 'a.png')
+    dataset = ImageFolder(str(tmp_path), pipeline=PIPELINE)
+    assert list_names(dataset) == sorted(['a.png', *names])
+    again = pickle.loads(pickle.dumps(dataset))
+    for index in range(6):
+        assert os.path.samefile(again.get_data_info(index)['img_path'], tmp_path / 'a.png')
+    assert again.get_data_info(2) == dataset.get_data_info(2)
+
+
+def test_memory_per_image_is_the_longest_name_and_four_bytes(tmp_path, monkeypatch):
+    names = [f'n{i % 100:08d}/n{i % 100:08d}_{i:06d}.JPEG' for i in range(20_000)]
+    monkeypatch.setattr('mmpatchmix.datasets.image_folder._walk', lambda root: iter(names))
+    dataset = ImageFolder(str(tmp_path), classes=[f'n{i:08d}' for i in range(100)])
+    assert sorted(list_names(dataset)) == sorted(names)
+    assert len(names[0]) == 31
+    assert dataset.data_list.nbytes == 20_000 * (31 + 4)
+
+
+# Links
+
+
+def test_linked_folders_and_files_are_read(tmp_path):
+    make_classes(tmp_path / 'elsewhere', 2)
+    root = tmp_path / 'root'
+    make_folder(root, 'ant/1.jpg')
+    (root / 'bee').symlink_to(tmp_path / 'elsewhere/bee')
+    (root / 'bee_again').symlink_to(root / 'bee')
+    (root / 'ant/2.jpg').symlink_to(tmp_path / 'elsewhere/ant/000.jpg')
+    dataset = ImageFolder(str(root))
+    bees = ['bee/000.jpg', 'bee/001.jpg', 'bee_again/000.jpg', 'bee_again/001.jpg']
+    assert list_names(dataset) == ['ant/1.jpg', 'ant/2.jpg', *bees]
+    assert list_labels(dataset) == [0, 0, 1, 1, 2, 2]
+
+
+def test_links_in_a_circle_end(tmp_path):
+    make_folder(tmp_path, 'ant/1.jpg', 'bee/2.jpg')
+    (tmp_path / 'self').symlink_to(tmp_path)
+    (tmp_path / 'ant/up').symlink_to('..')
+    (tmp_path / 'ant/bees').symlink_to('../bee')
+    (tmp_path / 'bee/ants').symlink_to('../ant')
+    (tmp_path / 'itself').symlink_to('itself')
+    dataset = ImageFolder(str(tmp_path), labels=True)
+    # Each folder may see the other, but not itself again.
+    assert list_names(dataset) == ['ant/1.jpg', 'ant/bees/2.jpg', 'bee/2.jpg', 'bee/ants/1.jpg']
+    assert dataset.metainfo['classes'] == ('ant', 'bee')
 
 
 # Splits
@@ -176,16 +245,16 @@ def test_empty_folder_says_what_was_looked_for_and_found(tmp_path):
 
 def test_archive_instead_of_a_folder(tmp_path):
     (tmp_path / 'images.tar').touch()
-    with pytest.raises(ValueError, match=r'images.tar is a file.*unpack'):
+    with pytest.raises(FileNotFoundError, match=r'images.tar is a file: unpack'):
         ImageFolder(str(tmp_path / 'images.tar'))
 
 
 def test_labels_need_two_class_folders(tmp_path):
     make_folder(tmp_path / 'one', 'ant/1.jpg', 'ant/2.jpg')
-    with pytest.raises(ValueError, match=r'all 2 images lie in one class folder.*labels=False'):
+    with pytest.raises(ValueError, match=r'the 2 images of .*, but all in ant. Use labels=False'):
         ImageFolder(str(tmp_path / 'one'), labels=True)
     make_folder(tmp_path / 'loose', 'ant/1.jpg', 'bee/2.jpg', '3.jpg')
-    with pytest.raises(ValueError, match=r'1 images lie in no class folder, such as .*3.jpg'):
+    with pytest.raises(ValueError, match=r'the 3 images of .*, but 1 lie in none, such as 3.jpg'):
         ImageFolder(str(tmp_path / 'loose'), labels=True)
 
 

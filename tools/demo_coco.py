@@ -11,17 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmpatchmix.compat import prepare_openmmlab
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from mmengine.runner import find_latest_checkpoint
+from pycocotools.coco import COCO
 
-prepare_openmmlab()
-
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-from mmengine.runner import find_latest_checkpoint  # noqa: E402
-from pycocotools.coco import COCO  # noqa: E402
-
-from mmpatchmix.cli.launch import exit_on_user_error  # noqa: E402
-from mmpatchmix.datasets.digit_scenes import write_digit_scenes  # noqa: E402
+from mmpatchmix.cli.launch import exit_on_user_error
+from mmpatchmix.datasets.digit_scenes import write_digit_scenes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/coco/mask-rcnn_vit-digits_scenes.py'
@@ -46,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_checkpoint(path: str | None) -> str:
-    """The given checkpoint, or the demo's last one."""
+    """Return the given checkpoint, or the demo's last one."""
     if path is None:
         folder = Path('work_dirs/digits')
         path = find_latest_checkpoint(str(folder)) if folder.is_dir() else None
@@ -62,7 +61,6 @@ def find_checkpoint(path: str | None) -> str:
 
 def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, float]:
     """Train with ``tools/train.py`` and return the metrics of its last evaluation."""
-    annotations = data_root / 'annotations/instances_val.json'
     subprocess.run(
         [
             sys.executable,
@@ -73,8 +71,6 @@ def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, 
             '--overwrite',
             '--cfg-options',
             f'model.backbone.checkpoint={checkpoint}',
-            f'val_evaluator.ann_file={annotations}',
-            f'test_evaluator.ann_file={annotations}',
         ],
         check=True,
     )
@@ -88,13 +84,13 @@ def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, 
 
 def draw(path: Path, work_dir: Path, data_root: Path, num_scenes: int = 6) -> None:
     """Draw the first validation scenes: ground truth above, predictions below."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
+    # Only now: mmdet needs the stack that mmpatchmix prepares.
     from mmdet.apis import inference_detector, init_detector
 
     model = init_detector(str(CONFIG), find_latest_checkpoint(str(work_dir)), device='cpu')
     truth = COCO(str(data_root / 'annotations/instances_val.json'))
-    figure, axes = pyplot.subplots(2, num_scenes, figsize=(2.6 * num_scenes, 5.6))
+    figure = Figure(figsize=(2.6 * num_scenes, 5.6), layout='tight')
+    axes = figure.subplots(2, num_scenes)
     for column, image in enumerate(list(truth.imgs.values())[:num_scenes]):
         file = str(data_root / 'val' / image['file_name'])
         annotations = truth.imgToAnns[image['id']]
@@ -105,22 +101,26 @@ def draw(path: Path, work_dir: Path, data_root: Path, num_scenes: int = 6) -> No
             (mask, f'{label} {score:.2f}')
             for mask, label, score in zip(found.masks, found.labels, found.scores, strict=True)
         ]
-        for axis, objects in zip(axes[:, column], (real, seen), strict=True):
-            axis.imshow(pyplot.imread(file), cmap='gray')
-            axis.axis('off')
-            for mask, text in objects:
-                colour = pyplot.get_cmap('tab10')(int(text[0]))
-                layer = np.zeros((*mask.shape, 4))
-                layer[mask > 0] = (*colour[:3], 0.6)
-                axis.imshow(layer)
-                rows, columns = np.nonzero(mask)
-                if len(rows):
-                    box = dict(facecolor='black', alpha=0.6, pad=0.5, edgecolor='none')
-                    axis.text(columns.min(), rows.min(), text, color=colour, fontsize=8, bbox=box)
+        draw_objects(axes[0, column], imread(file), real)
+        draw_objects(axes[1, column], imread(file), seen)
     axes[0, 0].set_title('ground truth', loc='left')
     axes[1, 0].set_title('predicted, score > 0.5', loc='left')
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def draw_objects(axis: Axes, image: np.ndarray, objects: list[tuple[np.ndarray, str]]) -> None:
+    """Draw an image, and masks on it in the colour of their digit, which begins their text."""
+    axis.imshow(image, cmap='gray')
+    axis.axis('off')
+    for mask, text in objects:
+        colour = colormaps['tab10'](int(text[0]))
+        layer = np.zeros((*mask.shape, 4))
+        layer[mask > 0] = (*colour[:3], 0.6)
+        axis.imshow(layer)
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            box = dict(facecolor='black', alpha=0.6, pad=0.5, edgecolor='none')
+            axis.text(columns.min(), rows.min(), text, color=colour, fontsize=8, bbox=box)
 
 
 def main() -> None:

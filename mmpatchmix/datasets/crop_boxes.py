@@ -56,14 +56,14 @@ def _log_ratio(ratio: tuple[float, float]) -> tuple[float, float]:
 
 
 def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
-    """The largest box in the middle whose width / height lies in the range."""
+    """Return the largest box in the middle whose width / height lies in the range."""
     box_width = min(width, round(height * ratio[1]))
     box_height = min(height, round(width / ratio[0]))
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
 def choose_reduction(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
-    """The largest of 8, 4, 2 and 1 that leaves every box as large as its crop.
+    """Return the largest of 8, 4, 2 and 1 that leaves every box as large as its crop.
 
     Args:
         boxes: In pixels of the whole image.
@@ -74,7 +74,7 @@ def choose_reduction(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
 
 
 def reduce_box(box: Box, reduction: int) -> Box:
-    """The box in an image that was decoded at ``1 / reduction`` of its size.
+    """Move a box to an image that was decoded at ``1 / reduction`` of its size.
 
     Edges go to the nearest pixel there, halves upwards. So a box of at least ``reduction *
     s`` pixels keeps at least ``s``, and one inside an image of ``H`` pixels stays inside

@@ -98,7 +98,7 @@ def _compose(
     digit_size: tuple[int, int],
     min_visible: float,
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """A scene ``(S, S)`` uint8 and, per digit, its label and visible mask ``(S, S)`` bool."""
+    """Compose a scene, (S, S) uint8, and per digit its label and visible mask, (S, S) bool."""
     canvas = np.zeros((image_size, image_size), np.uint8)
     wanted = int(generator.integers(num_digits[0], num_digits[1] + 1))
     labels: list[int] = []
@@ -126,7 +126,7 @@ def _compose(
 def _draw(
     generator: np.random.Generator, digits: Digits, digit_size: tuple[int, int]
 ) -> tuple[int, np.ndarray]:
-    """A random digit's label and its ink, ``(s, s)`` uint8 of a random size."""
+    """Draw a random digit: its label and its ink, ``(s, s)`` uint8 of a random size."""
     sample = digits.get_data_info(int(generator.integers(len(digits))))
     side = int(generator.integers(digit_size[0], digit_size[1] + 1))
     ink = cv2.resize(sample['img'][:, :, 0], (side, side), interpolation=cv2.INTER_AREA)
@@ -134,7 +134,7 @@ def _draw(
 
 
 def _annotate(number: int, image: int, label: int, mask: np.ndarray) -> dict:
-    """One entry of COCO's ``annotations``; boxes are x, y, width, height in pixels."""
+    """Return one entry of COCO's ``annotations``; boxes are x, y, width, height in pixels."""
     encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
         'id': number,

@@ -22,9 +22,9 @@ class Digits(BaseDataset):
     ``gt_label`` (int), ``img_shape`` and ``ori_shape``.
 
     Args:
-        split (str): 'train' or 'test'; the two share no image.
-        image_size (int): Side of the enlarged images, in pixels, at least 8.
-        test_share (float): Share of the images that the test split takes, in (0, 1).
+        split: 'train' or 'test'; the two share no image.
+        image_size: Side of the enlarged images, in pixels, at least 8.
+        test_share: Share of the images that the test split takes, in (0, 1).
         **kwargs: As in mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ...
 
     Raises:

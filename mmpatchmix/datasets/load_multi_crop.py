@@ -6,14 +6,13 @@ from typing import NamedTuple
 import cv2
 import mmcv
 import numpy as np
-import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mmpatchmix.datasets.crop_boxes import choose_reduction, reduce_box
-from mmpatchmix.datasets.multi_crop import MultiCrop, _check_image
+from mmpatchmix.datasets.multi_crop import MultiCrop, check_image
 from mmpatchmix.registry import TRANSFORMS
 
 JPEG_START = b'\xff\xd8\xff'
@@ -51,10 +50,10 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
     of the whole image. The decoded image itself is not kept.
 
     Args:
-        reduced_decoding (bool): Whether to decode at a reduced size where that is enough.
+        reduced_decoding: Whether to decode at a reduced size where that is enough.
             Needs the 'cv2' backend; with others images are decoded whole.
-        imdecode_backend (str): As in mmcv's ``LoadImageFromFile``.
-        backend_args (dict | None): As in mmcv's ``LoadImageFromFile``.
+        imdecode_backend: As in mmcv's ``LoadImageFromFile``.
+        backend_args: As in mmcv's ``LoadImageFromFile``.
         **kwargs: As in :class:`MultiCrop`: ``global_size``, ...
 
     Raises:
@@ -81,47 +80,33 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
         content = fileio.get(path, backend_args=self.backend_args)
         reduce = self.reduced_decoding and self.imdecode_backend == 'cv2'
         header = read_jpeg_header(content) if reduce else None
-        added = self._cut_reduced(content, header) if header else None
-        if added is None:
-            img = self._decode(content, path)
-            _check_image(type(self).__name__, img, path)
-            added = self.cut(img, self.draw_boxes(*img.shape[:2]))
-            added['ori_shape'] = img.shape[:2]
-        return results | added
+        if header:
+            height, width, is_moved = header
+            boxes = self.draw_boxes(height, width)
+            reduction = choose_reduction(boxes, self.crop_sizes)
+            # libjpeg completes the last pixels at the right and at the bottom as stored. Where
+            # they end up elsewhere, everything would be moved by a part of a pixel.
+            if is_moved and (height % reduction or width % reduction):
+                reduction = 1
+            img = self._decode(content, path, FLAGS[reduction])
+            if img.shape == (-(-height // reduction), -(-width // reduction), 3):
+                boxes = [reduce_box(box, reduction) for box in boxes]
+                return results | self.cut(img, boxes) | {'ori_shape': (height, width)}
+        # Nothing to reduce, or a header that tells another size than the decoder.
+        img = self._decode(content, path, self.color_type)
+        check_image(type(self).__name__, img, path)
+        shape = img.shape[:2]
+        return results | self.cut(img, self.draw_boxes(*shape)) | {'ori_shape': shape}
 
-    def _cut_reduced(self, content: bytes, header: JpegHeader) -> dict | None:
-        """The crops, or None (and no random number drawn) if the header was wrong."""
-        height, width, is_moved = header
-        random_state = torch.get_rng_state()
-        boxes = self.draw_boxes(height, width)
-        reduction = choose_reduction(boxes, self.crop_sizes)
-        # libjpeg completes the last pixels at the right and at the bottom as stored. Where
-        # they end up elsewhere, everything would be moved by a part of a pixel.
-        if is_moved and (height % reduction or width % reduction):
-            reduction = 1
-        img = mmcv.imfrombytes(content, flag=FLAGS[reduction], backend='cv2')
-        expected = (-(-height // reduction), -(-width // reduction), 3)
-        if img is None or img.shape != expected:
-            torch.set_rng_state(random_state)
-            return None
-        added = self.cut(img, [reduce_box(box, reduction) for box in boxes])
-        return added | {'ori_shape': (height, width)}
-
-    def _decode(self, content: bytes, path: str) -> np.ndarray:
-        img = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+    def _decode(self, content: bytes, path: str, flag: int | str) -> np.ndarray:
+        img = mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
         if img is None:
             raise OSError(f'not an image, or an incomplete one: {path}')
         return img
 
-    def __repr__(self) -> str:
-        return (
-            f'{super().__repr__()[:-1]}, reduced_decoding={self.reduced_decoding}, '
-            f'imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args})'
-        )
-
 
 def read_jpeg_header(content: bytes) -> JpegHeader | None:
-    """Size and orientation of a JPEG without decoding it; None for other files.
+    """Return the size and orientation of a JPEG without decoding it; None for other files.
 
     Args:
         content: The file, or its beginning up to the image data.

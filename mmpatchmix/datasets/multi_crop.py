@@ -36,13 +36,12 @@ class MultiCrop(BaseTransform):
     buffer (B,) that these are views of, see :func:`mmpatchmix.datasets.unpack_views`.
 
     Args:
-        global_size (int): Side of the two global crops, in pixels.
-        global_scale (tuple[float, float]): Smallest and largest share of the image's
-            area that a global crop covers.
-        local_size (int): Side of the local crops, in pixels.
-        local_scale (tuple[float, float]): The same share for local crops.
-        num_local (int): Number of local crops.
-        ratio (tuple[float, float]): Smallest and largest width / height of a crop box.
+        global_size: Side of the two global crops, in pixels.
+        global_scale: Smallest and largest share of the image's area that a global crop covers.
+        local_size: Side of the local crops, in pixels.
+        local_scale: The same share for local crops.
+        num_local: Number of local crops.
+        ratio: Smallest and largest width / height of a crop box.
 
     Raises:
         ValueError: If an argument is out of its range, or an image is not (H, W, 3) uint8.
@@ -57,23 +56,17 @@ class MultiCrop(BaseTransform):
         num_local: int = 0,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        own = type(self).__name__
-        for name, size in (('global_size', global_size), ('local_size', local_size)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f'{own}: {name} must be a whole number >= 1, got {size!r}')
-        for name, scale in (('global_scale', global_scale), ('local_scale', local_scale)):
-            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(
-                    f'{own}: {name} must be (smallest, largest) share of the area with '
-                    f'0 < smallest <= largest <= 1, got {scale!r}'
-                )
-        if not isinstance(num_local, int) or num_local < 0:
-            raise ValueError(f'{own}: num_local must be a whole number >= 0, got {num_local!r}')
-        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(
-                f'{own}: ratio must be (smallest, largest) width / height with '
-                f'0 < smallest <= largest, got {ratio!r}'
-            )
+        area = 'two shares of the area, 0 < smallest <= largest <= 1'
+        for name, value, is_good, wanted in (
+            ('global_size', global_size, _is_whole(global_size, 1), 'a whole number >= 1'),
+            ('local_size', local_size, _is_whole(local_size, 1), 'a whole number >= 1'),
+            ('num_local', num_local, _is_whole(num_local, 0), 'a whole number >= 0'),
+            ('global_scale', global_scale, _is_range(global_scale, 1), area),
+            ('local_scale', local_scale, _is_range(local_scale, 1), area),
+            ('ratio', ratio, _is_range(ratio), 'two width / height, 0 < smallest <= largest'),
+        ):
+            if not is_good:
+                raise ValueError(f'{type(self).__name__}: {name} must be {wanted}; got {value!r}')
         self.global_size = global_size
         self.global_scale = tuple(global_scale)
         self.local_size = local_size
@@ -89,15 +82,15 @@ class MultiCrop(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Add the crops of ``results['img']``; see the class."""
         img = results['img']
-        _check_image(type(self).__name__, img, results.get('img_path'))
+        check_image(type(self).__name__, img, results.get('img_path'))
         return results | self.cut(img, self.draw_boxes(*img.shape[:2]))
 
     def draw_boxes(self, height: int, width: int) -> list[Box]:
         """Draw the boxes of all crops, the two global ones first, from torch's generator.
 
         Args:
-            height (int): Of the image, in pixels.
-            width (int): Of the image, in pixels.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
         """
         scales = [self.global_scale] * 2 + [self.local_scale] * self.num_local
         return [draw_box(height, width, scale, self.ratio) for scale in scales]
@@ -106,11 +99,11 @@ class MultiCrop(BaseTransform):
         """Crop an image and resize the crops.
 
         Args:
-            img (np.ndarray): (H, W, 3) uint8.
-            boxes (Sequence[Box]): As from :meth:`draw_boxes`.
+            img: (H, W, 3) uint8.
+            boxes: As from :meth:`draw_boxes`.
 
         Returns:
-            dict[str, Tensor]: The added keys of the class.
+            The added keys of the class.
         """
         packed, views = allocate_views(
             self.global_size, self.num_local, self.local_size if self.num_local else 0
@@ -126,28 +119,32 @@ class MultiCrop(BaseTransform):
         return {'packed': packed, **views}
 
     def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(global_size={self.global_size}, '
-            f'global_scale={self.global_scale}, local_size={self.local_size}, '
-            f'local_scale={self.local_scale}, num_local={self.num_local}, ratio={self.ratio})'
-        )
+        settings = ', '.join(f'{name}={value!r}' for name, value in vars(self).items())
+        return f'{type(self).__name__}({settings})'
 
 
-def _check_image(name: str, img, path: str | None) -> None:
-    origin = f' from {path}' if path else ''
-    if not isinstance(img, np.ndarray) or img.ndim != 3 or img.shape[2] != 3:
-        raise ValueError(
-            f'{name} needs a (H, W, 3) image, got {_describe(img)}{origin}: load with '
-            'color_type="color"'
-        )
-    if img.dtype != np.uint8:
-        raise ValueError(
-            f'{name} needs a uint8 image, got {_describe(img)}{origin}: put it before anything '
-            'that converts to float'
-        )
+def _is_whole(value, smallest: int) -> bool:
+    return isinstance(value, int) and value >= smallest
 
 
-def _describe(img) -> str:
-    if isinstance(img, np.ndarray):
-        return f'{img.dtype} of shape {img.shape}'
-    return f'a {type(img).__name__}'
+def _is_range(pair, largest: float = float('inf')) -> bool:
+    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= largest
+
+
+def check_image(owner: str, img, path: str | None) -> None:
+    """Raise ValueError unless an image is a uint8 array of shape (H, W, 3).
+
+    Args:
+        owner: Name of the transform that asks.
+        img: What its input holds.
+        path: File of the image, if it has one.
+    """
+    is_array = isinstance(img, np.ndarray)
+    if is_array and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3:
+        return
+    found = f'{img.dtype} of shape {img.shape}' if is_array else f'a {type(img).__name__}'
+    raise ValueError(
+        f'{owner} needs a uint8 image of shape (H, W, 3), got {found}'
+        f'{f" from {path}" if path else ""}: load with color_type="color", and put it before '
+        'anything that converts to float'
+    )

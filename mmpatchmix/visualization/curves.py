@@ -13,14 +13,16 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
         work_dir: Folder that mmengine wrote ``*/vis_data/scalars.json`` into.
 
     Returns:
-        tuple: Training records with ``iter`` and ``epoch``, and validation
-        records with ``step`` (an epoch), each in order. Where a resumed run
-        repeated a step, its later record counts.
+        Training records with ``iter`` and ``epoch``, and validation records with ``step`` (an
+        epoch), each in order. Where a resumed run repeated a step, its later record counts.
     """
     training, validation = {}, {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line of a run that was killed while writing it
+                continue
             if 'loss' in record:
                 training[record['iter']] = record
             elif any('/' in name for name in record):
@@ -39,7 +41,7 @@ def draw_curves(work_dir: str | Path, path: str | Path) -> bool:
         path: PNG file to write; its folder must exist.
 
     Returns:
-        bool: False, and no file, if nothing has been logged yet.
+        False, and no file, if nothing has been logged yet.
     """
     training, validation = read_scalars(work_dir)
     if not training:

@@ -25,7 +25,7 @@ def draw_mixed(
         path: PNG file to write; its folder must exist.
 
     Returns:
-        Figure: What was written, with 3 x N axes in reading order.
+        What was written, with 3 x N axes in reading order.
     """
     num_images, _, height, width = sources.shape
     rows, columns = height // patch_size, width // patch_size

@@ -1,13 +1,14 @@
-"""What a person wants to see of a run: pictures, kNN before and after, and where it all is."""
+"""The report of a run: pictures, kNN before and after, and where everything is."""
 
 import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dataset import default_collate
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
@@ -21,10 +22,10 @@ from mmpatchmix.visualization.mixed_figure import draw_mixed
 class RunReportHook(Hook):
     """Write ``mixed.png`` and ``curves.png`` and close a run with a summary.
 
-    ``mixed.png`` appears before the first iteration, so that a wrong crop or
-    colour order is seen at once; ``curves.png`` is drawn anew after every
-    evaluation. Random states are restored: a run with this hook is the same
-    run as without.
+    ``mixed.png`` appears before the first iteration, so that a wrong crop or colour order is
+    seen at once; ``curves.png`` is drawn anew after every evaluation. Random states are
+    restored: a run with this hook is the same run as without. A figure that cannot be drawn
+    gives a warning and ends no run.
 
     Args:
         evaluate_untrained: Evaluate before the first iteration too. That costs
@@ -43,8 +44,7 @@ class RunReportHook(Hook):
 
     def before_train(self, runner) -> None:
         """Draw a mix and evaluate the untrained encoder."""
-        if is_main_process():
-            self.draw_mix(runner)
+        self.draw(runner, 'mixed.png', self.draw_mix, runner)
         if self.evaluate_untrained and runner.iter == 0 and runner.val_loop is not None:
             with random_states_kept():
                 runner.val_loop.run()
@@ -52,18 +52,31 @@ class RunReportHook(Hook):
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Remember the metrics and redraw the curves."""
         self.metrics.append((runner.epoch, dict(metrics or {})))
-        if is_main_process():
-            draw_curves(runner.work_dir, Path(runner.work_dir) / 'curves.png')
+        self.draw(runner, 'curves.png', draw_curves, runner.work_dir)
 
     @master_only
     def after_train(self, runner) -> None:
         """Draw the curves and print the summary."""
-        work_dir = Path(runner.work_dir)
-        draw_curves(work_dir, work_dir / 'curves.png')
+        self.draw(runner, 'curves.png', draw_curves, runner.work_dir)
         runner.logger.info('\n' + '\n'.join(self.summary(runner)))
 
-    def draw_mix(self, runner) -> None:
-        """Mix a few training images as in training and draw them."""
+    @master_only
+    def draw(self, runner, name: str, function: Callable, source) -> None:
+        """Draw one figure, or warn why not.
+
+        Args:
+            runner: Of the run.
+            name: File in the work dir.
+            function: Draws ``source`` into the path that it gets as second argument.
+            source: What to draw.
+        """
+        try:
+            function(source, Path(runner.work_dir) / name)
+        except Exception as error:  # a full disk, a wrong image: training goes on
+            runner.logger.warning(f'{name} was not drawn: {type(error).__name__}: {error}')
+
+    def draw_mix(self, runner, path: Path) -> None:
+        """Mix a few training images as in training and draw them into a PNG file."""
         model = unwrap_model(runner.model)
         preprocessor = model.data_preprocessor
         dataset = runner.train_dataloader.dataset
@@ -80,11 +93,11 @@ class RunReportHook(Hook):
             inputs['mixed_view_1'].cpu() * std + mean,
             inputs['groups']['view_1'].cpu(),
             preprocessor.patch_size,
-            Path(runner.work_dir) / 'mixed.png',
+            path,
         )
 
     def summary(self, runner) -> list[str]:
-        """Lines of the closing summary: kNN before and after, and files."""
+        """Return the lines of the closing summary: kNN before and after, and files."""
         lines = ['', 'kNN top-1 on held-out images (no label was used in training)']
         measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m]
         if not measured:
@@ -108,7 +121,9 @@ class RunReportHook(Hook):
             'curves': work_dir / 'curves.png',
         }
         lines += ['', 'Written']
-        lines += [f'  {name:<12}{path}' for name, path in files.items() if path]
+        lines += [
+            f'  {name:<12}{path}' for name, path in files.items() if path and Path(path).exists()
+        ]
         return lines
 
 
@@ -116,7 +131,9 @@ class RunReportHook(Hook):
 def random_states_kept():
     """Restore Python's, numpy's and torch's random states on leaving."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -132,9 +132,9 @@ def test_non_contiguous_images_are_taken():
 @pytest.mark.parametrize(
     ('img', 'message'),
     [
-        (np.zeros((8, 8), np.uint8), r'needs a \(H, W, 3\) image, got uint8 of shape \(8, 8\)'),
+        (np.zeros((8, 8), np.uint8), r'shape \(H, W, 3\), got uint8 of shape \(8, 8\)'),
         (np.zeros((8, 8, 4), np.uint8), r'got uint8 of shape \(8, 8, 4\) from b.png'),
-        (np.zeros((8, 8, 3), np.float32), 'needs a uint8 image, got float32'),
+        (np.zeros((8, 8, 3), np.float32), 'needs a uint8 image .*, got float32'),
         (Image.new('RGB', (8, 8)), 'got a Image from b.png'),
     ],
     ids=['grey', 'four channels', 'float', 'pillow'],

@@ -1,6 +1,7 @@
 """Pictures show what happened, and the report leaves the run as it was."""
 
 import json
+import random
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmpatchmix.models import draw_groups, mix_patches
 from mmpatchmix.visualization import RunReportHook, draw_curves, draw_mixed, read_scalars
+from mmpatchmix.visualization.run_report_hook import random_states_kept
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -86,6 +88,41 @@ def test_the_report_does_not_change_the_run(tmp_path):
     assert 'untrained' in summary and f'after 1 epoch{trained:>11.2f} %' in summary
     for name in ('mixed.png', 'curves.png', 'epoch_1.pth'):
         assert str(tmp_path / 'with' / name) in summary
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    write_scalars(tmp_path, '20260101_000000', [{'iter': 1, 'epoch': 1, 'loss': 5.0}])
+    (path,) = tmp_path.glob('*/vis_data/scalars.json')
+    path.write_text(path.read_text() + '\n{"iter": 2, "epo')
+    assert read_scalars(tmp_path) == ([{'iter': 1, 'epoch': 1, 'loss': 5.0}], [])
+
+
+def test_a_figure_that_fails_ends_no_run(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError('no space left on device')
+
+    cfg = tiny_run_config(tmp_path, epochs=1, num_images=16)
+    runner = Runner.from_cfg(cfg)
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', fail)
+    runner.train()
+    assert (tmp_path / 'epoch_1.pth').exists()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    for name in ('mixed.png', 'curves.png'):
+        assert f'{name} was not drawn: OSError: no space left on device' in log
+        assert not (tmp_path / name).exists()
+
+
+def test_random_states_return_after_an_error():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+    with pytest.raises(ZeroDivisionError), random_states_kept():
+        draw()
+        raise ZeroDivisionError
+    assert draw() == expected
 
 
 def test_one_image_is_no_mix():

@@ -28,7 +28,7 @@ SETTINGS = {'as glibc has it': '', 'kept, as training does': 'keep'}
 
 
 def measure_here(keep: bool, batch: int, crops: int) -> dict[str, float]:
-    """Median seconds of a step, and its page faults, in this process."""
+    """Return the median seconds of a step, and its page faults, in this process."""
     if keep:
         keep_freed_memory()
     MMLogger.get_instance('benchmark', log_level='WARNING')
@@ -50,7 +50,7 @@ def measure_here(keep: bool, batch: int, crops: int) -> dict[str, float]:
 
 
 def measure_apart(setting: str, args) -> dict[str, float]:
-    """The same in a fresh process, without settings of the user's."""
+    """Measure in a fresh process, without settings of the user's."""
     command = [sys.executable, __file__, '--child', setting or 'default']
     command += ['--batch', str(args.batch), '--crops', str(args.crops)]
     env = {name: value for name, value in os.environ.items() if name not in USERS_OWN_SETTINGS}

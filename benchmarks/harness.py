@@ -17,7 +17,7 @@ from mmpatchmix.cli.freed_memory import keep_freed_memory
 
 
 def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
-    """Command line of a benchmark: ``--repeats``, ``--threads`` and one option per default.
+    """Read the command line: ``--repeats``, ``--threads`` and one option per default.
 
     An option whose default is False is a flag.
     """
@@ -41,7 +41,7 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
 
 
 def keep_memory_as_training_does() -> None:
-    """What ``build_runner`` does first; here for all candidates of this process alike."""
+    """Do what ``build_runner`` does first, for all candidates of this process alike."""
     if not torch.accelerator.is_available():
         keep_freed_memory()
 
@@ -49,7 +49,7 @@ def keep_memory_as_training_does() -> None:
 def measure(
     candidates: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1
 ) -> dict[str, float]:
-    """Median time of each candidate, measured in turns.
+    """Return the median time of each candidate, measured in turns.
 
     Args:
         candidates: Name and function of each. On a GPU the device is waited for.

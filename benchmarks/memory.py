@@ -43,14 +43,14 @@ ROWS = [
 
 
 def peak() -> int:
-    """Peak memory so far, in bytes."""
+    """Return the peak memory so far, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure_here(batch, crops, num_mix, with_cp, micro_batch, precision) -> int:
-    """Bytes that two training steps need beyond what was held before them."""
+    """Return the bytes that two training steps need beyond what was held before them."""
     keep_memory_as_training_does()
     torch.manual_seed(0)
     cfg = Config.fromfile(CONFIG)
@@ -77,7 +77,7 @@ def measure_here(batch, crops, num_mix, with_cp, micro_batch, precision) -> int:
 
 
 def measure_apart(row: tuple) -> int:
-    """The same in a fresh process, whose peak nothing has raised before."""
+    """Measure in a fresh process, whose peak nothing has raised before."""
     command = [sys.executable, __file__, '--row', json.dumps(row)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -24,7 +24,7 @@ from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_sourc
 
 
 def compare(size: str, num_mixes: list[int], repeats: int) -> list[dict]:
-    """One row of the table for each M; all M take turns with each other."""
+    """Return a row of the table for each M; all M take turns with each other."""
     batch, patch_size = size.split('/')
     num_images, pixels = (int(number) for number in batch.split('x'))
     patch = int(patch_size)

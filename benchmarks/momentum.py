@@ -31,7 +31,7 @@ MOMENTUM = 0.996
 
 
 def compare(config: str, repeats: int) -> dict:
-    """Times of the four candidates for the networks of a config, as a row of the table."""
+    """Return the times of the four candidates for the networks of a config, a row of the table."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = Config.fromfile(CONFIGS / config).model
     query = nn.Sequential(MODELS.build(model.backbone), MODELS.build(model.neck)).to(device)

@@ -43,7 +43,7 @@ MOMENTUM = 0.996
 
 
 def workers_batch(num_images: int, num_local: int) -> dict:
-    """Random crops as the workers would collate them."""
+    """Draw random crops as the workers would collate them."""
     inputs = {
         name: torch.randint(0, 256, (num_images, 3, 224, 224), dtype=torch.uint8)
         for name in ('view_1', 'view_2')
@@ -55,7 +55,7 @@ def workers_batch(num_images: int, num_local: int) -> dict:
 
 
 def build_ours(compile: bool) -> tuple[PatchMix, object]:
-    """The model of the ImageNet recipe, and its optimizer."""
+    """Build the model of the ImageNet recipe, and its optimizer."""
     cfg = Config.fromfile(CONFIG)
     cfg.model.compile = compile
     model = MODELS.build(cfg.model)
@@ -66,7 +66,7 @@ def build_ours(compile: bool) -> tuple[PatchMix, object]:
 
 
 class OurStep:
-    """What the Runner does in an iteration."""
+    """Do what the Runner does in an iteration."""
 
     def __init__(self, compile: bool = False) -> None:
         self.model, self.optimizer = build_ours(compile)
@@ -88,7 +88,7 @@ class OurStep:
 
 
 def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autocast):
-    """Forward and backward of the queries, forward of the keys; a call per resolution."""
+    """Run queries forward and backward, and keys forward; a call per resolution."""
 
     def run():
         with autocast():

@@ -32,7 +32,7 @@ class Clock:
 
 
 def take_step(ours: OurStep, inputs: dict, autocast, clock: Clock) -> None:
-    """One step of ours, part by part."""
+    """Time one step of ours, part by part."""
     model, size = ours.model, len(inputs['view_1'])
     slow = model.momentum_encoder
     with clock.part('momentum update'):
@@ -63,7 +63,7 @@ def take_step(ours: OurStep, inputs: dict, autocast, clock: Clock) -> None:
 
 
 def take_floor(backbone, pair: list, autocast, clock: Clock) -> None:
-    """The floor, part by part."""
+    """Time the floor, part by part."""
     with autocast():
         with clock.part('queries: backbone'):
             total = backbone(torch.cat(pair))[-1].sum()

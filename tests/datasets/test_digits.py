@@ -80,7 +80,7 @@ def test_built_by_name_with_a_pipeline():
     assert unpack_views(**sample['inputs'])['view_1'].shape == (3, 32, 32)
     assert sample['data_samples'].gt_label.item() in range(10)
     assert dataset.metainfo['classes'] == tuple('0123456789')
-    plain = Digits('test', pipeline=[dict(type='PackInputs')])[0]
+    plain = Digits('test', pipeline=[dict(type='mmpretrain.PackInputs')])[0]
     assert plain['inputs'].shape == (3, 32, 32)
 
 

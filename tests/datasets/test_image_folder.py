@@ -30,7 +30,7 @@ def test_flat_folder_is_unlabelled(tmp_path):
     assert dataset.metainfo['labelled'] is False
     assert dataset.CLASSES is None
     assert 'gt_label' not in dataset[0]['data_samples']
-    plain = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    plain = [dict(type='LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
     assert ImageFolder(str(tmp_path), pipeline=plain)[1]['inputs'].shape == (3, 20, 24)
 
 
@@ -48,7 +48,7 @@ def test_same_labels_as_mmpretrains_own_dataset(tmp_path):
     make_classes(tmp_path / 'train', 4)
     config = dict(data_root=str(tmp_path), data_prefix='train')
     ours = DATASETS.build(dict(type='mmpatchmix.ImageFolder', **config))
-    theirs = DATASETS.build(dict(type='CustomDataset', **config))
+    theirs = DATASETS.build(dict(type='mmpretrain.CustomDataset', **config))
     assert len(ours) == len(theirs) == 12
     for index in range(12):
         first, second = ours.get_data_info(index), theirs.get_data_info(index)

@@ -53,7 +53,7 @@ def psnr(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def full_size_crops(path, boxes, reduction, sizes):
-    """What crops of these reduced boxes are when the whole resolution is decoded."""
+    """Cut these reduced boxes from the image decoded at its whole resolution."""
     image = Image.fromarray(cv2.imread(str(path)))
     crops = []
     for (top, left, height, width), size in zip(boxes, sizes, strict=True):

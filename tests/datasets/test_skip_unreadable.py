@@ -10,7 +10,6 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import DefaultSampler, default_collate
 from mmengine.logging import MMLogger
-from mmpretrain.registry import TRANSFORMS
 from torch.utils.data import DataLoader
 
 from mmpatchmix.datasets import ImageFolder
@@ -217,7 +216,6 @@ def test_a_link_to_nothing_counts_as_unreadable(tmp_path):
     assert list_unreadable(dataset) == [str(tmp_path / 'b.jpg')]
 
 
-@TRANSFORMS.register_module()
 class _RaisingTransform:
     """A programming error in a pipeline, of a kind that a bad file raises too."""
 
@@ -232,7 +230,7 @@ class _RaisingTransform:
 @pytest.mark.parametrize('error', ['os', 'assert', 'key'])
 def test_errors_of_other_transforms_are_not_swallowed(tmp_path, num_workers, error):
     make_folder(tmp_path, 'a.jpg', 'b.jpg', 'c.jpg')
-    pipeline = [PIPELINE[0], dict(type='_RaisingTransform', error=error), *PIPELINE[1:]]
+    pipeline = [PIPELINE[0], _RaisingTransform(error), *PIPELINE[1:]]
     dataset = ImageFolder(str(tmp_path), pipeline=pipeline)
     with pytest.raises((OSError, AssertionError, KeyError), match='a bug, not a bad file'):
         load_epoch(dataset, num_workers)

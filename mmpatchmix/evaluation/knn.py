@@ -172,7 +172,8 @@ def check_knn_settings(num_neighbors: Sequence[int], temperature: float | None) 
     """Raise ``ValueError`` unless the k's are whole numbers from 1 and the temperature above 0."""
     if temperature is not None and temperature <= 0:
         raise ValueError(f'temperature must be positive, or None for one vote each: {temperature}.')
-    if not num_neighbors or any(type(k) is not int or not 0 < k <= 2**20 for k in num_neighbors):
+    asked = num_neighbors if isinstance(num_neighbors, Sequence) else ()
+    if not asked or any(type(k) is not int or not 0 < k <= 2**20 for k in asked):
         raise ValueError(
             'num_neighbors must be integers from 1 to 2**20, for example (10, 20, 100, 200); got '
             f'{num_neighbors}.'

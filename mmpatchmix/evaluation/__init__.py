@@ -1,4 +1,4 @@
-"""Judging a representation: kNN, linear probe, low-shot, on one path of features."""
+"""Judge a representation: kNN, linear probe, low-shot, on one path of features."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.features import Features, extract_features

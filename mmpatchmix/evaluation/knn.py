@@ -67,8 +67,8 @@ def find_neighbors(
     buffer = queries.new_empty(min(len(queries), query_chunk) * min(len(bank), bank_chunk))
     start = 0
     while start < len(bank):
-        # Blocks grow from K rows on: what is found in small ones sorts out most of the large ones.
-        stop = start + min(bank_chunk, max(start, k))
+        # Blocks grow: what is found in small ones sorts out most rows of the large ones.
+        stop = start + min(bank_chunk, max(start, k, 1024))
         block = bank[start:stop].to(queries.device)  # (B, D)
         block = _normalize(block, 'bank', start, out=rows[: len(block)])
         for i in range(0, len(queries), query_chunk):

@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop

@@ -1,7 +1,5 @@
 """From any known file to a plain Vision Transformer, and into a model, strictly."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mmpatchmix.checkpoints.layouts import Layout, detect_layout, from_hub, to_hub
-from mmpatchmix.checkpoints.matching import KeyReport, match_state_dict
+from mmpatchmix.checkpoints.matching import KeyReport, fit_state_dict, match_state_dict
 from mmpatchmix.checkpoints.reading import METADATA_KEY, Checkpoint, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import (
     ViTSpec,
@@ -29,10 +27,10 @@ class Backbone(NamedTuple):
     """A Vision Transformer out of a file.
 
     Attributes:
-        state_dict (dict[str, Tensor]): All weights under mmpretrain's names.
-        spec (ViTSpec): Its size.
-        layout (Layout): How the file named them.
-        report (KeyReport): What became of every key of the file.
+        state_dict: All weights under mmpretrain's names.
+        spec: Its size.
+        layout: How the file named them.
+        report: What became of every key of the file.
     """
 
     state_dict: dict[str, Tensor]
@@ -42,15 +40,7 @@ class Backbone(NamedTuple):
 
 
 def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
-    """mmpretrain's Vision Transformer of a size, in evaluation mode.
-
-    Args:
-        spec (ViTSpec): The size.
-        **options: Further arguments of the class.
-
-    Returns:
-        VisionTransformer: With the class token as its output.
-    """
+    """Build mmpretrain's Vision Transformer of a size, in evaluation mode."""
     vit = VisionTransformer(
         arch=spec.arch, img_size=spec.img_size, patch_size=spec.patch_size, **options
     )
@@ -64,20 +54,19 @@ def read_backbone(
     """Read the backbone out of a checkpoint of any known layout.
 
     Args:
-        path (str | Path): See :func:`read_checkpoint`. Layouts: ours and
-            mmpretrain's, published PatchMix and MoCo v3, timm, and Hugging Face
-            transformers.
-        encoder (str): ``'momentum'`` or ``'query'``, where the file has both. A
-            file without momentum encoder gives its only one.
-        num_heads (int, optional): Where the file does not say it.
+        path: See :func:`read_checkpoint`. Layouts: ours and mmpretrain's, published PatchMix
+            and MoCo v3, timm, and Hugging Face transformers.
+        encoder: ``'momentum'`` or ``'query'``, where the file has both. A file without momentum
+            encoder gives its only one.
+        num_heads: Where the file does not say it.
 
     Returns:
         Backbone: Complete, or an error.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read safely, is of no known layout, or
-            a key is missing, unexpected or of a wrong shape; all are named.
+        ValueError: If the file cannot be read safely, is of no known layout, or a key is
+            missing, unexpected or of a wrong shape; all are named.
     """
     checkpoint = read_checkpoint(path)
     state = {key.removeprefix('module.'): value for key, value in checkpoint.state_dict.items()}
@@ -110,7 +99,7 @@ def read_backbone(
 
 
 def _said(checkpoint: Checkpoint) -> dict[str, int]:
-    """What the file states about the network beside its weights."""
+    """Read what the file states about the network beside its weights."""
     meta = checkpoint.meta
     if METADATA_KEY in meta:
         fields = ViTSpec.__dataclass_fields__
@@ -130,22 +119,19 @@ def load_backbone(
     """Start a backbone from a checkpoint: all of it, or an error. Logs the report.
 
     Args:
-        backbone (nn.Module): A ViT derived from mmpretrain's. Its position
-            embedding may have another size; it is interpolated by mmpretrain's
-            own rule.
-        path (str | Path): See :func:`read_backbone`.
-        encoder (str): See :func:`read_backbone`.
-        drop (Iterable[str]): Beginnings of keys that ``backbone`` has no use for.
-        new (Iterable[str]): Endings of keys that ``backbone`` has and the file
-            need not have.
+        backbone: A ViT derived from mmpretrain's. Its position embedding may have another size;
+            it is interpolated by mmpretrain's own rule.
+        path: See :func:`read_backbone`.
+        encoder: See :func:`read_backbone`.
+        drop: Beginnings of keys that ``backbone`` has no use for.
+        new: Endings of keys that ``backbone`` has and the file need not have.
 
     Returns:
         KeyReport: What became of every key.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a key does not fit, all named; or width, depth, heads or
-            patch size differ.
+        ValueError: If a key does not fit, all named; or width, depth, heads or patch size differ.
     """
     source = read_backbone(path, encoder)
     wrong = [
@@ -161,12 +147,9 @@ def load_backbone(
     weights = dict(source.state_dict)
     # mmpretrain's hook of load_state_dict; called here so that shapes can be compared.
     backbone._prepare_pos_embed(weights, prefix='')
-    expected = backbone.state_dict()
-    taken, report = match_state_dict(weights, expected, drop, new)
-    report.raise_unless_fits(
-        f'{path} does not fit the backbone', 'Give it the patch_size and parts of the pre-training.'
-    )
-    backbone.load_state_dict(expected | taken, strict=True)
+    advice = 'Give the backbone the patch_size and parts of the pre-training.'
+    weights, report = fit_state_dict(weights, backbone, str(path), advice, drop, new)
+    backbone.load_state_dict(weights, strict=True)
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
     MMLogger.get_current_instance().info(

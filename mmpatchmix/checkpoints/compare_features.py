@@ -1,9 +1,7 @@
-"""Features of the same weights in different libraries, to see that they agree.
+"""Compare the features of the same weights in different libraries.
 
 Every library loads the weights in its own way, strictly, and runs its own code.
 """
-
-from __future__ import annotations
 
 import json
 import tempfile
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmpatchmix.checkpoints.backbone import Backbone, build_vit
 from mmpatchmix.checkpoints.layouts import from_hub
@@ -28,9 +26,9 @@ def largest_difference(first: FeatureFunction, second: FeatureFunction, img_size
     """Compare features on random images, the same each time.
 
     Args:
-        first (FeatureFunction): One network.
-        second (FeatureFunction): The other.
-        img_size (int): Pixels per side.
+        first: One network.
+        second: The other.
+        img_size: Pixels per side.
 
     Returns:
         float: The largest absolute difference of any feature.
@@ -42,30 +40,14 @@ def largest_difference(first: FeatureFunction, second: FeatureFunction, img_size
 
 
 def features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
-    """Features by mmpretrain.
-
-    Args:
-        spec (ViTSpec): The size.
-        state (dict[str, Tensor]): Weights under mmpretrain's names, all of them.
-
-    Returns:
-        FeatureFunction: For images of any size that the patch size divides.
-    """
+    """Load weights under mmpretrain's names into its ViT; takes images of any size."""
     vit = build_vit(spec)
     vit.load_state_dict(state, strict=True)
-    return _class_token(vit)
+    return lambda images: vit(images)[-1]  # (N, D)
 
 
 def features_of_source(path: str | Path, backbone: Backbone) -> FeatureFunction:
-    """Features by the library a file came from.
-
-    Args:
-        path (str | Path): The file or folder.
-        backbone (Backbone): What was read from it.
-
-    Returns:
-        FeatureFunction: For images of the file's size.
-    """
+    """Load what was read from a file into the library that the file came from."""
     library, spec = backbone.layout.library, backbone.spec
     state = from_hub(backbone.state_dict, library)
     if library == 'timm':
@@ -82,15 +64,7 @@ def features_of_source(path: str | Path, backbone: Backbone) -> FeatureFunction:
 
 
 def features_of_file(path: Path, target: str, spec: ViTSpec) -> FeatureFunction:
-    """Features of a converted file, loaded the way its users load it.
-
-    Args:
-        path (Path): The file or folder.
-        target (str): The library it is for.
-        spec (ViTSpec): The size.
-
-    Returns:
-        FeatureFunction: For images of the file's size.
+    """Load a converted file or folder the way the users of the library ``target`` do.
 
     Raises:
         ValueError: If the library does not find all keys or finds others.
@@ -111,10 +85,6 @@ def features_of_file(path: Path, target: str, spec: ViTSpec) -> FeatureFunction:
     return features_of_vit(spec, {key.removeprefix(prefix): content[key] for key in content})
 
 
-def _class_token(vit: nn.Module) -> FeatureFunction:
-    return lambda images: vit(images)[-1]  # (N, D)
-
-
 def _by_timm(state: dict[str, Tensor], spec: ViTSpec) -> FeatureFunction:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -133,7 +103,7 @@ def _by_timm(state: dict[str, Tensor], spec: ViTSpec) -> FeatureFunction:
 
 
 def _by_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
-    """Features, and what transformers says about keys while loading."""
+    """Load a folder; return also what transformers says about its keys."""
     try:
         from transformers import ViTModel
         from transformers.utils import logging
@@ -151,14 +121,7 @@ def _by_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
 
 
 def transformers_config(spec: ViTSpec) -> dict:
-    """``config.json`` of transformers' ViT for a size.
-
-    Args:
-        spec (ViTSpec): The size.
-
-    Returns:
-        dict: All that decides about its features.
-    """
+    """Return ``config.json`` of transformers' ViT: all that decides about its features."""
     return dict(
         architectures=['ViTModel'],
         model_type='vit',

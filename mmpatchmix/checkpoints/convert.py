@@ -1,6 +1,4 @@
-"""Writing a backbone for another library, and proving that it is still the same."""
-
-from __future__ import annotations
+"""Write a backbone for another library, and prove that it is still the same."""
 
 import json
 import shutil
@@ -32,13 +30,13 @@ class Conversion:
     """What a conversion did.
 
     Attributes:
-        backbone (Backbone): What was read, with the report on every key.
-        spec (ViTSpec): Size of what was written.
-        path (Path): Where it was written.
-        source_difference (float): Largest difference of a feature between the
-            library the file came from and mmpretrain, at the file's image size.
-        target_difference (float): The same between mmpretrain and the library
-            it was written for, at the written image size.
+        backbone: What was read, with the report on every key.
+        spec: Size of what was written.
+        path: Where it was written.
+        source_difference: Largest difference of a feature between the library the file came from
+            and mmpretrain, at the file's image size.
+        target_difference: The same between mmpretrain and the library it was written for, at the
+            written image size.
     """
 
     backbone: Backbone
@@ -48,7 +46,7 @@ class Conversion:
     target_difference: float
 
     def __str__(self) -> str:
-        """The report as shown to the user."""
+        """Return the report as shown to the user."""
         layout, spec = self.backbone.layout, self.spec
         return (
             f'layout {layout.name!r}, encoder {layout.prefix or "(only one)"}\n'
@@ -77,23 +75,23 @@ def convert_checkpoint(
     not pass is not left behind.
 
     Args:
-        source (str | Path): See :func:`~mmpatchmix.checkpoints.read_backbone`.
-        destination (str | Path): A ``.pth`` file for mmpretrain and mmdet,
-            ``.safetensors`` or ``.pth`` for timm, a folder for transformers.
-        target (str): One of :data:`TARGETS`. For mmpretrain the keys start with
-            ``backbone.``; for mmdet they are bare.
-        encoder (str): ``'momentum'`` or ``'query'``.
-        num_heads (int, optional): Where the file does not say it.
-        img_size (int, optional): Image size the positions shall be for; they
-            are interpolated by mmpretrain's rule.
+        source: See :func:`~mmpatchmix.checkpoints.read_backbone`.
+        destination: A ``.pth`` file for mmpretrain and mmdet, ``.safetensors`` or ``.pth`` for
+            timm, a folder for transformers.
+        target: One of :data:`TARGETS`. For mmpretrain the keys start with ``backbone.``; for
+            mmdet they are bare.
+        encoder: ``'momentum'`` or ``'query'``.
+        num_heads: Where the file does not say it.
+        img_size: Image size the positions shall be for; they are interpolated by mmpretrain's
+            rule.
 
     Returns:
         Conversion: The report.
 
     Raises:
         FileNotFoundError: If there is no source.
-        ValueError: If it cannot be read, does not fit, or features differ by
-            more than :data:`TOLERANCE`.
+        ValueError: If it cannot be read, does not fit, or features differ by more than
+            :data:`TOLERANCE`.
         FileExistsError: If the destination exists.
         ModuleNotFoundError: If the library that the proof needs is missing.
     """
@@ -116,7 +114,9 @@ def convert_checkpoint(
         target_difference = largest_difference(hub, written, spec.img_size)
         _refuse_difference(target_difference, 'mmpretrain', str(destination))
     except BaseException:
-        _remove(destination)
+        shutil.rmtree(destination, ignore_errors=True)  # of transformers; of others a file
+        if destination.is_file():
+            destination.unlink()
         raise
     return Conversion(backbone, spec, destination, source_difference, target_difference)
 
@@ -143,7 +143,7 @@ def _resized(spec: ViTSpec, img_size: int) -> ViTSpec:
 def _write(
     path: Path, target: str, state: dict, spec: ViTSpec, backbone: Backbone, name: str
 ) -> None:
-    """Write what the target library reads; metadata says what no weight can."""
+    """Write what the target library reads, with metadata for what no weight can say."""
     metadata = spec.as_dict() | dict(
         source=name, layout=backbone.layout.name, encoder=backbone.layout.prefix.rstrip('.')
     )
@@ -160,13 +160,6 @@ def _write(
         save_file(state, path, {'format': 'pt', METADATA_KEY: json.dumps(metadata)})
     else:
         torch.save({'state_dict': state, 'meta': {METADATA_KEY: metadata}}, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _refuse_difference(difference: float, first: str, second: str) -> None:

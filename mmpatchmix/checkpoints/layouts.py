@@ -4,8 +4,6 @@ mmpretrain's names are the hub: every other layout is translated from and to
 them, so each direction is one table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,12 +36,12 @@ class Layout(NamedTuple):
     """How a file names things.
 
     Attributes:
-        name (str): ``'own'`` (ours and mmpretrain's), ``'moco'`` (published
-            PatchMix and MoCo v3), ``'timm'`` or ``'transformers'``.
-        library (str): Whose names stand behind the prefix.
-        prefix (str): What stands before the wanted encoder's keys.
-        drop (tuple[str, ...]): Beginnings of keys that are of no use in a backbone.
-        note (str): What is worth saying about the choice, or nothing.
+        name: ``'own'`` (ours and mmpretrain's), ``'moco'`` (published PatchMix and MoCo v3),
+            ``'timm'`` or ``'transformers'``.
+        library: Whose names stand behind the prefix.
+        prefix: What stands before the wanted encoder's keys.
+        drop: Beginnings of keys that are of no use in a backbone.
+        note: What is worth saying about the choice, or nothing.
     """
 
     name: str
@@ -57,15 +55,14 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str) -> Layout:
     """Recognise a layout by its keys and find the wanted encoder.
 
     Args:
-        state (Mapping[str, Tensor]): Weights without ``module.`` before the names.
-        encoder (str): ``'momentum'`` or ``'query'``, where there is a choice.
+        state: Weights without ``module.`` before the names.
+        encoder: ``'momentum'`` or ``'query'``, where there is a choice.
 
     Returns:
         Layout: Names, prefix and what is left out.
 
     Raises:
-        ValueError: If the keys are of none of the known layouts, or ``encoder``
-            is neither.
+        ValueError: If the keys are of none of the known layouts, or ``encoder`` is neither.
     """
     if encoder not in ('momentum', 'query'):
         raise ValueError(f"encoder must be 'momentum' or 'query'; got {encoder!r}.")
@@ -97,7 +94,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str) -> Layout:
 
 
 def _choose(has, encoder: str, momentum: str, query: str) -> tuple[str, str]:
-    """Prefix of the wanted encoder, and a word where only the other is there."""
+    """Choose the wanted encoder's prefix; add a word where only the other is there."""
     wanted, other = (momentum, query) if encoder == 'momentum' else (query, momentum)
     if has(wanted):
         return wanted, ''
@@ -107,15 +104,9 @@ def _choose(has, encoder: str, momentum: str, query: str) -> tuple[str, str]:
 
 
 def to_hub(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
-    """Translate names to mmpretrain's; what has no translation is left out.
+    """Translate names of ``library`` to mmpretrain's; what has no translation is left out.
 
-    Args:
-        state (Mapping[str, Tensor]): Weights under the names of ``library``.
-        library (str): ``'mmpretrain'``, ``'timm'`` or ``'transformers'``.
-
-    Returns:
-        dict[str, Tensor]: The same tensors, except that transformers' query,
-        key and value are put together.
+    The tensors stay the same, except that transformers' query, key and value are put together.
     """
     if library == 'transformers':
         state = _join_qkv(state)
@@ -124,26 +115,14 @@ def to_hub(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
 
 
 def from_hub(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
-    """Translate mmpretrain's names to those of another library.
-
-    Args:
-        state (Mapping[str, Tensor]): Weights under mmpretrain's names.
-        library (str): ``'mmpretrain'``, ``'timm'`` or ``'transformers'``.
-
-    Returns:
-        dict[str, Tensor]: The same tensors, except that query, key and value
-        are taken apart for transformers.
-
-    Raises:
-        KeyError: If a key is not one of a plain ViT's.
-    """
+    """Translate mmpretrain's names of a plain ViT to those of ``library``; undo :func:`to_hub`."""
     names = _names(library, _count_layers(state, 'mmpretrain'))
     renamed = {names[key]: value for key, value in state.items()}
     return _split_qkv(renamed) if library == 'transformers' else renamed
 
 
 def _names(library: str, num_layers: int) -> dict[str, str]:
-    """mmpretrain's name of every tensor to the library's."""
+    """Map mmpretrain's name of every tensor to the library's."""
     column = _COLUMN[library]
     modules = [(row[0], row[column]) for row in _MODULES]
     for index in range(num_layers):

@@ -1,11 +1,10 @@
-"""Key by key comparison of two sets of weights."""
+"""Compare two sets of weights key by key; what does not fit is refused."""
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 _SHOWN = 20
 # Parts that hold several things worth telling apart.
@@ -17,13 +16,12 @@ class KeyReport:
     """What became of every key of a file.
 
     Attributes:
-        used (list[str]): Taken.
-        dropped (list[str]): Left out on purpose, such as a projector or a head.
-        missing (list[str]): Wanted and not there.
-        unexpected (list[str]): There and not known.
-        wrong_shape (list[str]): Taken had the shape been right, each as
-            ``key: (file) instead of (wanted)``.
-        assumed (list[str]): What the file does not say and had to be assumed.
+        used: Taken.
+        dropped: Left out on purpose, such as a projector or a head.
+        missing: Wanted and not there.
+        unexpected: There and not known.
+        wrong_shape: Each as ``key: (file) instead of (wanted)``.
+        assumed: What the file does not say and had to be assumed.
     """
 
     used: list[str] = field(default_factory=list)
@@ -33,14 +31,13 @@ class KeyReport:
     wrong_shape: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
 
-    @property
-    def fits(self) -> bool:
-        """Whether nothing is missing, unexpected or of another shape."""
-        return not (self.missing or self.unexpected or self.wrong_shape)
-
     def __str__(self) -> str:
-        """One line per kind; what is wrong is listed by name."""
-        lines = [f'used: {len(self.used)} keys', f'dropped on purpose: {_groups(self.dropped)}']
+        """Return one line per kind; what is wrong is listed by name."""
+        # neck (9), head.predictor (6)
+        parts = (key.split('.') for key in self.dropped)
+        groups = Counter('.'.join(part[: 2 if part[0] in _SHARED else 1]) for part in parts)
+        dropped = ', '.join(f'{name} ({count})' for name, count in groups.items())
+        lines = [f'used: {len(self.used)} keys', f'dropped on purpose: {dropped or "none"}']
         lines += [f'assumed: {text}' for text in self.assumed]
         for name in ('missing', 'unexpected', 'wrong_shape'):
             keys = getattr(self, name)
@@ -53,54 +50,75 @@ class KeyReport:
         """Refuse what does not fit.
 
         Args:
-            what (str): What does not fit what, the start of a sentence.
-            advice (str): How to mend it, a sentence.
+            what: What does not fit what, the start of a sentence.
+            advice: How to mend it, a sentence.
 
         Raises:
-            ValueError: With the report, unless :attr:`fits`.
+            ValueError: With the report, if a key is missing, unexpected or of another shape.
         """
-        if not self.fits:
-            raise ValueError(f'{what}; nothing was used. {advice}\n{self}')
-
-
-def _groups(keys: list[str]) -> str:
-    """Keys by their first parts with counts: ``neck (9), head.predictor (6)``."""
-    counts: dict[str, int] = {}
-    for key in keys:
-        parts = key.split('.')
-        name = '.'.join(parts[: 2 if parts[0] in _SHARED else 1])
-        counts[name] = counts.get(name, 0) + 1
-    return ', '.join(f'{name} ({count})' for name, count in counts.items()) or 'none'
+        if self.missing or self.unexpected or self.wrong_shape:
+            raise ValueError(f'{what}; nothing was loaded. {advice}\n{self}')
 
 
 def match_state_dict(
     state: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor | Iterable[int]],
+    wanted: Mapping[str, Tensor],
     drop: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """Take the wanted keys and say what became of all others. Never raises.
 
     Args:
-        state (Mapping[str, Tensor]): What there is.
-        wanted (Mapping[str, Tensor | Iterable[int]]): What is wanted, as
-            tensors or shapes, a model's ``state_dict()`` for instance.
-        drop (Iterable[str]): Beginnings of keys that are left out on purpose.
-        optional (Iterable[str]): Endings of wanted keys that need not be there.
+        state: What there is.
+        wanted: What is wanted; only the shapes count.
+        drop: Beginnings of keys that are left out on purpose.
+        optional: Endings of wanted keys that need not be there.
 
     Returns:
-        tuple[dict[str, Tensor], KeyReport]: The fitting part, and the report.
+        tuple: The part that fits, and the report.
     """
     drop, optional = tuple(drop), tuple(optional)
     report, taken = KeyReport(), {}
-    shapes = {key: tuple(getattr(value, 'shape', value)) for key, value in wanted.items()}
     for key, value in state.items():
-        if key not in shapes:
+        if key not in wanted:
             (report.dropped if key.startswith(drop) else report.unexpected).append(key)
-        elif tuple(value.shape) != shapes[key]:
-            report.wrong_shape.append(f'{key}: {tuple(value.shape)} instead of {shapes[key]}')
+        elif value.shape != wanted[key].shape:
+            shapes = tuple(value.shape), tuple(wanted[key].shape)
+            report.wrong_shape.append('{}: {} instead of {}'.format(key, *shapes))
         else:
             report.used.append(key)
             taken[key] = value
-    report.missing = [key for key in shapes if key not in state and not key.endswith(optional)]
+    report.missing = [key for key in wanted if key not in state and not key.endswith(optional)]
     return taken, report
+
+
+def fit_state_dict(
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    source: str,
+    advice: str = 'Use the config it was trained with.',
+    drop: Iterable[str] = (),
+    new: Iterable[str] = (),
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """Fit weights to a model: all of them, or an error. The only strict loading there is.
+
+    Args:
+        state: Weights, perhaps with ``module.`` before the names.
+        model: The model; not changed.
+        source: What the weights are, the start of the error.
+        advice: How to mend it, a sentence.
+        drop: Beginnings of keys that the model has no use for.
+        new: Endings of keys of the model that need not be there; they keep their values.
+
+    Returns:
+        tuple: Weights for ``model.load_state_dict(..., strict=True)``, and what became of
+        every key.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or of another shape; all are named.
+    """
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    expected = model.state_dict()
+    taken, report = match_state_dict(state, expected, drop, new)
+    report.raise_unless_fits(f'{source} does not fit the model', advice)
+    return expected | taken, report

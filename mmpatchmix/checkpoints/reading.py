@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running what is in them.
+"""Read checkpoint files without running what is in them.
 
 A torch file is a pickle, and a pickle is a program. ``weights_only=True`` runs
 none of it but needs to know every class in the file. Our own checkpoints carry
@@ -8,10 +8,7 @@ anything. Here these objects become inert placeholders instead: nothing of them
 is needed to use the weights.
 """
 
-from __future__ import annotations
-
 import json
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +39,9 @@ class Checkpoint(NamedTuple):
     """What a file holds.
 
     Attributes:
-        state_dict (dict[str, Tensor]): Parameters and buffers, as named in the file.
-        meta (dict): What the file says about itself: mmengine's ``meta``, and
-            under ``'mmpatchmix'`` the metadata of files we wrote.
+        state_dict: Parameters and buffers, as named in the file.
+        meta: What the file says about itself: mmengine's ``meta``, and under ``'mmpatchmix'``
+            the metadata of files we wrote.
     """
 
     state_dict: dict[str, Tensor]
@@ -52,7 +49,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Inert:
-    """Takes the place of an object of the training history; knows and does nothing."""
+    """Take the place of an object of the training history; know and do nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -68,17 +65,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read the weights of a file safely.
 
     Args:
-        path (str | Path): A torch file (mmengine's, a plain ``state_dict``, or
-            a dict with one under ``state_dict``, ``model`` or ``teacher``), a
-            ``.safetensors`` file, or a folder of Hugging Face ``transformers``.
+        path: A torch file (mmengine's, a plain ``state_dict``, or a dict with one under
+            ``state_dict``, ``model`` or ``teacher``), a ``.safetensors`` file, or a folder of
+            Hugging Face ``transformers``.
 
     Returns:
         Checkpoint: Tensors on the CPU, and what is known about them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds Python objects beyond tensors, is damaged,
-            or holds no weights. The message says how to go on.
+        ValueError: If the file holds Python objects beyond tensors, is damaged, or holds no
+            weights. The message says how to go on.
     """
     path = Path(path)
     if path.is_dir():
@@ -90,8 +87,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = _load_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not a state_dict.')
-    state = next((content[k] for k in ('state_dict', 'model', 'teacher') if _is_dict(content, k)),
-                 content)  # fmt: skip
+    inner = (content.get(key) for key in ('state_dict', 'model', 'teacher'))
+    state = next((value for value in inner if isinstance(value, dict)), content)
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f'{path} holds no tensors; its keys are {list(content)[:10]}.')
@@ -99,16 +96,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(state, dict(meta) if isinstance(meta, dict) else {})
 
 
-def _is_dict(content: dict, key: str) -> bool:
-    return isinstance(content.get(key), dict)
-
-
 def _load_torch(path: Path) -> Any:
     stand_ins = [(_Inert, name) for name in _HISTORY]
     try:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, AttributeError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle may raise any: KeyError, UnicodeDecodeError ...
         names = _foreign_objects(path)
         if not names:
             raise ValueError(
@@ -127,7 +120,7 @@ def _load_torch(path: Path) -> Any:
 def _foreign_objects(path: Path) -> list[str]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, AttributeError, KeyError):
+    except Exception:  # damaged: then nothing can be said about what is in it
         return []
     return sorted(set(names) - set(_HISTORY))
 
@@ -137,15 +130,15 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, 'pt') as file:
             meta = dict(file.metadata() or {})
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        if METADATA_KEY in meta:
+            meta[METADATA_KEY] = json.loads(meta[METADATA_KEY])
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f'{path} is damaged ({error}). Copy it again.') from error
-    if METADATA_KEY in meta:
-        meta[METADATA_KEY] = json.loads(meta[METADATA_KEY])
     return Checkpoint(state, meta)
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    """A model of Hugging Face transformers: weights beside ``config.json``."""
+    """Read a model of Hugging Face transformers: weights beside ``config.json``."""
     files = [folder / 'config.json', folder / 'model.safetensors']
     if not all(file.is_file() for file in files):
         raise FileNotFoundError(
@@ -153,4 +146,7 @@ def _read_folder(folder: Path) -> Checkpoint:
             'checkpoint file, or the folder of a model of Hugging Face transformers.'
         )
     state, meta = _read_safetensors(files[1])
-    return Checkpoint(state, meta | {'transformers': json.loads(files[0].read_text())})
+    try:
+        return Checkpoint(state, meta | {'transformers': json.loads(files[0].read_text())})
+    except ValueError as error:
+        raise ValueError(f'{files[0]} is damaged ({error}). Copy it again.') from error

@@ -1,7 +1,5 @@
 """What a Vision Transformer is, beside its weights."""
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Mapping
@@ -22,12 +20,12 @@ class ViTSpec:
     """Size of a plain ViT with class token, learned positions and biases.
 
     Attributes:
-        embed_dims (int): Width D.
-        num_layers (int): Number of blocks.
-        num_heads (int): Attention heads per block.
-        feedforward_channels (int): Hidden width of a block's two-layer network.
-        patch_size (int): Pixels per side of a patch.
-        img_size (int): Pixels per side of the image the positions are for.
+        embed_dims: Width D.
+        num_layers: Number of blocks.
+        num_heads: Attention heads per block.
+        feedforward_channels: Hidden width of a block's two-layer network.
+        patch_size: Pixels per side of a patch.
+        img_size: Pixels per side of the image the positions are for.
     """
 
     embed_dims: int
@@ -39,12 +37,12 @@ class ViTSpec:
 
     @property
     def arch(self) -> dict[str, int]:
-        """The ``arch`` argument of mmpretrain's VisionTransformer."""
+        """Return the ``arch`` argument of mmpretrain's VisionTransformer."""
         keys = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
         return {key: getattr(self, key) for key in keys}
 
     def as_dict(self) -> dict[str, int]:
-        """All fields, for a file's metadata."""
+        """Return all fields, for a file's metadata."""
         return asdict(self)
 
 
@@ -54,17 +52,16 @@ def read_spec(
     """Read the size off the weights and compare it with what is said elsewhere.
 
     Args:
-        state (Mapping[str, Tensor]): Weights under mmpretrain's names.
-        said (Mapping[str, int]): Fields of :class:`ViTSpec` that the file or
-            the user states.
-        layout (str): ``'moco'``, ``'timm'``, ...: whose habits fill in the heads.
+        state: Weights under mmpretrain's names.
+        said: Fields of :class:`ViTSpec` that the file or the user states.
+        layout: ``'moco'``, ``'timm'``, ...: whose habits fill in the heads.
 
     Returns:
-        tuple[ViTSpec, list[str]]: The size, and what had to be assumed.
+        tuple: The size, and what had to be assumed.
 
     Raises:
-        ValueError: If something said differs from the weights, or the heads
-            are neither said nor known.
+        ValueError: If something said differs from the weights, or the heads are neither said nor
+            known.
     """
     kernel, positions = state['patch_embed.projection.weight'], state['pos_embed']
     width, _, patch_size, _ = kernel.shape  # (D, 3, p, p)
@@ -96,22 +93,23 @@ def read_spec(
     if heads is None or width % heads:
         raise ValueError(
             f'Width {width} with num_heads={heads}: the file does not say how many heads the '
-            'network has, and the weights cannot tell. Say it: --num-heads N.'
+            'network has, and the weights cannot tell. Convert it once with the right num_heads, '
+            'mmpatchmix convert FILE NEW_FILE --to mmpretrain --num-heads N, and use the new file.'
         )
     return ViTSpec(num_heads=heads, **found), assumed
 
 
 def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int]:
-    """Size of the backbone by the config text in an mmengine checkpoint.
+    """Read the backbone's size off the config text in an mmengine checkpoint.
 
     The text is Python, but only its literals and ``dict(...)`` are read; nothing
     is executed.
 
     Args:
-        meta (Mapping[str, Any]): mmengine's ``meta``.
+        meta: mmengine's ``meta``.
 
     Returns:
-        dict[str, int]: Fields of :class:`ViTSpec`, empty where nothing is said.
+        dict: Fields of :class:`ViTSpec`, empty where nothing is said.
     """
     text = meta.get('cfg')
     if not isinstance(text, str):
@@ -139,7 +137,7 @@ def _backbone_fields(backbone: dict[str, Any]) -> dict[str, int]:
 
 
 def _literal(node: ast.AST) -> Any:
-    """Value of literals and ``dict(...)``; None for anything else."""
+    """Return the value of literals and ``dict(...)``; None for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
     try:
@@ -149,14 +147,7 @@ def _literal(node: ast.AST) -> Any:
 
 
 def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
-    """Size by a ``config.json`` of Hugging Face transformers' ViT.
-
-    Args:
-        config (Mapping[str, Any]): The parsed file.
-
-    Returns:
-        dict[str, int]: Fields of :class:`ViTSpec`.
-    """
+    """Read fields of :class:`ViTSpec` off ``config.json`` of Hugging Face transformers' ViT."""
     names = dict(
         embed_dims='hidden_size',
         num_layers='num_hidden_layers',

@@ -1,7 +1,8 @@
-"""Refuses a checkpoint that does not fit the model, instead of loading half of it."""
+"""Refuse a checkpoint that does not fit the model, instead of loading half of it."""
 
 from mmengine.hooks import Hook
 
+from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
@@ -16,22 +17,5 @@ class StrictLoadHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Raise ``ValueError`` with all mismatches; called before anything is loaded."""
-        model = unwrap_model(runner.model)
-        expected = model.state_dict()
-        found = checkpoint.get('state_dict', checkpoint)
-        found = {key.removeprefix('module.'): value for key, value in found.items()}
-        problems = [f'missing: {key}' for key in expected if key not in found]
-        problems += [f'unexpected: {key}' for key in found if key not in expected]
-        problems += [
-            f'shape of {key}: {tuple(value.shape)} in the file, '
-            f'{tuple(expected[key].shape)} in the model'
-            for key, value in found.items()
-            if key in expected and value.shape != expected[key].shape
-        ]
-        if problems:
-            listed = '\n  '.join(problems[:20])
-            more = f'\n  ... and {len(problems) - 20} more' if len(problems) > 20 else ''
-            raise ValueError(
-                f'the checkpoint does not fit the model, {len(problems)} keys differ; nothing was '
-                f'loaded. Use the config it was trained with:\n  {listed}{more}'
-            )
+        state = checkpoint.get('state_dict', checkpoint)
+        fit_state_dict(state, unwrap_model(runner.model), 'The checkpoint')

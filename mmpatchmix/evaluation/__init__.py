@@ -1,8 +1,8 @@
-"""Judging a representation: kNN, linear probe, low-shot, on one path of features."""
+"""Judge a representation: kNN, linear probe, low-shot, on one path of features."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.features import Features, extract_features
-from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, knn_votes
+from mmpatchmix.evaluation.knn import find_neighbors, knn_predict
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.knn_metric import KNNMetric
 from mmpatchmix.evaluation.linear_probe import (
@@ -20,7 +20,6 @@ __all__ = [
     'find_neighbors',
     'fit_linear',
     'knn_predict',
-    'knn_votes',
     'linear_probe',
     'low_shot',
     'low_shot_indices',

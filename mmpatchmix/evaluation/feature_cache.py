@@ -1,6 +1,4 @@
-"""Features on disk, used again only for the same checkpoint, data and transform."""
-
-from __future__ import annotations
+"""Keep features on disk; use them again only for the same checkpoint, data and transform."""
 
 import hashlib
 import json
@@ -22,24 +20,24 @@ _KEY = 'key'
 
 
 def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: Dataset) -> dict:
-    """Everything that decides about features, as digests with telling names.
+    """Digest everything that decides about features.
 
     Args:
-        checkpoint (str | Path): The file; its content counts, not its name.
-        model (Mapping): The model's config.
-        dataset (Mapping): The data set's config with its ``pipeline``.
-        data (Dataset): The data set itself, for what is in it.
+        checkpoint: The file; its content counts, not its name.
+        model: The model's config.
+        dataset: The data set's config with its ``pipeline``.
+        data: The data set itself, for what is in it.
 
     Returns:
-        dict[str, str]: ``checkpoint``, ``model``, ``transform``, ``dataset`` and ``images``.
+        dict: Digests of ``checkpoint``, ``model``, ``transform``, ``dataset`` and ``images``.
     """
     dataset = dict(dataset)
     transform = dataset.pop('pipeline', None)
     return dict(
         checkpoint=_digest_file(Path(checkpoint)),
-        model=_digest(_plain(model)),
-        transform=_digest(_plain(transform)),
-        dataset=_digest(_plain(dataset)),
+        model=_digest(model),
+        transform=_digest(transform),
+        dataset=_digest(dataset),
         images=_digest_images(data),
     )
 
@@ -50,12 +48,12 @@ def cached_features(
     """Read features from disk if they are the right ones, compute and store them otherwise.
 
     Args:
-        path (str | Path): A ``.safetensors`` file; the folder is made if need be.
-        key (Mapping[str, str]): See :func:`feature_key`.
-        compute (Callable): Called on all ranks, or on none.
+        path: A ``.safetensors`` file; the folder is made if need be.
+        key: See :func:`feature_key`.
+        compute: Called on all ranks, or on none.
 
     Returns:
-        Features: The same either way.
+        Features: The same either way, on every rank.
     """
     path = Path(path)
     # Ranks may see different disks: the main process decides for all.
@@ -72,7 +70,7 @@ def cached_features(
 
 
 def _compare(path: Path, key: Mapping[str, str]) -> str:
-    """Why the file cannot be used, or nothing if it can."""
+    """Say why the file cannot be used; nothing if it can."""
     if not path.is_file():
         return f'computing, {path} is not there yet'
     try:
@@ -104,37 +102,31 @@ def _broadcast(features: Features | None) -> Features:
         return features
     shapes = [features and (features.features.shape, features.labels is not None)]
     dist.broadcast_object_list(shapes)
-    (shape, labelled) = shapes[0]
+    shape, labelled = shapes[0]
     if features is None:
         labels = torch.empty(shape[0], dtype=torch.int64) if labelled else None
         features = Features(torch.empty(shape), labels)
-    for tensor in filter(lambda value: value is not None, features):
+    for tensor in features[: 1 + labelled]:
         dist.broadcast(tensor)
     return features
 
 
-def _plain(value: Any) -> Any:
-    """Config values as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+def _digest(config: Any) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _digest_file(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f'There is no checkpoint {path}.')
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _digest_images(data: Dataset) -> str:
-    """Labels and pixels of data sets in memory; labels, paths, sizes and times of files."""
+    """Digest labels, and pixels in memory or paths, sizes and times of files."""
     digest = hashlib.sha256(str(len(data)).encode())
     get_info = getattr(data, 'get_data_info', None)
     for index in range(len(data) if get_info else 0):

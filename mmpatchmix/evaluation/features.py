@@ -1,35 +1,36 @@
 """One path from images to features, for every judgement of a representation.
 
-Online and offline figures disagree as soon as they come from two feature
-paths; the kNN loop, the linear probe and the low-shot evaluation all call
-:func:`extract_features`.
+Figures disagree as soon as they come from two feature paths: the kNN loop, the linear probe and
+the low-shot evaluation all call :func:`extract_features`.
 """
-
-from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.models import unwrap_model
 
 _PROGRESS_SECONDS = 20
+# Rows that ranks exchange at once: 100 MB of an accelerator's memory at a width of 384.
+_EXCHANGED_ROWS = 65536
+_ADVICE = "Use sampler=dict(type='DefaultSampler', shuffle=False) and drop_last=False."
 
 
 class Features(NamedTuple):
-    """Features of a data set in its own order.
+    """Features of a data set, on the CPU and in the order of the data set.
 
     Attributes:
-        features (Tensor): (M, D) float32 on the CPU.
-        labels (Tensor, optional): (M,) int64 on the CPU, None without labels.
+        features: ``(M, D)`` float32.
+        labels: ``(M,)`` int64, None without labels.
     """
 
     features: Tensor
@@ -42,30 +43,25 @@ def extract_features(
     data_preprocessor: nn.Module | None = None,
     title: str = 'features',
 ) -> Features:
-    """Features of every image of a data set, each exactly once, in data set order.
+    """Compute the features of every image of a data set, in evaluation mode.
 
-    Ranks share the work as the data loader's sampler says; what the sampler
-    repeats to even out the ranks is counted once, and every rank returns the
-    whole result. The model is in evaluation mode meanwhile; afterwards each
-    module has the mode it had before, and torch's random state is untouched.
+    Ranks share the images as the loader's sampler says, and every rank returns the whole result.
+    Afterwards each module has the mode it had before, and torch's random state is untouched.
 
     Args:
-        model (nn.Module): :class:`mmpatchmix.models.PatchMix`, an mmpretrain
-            classifier or self-supervised model (anything with
-            ``extract_feat``), or a backbone; possibly wrapped for distributed
-            training. Of several outputs the last is taken.
-        dataloader (DataLoader): Yields ``dict(inputs=..., data_samples=...)``.
-            Its sampler must give the same order each time.
-        data_preprocessor (nn.Module, optional): Called as
-            ``data_preprocessor(batch, False)``; the model's own by default.
-        title (str): What the progress lines call this.
+        model: :class:`mmpatchmix.models.PatchMix`, any other model with ``extract_feat``, or a
+            backbone; possibly wrapped for distributed training. Of several outputs the last is
+            taken.
+        dataloader: Gives ``dict(inputs=..., data_samples=...)``, in the same order each time.
+        data_preprocessor: Called as ``data_preprocessor(batch, False)``; by default the model's.
+        title: What the progress lines call this.
 
     Returns:
-        Features: (M, D) float32 and (M,) int64, M the length of the data set.
+        Features: M rows, M the length of the data set.
 
     Raises:
-        ValueError: If the loader does not visit every image, its order is not
-            repeatable, or an output is not (N, D).
+        ValueError: If the loader does not visit every image, its order is not repeatable, some
+            images have labels and others none, or an output is not ``(N, D)``.
     """
     model = unwrap_model(model)
     preprocess = data_preprocessor or getattr(model, 'data_preprocessor', None)
@@ -87,99 +83,28 @@ def extract_features(
             )
         return outputs
 
-    with _evaluating(model):
+    with evaluation_mode(model):
         return collect(dataloader, forward, title)
 
 
 def extract_pixels(dataloader: DataLoader, title: str = 'pixels') -> Features:
-    """Raw pixels of every image as its features, the baseline of doing nothing.
-
-    Args:
-        dataloader (DataLoader): As for :func:`extract_features`.
-        title (str): What the progress lines call this.
-
-    Returns:
-        Features: (M, C * H * W) float32 and (M,) int64.
-    """
-    return collect(dataloader, lambda batch: _stack(batch['inputs']).flatten(1).float(), title)
-
-
-def _stack(inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    return inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs))  # (N, C, H, W)
-
-
-def collect(dataloader: DataLoader, forward: Callable[[dict], Tensor], title: str) -> Features:
-    """Run ``forward`` over a data set on all ranks and put the rows in data set order.
-
-    Args:
-        dataloader (DataLoader): See :func:`extract_features`.
-        forward (Callable): Batch to (N, D) tensor.
-        title (str): What the progress lines call this.
-
-    Returns:
-        Features: The same on every rank.
-    """
-    size = len(dataloader.dataset)
-    if size == 0:
-        raise ValueError(f'{title}: the data set is empty.')
-    batches = _batch_indices(dataloader)
-    # Ranks may have unequal numbers of batches; all take part in every exchange.
-    num_steps, batch_size = _max_over_ranks(len(batches), max(map(len, batches), default=0))
-    progress = _Progress(title, size)
-    features, labels = None, torch.full((size,), -1)  # (M, D), (M,)
-    seen = torch.zeros(size, dtype=torch.bool)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        stream = itertools.zip_longest(batches, dataloader)
-        for _ in range(num_steps):
-            indices, batch = next(stream, (None, None))
-            rows = None if batch is None else forward(batch).float()
-            indices, rows, targets = _exchange(
-                indices or [], rows, None if batch is None else _labels_of(batch), batch_size
-            )
-            if features is None:
-                features = torch.empty(size, rows.shape[1])
-            features[indices], labels[indices], seen[indices] = rows, targets, True
-            progress.update(int(seen.sum()))
-    if not seen.all():
-        missing = (~seen).nonzero().flatten().tolist()
-        raise ValueError(
-            f'{title}: {len(missing)} of {size} images were not visited (the first: number '
-            f'{missing[0]}). Use sampler=dict(type="DefaultSampler", shuffle=False) and '
-            'drop_last=False.'
-        )
-    labelled = bool((labels >= 0).all())
-    return Features(features, labels if labelled else None)
-
-
-def _batch_indices(dataloader: DataLoader) -> list[list[int]]:
-    """Data set indices of this rank's batches, read off the sampler.
-
-    The sampler and not ``sample_idx`` is the source: in concatenated or
-    repeated data sets the latter is the index within a part.
-    """
-    sampler = dataloader.batch_sampler
-    advice = 'Use sampler=dict(type="DefaultSampler", shuffle=False).'
-    if sampler is None:
-        raise ValueError(f'Features need a map-style data set with a batch sampler. {advice}')
-    limit = len(dataloader)
-    first, second = (
-        [list(map(int, batch)) for batch in itertools.islice(sampler, limit + 1)] for _ in range(2)
+    """Take raw pixels ``(M, C * H * W)`` as features, the baseline of doing nothing."""
+    return collect(
+        dataloader, lambda batch: torch.stack([*batch['inputs']]).flatten(1).float(), title
     )
-    if len(first) != limit or first != second:
-        kind = type(getattr(sampler, 'sampler', sampler)).__name__
-        raise ValueError(f'{kind} does not visit the images once in a repeatable order. {advice}')
-    return first
 
 
-def _labels_of(batch: dict) -> list[int]:
-    """Class of each image, -1 where it has none."""
-    samples = batch.get('data_samples')
-    if samples is None:
-        return [-1] * len(batch['inputs'])
-    return [_label_of(sample) for sample in samples]
+def is_labelled(dataset: Dataset) -> bool:
+    """Tell whether images have classes, by the data set's ``metainfo`` or its first sample."""
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    if 'labelled' in metainfo or len(dataset) == 0:
+        return metainfo.get('labelled', False)
+    with torch.random.fork_rng(devices=[]):
+        return get_label(dataset[0].get('data_samples')) >= 0
 
 
-def _label_of(sample: Any) -> int:
+def get_label(sample) -> int:
+    """Return the class of a data sample, -1 if there is none."""
     label = sample.get('gt_label') if hasattr(sample, 'get') else None
     if label is None:
         return -1
@@ -188,35 +113,68 @@ def _label_of(sample: Any) -> int:
     return int(label)
 
 
-def _exchange(
-    indices: list[int], rows: Tensor | None, labels: list[int] | None, batch_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, indices and labels of this step of all ranks, on the CPU."""
-    if dist.get_world_size() == 1:
-        return torch.tensor(indices), rows.cpu(), torch.tensor(labels)
-    (width,) = _max_over_ranks(0 if rows is None else rows.shape[1])
-    count = len(indices)
-    # Index -1 marks filling.
-    table = torch.full((batch_size, 2), -1)  # (batch_size, index and label)
-    padded = torch.zeros(batch_size, width, device='cpu' if rows is None else rows.device)
-    if count:
-        table[:count] = torch.tensor([indices, labels]).T
-        padded[:count] = rows
-    table = torch.cat(dist.all_gather(table))  # (W * batch_size, 2)
-    padded = torch.cat([part.cpu() for part in dist.all_gather(padded)])  # (W * batch_size, D)
-    real = table[:, 0] >= 0
-    return table[real, 0], padded[real], table[real, 1]
+def collect(dataloader: DataLoader, forward: Callable[[dict], Tensor], title: str) -> Features:
+    """Run ``forward`` over a data set on all ranks and put the rows in data set order.
+
+    Args:
+        dataloader: See :func:`extract_features`.
+        forward: Batch to ``(N, D)``.
+        title: What the progress lines call this.
+
+    Returns:
+        Features: The same on every rank.
+    """
+    size = len(dataloader.dataset)
+    if size == 0:
+        raise ValueError(f'{title}: the data set is empty.')
+    features = torch.full((size, 0), -math.inf)  # (M, D), D known after the first batch
+    labels = torch.full((size,), -2)  # (M,), -1 is a visited image without a label
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        batches = log_progress(dataloader, title, size)
+        for indices, batch in zip(read_indices(dataloader), batches, strict=True):
+            rows = forward(batch).float().cpu()
+            if not features.shape[1]:
+                features = features.new_full((size, rows.shape[1]), -math.inf)
+            features[indices] = rows
+            samples = batch.get('data_samples') or [None] * len(rows)
+            labels[indices] = torch.tensor([get_label(sample) for sample in samples])
+    # Each rank knows its own rows, and of the others less than any value: the maximum has all.
+    width = torch.tensor(features.shape[1])
+    dist.all_reduce(width, 'max')  # a rank may have had no batch
+    if features.shape[1] < width:
+        features = features.new_full((size, int(width)), -math.inf)
+    for part in (*features.split(_EXCHANGED_ROWS), labels):
+        dist.all_reduce(part, 'max')
+    for value, fault in ((-2, f'were not visited. {_ADVICE}'), (-1, 'have no label, others have.')):
+        found = (labels == value).nonzero().flatten().tolist()
+        if found and not (value == -1 and len(found) == size):
+            raise ValueError(
+                f'{title}: {len(found)} of {size} images (the first: number {found[0]}) {fault}'
+            )
+    return Features(features, labels if labels[0] >= 0 else None)
 
 
-def _max_over_ranks(*values: int) -> list[int]:
-    tensor = torch.tensor(values)
-    dist.all_reduce(tensor, op='max')
-    return tensor.tolist()
+def read_indices(dataloader: DataLoader) -> list[list[int]]:
+    """Read the data set indices of this rank's batches off the sampler.
+
+    Not off ``sample_idx``: in concatenated or repeated data sets that counts within a part.
+    """
+    sampler = dataloader.batch_sampler
+    if sampler is None:
+        raise ValueError(f'Features need a map-style data set with a batch sampler. {_ADVICE}')
+    limit = len(dataloader)
+    first, second = (
+        [list(map(int, batch)) for batch in itertools.islice(sampler, limit + 1)] for _ in range(2)
+    )
+    if len(first) != limit or first != second:
+        kind = type(getattr(sampler, 'sampler', sampler)).__name__
+        raise ValueError(f'{kind} does not visit the images once in a repeatable order. {_ADVICE}')
+    return first
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; parts may be in different modes before."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode for a while; before, parts may be in different modes."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -226,21 +184,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _Progress:
-    """Logs images, speed and time left every now and then."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total = title, total
-        self.began = self.last = time.monotonic()
-
-    def update(self, done: int) -> None:
+def log_progress(dataloader: DataLoader, title: str, size: int) -> Iterator[dict]:
+    """Yield the batches; log images (of all ranks), speed and time left every now and then."""
+    began = last = time.monotonic()
+    for number, batch in enumerate(dataloader, 1):
+        yield batch
         now = time.monotonic()
-        if now - self.last < _PROGRESS_SECONDS or done == 0:
-            return
-        self.last = now
-        rate = done / (now - self.began)
-        left = int((self.total - done) / rate)
+        if now - last < _PROGRESS_SECONDS:
+            continue
+        last, done = now, size * number // len(dataloader)
+        rate = done / (now - began)
+        left = int((size - done) / rate)
         MMLogger.get_current_instance().info(
-            f'{self.title}: {done:,} of {self.total:,} images, {rate:,.0f} images/s, '
+            f'{title}: {done:,} of {size:,} images, {rate:,.0f} images/s, '
             f'ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}'
         )

@@ -1,8 +1,7 @@
-"""All judgements of one checkpoint, from one extraction of features."""
-
-from __future__ import annotations
+"""Judge one checkpoint in every way, from one extraction of features."""
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import nn
 
 from mmpatchmix import __version__
-from mmpatchmix.checkpoints import match_state_dict, read_checkpoint
+from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
 from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
-from mmpatchmix.evaluation.features import Features, extract_features
+from mmpatchmix.evaluation.features import Features, extract_features, is_labelled
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
 from mmpatchmix.models import unwrap_model
@@ -25,42 +24,23 @@ from mmpatchmix.models import unwrap_model
 JUDGEMENTS = ('knn', 'linear', 'low-shot')
 
 
-def load_model(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint into the model it was trained as: all of it, or an error.
-
-    Args:
-        model (nn.Module): Possibly wrapped for distributed training.
-        checkpoint (str | Path): A file of the same config.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read safely or does not fit; keys are named.
-    """
-    model = unwrap_model(model)
-    state = read_checkpoint(checkpoint).state_dict
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    taken, report = match_state_dict(state, model.state_dict())
-    report.raise_unless_fits(
-        f'{checkpoint} does not fit the model of the config', 'Use the config it was trained with.'
-    )
-    model.load_state_dict(taken, strict=True)
-
-
 def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Features]:
-    """Features of a checkpoint, extracted by all ranks or read from the work dir.
+    """Extract the features of a checkpoint on all ranks, or read them from the work dir.
+
+    Without labels nothing can be judged: a warning says so first, and images that are bank and
+    queries at once (an unlabelled folder is) are extracted once.
 
     Args:
-        runner (Runner): Of a config whose ``test_cfg`` is a :class:`KNNLoop`:
-            its bank is the training set, its queries are the test set.
-        checkpoint (str | Path): See :func:`load_model`.
+        runner: Of a config whose ``test_cfg`` is a :class:`KNNLoop`: its bank is the training
+            set, its queries are the test set.
+        checkpoint: A file of the same config.
 
     Returns:
-        tuple[Features, Features]: Training and test set, the same on every rank.
+        tuple: Features of the training and of the test set, the same on every rank.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the config has no kNN evaluation, or the checkpoint does
-            not fit.
+        ValueError: If the config has no kNN evaluation, or the checkpoint does not fit.
     """
     loop, config = runner.test_loop, runner.cfg
     if not isinstance(loop, KNNLoop):
@@ -68,40 +48,45 @@ def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Fea
             "the config's test_cfg is no mmpatchmix.KNNLoop; give the config of the pre-training, "
             'which says what the training and the test images are.'
         )
-    load_model(runner.model, checkpoint)
-    parts = dict(
-        bank=(loop.bank_dataloader, config.test_cfg.bank_dataloader.dataset),
-        queries=(loop.dataloader, config.test_dataloader.dataset),
-    )
+    model = unwrap_model(runner.model)
+    state = read_checkpoint(checkpoint).state_dict
+    model.load_state_dict(fit_state_dict(state, model, str(checkpoint))[0], strict=True)
+    folder = Path(runner.work_dir) / 'features'
+    loaders = dict(bank=loop.bank_dataloader, queries=loop.dataloader)
+    if not all(is_labelled(loader.dataset) for loader in loaders.values()):
+        print_log(
+            'The images have no labels: kNN, linear and low-shot are left out. '
+            f'The features are kept in {folder}.',
+            'current',
+            logging.WARNING,
+        )
+    datasets = config.test_cfg.bank_dataloader.dataset, config.test_dataloader.dataset
+    keys = [
+        feature_key(checkpoint, config.model, dataset, loader.dataset)
+        for dataset, loader in zip(datasets, loaders.values(), strict=True)
+    ]
+    if all(keys[0][name] == keys[1][name] for name in ('transform', 'images')):
+        print_log('Bank and queries are the same images: one extraction for both.', 'current')
+        del loaders['queries']
     result = []
-    for name, (loader, dataset) in parts.items():
-        key = feature_key(checkpoint, config.model, dataset, loader.dataset)
-        path = Path(runner.work_dir) / 'features' / f'{name}.safetensors'
+    for (name, loader), key in zip(loaders.items(), keys, strict=False):
         compute = partial(extract_features, runner.model, loader, title=name)
-        result.append(cached_features(path, key, compute))
-    return result[0], result[1]
+        result.append(cached_features(folder / f'{name}.safetensors', key, compute))
+    return result[0], result[-1]
 
 
 def judge_neighbors(runner: Runner, train: Features, test: Features) -> dict[str, float]:
-    """kNN as the config's test loop does it; called on all ranks.
+    """Judge features by kNN as the config's test loop does; called on all ranks.
 
     Args:
-        runner (Runner): As for :func:`load_features`.
-        train (Features): The bank.
-        test (Features): The queries.
+        runner: As for :func:`load_features`.
+        train: The bank.
+        test: The queries.
 
     Returns:
-        dict[str, float]: ``knn/...`` and, where the config wants it, ``pixels/...``.
-
-    Raises:
-        ValueError: If labels are missing.
+        dict: ``knn/...`` and, where the config wants it, ``pixels/...``; empty without labels.
     """
-    loop = runner.test_loop
-    device = next(runner.model.parameters()).device
-    metrics = loop.metric.compute(test, train, device=device)
-    if loop.pixel_baseline:
-        metrics |= loop.judge_pixels(device)
-    return metrics
+    return {} if train.labels is None else runner.test_loop.judge(test, train)
 
 
 def judge_classifiers(
@@ -112,23 +97,22 @@ def judge_classifiers(
     linear_epochs: int = 100,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """Linear classifiers with all and with few labels; one process does it.
+    """Judge features by linear classifiers with all and with few labels, in one process.
 
     Args:
-        train (Features): Training set.
-        test (Features): Test set.
-        judgements (Sequence[str]): Of :data:`JUDGEMENTS`; kNN is passed over.
-        fractions (Sequence[float]): Shares of labels for ``'low-shot'``.
-        linear_epochs (int): Length of ``'linear'``.
-        device (torch.device | str): Where ``'linear'`` computes.
+        train: Training set.
+        test: Test set.
+        judgements: Of :data:`JUDGEMENTS`; kNN is passed over.
+        fractions: Shares of labels for ``'low-shot'``.
+        linear_epochs: Length of ``'linear'``.
+        device: Where ``'linear'`` computes.
 
     Returns:
-        dict[str, float]: ``linear/...`` and ``lowshot_...``.
-
-    Raises:
-        ValueError: If labels are missing.
+        dict: ``linear/...`` and ``lowshot_...``; empty without labels.
     """
     metrics: dict[str, float] = {}
+    if train.labels is None:
+        return metrics
     if 'linear' in judgements:
         metrics |= linear_probe(train, test, num_epochs=linear_epochs, device=device)
     for fraction in fractions if 'low-shot' in judgements else ():
@@ -140,14 +124,14 @@ def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, 
     """Fine-tune from a checkpoint as a config says.
 
     Args:
-        config (Config): Its backbone is a :class:`~mmpatchmix.models.PretrainedViT`.
-        checkpoint (str | Path): Where the backbone starts.
-        build_runner (Callable): Builds a Runner from a config.
+        config: Its backbone is a :class:`~mmpatchmix.models.PretrainedViT`.
+        checkpoint: Where the backbone starts.
+        build_runner: Builds a Runner from a config.
 
     Returns:
-        dict[str, float]: ``finetune/top1``, ``finetune/top5`` in percent, of the
-        averaged weights where the config averages (then ``..._origin`` are
-        those of the weights themselves), and ``finetune/epochs``.
+        dict: ``finetune/top1``, ``finetune/top5`` in percent, of the averaged weights where the
+        config averages (then ``..._origin`` are those of the weights themselves), and
+        ``finetune/epochs``.
 
     Raises:
         ValueError: If the config's backbone takes no checkpoint.
@@ -175,12 +159,12 @@ def write_report(
     """Write ``evaluation.json`` and lay the figures out as a table.
 
     Args:
-        folder (str | Path): Where to write.
-        metrics (dict[str, float]): Figures by name.
-        about (dict[str, Any]): What was judged and how.
+        folder: Where to write.
+        metrics: Figures by name.
+        about: What was judged and how.
 
     Returns:
-        tuple[Path, str]: The file, and the table.
+        tuple: The file, and the table.
     """
     versions = dict(mmpatchmix=__version__, torch=torch.__version__, mmengine=mmengine.__version__)
     path = Path(folder) / 'evaluation.json'
@@ -191,13 +175,11 @@ def write_report(
 
 
 def format_table(metrics: dict[str, float]) -> str:
-    """Top-1 and top-5 of each judgement, one line each.
+    """Lay out top-1 and top-5 of each judgement, one line each.
 
     Args:
-        metrics (dict[str, float]): As :func:`judge_checkpoint` and :func:`finetune` name them.
-
-    Returns:
-        str: Lines of plain text.
+        metrics: As :func:`judge_neighbors`, :func:`judge_classifiers` and :func:`finetune` name
+            them.
     """
     rows = [('', 'top-1 %', 'top-5 %')]
     for prefix, title in (('pixels', 'kNN on raw pixels'), ('knn', 'kNN on features')):

@@ -1,16 +1,18 @@
 """kNN evaluation as a loop of mmengine's Runner, during training and after."""
 
-from __future__ import annotations
-
 import logging
 
-import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
-from mmpatchmix.evaluation.features import Features, extract_features, extract_pixels
+from mmpatchmix.evaluation.features import (
+    Features,
+    extract_features,
+    extract_pixels,
+    is_labelled,
+)
 from mmpatchmix.evaluation.knn_metric import KNNMetric
 from mmpatchmix.registry import LOOPS
 
@@ -20,7 +22,7 @@ _MAX_PIXEL_BYTES = 4 * 2**30
 
 @LOOPS.register_module()
 class KNNLoop(BaseLoop):
-    """Validation and test loop: features of a bank and of queries, then kNN.
+    """Validate or test: features of a bank and of queries, then kNN.
 
     The same type serves ``val_cfg`` (online) and ``test_cfg`` (offline)::
 
@@ -30,18 +32,17 @@ class KNNLoop(BaseLoop):
         test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
     The metrics pass through the Runner's hooks, so they reach the log and
-    ``CheckpointHook(save_best='knn/top1')`` works. A data set without labels
-    (``metainfo['labelled'] = False``, or samples without ``gt_label``) is said
-    once and gives no metrics.
+    ``CheckpointHook(save_best='knn/top1')`` works. Without labels there is no evaluation: the
+    loop says so once, and calls no hook.
 
     Args:
-        runner (Runner): The Runner.
-        dataloader (DataLoader | dict): The queries.
-        evaluator (Evaluator | dict | list): One :class:`KNNMetric`.
-        bank_dataloader (DataLoader | dict): The labelled images that vote, with
-            the test pipeline and a ``DefaultSampler`` that does not shuffle.
-        pixel_baseline (bool): Also report ``pixels/...``, the same kNN on the
-            raw pixels of the test views; computed once.
+        runner: The Runner.
+        dataloader: The queries.
+        evaluator: One :class:`KNNMetric`.
+        bank_dataloader: The labelled images that vote, with the test pipeline and a
+            ``DefaultSampler`` that does not shuffle.
+        pixel_baseline: Also report ``pixels/...``, the same kNN on the raw pixels of the test
+            views; computed once.
 
     Raises:
         ValueError: If the evaluator is not one KNNMetric.
@@ -56,7 +57,12 @@ class KNNLoop(BaseLoop):
         pixel_baseline: bool = False,
     ) -> None:
         super().__init__(runner, dataloader)
-        self.bank_dataloader = _BankLoop(runner, bank_dataloader).dataloader
+        if isinstance(bank_dataloader, dict):  # with the seeds of BaseLoop
+            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+            bank_dataloader = runner.build_dataloader(
+                bank_dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
+            )
+        self.bank_dataloader = bank_dataloader
         if not isinstance(evaluator, Evaluator):
             evaluator = runner.build_evaluator(evaluator)
         self.evaluator = evaluator
@@ -68,15 +74,23 @@ class KNNLoop(BaseLoop):
             )
         self.metric: KNNMetric = metrics[0]
         self.pixel_baseline = pixel_baseline
+        self._labelled: bool | None = None
         self._pixel_metrics: dict[str, float] | None = None
-        self._said_unlabelled = False
 
     def run(self) -> dict[str, float]:
         """Evaluate the Runner's model.
 
         Returns:
-            dict[str, float]: Percentages by name, empty for unlabelled data.
+            dict: Percentages by name, empty for unlabelled images.
         """
+        if self._labelled is None:
+            loaders = (self.bank_dataloader, self.dataloader)
+            self._labelled = all(is_labelled(loader.dataset) for loader in loaders)
+            if not self._labelled:
+                message = 'kNN evaluation is skipped: the images have no labels.'
+                print_log(message, 'current', logging.WARNING)
+        if not self._labelled:
+            return {}
         # mmengine builds both loops alike; only the Runner knows which this is.
         phase = 'test' if getattr(self.runner, '_test_loop', None) is self else 'val'
         self.runner.call_hook(f'before_{phase}')
@@ -87,63 +101,38 @@ class KNNLoop(BaseLoop):
         return metrics
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics alone, without telling any hook."""
-        loaders = (self.bank_dataloader, self.dataloader)
-        if not all(_may_be_labelled(loader) for loader in loaders):
-            return self._skip()
+        """Compute the metrics without telling any hook."""
         model = self.runner.model
-        device = next(model.parameters()).device
         bank = extract_features(model, self.bank_dataloader, title='kNN bank')
         queries = extract_features(model, self.dataloader, title='kNN queries')
-        if bank.labels is None or queries.labels is None:
-            return self._skip()
-        metrics = self.metric.compute(queries, bank, device=device)
-        if self.pixel_baseline:
-            metrics.update(self.judge_pixels(device))
-        return metrics
+        return self.judge(queries, bank)
 
-    def judge_pixels(self, device: torch.device | str | None = None) -> dict[str, float]:
-        """kNN on the raw pixels of the test views; computed at the first call.
+    def judge(self, queries: Features, bank: Features) -> dict[str, float]:
+        """Compute the metrics of features, and those of raw pixels where they are asked for.
 
         Args:
-            device (torch.device | str, optional): Where to compute.
+            queries: Q rows.
+            bank: M rows.
 
         Returns:
-            dict[str, float]: ``pixels/top1`` and so on, in percent.
+            dict: ``knn/...`` and perhaps ``pixels/...``, in percent.
 
         Raises:
-            ValueError: If the pixels would not fit into memory.
+            ValueError: If labels are missing, or the pixels would not fit into memory.
         """
-        if self._pixel_metrics is None:
-            bank, queries = self._pixels(self.bank_dataloader), self._pixels(self.dataloader)
+        device = next(self.runner.model.parameters()).device
+        metrics = self.metric.compute(queries, bank, device=device)
+        if self.pixel_baseline and self._pixel_metrics is None:
+            queries, bank = self._pixels(self.dataloader), self._pixels(self.bank_dataloader)
             self._pixel_metrics = self.metric.compute(queries, bank, 'pixels', device)
-        return self._pixel_metrics
+        return metrics | (self._pixel_metrics or {})
 
     @staticmethod
     def _pixels(dataloader: DataLoader) -> Features:
-        values = dataloader.dataset[0]['inputs'].numel() * len(dataloader.dataset)
-        if 4 * values > _MAX_PIXEL_BYTES:
+        num_bytes = 4 * dataloader.dataset[0]['inputs'].numel() * len(dataloader.dataset)
+        if num_bytes > _MAX_PIXEL_BYTES:
             raise ValueError(
-                f'pixel_baseline would hold {4 * values / 2**30:.0f} GB of raw pixels in memory; '
+                f'pixel_baseline would hold {num_bytes / 2**30:.0f} GB of raw pixels in memory; '
                 'it is meant for small images. Set pixel_baseline=False.'
             )
         return extract_pixels(dataloader)
-
-    def _skip(self) -> dict[str, float]:
-        if not self._said_unlabelled:
-            print_log(
-                'kNN evaluation is skipped: the images have no labels.', 'current', logging.WARNING
-            )
-        self._said_unlabelled = True
-        return {}
-
-
-class _BankLoop(BaseLoop):
-    """Builds the bank's data loader exactly as mmengine builds a loop's own."""
-
-    def run(self) -> None:
-        raise NotImplementedError
-
-
-def _may_be_labelled(dataloader: DataLoader) -> bool:
-    return (getattr(dataloader.dataset, 'metainfo', None) or {}).get('labelled', True)

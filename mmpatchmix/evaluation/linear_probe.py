@@ -1,11 +1,9 @@
-"""Linear classifiers on frozen features: many learning rates in one go, and few labels.
+"""Train linear classifiers on frozen features: many learning rates in one go, and few labels.
 
 Features are extracted once (no augmentation), so a probe takes seconds where
 `configs/linear` takes hours; expect it some tenths of a percent apart from
 training on augmented views.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -26,15 +24,15 @@ class LinearClassifiers(NamedTuple):
     """One linear classifier per learning rate.
 
     Attributes:
-        weight (Tensor): (L, D, C) float32.
-        bias (Tensor): (L, 1, C) float32.
+        weight: (L, D, C) float32.
+        bias: (L, 1, C) float32.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits (L, N, C) of features (N, D)."""
+        """Compute the logits (L, N, C) of features (N, D)."""
         return features @ self.weight + self.bias
 
 
@@ -56,14 +54,14 @@ def fit_linear(
     each equals the one that would be trained alone.
 
     Args:
-        features (Tensor): (N, D) float.
-        labels (Tensor): (N,) int64.
-        learning_rates (Sequence[float]): L rates, as they are used.
-        num_classes (int): C.
-        num_epochs (int): Passes over the features.
-        batch_size (int): Features per step; the last batch may be smaller.
-        seed (int): Of the initial weights and the order.
-        device (torch.device | str): Where to compute.
+        features: (N, D) float.
+        labels: (N,) int64.
+        learning_rates: L rates, as they are used.
+        num_classes: C.
+        num_epochs: Passes over the features.
+        batch_size: Features per step; the last batch may be smaller.
+        seed: Of the initial weights and the order.
+        device: Where to compute.
 
     Returns:
         LinearClassifiers: In the order of ``learning_rates``.
@@ -116,17 +114,17 @@ def linear_probe(
     stays ten percent short of logistic regression.
 
     Args:
-        train (Features): (N, D) and labels.
-        test (Features): (Q, D) and labels.
-        base_learning_rates (Sequence[float]): Per 256 images; scaled by
+        train: (N, D) and labels.
+        test: (Q, D) and labels.
+        base_learning_rates: Per 256 images; scaled by
             ``batch_size / 256``.
-        num_epochs (int): Passes over the features.
-        batch_size (int): Features per step.
-        seed (int): Of the held-out part, the weights and the order.
-        device (torch.device | str): Where to compute.
+        num_epochs: Passes over the features.
+        batch_size: Features per step.
+        seed: Of the held-out part, the weights and the order.
+        device: Where to compute.
 
     Returns:
-        dict[str, float]: ``linear/top1``, ``linear/top5`` in percent,
+        dict: ``linear/top1``, ``linear/top5`` in percent,
         ``linear/lr`` (per 256 images), and the held-out accuracy of each rate
         as ``linear/heldout_top1_lr0.1``.
 
@@ -160,7 +158,7 @@ def _standardize(train: Features, test: Features) -> tuple[Features, Features]:
 
 
 def _check_labels(train: Features, test: Features) -> int:
-    """Number of classes."""
+    """Count the classes; refuse missing labels and classes."""
     if train.labels is None or test.labels is None:
         raise ValueError('A linear probe needs labels of the training and of the test images.')
     foreign = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
@@ -170,7 +168,7 @@ def _check_labels(train: Features, test: Features) -> int:
 
 
 def _accuracy(probes: LinearClassifiers, features: Tensor, labels: Tensor) -> Tensor:
-    """Top-1 and top-5 of each classifier in percent, (L, 2) float64 on the CPU."""
+    """Compute top-1 and top-5 of each classifier in percent, (L, 2) float64 on the CPU."""
     device = probes.weight.device
     hits = torch.zeros(len(probes.weight), 2, dtype=torch.float64)
     for part, wanted in zip(features.split(8192), labels.split(8192), strict=True):
@@ -182,15 +180,15 @@ def _accuracy(probes: LinearClassifiers, features: Tensor, labels: Tensor) -> Te
 
 
 def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """A seeded, stratified part of a training set.
+    """Choose a part of a training set by a seed, class by class.
 
     Each class gives its share, rounded, and at least one image. The same labels,
     fraction and seed give the same list on every machine.
 
     Args:
-        labels (Tensor): (N,) int64.
-        fraction (float): Share to take, above 0 and at most 1.
-        seed (int): Which list.
+        labels: (N,) int64.
+        fraction: Share to take, above 0 and at most 1.
+        seed: Which list.
 
     Returns:
         Tensor: Sorted indices (n,) int64.
@@ -222,13 +220,13 @@ def low_shot(
     class there is nothing to hold out for choosing anything.
 
     Args:
-        train (Features): (N, D) and labels, of which ``fraction`` are used.
-        test (Features): (Q, D) and labels.
-        fraction (float): Share of the labels, 0.01 for 1 %.
-        seeds (Sequence[int]): One list of images each.
+        train: (N, D) and labels, of which ``fraction`` are used.
+        test: (Q, D) and labels.
+        fraction: Share of the labels, 0.01 for 1 %.
+        seeds: One list of images each.
 
     Returns:
-        dict[str, float]: ``lowshot_1pct/top1`` (mean), ``.../top1_std`` over
+        dict: ``lowshot_1pct/top1`` (mean), ``.../top1_std`` over
         the lists, and ``.../num_images``.
 
     Raises:

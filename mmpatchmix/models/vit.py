@@ -67,11 +67,7 @@ class PatchMixViT(VisionTransformer):
                 f'img_size={img_size} is not divisible by the patch_size={patch_size} of the ViT: '
                 'change one of them (backbone.img_size, backbone.patch_size).'
             )
-        if isinstance(arch, dict) and arch['embed_dims'] % arch['num_heads']:
-            raise ValueError(
-                f'a width of {arch["embed_dims"]} cannot be split into {arch["num_heads"]} heads: '
-                'change arch.embed_dims or arch.num_heads.'
-            )
+        check_heads(arch)
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.patch_size = patch_size
         self.with_cp = with_cp
@@ -183,6 +179,15 @@ class PretrainedViT(VisionTransformer):
     def train(self, mode: bool = True) -> None:
         """Set the mode; a wholly frozen backbone stays in evaluation mode."""
         super().train(mode and self.frozen_stages < self.num_layers)
+
+
+def check_heads(arch: dict | str) -> None:
+    """Raise ``ValueError`` where the number of heads does not divide the width."""
+    if isinstance(arch, dict) and arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(
+            f'a width of {arch["embed_dims"]} cannot be split into {arch["num_heads"]} heads: '
+            'change arch.embed_dims or arch.num_heads.'
+        )
 
 
 def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

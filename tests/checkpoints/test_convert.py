@@ -153,7 +153,7 @@ def test_faulty_files_fail_by_name(own, tmp_path, layout, fault):
 
 def test_heads_that_nobody_knows_are_asked_for(tmp_path):
     torch.save(make_timm_vit().state_dict(), tmp_path / 'timm.pth')
-    with pytest.raises(ValueError, match=r'Width 24 .* --num-heads N'):
+    with pytest.raises(ValueError, match=r'Width 24 .* mmpatchmix convert .* --num-heads N'):
         read_backbone(tmp_path / 'timm.pth')
     with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
         read_backbone(tmp_path / 'timm.pth', num_heads=5)

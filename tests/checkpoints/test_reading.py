@@ -1,3 +1,7 @@
+import random
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +92,11 @@ def test_missing_damaged_and_empty_files(tmp_path):
     (tmp_path / 'half.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:2000])
     with pytest.raises(ValueError, match='damaged'):
         read_checkpoint(tmp_path / 'half.pth')
+    (tmp_path / 'config.json').write_text('{"hidden_size": 24')
+    save_file(dict(weight=torch.ones(2)), tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match=r'config\.json is damaged'):
+        read_checkpoint(tmp_path)
+    (tmp_path / 'config.json').unlink()
     torch.save(dict(epoch=3), tmp_path / 'empty.pth')
     with pytest.raises(ValueError, match=r"no tensors; its keys are \['epoch'\]"):
         read_checkpoint(tmp_path / 'empty.pth')
@@ -96,6 +105,34 @@ def test_missing_damaged_and_empty_files(tmp_path):
         read_checkpoint(tmp_path / 'tensor.pth')
     with pytest.raises(FileNotFoundError, match=r'config\.json'):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+def test_whatever_is_damaged_the_file_is_named(tmp_path, zipped):
+    """torch stumbles over such files with nine kinds of errors, KeyError among them."""
+    state = {f'layer{i}.weight': torch.ones(5, 5) for i in range(5)}
+    path = tmp_path / 'whole.pth'
+    torch.save(dict(state_dict=state), path, _use_new_zipfile_serialization=zipped)
+    generator = random.Random(0)
+    num_refused = 0
+    for _ in range(100):
+        content = bytearray(path.read_bytes())
+        for _ in range(10):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        (tmp_path / 'damaged.pth').write_bytes(content)
+        try:
+            read_checkpoint(tmp_path / 'damaged.pth')  # a value may be what was changed
+        except ValueError as error:
+            assert str(tmp_path / 'damaged.pth') in str(error)
+            num_refused += 1
+    assert num_refused > 20
+
+
+def test_the_package_can_be_imported_first():
+    code = 'from mmpatchmix.checkpoints import convert_checkpoint'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_config_text_is_read_and_not_run(tmp_path):

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
 import mmpatchmix.evaluation.features as features_module
 from mmpatchmix.evaluation.feature_cache import cached_features
-from mmpatchmix.evaluation.features import extract_features, extract_pixels
+from mmpatchmix.evaluation.features import extract_features, extract_pixels, is_labelled
 from mmpatchmix.evaluation.knn_metric import KNNMetric
 
 
@@ -106,6 +106,21 @@ def test_unlabelled_images_give_no_labels():
     assert extract_features(Sums(), make_loader(Numbers(4, labelled=False))).labels is None
 
 
+def test_images_of_which_some_have_no_label_are_refused():
+    loader = make_loader(ConcatDataset([Numbers(4), Numbers(3, labelled=False)]))
+    with pytest.raises(ValueError, match=r'3 of 7 images \(the first: number 4\) have no label'):
+        extract_features(Sums(), loader)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_labels_are_told_by_metainfo_or_else_by_the_first_image(labelled):
+    assert is_labelled(Numbers(4, labelled=labelled)) is labelled
+    known = Numbers(4, labelled=not labelled)
+    known.metainfo = dict(labelled=labelled)
+    assert is_labelled(known) is labelled
+    assert is_labelled(Numbers(0)) is False
+
+
 def test_pixels():
     features, labels = extract_pixels(make_loader(Numbers(5)))
     assert torch.equal(features, torch.arange(5.0)[:, None].expand(5, 12))
@@ -132,14 +147,12 @@ def test_progress_says_speed_and_time_left(monkeypatch):
     lines = []
     logger = SimpleNamespace(info=lines.append)
     monkeypatch.setattr(features_module.MMLogger, 'get_current_instance', lambda: logger)
-    clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per update
+    clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per batch
     monkeypatch.setattr(features_module, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
-    progress = features_module._Progress('bank', 1_300_000)
-    for done in (2_500, 3_000, 1_300_000):
-        progress.update(done)
+    assert list(features_module.log_progress('abc', 'bank', 1_300_002)) == ['a', 'b', 'c']
     assert lines == [
-        'bank: 2,500 of 1,300,000 images, 100 images/s, ETA 3:36:15',
-        'bank: 1,300,000 of 1,300,000 images, 26,000 images/s, ETA 0:00:00',
+        'bank: 433,334 of 1,300,002 images, 17,333 images/s, ETA 0:00:50',
+        'bank: 1,300,002 of 1,300,002 images, 26,000 images/s, ETA 0:00:00',
     ]
 
 
@@ -150,7 +163,9 @@ def test_a_backbone_without_preprocessor_is_refused():
 
 def test_loaders_that_miss_or_repeat_images_are_refused():
     data = Numbers(10)
-    with pytest.raises(ValueError, match=r'2 of 10 images were not visited.*number 8'):
+    with pytest.raises(
+        ValueError, match=r'2 of 10 images .*number 8\) were not visited.*drop_last'
+    ):
         extract_features(Sums(), make_loader(data, drop_last=True))
     with pytest.raises(ValueError, match='RandomSampler does not visit'):
         extract_features(Sums(), make_loader(data, sampler=RandomSampler(data)))
@@ -158,8 +173,9 @@ def test_loaders_that_miss_or_repeat_images_are_refused():
         extract_features(Sums(), make_loader(Numbers(0), sampler=[]))
 
 
-def noisy(features):
-    generator = torch.Generator().manual_seed(0)
+def noisy(features, seed=0):
+    """Move features, which all lie in one direction, so that no two cosines are equal."""
+    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(features.features.shape, generator=generator)
     return features._replace(features=features.features + 3 * noise)
 
@@ -184,7 +200,7 @@ def _extract_on_rank(rank, world_size, port, folder):
                 folder / f'{size}-{round_up}.safetensors', dict(size=size), None
             )
             assert torch.equal(again.features, features.features)
-            metrics = KNNMetric((1,)).compute(noisy(features), features)
+            metrics = KNNMetric((1,)).compute(noisy(features), noisy(features, 1))
             results[size, round_up] = (*again, metrics)
     torch.save(results, folder / f'{rank}.pt')
     torch.distributed.destroy_process_group()
@@ -201,4 +217,4 @@ def test_two_ranks_equal_one_process(tmp_path):
             single = extract_features(Sums(), make_loader(Numbers(size)))
             assert torch.equal(features, single.features)
             assert torch.equal(labels, single.labels)
-            assert metrics == KNNMetric((1,)).compute(noisy(single), single)
+            assert metrics == KNNMetric((1,)).compute(noisy(single), noisy(single, 1))

@@ -9,15 +9,15 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from safetensors.torch import load_file
-from test_knn_loop import make_config
+from test_knn_loop import make_config, make_loader
 
+from mmpatchmix.evaluation.features import extract_features
 from mmpatchmix.evaluation.judge import (
     finetune,
     format_table,
     judge_classifiers,
     judge_neighbors,
     load_features,
-    load_model,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -63,11 +63,31 @@ def test_only_what_is_asked(runner, tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
     with pytest.raises(ValueError, match='missing: scale\nunexpected: shift'):
-        load_model(runner.model, save(tmp_path / 'a.pth', shift=torch.ones(3)))
+        load_features(runner, save(tmp_path / 'a.pth', shift=torch.ones(3)))
     with pytest.raises(ValueError, match=r'wrong shape: scale: \(4,\) instead of \(3,\)'):
-        load_model(runner.model, save(tmp_path / 'a.pth', scale=torch.ones(4)))
-    load_model(runner.model, save(tmp_path / 'a.pth', **{'module.scale': torch.full((3,), 7.0)}))
+        load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(4)))
+    load_features(runner, save(tmp_path / 'a.pth', **{'module.scale': torch.full((3,), 7.0)}))
     assert runner.model.scale.tolist() == [7, 7, 7]
+
+
+def test_unlabelled_images_are_extracted_once_and_not_judged(tmp_path, monkeypatch):
+    folder = make_loader(9, seed=0, labelled=False)  # bank and queries alike
+    runner = Runner.from_cfg(make_config(tmp_path, bank=folder, queries=folder))
+    calls = []
+
+    def count(*args, **kwargs):
+        calls.append(kwargs['title'])
+        return extract_features(*args, **kwargs)
+
+    monkeypatch.setattr('mmpatchmix.evaluation.judge.extract_features', count)
+    train, test = load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(3)))
+    assert calls == ['bank']
+    assert train.features.shape == (9, 3) and torch.equal(train.features, test.features)
+    assert train.labels is None
+    assert judge_neighbors(runner, train, test) == judge_classifiers(train, test) == {}
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'no labels: kNN, linear and low-shot are left out' in log
+    assert 'one extraction for both' in log
 
 
 def test_finetune_reports_the_averaged_weights_of_the_last_validation(tmp_path):

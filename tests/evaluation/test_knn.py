@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, knn_votes
+from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, vote
 
 KS = (1, 3, 10, 40)
 
@@ -101,7 +101,7 @@ def exact_neighbors(queries, bank, k):
     return similarities[:, :k], indices[:, :k]
 
 
-# Maxima are taken over 64 columns where the chunk is a multiple of it, else over 16, 4 ...
+# Nearest of 64 columns are looked at first where the block is a multiple of it, else of 16, 4 ...
 @pytest.mark.parametrize('bank_chunk', [16, 100, 128, 1024])
 @pytest.mark.parametrize('order', ['random', 'rising', 'falling'])
 @pytest.mark.parametrize('num_neighbors', [1, 7, 200])
@@ -166,17 +166,16 @@ def test_ties_of_votes_go_to_the_lower_class():
 
 
 def test_sum_of_votes_does_not_depend_on_their_order():
-    # Class 0 has 0.1 + 0.2 + 0.3, class 1 the same in another order: in floating point
-    # the two sums differ in the last bit.
+    # Classes 0 and 1 have the same votes in another order: in floating point one sum is larger.
     weights = torch.tensor([1.0, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1], dtype=torch.float64)
-    labels = torch.tensor([[2, 0, 1, 1, 0, 0, 1]])
-    votes = knn_votes(weights.log()[None] * 0.07, labels, 3, (7,))[7]
-    assert votes[0, 0] == votes[0, 1] > 0
+    for labels in ([2, 0, 1, 1, 0, 0, 1], [2, 1, 0, 0, 1, 1, 0]):
+        classes = vote(weights.log()[None] * 0.07, torch.tensor([labels]), 3, 0.07)
+        assert classes.tolist() == [[2, 0, 1]]
 
 
 def test_k_larger_than_the_bank_uses_all_of_it_and_says_so():
     queries, bank, labels = make_data(num_bank=6)
-    with pytest.warns(UserWarning, match=r'k = \[10, 200\] exceeds the bank of 6'):
+    with pytest.warns(UserWarning, match='k = 200 exceeds the bank of 6'):
         predictions = knn_predict(queries, bank, labels, (5, 6, 10, 200))
     assert torch.equal(predictions[10], predictions[6])
     assert torch.equal(predictions[200], predictions[6])
@@ -220,6 +219,7 @@ def test_no_query_gives_no_prediction():
         (dict(bank=torch.zeros(0, 12), bank_labels=torch.zeros(0)), 'bank is empty'),
         (dict(bank_labels=torch.zeros(3)), r'must be \(97,\) classes'),
         (dict(queries=torch.full((2, 12), math.nan)), 'Row 0 of the queries'),
+        (dict(bank_labels=torch.full((97,), -1)), r'must be \(97,\) classes from 0'),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -227,6 +227,12 @@ def test_bad_input_is_refused(change, message):
     arguments = dict(queries=queries, bank=bank, bank_labels=labels, num_neighbors=(3,)) | change
     with pytest.raises(ValueError, match=message):
         knn_predict(**arguments)
+
+
+def test_a_search_for_no_neighbor_is_refused():
+    queries, bank, _ = make_data()
+    with pytest.raises(ValueError, match='num_neighbors=0 is below 1'):
+        find_neighbors(queries, bank, 0)
 
 
 def test_broken_bank_row_is_named_across_chunks():

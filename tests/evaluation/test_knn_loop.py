@@ -5,6 +5,7 @@ import torch
 from mmengine import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -138,13 +139,49 @@ def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['metainfo', 'samples'])
-def test_unlabelled_data_is_skipped_with_a_word(tmp_path, how, capsys):
+def test_unlabelled_data_is_skipped_with_one_word(tmp_path, how, monkeypatch):
     option = dict(metainfo=dict(labelled=False)) if how == 'metainfo' else dict(labelled=False)
     runner = Runner.from_cfg(make_config(tmp_path, bank=make_loader(9, seed=0, **option)))
-    assert runner.val() == {}
-    assert runner.val() == {}
+    monkeypatch.setattr('mmpatchmix.evaluation.knn_loop.extract_features', None)  # not called
+    runner.train()
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert log.count('kNN evaluation is skipped: the images have no labels.') == 1
+    assert 'Saving checkpoint at 2 epochs' in log
+    for noise in ('Epoch(val)', 'empty dict'):
+        assert noise not in log
+
+
+@pytest.mark.parametrize('kind', ['ValLoop', 'TestLoop'])
+def test_the_metric_refuses_loops_without_a_bank_before_anything_runs(tmp_path, kind):
+    config = make_config(tmp_path)
+    config.val_cfg = config.test_cfg = dict(type=kind)
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match=r"needs features of a bank.*'mmpatchmix\.KNNLoop'"):
+        runner.train() if kind == 'ValLoop' else runner.test()
+    assert runner.iter == 0
+
+
+def test_the_metric_is_one_of_mmengine():
+    metric = KNNMetric((1,))
+    assert isinstance(metric, BaseMetric)
+    with pytest.raises(ValueError, match='needs features of a bank'):
+        metric.process(None, [])
+
+
+def test_the_bank_is_built_with_the_seeds_of_a_loop(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    config.randomness = dict(seed=5, diff_rank_seed=True)
+    runner = Runner.from_cfg(config)
+    seen = []
+    build = runner.build_dataloader
+
+    def spy(dataloader, seed=None, diff_rank_seed=False):
+        seen.append((len(dataloader['dataset']), seed, diff_rank_seed))
+        return build(dataloader, seed, diff_rank_seed)
+
+    monkeypatch.setattr(runner, 'build_dataloader', spy)
+    _ = runner.val_loop
+    assert [row[1:] for row in seen] == [(5, True)] * 2
 
 
 def test_another_metric_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
-from mmpatchmix.models.vit import embed_tokens, run_block
+from mmpatchmix.models.vit import check_heads, embed_tokens, run_block
 from mmpatchmix.registry import MODELS
 
 
@@ -50,11 +50,7 @@ class DetectionViT(VisionTransformer):
         with_cls_token: bool = True,
         **kwargs,
     ) -> None:
-        if isinstance(arch, dict) and arch['embed_dims'] % arch['num_heads']:
-            raise ValueError(
-                f'a width of {arch["embed_dims"]} cannot be split into {arch["num_heads"]} heads: '
-                'change arch.embed_dims or arch.num_heads.'
-            )
+        check_heads(arch)
         super().__init__(
             arch=arch,
             out_indices=list(out_indices),

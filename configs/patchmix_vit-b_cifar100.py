@@ -9,3 +9,4 @@ _base_ = './patchmix_vit-b_cifar10.py'
 cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
 train_dataloader = val_dataloader = test_dataloader = cifar100
 val_cfg = test_cfg = dict(bank_dataloader=cifar100)
+del cifar100

@@ -5,19 +5,24 @@
 # without any label: from about 69 % untrained to 95 % and more.
 #
 #   python tools/train.py configs/patchmix_vit-digits.py
-_base_ = ['./_base_/models/patchmix_vit-s16.py', './_base_/pretraining.py']
+_base_ = [
+    './_base_/models/patchmix_vit-s16.py',
+    './_base_/datasets/digits.py',
+    './_base_/pretraining.py',
+]
 
 # -- model: 32x32 pixels in 8x8 patches are 16 tokens
+img_size = _base_.pop('img_size')
 model = dict(
     data_preprocessor=dict(
         patch_size=8,
-        mean=[79.6, 79.6, 79.6],  # of the training images, enlarged
-        std=[90.8, 90.8, 90.8],
+        mean=_base_.pop('mean'),
+        std=_base_.pop('std'),
         augment=dict(_delete_=True),  # grey strokes: neither colour nor blur nor mirrored digits
     ),
     backbone=dict(
         arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
-        img_size=32,
+        img_size=img_size,
         patch_size=8,
         drop_path_rate=0.0,
     ),
@@ -25,52 +30,17 @@ model = dict(
     head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)),
 )
 
-# -- data: one fixed, stratified split
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=0,  # the crops of 128 digits take less than starting a worker
-    drop_last=True,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='mmpatchmix.Digits',
-        split='train',
-        pipeline=[
-            dict(type='mmpatchmix.MultiCrop', global_size=32, global_scale=(0.4, 1.0)),
-            dict(type='mmpatchmix.PackViews'),
-        ],
-    ),
-)
-val_dataloader = dict(
-    batch_size=256,
-    num_workers=0,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='mmpatchmix.Digits',
-        split='test',
-        pipeline=[dict(type='PackInputs')],
-        test_mode=True,
-    ),
-)
-val_cfg = dict(
+# -- data
+crops = dict(type='mmpatchmix.MultiCrop', global_size=img_size, global_scale=(0.4, 1.0))
+train_dataloader = dict(dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]))
+bank = dict(_base_.val_dataloader.dataset, split='train')
+val_cfg = test_cfg = dict(
     type='mmpatchmix.KNNLoop',
-    bank_dataloader=dict(
-        batch_size=256,
-        num_workers=0,
-        collate_fn=dict(type='default_collate'),
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(
-            type='mmpatchmix.Digits',
-            split='train',
-            pipeline=[dict(type='PackInputs')],
-            test_mode=True,
-        ),
-    ),
+    bank_dataloader=dict(_base_.val_dataloader, dataset=bank),
     pixel_baseline=True,
 )
-val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
-test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
+val_evaluator = test_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
+del img_size, crops, bank
 
 # -- schedule: 70 epochs of 11 iterations
 optim_wrapper = dict(

@@ -7,30 +7,31 @@
 # PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg.
 _base_ = '../../configs/patchmix_vit-t_cifar10.py'
 
-width = 96
 model = dict(
     data_preprocessor=dict(patch_size=4, to_rgb=True),  # files, so BGR
     backbone=dict(
-        arch=dict(embed_dims=width, num_layers=4, num_heads=3, feedforward_channels=4 * width),
+        arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         patch_size=4,
     ),
-    neck=dict(in_channels=width, hid_channels=512, out_channels=128),
+    neck=dict(in_channels=96, hid_channels=512, out_channels=128),
     head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)),
 )
 
 load = dict(type='LoadImageFromFile')
 folder = dict(_delete_=True, type='mmpatchmix.ImageFolder', data_root='data/cifar10', labels=True)
 train = dict(folder, data_prefix='train', indices=list(range(0, 50000, 10)))
-test_view = dict(pipeline=[load, *_base_.test_pipeline], test_mode=True)
+test_view = dict(pipeline=[load, *_base_.val_dataloader.dataset.pipeline], test_mode=True)
 train_dataloader = dict(
     batch_size=128,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(train, pipeline=[load, *_base_.train_pipeline]),
+    dataset=dict(train, pipeline=[load, *_base_.train_dataloader.dataset.pipeline]),
 )
-val_dataloader = dict(num_workers=0, dataset=dict(folder, data_prefix='test', **test_view))
-val_cfg = dict(bank_dataloader=dict(num_workers=0, dataset=dict(train, **test_view)))
-test_dataloader, test_cfg = val_dataloader, val_cfg
+val_dataloader = test_dataloader = dict(
+    num_workers=0, dataset=dict(folder, data_prefix='test', **test_view)
+)
+val_cfg = test_cfg = dict(bank_dataloader=dict(num_workers=0, dataset=dict(train, **test_view)))
+del load, folder, train, test_view
 
 # base lr 2e-3 per 256 images: 2e-3 * 128 / 256 = 1e-3
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

@@ -1,31 +1,41 @@
 # Fine-tuning of `cifar10_small.py`: the recipe of CIFAR-10 on every tenth image, 5 epochs.
+# Meant for one CPU core.
+#
+#   python tools/train.py benchmarks/configs/cifar10_small_finetune.py --data-root PATH \
+#       --cfg-options model.backbone.checkpoint=work_dirs/cifar10_small/epoch_10.pth
 _base_ = '../../configs/finetune/vit-t_cifar10.py'
 
-width = 96
 model = dict(
     data_preprocessor=dict(to_rgb=True),  # files, so BGR
     backbone=dict(
-        arch=dict(embed_dims=width, num_layers=4, num_heads=3, feedforward_channels=4 * width),
+        arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         patch_size=4,
     ),
-    head=dict(in_channels=width),
+    head=dict(in_channels=96),
 )
 load = dict(type='LoadImageFromFile')
 folder = dict(_delete_=True, type='mmpatchmix.ImageFolder', data_root='data/cifar10', labels=True)
-train = dict(folder, data_prefix='train', indices=list(range(0, 50000, 10)))
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(train, pipeline=[load, *_base_.train_pipeline]),
-)
-val_dataloader = dict(
-    num_workers=0,
     dataset=dict(
-        folder, data_prefix='test', pipeline=[load, *_base_.test_pipeline], test_mode=True
+        folder,
+        data_prefix='train',
+        indices=list(range(0, 50000, 10)),
+        pipeline=[load, *_base_.train_dataloader.dataset.pipeline],
     ),
 )
-test_dataloader = val_dataloader
+val_dataloader = test_dataloader = dict(
+    num_workers=0,
+    dataset=dict(
+        folder,
+        data_prefix='test',
+        pipeline=[load, *_base_.val_dataloader.dataset.pipeline],
+        test_mode=True,
+    ),
+)
+del load, folder
 # base lr 1e-3 per 256 images: 1e-3 * 64 / 256 = 2.5e-4
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 _base_.param_scheduler[0].end = 1

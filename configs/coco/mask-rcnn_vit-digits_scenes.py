@@ -4,14 +4,13 @@
 # trains this config from the demo's checkpoint and from random weights:
 #
 #   make demo-coco
-_base_ = './mask-rcnn_vit-s_fpn_1x.py'
+_base_ = ['./mask-rcnn_vit-s_fpn_1x.py', '../_base_/datasets/digits_colours.py']
 
-width, channels = 96, 64
+channels = 64
 model = dict(
-    # The colours of the pre-training: ink on black paper.
-    data_preprocessor=dict(mean=[77.7] * 3, std=[95.9] * 3, pad_size_divisor=16),
+    data_preprocessor=dict(mean=_base_.pop('mean'), std=_base_.pop('std'), pad_size_divisor=16),
     backbone=dict(
-        arch=dict(embed_dims=width, num_layers=4, num_heads=3, feedforward_channels=4 * width),
+        arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         img_size=32,
         patch_size=8,
         out_indices=[1, 2, 3],
@@ -19,8 +18,8 @@ model = dict(
     ),
     # Digits of 24 to 48 pixels need no coarse levels: strides 4, 8 and 16.
     neck=[
-        dict(type='mmpatchmix.ViTPyramid', in_channels=width, patch_size=8, strides=(4, 8, 16)),
-        dict(type='FPN', in_channels=[width] * 3, out_channels=channels, num_outs=3),
+        dict(type='mmpatchmix.ViTPyramid', in_channels=96, patch_size=8, strides=(4, 8, 16)),
+        dict(type='FPN', in_channels=[96] * 3, out_channels=channels, num_outs=3),
     ],
     rpn_head=dict(
         in_channels=channels,
@@ -44,63 +43,44 @@ model = dict(
 )
 
 data_root = 'work_dirs/digit_scenes/data/'
-metainfo = dict(classes=tuple('0123456789'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),  # no change; mmdet wants the factor
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+loader = dict(batch_size=8, num_workers=0, persistent_workers=False)
+scenes = dict(data_root=data_root, metainfo=dict(classes=tuple('0123456789')))
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
+    **loader,
     dataset=dict(
-        data_root=data_root,
+        **scenes,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        metainfo=metainfo,
         filter_cfg=dict(min_size=8),
-        pipeline=train_pipeline,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='PackDetInputs'),
+        ],
     ),
 )
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
+val_dataloader = test_dataloader = dict(
+    **loader,
+    dataset=dict(**scenes, ann_file='annotations/instances_val.json', data_prefix=dict(img='val/')),
 )
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
-test_evaluator = val_evaluator
+# No change of size; mmdet wants the factor.
+for dataloader in (_base_.val_dataloader, _base_.test_dataloader):
+    dataloader.dataset.pipeline[1].scale = (128, 128)
+val_evaluator = test_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+del channels, data_root, loader, scenes, dataloader
 
 optim_wrapper = dict(
     optimizer=dict(lr=2e-3),
     paramwise_cfg=dict(layer_decay_rate=0.9),
     clip_grad=dict(max_norm=5.0),
 )
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+train_cfg = dict(max_epochs=6, val_interval=6)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
         begin=0,
-        end=max_epochs,
+        end=6,
         eta_min=1e-5,
         by_epoch=True,
         convert_to_iter_based=True,
@@ -108,6 +88,4 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)
-)
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=6, max_keep_ckpts=1))

@@ -15,19 +15,23 @@ _base_ = [
     '../_base_/runtime_mmdet.py',
 ]
 
-width = 384
+# mmdet leaves these variables behind; to change them would change no loader.
+dead = ('data_root', 'dataset_type', 'backend_args', 'train_pipeline', 'test_pipeline')
+[_base_.pop(key) for key in dead]
+del dead
+
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmpatchmix.DetectionViT',
-        arch=dict(embed_dims=width, num_layers=12, num_heads=12, feedforward_channels=4 * width),
+        arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
         out_indices=[3, 5, 7, 11],  # blocks 4, 6, 8 and 12
         drop_path_rate=0.1,
         checkpoint=None,  # a pre-training checkpoint or a converted backbone
     ),
     neck=[
-        dict(type='mmpatchmix.ViTPyramid', in_channels=width, strides=(4, 8, 16, 32)),
-        dict(type='FPN', in_channels=[width] * 4, out_channels=256, num_outs=5),
+        dict(type='mmpatchmix.ViTPyramid', in_channels=384, strides=(4, 8, 16, 32)),
+        dict(type='FPN', in_channels=[384] * 4, out_channels=256, num_outs=5),
     ],
     # The same heads, but box coordinates stay float32 under autocast.
     rpn_head=dict(type='mmpatchmix.FullPrecisionRPNHead'),

@@ -15,20 +15,19 @@ _base_ = [
     '../_base_/runtime_mmdet.py',
 ]
 
-width = 768
-image_size = 1024
+img_size = 1024
 norm = dict(type='mmpretrain.LN2d', eps=1e-6)
 model = dict(
     # Padded to squares of 1024 in training and in testing, as in ViTDet.
-    data_preprocessor=dict(pad_size_divisor=image_size),
+    data_preprocessor=dict(pad_size_divisor=img_size),
     backbone=dict(
         _delete_=True,
         type='mmpatchmix.WindowedViT',
-        arch=dict(embed_dims=width, num_layers=12, num_heads=12, feedforward_channels=4 * width),
+        arch=dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
         window_size=14,
         global_blocks=[2, 5, 8, 11],
         use_rel_pos=False,
-        rel_pos_size=image_size // 16,
+        rel_pos_size=img_size // 16,
         drop_path_rate=0.1,
         with_cp=False,  # True saves about a third of the memory for one more pass of the blocks
         checkpoint=None,  # a pre-training checkpoint or a converted backbone
@@ -36,7 +35,7 @@ model = dict(
     neck=dict(
         _delete_=True,
         type='mmpatchmix.SimpleFeaturePyramid',
-        in_channels=width,
+        in_channels=768,
         out_channels=256,
         strides=(4, 8, 16, 32),
         num_outs=5,
@@ -50,17 +49,11 @@ model = dict(
     ),
 )
 
-test_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+transforms = _base_.train_dataloader.dataset.dataset.pipeline
+transforms[2].scale = transforms[3].crop_size = (img_size, img_size)
+for dataloader in (_base_.val_dataloader, _base_.test_dataloader):
+    dataloader.dataset.pipeline[1].scale = (img_size, img_size)
+del img_size, norm, transforms, dataloader
 
 optim_wrapper = dict(
     type='OptimWrapper',

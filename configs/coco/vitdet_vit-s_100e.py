@@ -9,8 +9,7 @@ Command:  bash tools/dist_train.sh configs/coco/vitdet_vit-s_100e.py 8 --amp --c
 
 _base_ = './vitdet_vit-b_100e.py'
 
-width = 384
 model = dict(
-    backbone=dict(arch=dict(embed_dims=width, feedforward_channels=4 * width)),
-    neck=dict(in_channels=width),
+    backbone=dict(arch=dict(embed_dims=384, feedforward_channels=1536)),
+    neck=dict(in_channels=384),
 )

@@ -2,6 +2,7 @@
 # (https://arxiv.org/abs/2306.12243).
 #
 # Meant for 8 GPUs x 128 images. Paper: 84.1 % top-1.
+# Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
 #
 #   bash tools/dist_train.sh configs/finetune/vit-b_in1k.py 8 --cfg-options \
 #       model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth

@@ -3,49 +3,27 @@
 #
 # Meant for 1 GPU x 512 images. Paper: 98.1 % top-1.
 # Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
+# Another size: PATCHMIX_IMG_SIZE=48 before the command changes crops, test views and positions.
 #
 #   python tools/train.py configs/finetune/vit-s_cifar10.py --cfg-options \
 #       model.backbone.checkpoint=work_dirs/patchmix_vit-s_cifar10/epoch_800.pth
-_base_ = './vit-s_in1k.py'
+_base_ = ['../_base_/datasets/cifar10.py', '../_base_/finetune.py']
 
+img_size, after_crop = _base_.pop('img_size'), _base_.pop('after_crop')
 model = dict(
     data_preprocessor=dict(
         num_classes=10,
         to_rgb=False,  # mmpretrain's CIFAR data sets are RGB already
     ),
-    backbone=dict(img_size=32, patch_size=2),
+    backbone=dict(img_size=img_size, patch_size=2),
     head=dict(num_classes=10),
 )
-
-# The images are RGB, so the colours that fill are given as RGB here.
-rand_augment = dict(_base_.rand_augment)
-rand_augment['hparams'] = dict(pad_val=[124, 116, 104], interpolation='bicubic')
-random_erasing = dict(_base_.random_erasing)
-random_erasing.update(fill_color=[123.675, 116.28, 103.53], fill_std=[58.395, 57.12, 57.375])
-train_pipeline = [
-    dict(type='RandomCrop', crop_size=32, padding=4),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    rand_augment,
-    random_erasing,
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='ResizeEdge', scale=36, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=32),
-    dict(type='PackInputs'),
-]
-cifar10 = dict(_delete_=True, type='CIFAR10', data_root='data/cifar10')
-train_dataloader = dict(
-    batch_size=512,
-    num_workers=8,
-    dataset=dict(split='train', pipeline=train_pipeline, **cifar10),
-)
-val_dataloader = dict(
-    batch_size=512,
-    num_workers=4,
-    dataset=dict(split='test', pipeline=test_pipeline, test_mode=True, **cifar10),
-)
-test_dataloader = val_dataloader
+# The images are RGB, so the colours that fill are RGB too.
+after_crop[1]['hparams']['pad_val'] = [124, 116, 104]
+after_crop[2].update(fill_color=[123.675, 116.28, 103.53], fill_std=[58.395, 57.12, 57.375])
+crop = dict(type='RandomCrop', crop_size=img_size, padding=4)
+train_dataloader = dict(dataset=dict(pipeline=[crop, *after_crop]))
+del img_size, after_crop, crop
 
 # base lr 5e-4 per 256 images: 5e-4 * 512 / 256 = 1e-3
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

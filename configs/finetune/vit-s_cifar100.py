@@ -11,3 +11,4 @@ _base_ = './vit-s_cifar10.py'
 model = dict(data_preprocessor=dict(num_classes=100), head=dict(num_classes=100))
 cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
 train_dataloader = val_dataloader = test_dataloader = cifar100
+del cifar100

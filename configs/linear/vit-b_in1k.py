@@ -2,6 +2,7 @@
 # (https://arxiv.org/abs/2306.12243).
 #
 # Meant for 4 GPUs x 256 images. Paper: 80.2 % top-1.
+# Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
 #
 #   bash tools/dist_train.sh configs/linear/vit-b_in1k.py 4 --cfg-options \
 #       model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth

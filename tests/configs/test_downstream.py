@@ -76,6 +76,9 @@ def test_recipe(kind, size, data):
     rand, erase = cfg.train_dataloader.dataset.pipeline[-3:-1]
     assert (rand.magnitude_level, rand.magnitude_std, rand.policies) == (9, 0.5, 'timm_increasing')
     assert erase.erase_prob == 0.25
+    fill = erase.fill_color if data != 'in1k' else erase.fill_color[::-1]  # files come as BGR
+    assert fill == cfg.model.data_preprocessor.mean
+    assert rand.hparams.pad_val == [round(value) for value in erase.fill_color]
     assert cfg.custom_hooks[0].momentum == pytest.approx(1 - 0.99996)
 
 

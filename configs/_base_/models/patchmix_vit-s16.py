@@ -20,7 +20,6 @@ model = dict(
     backbone=dict(
         type='mmpatchmix.PatchMixViT',
         arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
-        img_size=224,
         patch_size=16,
         drop_path_rate=0.1,
     ),

@@ -6,5 +6,5 @@ model = dict(
         patch_size=2,
         to_rgb=False,  # mmpretrain's CIFAR data sets are RGB already
     ),
-    backbone=dict(img_size=32, patch_size=2),
+    backbone=dict(patch_size=2),
 )

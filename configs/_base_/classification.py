@@ -1,0 +1,30 @@
+# What linear probes and fine-tuning share: a classifier on a pre-trained ViT-S/16, its
+# evaluation, and 100 epochs.
+_base_ = './runtime.py'
+
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(
+        num_classes=1000,
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        to_rgb=True,
+    ),
+    backbone=dict(
+        type='mmpatchmix.PretrainedViT',
+        arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
+        patch_size=16,
+        checkpoint=None,  # a pre-training checkpoint as it is, or a converted one
+    ),
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels=384),
+)
+
+train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
+auto_scale_lr = dict(base_batch_size=1024, enable=False)
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=1, save_best='accuracy/top1'),
+    visualization=dict(type='VisualizationHook', enable=False),
+)

@@ -1,0 +1,40 @@
+# CIFAR-10, downloaded to data/cifar10 when it is not there. Who trains on it adds the
+# training transforms.
+
+# Pixels per side of crops, test views and the ViT's position embedding: change them all here,
+# or for one run with `PATCHMIX_IMG_SIZE=48 python tools/train.py ...`.
+img_size = int('{{$PATCHMIX_IMG_SIZE:32}}')
+
+loader = dict(batch_size=512, pin_memory=True, collate_fn=dict(type='default_collate'))
+train_dataloader = dict(
+    **loader,
+    num_workers=8,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CIFAR10', data_root='data/cifar10', split='train'),
+)
+val_dataloader = dict(
+    **loader,
+    num_workers=4,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CIFAR10',
+        data_root='data/cifar10',
+        split='test',
+        pipeline=[
+            dict(
+                type='ResizeEdge',
+                scale=img_size * 256 // 224,
+                edge='short',
+                backend='pillow',
+                interpolation='bicubic',
+            ),
+            dict(type='CenterCrop', crop_size=img_size),
+            dict(type='PackInputs'),
+        ],
+        test_mode=True,
+    ),
+)
+test_dataloader = val_dataloader
+del loader

@@ -1,0 +1,75 @@
+# Fine-tuning: all layers are trained, the first ones slowly, on strongly augmented images.
+_base_ = './classification.py'
+
+model = dict(
+    backbone=dict(drop_path_rate=0.1),
+    head=dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
+    # One of the two for each batch, with equal chance.
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
+        probs=[0.5, 0.5],
+    ),
+)
+
+# The training transforms after the crop, for a config to take. Colours are BGR, the mean's.
+after_crop = [
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(
+        type='RandAugment',  # m9, mstd 0.5, inc 1
+        policies='timm_increasing',
+        num_policies=2,
+        total_level=10,
+        magnitude_level=9,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
+    ),
+    dict(
+        type='RandomErasing',
+        erase_prob=0.25,
+        mode='rand',
+        min_area_ratio=0.02,
+        max_area_ratio=1 / 3,
+        fill_color=[103.53, 116.28, 123.675],
+        fill_std=[57.375, 57.12, 58.395],
+    ),
+    dict(type='PackInputs'),
+]
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    # base lr 5e-4 per 256 images: 5e-4 * 1024 / 256 = 2e-3
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='LearningRateDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        layer_decay_rate=0.75,
+        flat_decay_mult=0.0,  # biases and norms
+        custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
+    ),
+)
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=10,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-6,
+        by_epoch=True,
+        begin=10,
+        end=100,
+        convert_to_iter_based=True,
+    ),
+]
+custom_hooks = [
+    dict(
+        type='EMAHook',
+        momentum=4e-5,  # the share that is replaced: 1 - 0.99996
+        priority='ABOVE_NORMAL',
+        evaluate_on_ema=True,
+        evaluate_on_origin=True,
+    )
+]

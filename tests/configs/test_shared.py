@@ -1,0 +1,136 @@
+"""What all configs have in common is said once: the runtime, sizes, colours."""
+
+import inspect
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ('configs/*.py', 'configs/[a-z]*/*.py', 'benchmarks/configs/*.py')
+    for path in ROOT.glob(pattern)
+)
+# Keys of a config's top level that mmengine reads and that are no argument of the Runner.
+ALSO_READ = {'custom_imports', 'auto_scale_lr', 'model_wrapper_cfg', 'sync_bn'}
+
+
+def read(path):
+    return Config.fromfile(ROOT / path)
+
+
+def walk(node, path=''):
+    """All values below a config node that are no dicts and no lists of dicts."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from walk(value, f'{path}.{key}' if path else key)
+    elif isinstance(node, list) and any(isinstance(each, dict) for each in node):
+        for index, value in enumerate(node):
+            yield from walk(value, f'{path}.{index}')
+    else:
+        yield path, node
+
+
+def test_all_configs_are_seen():
+    folders = {Path(path).parent.as_posix() for path in CONFIGS}
+    assert folders >= {'configs', 'configs/linear', 'configs/finetune', 'configs/coco'}
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_every_config_has_the_shared_runtime(path):
+    cfg = read(path)
+    assert cfg.custom_imports.imports == ['mmpatchmix.registry']
+    assert cfg.default_scope == ('mmdet' if '/coco/' in path else 'mmpretrain')
+    shared = Config.fromfile(ROOT / 'configs/_base_/runtime.py')
+    assert {name: hook.type for name, hook in shared.default_hooks.items()}.items() <= {
+        name: hook.type for name, hook in cfg.default_hooks.items()
+    }.items()
+    assert cfg.model_wrapper_cfg == shared.model_wrapper_cfg
+    assert ('momentum' in cfg.default_hooks) == (cfg.model.type == 'mmpatchmix.PatchMix')
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_the_header_has_the_command(path):
+    header = (ROOT / path).read_text().split('\n_base_')[0]
+    assert path in header or 'make demo-coco' in header
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_no_top_level_key_is_changed_in_vain(path):
+    known = set(inspect.signature(Runner.__init__).parameters) | ALSO_READ
+    assert set(read(path)) <= known
+
+
+# Config, its size, another one, and the test views' shorter edge, size * 256 / 224.
+SIZES = [
+    ('configs/patchmix_vit-s_in1k.py', 224, 160, {256: 182}),
+    ('configs/patchmix_vit-b_in1k.py', 224, 160, {256: 182}),
+    ('configs/patchmix_vit-s_folder.py', 224, 160, {256: 182}),
+    ('configs/linear/vit-s_in1k.py', 224, 160, {256: 182}),
+    ('configs/finetune/vit-t_in1k.py', 224, 160, {256: 182}),
+    ('configs/patchmix_vit-t_cifar100.py', 32, 48, {36: 54}),
+    ('configs/linear/vit-b_cifar10.py', 32, 48, {36: 54}),
+    ('configs/finetune/vit-s_cifar100.py', 32, 48, {36: 54}),
+    ('configs/patchmix_vit-digits.py', 32, 48, {}),
+    ('configs/finetune/vit-digits.py', 32, 48, {}),
+]
+
+
+@pytest.mark.parametrize(('path', 'size', 'other', 'edges'), SIZES)
+def test_one_key_changes_all_sizes(path, size, other, edges, monkeypatch):
+    monkeypatch.delenv('PATCHMIX_IMG_SIZE', raising=False)
+    shipped = dict(walk(read(path).to_dict()))
+    monkeypatch.setenv('PATCHMIX_IMG_SIZE', str(other))
+    changed = dict(walk(read(path).to_dict()))
+    names = {'img_size', 'image_size', 'global_size', 'crop_size', 'scale'}
+    sizes = {key for key in shipped if key.rpartition('.')[2] in names}
+    assert {key for key in shipped if shipped[key] != changed[key]} == sizes
+    assert 'model.backbone.img_size' in sizes
+    for loader in ('train', 'val', 'test'):
+        assert any(key.startswith(f'{loader}_dataloader') for key in sizes)
+    assert any(key.startswith('val_cfg.bank') for key in sizes) == ('patchmix_' in path)
+    for key in sizes:
+        assert changed[key] == ({size: other} | edges)[shipped[key]], key
+
+
+def test_digits_have_one_mean_and_standard_deviation():
+    digits = load_digits()
+    train, _ = train_test_split(
+        np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    large = [
+        cv2.resize(
+            np.float32(digits.images[index] * 255 / 16), (32, 32), interpolation=cv2.INTER_CUBIC
+        )
+        for index in train
+    ]
+    pixels = np.clip(np.rint(large), 0, 255)  # (1437, 32, 32)
+    for path in (
+        'configs/patchmix_vit-digits.py',
+        'configs/finetune/vit-digits.py',
+        'configs/coco/mask-rcnn_vit-digits_scenes.py',
+    ):
+        colours = read(path).model.data_preprocessor
+        assert colours.mean == pytest.approx([pixels.mean()] * 3, abs=0.005)
+        assert colours.std == pytest.approx([pixels.std()] * 3, abs=0.005)
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if '/coco/' not in path])
+def test_test_views_are_the_same_in_all_loaders(path):
+    cfg = read(path)
+    view = cfg.val_dataloader.dataset.pipeline
+    assert cfg.test_dataloader.dataset.pipeline == view
+    if cfg.model.type == 'mmpatchmix.PatchMix':
+        train, bank = cfg.train_dataloader.dataset, cfg.val_cfg.bank_dataloader.dataset
+        assert bank.pipeline == view and cfg.test_cfg == cfg.val_cfg
+        which = {'type', 'data_root', 'data_prefix', 'split', 'indices', 'labels'}
+        assert {k: v for k, v in bank.items() if k in which} == {
+            k: v for k, v in train.items() if k in which
+        }
+        assert bank.test_mode and not cfg.val_cfg.bank_dataloader.sampler.shuffle

@@ -8,28 +8,29 @@ One thread, views of the ImageNet recipe: 2 crops of 224 pixels, and 8 more of 9
 ImageNet's are; large photos are these two at 2000x1500.
 
 - decoding alone: what every pipeline pays, with OpenCV;
-- ours: mmpatchmix.LoadMultiCrop and PackViews; whole: without reduced decoding; augmented:
-  with AugmentViews, so that the device only normalises and mixes;
+- ours: mmpatchmix.LoadMultiCrop and PackViews; whole: without reduced decoding;
 - PIL: torchvision's transforms of Pillow images, all augmentation, to normalised tensors, with
   torchvision's Gaussian blur (kernels of 23 and 9); PIL, boxes: with Pillow's approximation of
   it by box filters;
 - mmpretrain: its transforms, all augmentation, with either backend;
-- preprocessor: what ours leaves to the device (PatchMixDataPreprocessor: transfer, augment,
-  normalise, mix) on one thread of this CPU; after augmented: when AugmentViews was used.
+- preprocessor: what ours leaves to the main process (PatchMixDataPreprocessor: augment,
+  normalise, mix) on this CPU, image by image; threads: in as many threads as there are cores;
+  batched: by the operations that an accelerator would run; plain: without augmentation.
 
-Without an accelerator the same cores do both: "ours + preprocessor" against "ours, augmented +
-preprocessor after augmented" decides what data_preprocessor.augment_on='auto' means there.
+"ours + preprocessor" is all that a machine without an accelerator spends on the data.
 Goal: 2 + 8 crops by ours in at most 1/12 of PIL's time.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import torch
 from data_peers import mmpretrain_pipeline, torchvision_pipeline
-from harness import measure, parse_args, report
+from harness import keep_memory_as_training_does, measure, parse_args, report
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
@@ -38,6 +39,7 @@ from sklearn.datasets import load_sample_images
 
 from mmpatchmix.datasets.sample_photos import write_sample_photos
 from mmpatchmix.registry import MODELS, TRANSFORMS
+from mmpatchmix.views import on_device
 
 CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
 ENDINGS = ('.jpg', '.jpeg')
@@ -45,7 +47,7 @@ LARGE = (2000, 1500)
 
 
 def find_images(folder: Path, num_images: int) -> list[Path]:
-    """As many JPEGs of a folder, evenly spread over their names."""
+    """Find as many JPEGs of a folder, evenly spread over their names."""
     paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS)
     if not paths:
         raise ValueError(f'--images {folder}: there is no JPEG below this folder')
@@ -54,7 +56,7 @@ def find_images(folder: Path, num_images: int) -> list[Path]:
 
 
 def write_large_photos(folder: Path) -> list[Path]:
-    """Scikit-learn's two photos, enlarged."""
+    """Write scikit-learn's two photos, enlarged."""
     folder.mkdir()
     paths = [folder / f'{number}.jpg' for number in range(2)]
     for path, array in zip(paths, load_sample_images().images, strict=True):
@@ -62,16 +64,16 @@ def write_large_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def our_pipeline(cfg: Config, num_local: int, *added: dict, **changes) -> Callable[[Path], dict]:
-    """The recipe's training pipeline, with steps added before it packs."""
+def our_pipeline(cfg: Config, num_local: int, **changes) -> Callable[[Path], dict]:
+    """Build the recipe's training pipeline, with changes of its crops."""
     load, pack = cfg.train_dataloader.dataset.pipeline
-    steps = [{**load, 'num_local': num_local, **changes}, *added, pack]
+    steps = [{**load, 'num_local': num_local, **changes}, pack]
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])
     return lambda path: pipeline({'img_path': str(path)})
 
 
 def find_crops(cfg: Config, num_local: int) -> list[dict]:
-    """Size, scale, number and augmentation of the recipe's views."""
+    """Return size, scale, number and augmentation of the recipe's views."""
     load = cfg.train_dataloader.dataset.pipeline[0]
     crops = []
     for view, settings in cfg.model.data_preprocessor.augment.items():
@@ -85,18 +87,12 @@ def find_crops(cfg: Config, num_local: int) -> list[dict]:
 
 
 def worker_candidates(cfg: Config, num_local: int) -> dict[str, Callable[[Path], object]]:
-    """Functions of a path, by name."""
+    """Build functions of a path, by name."""
     crops = find_crops(cfg, num_local)
-    settings = {
-        view: {key: value for key, value in augment.items() if key != 'type'}
-        for view, augment in cfg.model.data_preprocessor.augment.items()
-    }
-    augment = dict(type='mmpatchmix.AugmentViews', **settings)
     return {
         'decoding alone': lambda path: cv2.imread(str(path)),
         'ours': our_pipeline(cfg, num_local),
         'ours, whole': our_pipeline(cfg, num_local, reduced_decoding=False),
-        'ours, augmented': our_pipeline(cfg, num_local, augment),
         'PIL': torchvision_pipeline(crops, pillow_blur=False),
         'PIL, boxes': torchvision_pipeline(crops, pillow_blur=True),
         'mmpretrain, pillow': mmpretrain_pipeline(crops, 'pillow'),
@@ -104,31 +100,41 @@ def worker_candidates(cfg: Config, num_local: int) -> dict[str, Callable[[Path],
     }
 
 
-def device_candidates(cfg: Config, batch: dict) -> dict[str, Callable[[], object]]:
-    """The data preprocessor on a collated batch, by name."""
-    with_augment = MODELS.build(cfg.model.data_preprocessor)
-    without = MODELS.build({**cfg.model.data_preprocessor, 'augment': None})
+def preprocessor_candidates(cfg: Config, batch: dict) -> dict[str, Callable[[], object]]:
+    """Build functions that run the data preprocessor on a collated batch, by name."""
+    preprocessor = MODELS.build(cfg.model.data_preprocessor)
+    plain = MODELS.build({**cfg.model.data_preprocessor, 'augment': None})
+
+    def run_threaded() -> None:
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        preprocessor(batch, training=True)
+        torch.set_num_threads(num_threads)
+
+    def run_batched() -> None:
+        with mock.patch('mmpatchmix.views.augment.on_cpu', on_device):
+            preprocessor(batch, training=True)
+
     return {
-        'preprocessor': lambda: with_augment(batch, training=True),
-        'preprocessor, after augmented': lambda: without(batch, training=True),
+        'preprocessor': lambda: preprocessor(batch, training=True),
+        'preprocessor, threads': run_threaded,
+        'preprocessor, batched': run_batched,
+        'preprocessor, plain': lambda: plain(batch, training=True),
     }
 
 
 def compare(
     cfg: Config, photos: str, paths: list[Path], num_local: int, repeats: int
 ) -> list[dict]:
-    """Rows of the table for one set of photos and one set of crops."""
+    """Measure the rows of the table for one set of photos and one set of crops."""
     workers = worker_candidates(cfg, num_local)
     batch = default_collate([workers['ours'](path) for path in paths])
     candidates = {
         name: lambda run=run: [run(path) for path in paths] for name, run in workers.items()
     }
-    seconds = measure(candidates | device_candidates(cfg, batch), repeats)
+    seconds = measure(candidates | preprocessor_candidates(cfg, batch), repeats)
     ms = {name: 1e3 * value / len(paths) for name, value in seconds.items()}
     ms['ours + preprocessor'] = ms['ours'] + ms['preprocessor']
-    ms['ours, augmented + preprocessor'] = (
-        ms['ours, augmented'] + ms['preprocessor, after augmented']
-    )
     return [
         {
             'photos': photos,
@@ -143,7 +149,7 @@ def compare(
 
 
 def describe(paths: list[Path]) -> str:
-    """Mean width, height and size of files."""
+    """Say the mean width, height and size of files."""
     images = [Image.open(path).size for path in paths]
     width, height = (sum(sides) / len(paths) for sides in zip(*images, strict=True))
     kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
@@ -152,6 +158,7 @@ def describe(paths: list[Path]) -> str:
 
 def main() -> None:
     args = parse_args(__doc__, images='', num_images=24)
+    keep_memory_as_training_does()
     torch.set_num_threads(args.threads or 1)
     cv2.setNumThreads(0)
     torch.manual_seed(0)

@@ -25,11 +25,11 @@ class PillowBlur:
 
 
 def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path], list]:
-    """Views of one file by torchvision's transforms of Pillow images.
+    """Make views of one file by torchvision's transforms of Pillow images.
 
     Args:
         crops: One dict per view: ``size``, ``scale``, ``num`` and the settings of
-            ``PhotometricAugment``.
+            ``mmpatchmix.ViewAugment``.
         pillow_blur: Blur by Pillow's approximation rather than by torchvision.
     """
 
@@ -59,7 +59,7 @@ def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path
 
 
 def mmpretrain_pipeline(crops: list[dict], backend: str) -> Callable[[Path], dict]:
-    """The same by mmpretrain's transforms; what normalises there runs on the device.
+    """Make the same by mmpretrain's transforms; what normalises there runs on the device.
 
     Args:
         crops: As above.

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
-from mmpatchmix.views import unpack_views
+from mmpatchmix.views import channels_first
 
 
 def check_run(runner: Runner) -> None:
@@ -106,8 +106,6 @@ def _add_one(values: torch.Tensor) -> torch.Tensor:
 
 def _check_views(runner: Runner, model: PatchMix) -> None:
     inputs = runner.train_dataloader.dataset[0]['inputs']
-    if isinstance(inputs, dict) and 'packed' in inputs:
-        inputs = unpack_views(inputs['packed'], inputs['sizes'])
     missing = {'view_1', 'view_2'} - set(inputs if isinstance(inputs, dict) else ())
     if missing:
         raise ValueError(
@@ -120,7 +118,7 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
         'data_preprocessor.patch_size': preprocessor.patch_size,
     }
     for name, view in inputs.items():
-        height, width = view.shape[-2:]
+        height, width = channels_first(view).shape[-2:]
         for key, patch_size in patches.items():
             if height % patch_size or width % patch_size:
                 raise ValueError(

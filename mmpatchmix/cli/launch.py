@@ -16,7 +16,6 @@ from mmengine.runner import Runner
 
 from mmpatchmix.cli.describe_machine import cores_per_process
 from mmpatchmix.cli.freed_memory import keep_freed_memory
-from mmpatchmix.engine.augment_place import place_augmentation
 
 # Records the Runner writes at start-up and every epoch that a reader of the console
 # does not need; the log file keeps them.
@@ -178,11 +177,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         keep_freed_memory()
     prepare_processes(cfg)
     fit_loaders(cfg)
-    place = place_augmentation(cfg)
-    runner = (Runner if verbose else ConciseRunner).from_cfg(cfg)
-    if place:
-        runner.logger.info(place)
-    return runner
+    return (Runner if verbose else ConciseRunner).from_cfg(cfg)
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:

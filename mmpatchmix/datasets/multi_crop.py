@@ -1,8 +1,7 @@
 """What the workers do per image: draw crops and resize them to uint8.
 
-Everything photometric, the flip included, runs batched on the training device
-(:class:`mmpatchmix.views.on_device.PhotometricAugment`) or, where that is cheaper, in
-the workers too (:class:`mmpatchmix.datasets.AugmentViews`).
+Everything photometric, the flip included, happens in the data preprocessor
+(:class:`mmpatchmix.views.ViewAugment`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from mmcv.transforms import BaseTransform
 
 from mmpatchmix.datasets.crop_boxes import Box, draw_box
 from mmpatchmix.registry import TRANSFORMS
-from mmpatchmix.views.layout import allocate_views
 
 # What torchvision's antialiased bicubic resize of uint8 tensors ends in. Its own way there
 # copies, dispatches and allocates, which for ten small crops takes a fifth of the time.
@@ -25,15 +23,14 @@ class MultiCrop(BaseTransform):
     """Two global crops and any number of local crops of one image, as uint8.
 
     The boxes are torchvision's (``RandomResizedCrop.get_params``), the resize is
-    its antialiased bicubic on uint8 tensors, straight from the decoded array into one
-    buffer for all crops.
+    its antialiased bicubic on uint8 tensors, straight from the decoded array into the crops,
+    whose channels come last in memory.
 
     **Required keys**: ``img``, a uint8 array of shape (H, W, 3), any channel order.
 
     **Added keys**: ``view_1`` and ``view_2``, uint8 tensors of shape
     (3, global_size, global_size); ``local_views``, a uint8 tensor of shape
-    (num_local, 3, local_size, local_size), only when ``num_local > 0``; ``packed``, the
-    buffer (B,) that these are views of, see :func:`mmpatchmix.datasets.unpack_views`.
+    (num_local, 3, local_size, local_size), only when ``num_local > 0``.
 
     Args:
         global_size: Side of the two global crops, in pixels.
@@ -105,9 +102,9 @@ class MultiCrop(BaseTransform):
         Returns:
             The added keys of the class.
         """
-        packed, views = allocate_views(
-            self.global_size, self.num_local, self.local_size if self.num_local else 0
-        )
+        views = {name: _allocate(self.global_size) for name in ('view_1', 'view_2')}
+        if self.num_local:
+            views['local_views'] = _allocate(self.local_size, self.num_local)
         # Views, not copies: the fast uint8 resize wants channels last on both sides.
         image = np.ascontiguousarray(img).transpose(2, 0, 1)[None]  # (1, 3, H, W)
         places = [views['view_1'][None], views['view_2'][None]]
@@ -116,7 +113,7 @@ class MultiCrop(BaseTransform):
         for place, (top, left, height, width) in zip(places, boxes, strict=True):
             crop = image[:, :, top : top + height, left : left + width]
             _resize(torch.from_numpy(crop), place.shape[-2:], False, out=place)
-        return {'packed': packed, **views}
+        return views
 
     def __repr__(self) -> str:
         settings = ', '.join(f'{name}={value!r}' for name, value in vars(self).items())
@@ -125,6 +122,11 @@ class MultiCrop(BaseTransform):
 
 def _is_whole(value, smallest: int) -> bool:
     return isinstance(value, int) and value >= smallest
+
+
+def _allocate(size: int, *num: int) -> torch.Tensor:
+    """Return uint8 crops, (*num, 3, size, size), channels last in memory as in an image."""
+    return torch.empty(*num, size, size, 3, dtype=torch.uint8).movedim(-1, -3)
 
 
 def _is_range(pair, largest: float = float('inf')) -> bool:

@@ -8,26 +8,20 @@ from torch import Tensor, nn
 
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.registry import MODELS
-from mmpatchmix.views.layout import unpack_views
-
-VIEWS = ('view_1', 'view_2', 'local_views')
-PLACES = ('auto', 'device', 'workers')
+from mmpatchmix.views.pack_views import VIEWS, channels_first
 
 
 @MODELS.register_module()
 class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     """Move to the device, augment, normalise and mix: PatchMix's share of the data.
 
-    Workers decode and crop; what is photometric happens here, batched. In
-    training the batch ``inputs`` (uint8, from ``mmpatchmix.PackViews``)
+    Workers decode and crop; what is photometric happens here: batched where the tensors are
+    on an accelerator, image by image in threads where they are on the CPU, see
+    :class:`mmpatchmix.ViewAugment`. In training the batch ``inputs`` (uint8, from
+    ``mmpatchmix.PackViews``, or with the channels before height and width)
 
-    - ``packed``, ``sizes``: ``(N, B)`` and ``(N, 3)``, see
-      :func:`mmpatchmix.datasets.unpack_views`. One transfer for all views
-
-    or, unpacked,
-
-    - ``view_1``, ``view_2``: ``(N, 3, H, W)``
-    - ``local_views``, with local crops: ``(N, L, 3, h, w)``
+    - ``view_1``, ``view_2``: ``(N, H, W, 3)``
+    - ``local_views``, with local crops: ``(N, L, h, w, 3)``
 
     becomes (float32, RGB, normalised)
 
@@ -52,12 +46,8 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             need not be the ViT's.
         mix_prob: Probability of mixing a batch, in [0, 1]; otherwise its
             mixtures are the images themselves.
-        augment: Configs of photometric augmentation by view: ``view_1``,
-            ``view_2``, ``local_views``. Views left out are not augmented.
-        augment_on: Where a run of the tools augments: 'device' (here), 'workers', or
-            'auto'. :func:`mmpatchmix.engine.augment_place.place_augmentation` moves
-            ``augment`` there before anything is built. What is built augments by
-            ``augment``, wherever it was meant to happen.
+        augment: Configs of ``mmpatchmix.ViewAugment`` by view: ``view_1``, ``view_2``,
+            ``local_views``. Views left out are not augmented.
         to_rgb: Whether the channels arrive in BGR order (as mmcv loads them).
         non_blocking: Whether copies to the device may overlap with the host.
 
@@ -73,7 +63,6 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         patch_size: int = 16,
         mix_prob: float = 1.0,
         augment: dict | None = None,
-        augment_on: str = 'auto',
         to_rgb: bool = True,
         non_blocking: bool = True,
     ) -> None:
@@ -89,16 +78,6 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         if not 0 <= mix_prob <= 1:
             raise ValueError(f'data_preprocessor.mix_prob={mix_prob} must be in [0, 1].')
         augment = augment or {}
-        if augment_on not in PLACES:
-            raise ValueError(
-                f'data_preprocessor.augment_on={augment_on!r} must be one of {PLACES}.'
-            )
-        if augment_on == 'workers' and augment:
-            raise ValueError(
-                "data_preprocessor.augment_on='workers', but augment is still to run on the "
-                'device: mmpatchmix.engine.augment_place.place_augmentation(cfg), which moves it '
-                'into the training pipeline, was not called (tools/train.py does).'
-            )
         if unknown := set(augment) - set(VIEWS):
             raise ValueError(
                 f'data_preprocessor.augment names {sorted(unknown)}; the views are {list(VIEWS)}.'
@@ -121,24 +100,12 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         """
         if isinstance(data['inputs'], Tensor):
             return super().forward(dict(data), training)
-        views = self.unpack(data['inputs'])
-        views = {name: self.photometric(name, view) for name, view in views.items()}
+        views = {
+            name: self.photometric(name, channels_first(view))
+            for name, view in self.cast_data(data['inputs']).items()
+        }
         inputs = views | (self.mix(views) if training else {})
         return {'inputs': inputs, 'data_samples': data.get('data_samples')}
-
-    def unpack(self, inputs: dict) -> dict[str, Tensor]:
-        """Move a collated batch to the device and take it apart.
-
-        Args:
-            inputs: ``packed`` and ``sizes``, or the views by name.
-
-        Returns:
-            dict[str, Tensor]: The views by name, uint8, on the device.
-        """
-        if 'packed' not in inputs:
-            return self.cast_data(inputs)
-        # The sizes stay on the CPU: reading them on the device would wait for it.
-        return unpack_views(self.cast_data(inputs['packed']), inputs['sizes'])
 
     def photometric(self, name: str, view: Tensor) -> Tensor:
         """Augment and normalise one view of the batch.
@@ -153,14 +120,15 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         """
         if view.ndim == 5:
             view = view.transpose(0, 1)  # (L, N, 3, h, w)
-        if self._channel_conversion:
-            view = view.flip(-3)
-        # All reordering happens in this one pass, which reads a byte per value.
-        view = view.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        images = view.flatten(0, -4).div_(255)  # (L * N, 3, h, w)
+        images = view.flatten(0, -4)  # (L * N, 3, h, w)
         if name in self.augment:
-            images = self.augment[name](images)
-        images = images.sub_(self.mean / 255).div_(self.std / 255)
+            images = self.augment[name](images, self.mean, self.std, self._channel_conversion)
+            return images.view(view.shape)
+        if self._channel_conversion:
+            images = images.flip(1)
+        # All reordering happens in this one pass, which reads a byte per value.
+        images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        images = torch.addcmul(-self.mean / self.std, images, 1 / self.std, out=images)
         return images.view(view.shape)
 
     def mix(self, views: dict[str, Tensor]) -> dict:

@@ -1,185 +1,159 @@
-"""Photometric augmentation of a batch on the training device, built on kornia."""
+"""Augment a batch on an accelerator: few operations on many images, none that waits for it."""
+
+from collections.abc import Callable
 
 import torch
-from kornia.augmentation import ColorJitter, RandomGaussianBlur
-from kornia.color import rgb_to_grayscale
-from kornia.enhance import solarize
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from mmpatchmix.registry import MODELS
+from mmpatchmix.views.plan import CONTRAST, HUE, LUMA, SATURATION, Plan
 
 
-@MODELS.register_module()
-class PhotometricAugment(nn.Module):
-    """Colour jitter, greyscale, blur, solarize and flip, drawn per image.
+def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
+    """Augment and normalise a batch.
 
-    The distribution is torchvision's: every image has its own factors, its own blur and
-    its own five coins. The formulas agree too, to 7e-5 of full scale (grey weighs red by
-    0.299 here, by 0.2989 there); those of kornia's ``ColorJiggle`` would not.
-
-    One thing is drawn per call instead of per image, as kornia does: the order of the four
-    jitter operations. Each image still sees every order equally often; only images of the
-    same batch share it.
-
-    All random numbers come from torch's global CPU generator, wherever the images are.
-    So the host knows which images an operation applies to without asking the device (no
-    synchronisation), and only those are processed: see ``_apply_to``.
-
-    The module works the same in train and eval mode; the caller decides when to call it.
+    The plan is on the host, so only the images that an operation applies to are processed,
+    and the device is never asked for a value.
 
     Args:
-        color_jitter (tuple[float, float, float, float] | None): Strength of brightness,
-            contrast, saturation and hue, as in torchvision's ``ColorJitter``.
-        color_jitter_prob (float): Share of the images that are jittered.
-        grayscale_prob (float): Share of the images that lose their colour.
-        blur_sigma (tuple[float, float] | None): Smallest and largest standard deviation
-            of the Gaussian blur, in pixels.
-        blur_prob (float): Share of the images that are blurred.
-        blur_kernel (int | None): Odd side of the blur kernel in pixels. None takes a tenth
-            of the shorter side, as SimCLR does (arXiv 2002.05709, appendix A): 23 for 224,
-            9 for 96, 3 for 32.
-        solarize_threshold (float): Values at or above it are inverted; in [0, 1].
-        solarize_prob (float): Share of the images that are solarized.
-        flip_prob (float): Share of the images that are mirrored left to right.
+        images: (N, 3, H, W) uint8 of any strides. Not modified.
+        plan: What to do to each image.
+        mean: (3, 1, 1), in RGB order, on the scale 0-255.
+        std: (3, 1, 1), likewise.
+        to_rgb: Whether the channels come in BGR order.
 
-    Raises:
-        ValueError: If an argument is out of its range, or the images are not (N, 3, H, W)
-            floating point.
+    Returns:
+        Tensor: (N, 3, H, W) float32, RGB, normalised.
     """
-
-    def __init__(
-        self,
-        color_jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.2, 0.1),
-        color_jitter_prob: float = 0.8,
-        grayscale_prob: float = 0.2,
-        blur_sigma: tuple[float, float] | None = (0.1, 2.0),
-        blur_prob: float = 0.5,
-        blur_kernel: int | None = None,
-        solarize_threshold: float = 128 / 255,
-        solarize_prob: float = 0.0,
-        flip_prob: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.color_jitter_prob = _check_prob('color_jitter_prob', color_jitter_prob)
-        self.grayscale_prob = _check_prob('grayscale_prob', grayscale_prob)
-        self.blur_prob = _check_prob('blur_prob', blur_prob)
-        self.solarize_prob = _check_prob('solarize_prob', solarize_prob)
-        self.flip_prob = _check_prob('flip_prob', flip_prob)
-        _check_ranges(color_jitter, blur_sigma, blur_kernel, solarize_threshold)
-        self.blur_sigma = blur_sigma
-        self.blur_kernel = blur_kernel
-        self.solarize_threshold = float(solarize_threshold)
-        # Plain tuples keep kornia's modules out of reach of `self.to(device)`, which would
-        # move their random numbers to the device and make each call wait for it.
-        self._jitter = (ColorJitter(*color_jitter),) if color_jitter is not None else ()
-        self._blurs: dict[int, RandomGaussianBlur] = {}
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Augment a batch.
-
-        Args:
-            images (Tensor): (N, 3, H, W) floating point RGB in [0, 1]. Local crops come
-                flattened to (N * L, 3, h, w). Not modified.
-
-        Returns:
-            Tensor: (N, 3, H, W) float32 in [0, 1].
-        """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                'PhotometricAugment needs (N, 3, H, W) floating point images in [0, 1], got '
-                f'{images.dtype} of shape {tuple(images.shape)}'
-            )
-        # Half precision has 8 bits for 256 grey levels, and hue divides by differences.
-        with torch.autocast(images.device.type, enabled=False):
-            images = images.float().clamp(0, 1)  # (N, 3, H, W), ours to overwrite
-            if self._jitter:
-                images = self._apply_to(images, self.color_jitter_prob, self._jitter[0])
-            images = self._apply_to(images, self.grayscale_prob, _grayscale)
-            if self.blur_sigma is not None:
-                images = self._apply_to(images, self.blur_prob, self._blur)
-            images = self._apply_to(images, self.solarize_prob, self._solarize)
-            images = self._apply_to(images, self.flip_prob, _flip)
-            return images.clamp_(0, 1)
-
-    @staticmethod
-    def _apply_to(images: Tensor, prob: float, operation) -> Tensor:
-        """Apply ``operation`` to each image with probability ``prob``.
-
-        kornia's own gate computes every image and keeps some of them: on one core and 224
-        pixels it takes 11.7 ms per image for the recipe's view 2, against 6.5 ms this way.
-        """
-        if prob == 0:
-            return images
-        if prob == 1:
-            return operation(images)
-        rows = (torch.rand(len(images)) < prob).nonzero()[:, 0]  # (K,) on the host
-        if len(rows) == 0:
-            return images
-        rows = rows.to(images.device, non_blocking=True)
-        return images.index_copy_(0, rows, operation(images.index_select(0, rows)))
-
-    def _blur(self, images: Tensor) -> Tensor:
-        kernel = self.blur_kernel or derive_blur_kernel(min(images.shape[-2:]))
-        if kernel not in self._blurs:
-            self._blurs[kernel] = RandomGaussianBlur((kernel, kernel), self.blur_sigma, p=1.0)
-        return self._blurs[kernel](images)
-
-    def _solarize(self, images: Tensor) -> Tensor:
-        # As a number it would be copied to the device by a transfer that waits for it.
-        return solarize(images, images.new_full((), self.solarize_threshold))
-
-    def extra_repr(self) -> str:
-        """The recipe, as shown in the log."""
-        return (
-            f'color_jitter={self._jitter or None}, color_jitter_prob={self.color_jitter_prob}, '
-            f'grayscale_prob={self.grayscale_prob}, blur_sigma={self.blur_sigma}, '
-            f'blur_prob={self.blur_prob}, blur_kernel={self.blur_kernel}, '
-            f'solarize_threshold={self.solarize_threshold:.4f}, '
-            f'solarize_prob={self.solarize_prob}, flip_prob={self.flip_prob}'
+    # What only moves values moves bytes; the rest needs float32: half precision has 8 bits for
+    # 256 grey levels, and hue is a quotient of differences.
+    if to_rgb:
+        images = images.flip(1)
+    if plan.flip.any():
+        flip = _send(plan.flip.view(-1, 1, 1, 1), images)
+        images = torch.where(flip, images.flip(3), images)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format)  # 0 to 255
+    with torch.autocast(images.device.type, enabled=False):
+        _jitter(images, plan)
+        images = _change(images, plan.grey, lambda some, rows: _find_grey(some).expand_as(some))
+        images = _change(images, plan.blur, lambda some, rows: _blur(some, plan, rows))
+        images = _change(
+            images,
+            plan.solarize,
+            lambda some, rows: torch.where(some >= plan.solarize_from, 255 - some, some),
         )
+        return torch.addcmul(-mean / std, images, 1 / std, out=images)
 
 
-def derive_blur_kernel(size: int) -> int:
-    """Side of the blur kernel for images of ``size`` pixels: a tenth, odd, at least 3."""
-    return max(3, 2 * (size // 10 // 2) + 1)
+def _send(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images.device, non_blocking=True)
 
 
-def _grayscale(images: Tensor) -> Tensor:
-    return rgb_to_grayscale(images).repeat(1, 3, 1, 1)  # (N, 3, H, W)
+def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply ``operation(images, rows)`` to the images whose coin, (N,) bool, says so."""
+    rows = coins.nonzero()[:, 0]  # (K,), on the host
+    if len(rows) == 0:
+        return images
+    if len(rows) == len(images):
+        return operation(images, rows).contiguous()
+    place = _send(rows, images)
+    return images.index_copy_(0, place, operation(images.index_select(0, place), rows))
 
 
-def _flip(images: Tensor) -> Tensor:
-    return images.flip(-1)
+def _jitter(images: Tensor, plan: Plan) -> None:
+    """Jitter the colours in place, each image in its own order.
+
+    Hue takes more than all else, so it happens once for all images, with up to three of the
+    others before it and the rest after it. Images are sorted by how many come before; so those
+    that take part in a pass are neighbours.
+    """
+    rows = plan.jitter.nonzero()[:, 0]  # (K,)
+    if len(rows) == 0:
+        return
+    place_of_hue = (plan.order[rows] == HUE).nonzero()[:, 1]  # (K,), 0 to 3
+    by_place = place_of_hue.argsort(descending=True)
+    rows, place_of_hue = rows[by_place], place_of_hue[by_place]
+    order, factors = plan.order[rows], plan.factors[rows]  # (K, 4) each
+    shares = 1 - factors.gather(1, order)
+    blends = torch.stack([shares, order == CONTRAST, order == SATURATION])  # (3, K, 4)
+    place, blends = _send(rows, images), _send(blends, images)
+    some = images.index_select(0, place)  # (K, 3, H, W)
+    for step in range(3):
+        num = int((place_of_hue > step).sum())
+        _blend(some[:num], *blends[:, :num, step])
+    if factors[:, HUE].any():
+        _turn_hue(some, factors[:, HUE])
+    for step in range(1, 4):
+        first = int((place_of_hue >= step).sum())
+        _blend(some[first:], *blends[:, first:, step])
+    images.index_copy_(0, place, some)
 
 
-def _check_prob(name: str, prob: float) -> float:
-    if prob is None:
-        return 0.0
-    if not 0 <= prob <= 1:
-        raise ValueError(f'PhotometricAugment: {name} must lie in [0, 1], got {prob!r}')
-    return float(prob)
+def _blend(images: Tensor, share: Tensor, is_contrast: Tensor, is_saturation: Tensor) -> None:
+    """Change brightness, contrast or saturation in place.
+
+    Each moves an image away from, or towards, another one: black, its mean grey, its greys.
+
+    Args:
+        images: (K, 3, H, W), 0 to 255.
+        share: (K,), of the other image: 1 less the factor.
+        is_contrast: (K,), 1 where it is the mean grey, 0 elsewhere.
+        is_saturation: (K,), 1 where it is the greys, 0 elsewhere.
+    """
+    if len(images) == 0:
+        return
+    share, is_contrast, is_saturation = (
+        each.view(-1, 1, 1, 1) for each in (share, is_contrast, is_saturation)
+    )
+    grey = _find_grey(images)
+    mean = grey.mean((2, 3), keepdim=True)  # (K, 1, 1, 1)
+    other = torch.addcmul(is_contrast * mean, is_saturation, grey)  # (K, 1, H, W)
+    images.lerp_(other, share).clamp_(0, 255)
 
 
-def _check_ranges(color_jitter, blur_sigma, blur_kernel, solarize_threshold) -> None:
-    if color_jitter is not None and (
-        len(color_jitter) != 4 or min(color_jitter) < 0 or color_jitter[3] > 0.5
-    ):
-        raise ValueError(
-            'PhotometricAugment: color_jitter must be four strengths >= 0 (brightness, contrast, '
-            f'saturation, hue), the last at most 0.5, or None; got {color_jitter!r}'
-        )
-    if blur_sigma is not None and (len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]):
-        raise ValueError(
-            'PhotometricAugment: blur_sigma must be (smallest, largest) in pixels with '
-            f'0 < smallest <= largest, or None; got {blur_sigma!r}'
-        )
-    if blur_kernel is not None and (blur_kernel < 1 or blur_kernel % 2 == 0):
-        raise ValueError(
-            f'PhotometricAugment: blur_kernel must be odd and >= 1, or None; got {blur_kernel!r}'
-        )
-    if not 0 <= solarize_threshold <= 1:
-        raise ValueError(
-            'PhotometricAugment: solarize_threshold lies in [0, 1] (128 of 255 is 128 / 255), '
-            f'got {solarize_threshold!r}'
-        )
+def _find_grey(images: Tensor) -> Tensor:
+    """Return the greys, (K, 1, H, W), of (K, 3, H, W) images."""
+    red, green, blue = images.split(1, dim=1)
+    # Weighed by LUMA, in two passes; three equal values give just that value.
+    return red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp_(blue, LUMA[2])
+
+
+def _turn_hue(images: Tensor, turns: Tensor) -> None:
+    """Turn the colours in place; HSV (hue, saturation, value) stays unwritten.
+
+    Hue is a place on a circle of six steps: red at 0, green at 2, blue at 4. Going round it, a
+    channel stays at the highest value of the pixel for two steps, falls to the lowest within
+    one, stays there for two, and rises again.
+
+    Source: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
+
+    Args:
+        images: (K, 3, H, W), 0 to 255.
+        turns: (K,), shares of the circle.
+    """
+    red, green, blue = images.split(1, dim=1)
+    lowest, highest = torch.aminmax(images, dim=1, keepdim=True)
+    spread = highest - lowest  # (K, 1, H, W)
+    # Steps from red, 0 to 3; the sign says whether towards green or towards blue. Where all are
+    # equal the quotient is 0 / tiny, and any hue will do.
+    steps = (green + blue - red - highest) / spread.clamp(min=1e-30) + 2
+    hue = torch.copysign(steps, green - blue)
+    # From two steps before a channel's own colour: at 0 it is lowest, at 2 highest.
+    ahead = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + 6 * turns.view(-1, 1, 1, 1)
+    distance = (hue + _send(ahead, images)).remainder_(6).sub_(2).abs_().clamp_(1, 2)
+    torch.addcmul(lowest - spread, spread, distance, out=images)
+
+
+def _blur(images: Tensor, plan: Plan, rows: Tensor) -> Tensor:
+    """Blur each image by its own Gaussian, first along the rows, then along the columns."""
+    num, channels, height, width = images.shape
+    radius = plan.blur_side // 2
+    offsets = torch.arange(-radius, radius + 1)
+    kernels = torch.exp(-0.5 * (offsets / plan.sigma[rows, None]) ** 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    kernels = _send(kernels, images)[:, None]  # (K * 3, 1, side)
+    padded = F.pad(images, [radius] * 4, mode='reflect')
+    planes = padded.view(1, num * channels, height + 2 * radius, width + 2 * radius)
+    planes = F.conv2d(planes, kernels[:, :, None], groups=num * channels)
+    planes = F.conv2d(planes, kernels[..., None], groups=num * channels)
+    return planes.view(images.shape)

@@ -4,7 +4,6 @@ from mmpretrain.registry import DATASETS
 from sklearn.datasets import load_digits
 
 from mmpatchmix.datasets import Digits
-from mmpatchmix.views import unpack_views
 
 
 def contents(dataset):
@@ -77,7 +76,7 @@ def test_built_by_name_with_a_pipeline():
     ]
     dataset = DATASETS.build(dict(type='mmpatchmix.Digits', split='test', pipeline=pipeline))
     sample = dataset[0]
-    assert unpack_views(**sample['inputs'])['view_1'].shape == (3, 32, 32)
+    assert sample['inputs']['view_1'].shape == (32, 32, 3)
     assert sample['data_samples'].gt_label.item() in range(10)
     assert dataset.metainfo['classes'] == tuple('0123456789')
     plain = Digits('test', pipeline=[dict(type='mmpretrain.PackInputs')])[0]

@@ -34,7 +34,6 @@ def load_in_two_steps(path, seed=0, backend='cv2', **options):
 
 
 def assert_equal_crops(ours, theirs):
-    assert torch.equal(ours['packed'], theirs['packed'])
     for name in ('view_1', 'view_2', 'local_views'):
         assert torch.equal(ours[name], theirs[name])
     assert ours['ori_shape'] == theirs['ori_shape']

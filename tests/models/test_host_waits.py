@@ -18,7 +18,7 @@ from mmpatchmix.engine import DeferredRuntimeInfoHook
 from tests.models.tiny import tiny_model, uint8_batch
 
 AUGMENT = {
-    view: dict(type='mmpatchmix.PhotometricAugment', blur_prob=0.5, solarize_prob=0.5)
+    view: dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, solarize_prob=0.5)
     for view in ('view_1', 'view_2', 'local_views')
 }
 

@@ -10,11 +10,11 @@ model = dict(
         num_mix=2,
         patch_size=16,  # of the mix; here the ViT's
         augment=dict(
-            view_1=dict(type='mmpatchmix.PhotometricAugment', blur_prob=1.0, **jitter),
+            view_1=dict(type='mmpatchmix.ViewAugment', blur_prob=1.0, **jitter),
             view_2=dict(
-                type='mmpatchmix.PhotometricAugment', blur_prob=0.1, solarize_prob=0.2, **jitter
+                type='mmpatchmix.ViewAugment', blur_prob=0.1, solarize_prob=0.2, **jitter
             ),
-            local_views=dict(type='mmpatchmix.PhotometricAugment', blur_prob=0.5, **jitter),
+            local_views=dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, **jitter),
         ),
     ),
     backbone=dict(

@@ -29,6 +29,7 @@ model = dict(
 train_dataloader = dict(
     batch_size=128,
     num_workers=0,  # the crops of 128 digits take less than starting a worker
+    persistent_workers=False,
     drop_last=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -44,6 +45,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=256,
     num_workers=0,
+    persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

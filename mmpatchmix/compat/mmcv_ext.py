@@ -30,7 +30,7 @@ def _full(*tensors: Tensor) -> list[Tensor]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that survive, by falling score.
+    """Return the indices of the boxes that survive, by falling score.
 
     Args:
         boxes: ``(N, 4)``, x1, y1, x2, y2 in pixels.
@@ -222,7 +222,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of each element of :func:`sigmoid_focal_loss_forward` by its own logit."""
+    """Write the derivative of each element of the focal loss by its own logit."""
     with torch.enable_grad():
         (logits,) = _full(input.detach())
         logits = logits.requires_grad_()
@@ -292,7 +292,7 @@ def _deform_backward_v1(
 
 
 def _no_mask(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask and bias that torchvision's kernel takes where there is neither."""
+    """Return the mask and bias that torchvision's kernel takes where there is neither."""
     return weight.new_zeros(len(images), 1), weight.new_zeros(len(weight))
 
 

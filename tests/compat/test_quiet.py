@@ -21,7 +21,8 @@ from mmengine.utils.dl_utils import set_multi_processing
 from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
 
 set_multi_processing(distributed=True)
-torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
 PatchMixDDP(torch.nn.Linear(1, 1), device_ids=[0], broadcast_buffers=False)
 torch.distributed.destroy_process_group()
 

@@ -1,20 +1,20 @@
 """What makes the OpenMMLab stack run on today's torch, one reason per file.
 
 * :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
-* :mod:`~mmpatchmix.compat.quiet`: start-up messages of the stack that mislead.
 * :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
+* :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
+* :mod:`~mmpatchmix.compat.quiet`: messages of the stack that mislead. Only the command
+  line drops them; importing :mod:`mmpatchmix.registry` does not.
 """
 
 
 def prepare_openmmlab() -> None:
-    """Apply every workaround; called before anything of OpenMMLab is imported.
+    """Apply what the stack needs to run; :mod:`mmpatchmix.registry` does so when imported.
 
-    Repeated calls do nothing. A process that imported parts of OpenMMLab first
-    is served too: mmcv's ops are looked up when they are first imported, and
-    what a failed import left behind is imported anew by whoever needs it.
+    Repeated calls do nothing.
     """
-    from mmpatchmix.compat import mmcv_ops, multimodal, quiet
+    from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal
 
-    quiet.install()
     mmcv_ops.install()
     multimodal.install()
+    cpu_launcher.install()

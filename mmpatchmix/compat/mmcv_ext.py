@@ -30,7 +30,7 @@ def _full(*tensors: Tensor) -> list[Tensor]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that survive, by falling score.
+    """Return the indices of the boxes that survive, by falling score.
 
     Args:
         boxes: ``(N, 4)``, x1, y1, x2, y2 in pixels.
@@ -222,7 +222,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of each element of :func:`sigmoid_focal_loss_forward` by its own logit."""
+    """Write the derivative of each element of the focal loss by its own logit."""
     with torch.enable_grad():
         (logits,) = _full(input.detach())
         logits = logits.requires_grad_()
@@ -292,7 +292,7 @@ def _deform_backward_v1(
 
 
 def _no_mask(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask and bias that torchvision's kernel takes where there is neither."""
+    """Return the mask and bias that torchvision's kernel takes where there is neither."""
     return weight.new_zeros(len(images), 1), weight.new_zeros(len(weight))
 
 
@@ -313,9 +313,13 @@ def modulated_deform_conv_forward(
     columns: Tensor,
     **geometry: int,
 ) -> None:
-    """Deformable convolution with a mask per tap (arXiv 1811.11168) into ``output``."""
+    """Deformable convolution with a mask per tap (arXiv 1811.11168) into ``output``.
+
+    ``offset`` and ``mask`` may be larger than ``output``: see :func:`_cut`.
+    """
     bias = bias if geometry['with_bias'] else weight.new_zeros(len(weight))
-    tensors = _full(input, weight, offset, mask, bias)
+    size = output.shape[2:]
+    tensors = _full(input, weight, _cut(offset, size), _cut(mask, size), bias)
     output.copy_(_OPS.deform_conv2d(*tensors, *_v2(geometry), True))
 
 
@@ -337,12 +341,33 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Gradients of :func:`modulated_deform_conv_forward` into the five ``grad_*``."""
     full_bias = bias if geometry['with_bias'] else weight.new_zeros(len(weight))
-    tensors = _full(grad_output, input, weight, offset, mask, full_bias)
+    size = grad_output.shape[2:]
+    tensors = _full(grad_output, input, weight, _cut(offset, size), _cut(mask, size), full_bias)
     grads = _OPS._deform_conv2d_backward(*tensors, *_v2(geometry), True)
     for target, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads, strict=False):
-        target.copy_(grad)
+        num_unread = target[0].numel() - grad[0].numel()  # their gradient is 0
+        target.copy_(F.pad(grad.flatten(1), (0, num_unread)).view(target.shape))
     if geometry['with_bias']:
         grad_bias.copy_(grads[4])
+
+
+def _cut(values: Tensor, size: torch.Size) -> Tensor:
+    """Read ``(N, C, H, W)`` as ``(N, C, h, w)`` the way mmcv's kernel does.
+
+    The kernel checks no sizes: it takes the numbers of an image in the order of memory and
+    counts rows and columns of the *output*. mmdet's DyHead relies on it: its offsets belong
+    to a level of twice the side.
+    """
+    if values.shape[2:] == size:
+        return values
+    num_read = values.shape[1] * size.numel()
+    flat = values.flatten(1)
+    if flat.shape[1] < num_read:
+        raise ValueError(
+            f'modulated_deform_conv2d: offsets or masks of {tuple(values.shape[2:])} positions '
+            f'are fewer than the output has, {tuple(size)}.'
+        )
+    return flat[:, :num_read].view(len(values), values.shape[1], *size)
 
 
 def _v2(geometry: dict[str, int]) -> list[int]:

@@ -26,30 +26,25 @@ def install() -> None:
         return
     sys.meta_path.insert(0, _ExtFinder())
     if 'mmdet' in sys.modules and 'mmcv.ops' not in sys.modules:
-        _redo_failed_imports()
+        _hand_over_ops()
 
 
-def _redo_failed_imports() -> None:
+def _hand_over_ops() -> None:
     """Give modules that were imported before us the ops they could not import.
 
-    mmdet and mmcv wrap ``from mmcv.ops import ...`` in try and put None or a
-    complaint in its place. The import statements themselves are run again.
+    Many modules of mmdet wrap ``from mmcv.ops import ...`` in ``try`` and define a function
+    that raises in its place. The names they asked for are set to the real ops.
     """
     for name, module in list(sys.modules.items()):
-        file = getattr(module, '__file__', None)
-        if name.split('.')[0] not in ('mmcv', 'mmdet') or not str(file).endswith('.py'):
+        file = getattr(module, '__file__', None) or ''
+        if name.split('.')[0] not in ('mmcv', 'mmdet') or not file.endswith('.py'):
             continue
         for attempt in ast.parse(Path(file).read_text(encoding='utf-8')).body:
-            if isinstance(attempt, ast.Try):
-                imports = [node for node in attempt.body if _takes_ops(node)]
-                exec(compile(ast.Module(imports, []), file, 'exec'), vars(module))
-
-
-def _takes_ops(node: ast.stmt) -> bool:
-    if not isinstance(node, ast.ImportFrom) or node.module is None:
-        return False
-    attention = any(alias.name == 'MultiScaleDeformableAttention' for alias in node.names)
-    return attention or node.module.split('.')[:2] == ['mmcv', 'ops']
+            for node in attempt.body if isinstance(attempt, ast.Try) else ():
+                if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('mmcv.ops'):
+                    ops = importlib.import_module(node.module)
+                    for alias in node.names:
+                        setattr(module, alias.asname or alias.name, getattr(ops, alias.name))
 
 
 class _ExtFinder(MetaPathFinder):

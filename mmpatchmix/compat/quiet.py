@@ -1,7 +1,8 @@
 """Reason: the stack greets its users with messages that sound like errors and are none.
 
 Exactly the messages listed here are dropped, by their text. They speak of optional
-packages that nothing of ours uses, or of what the stack does by itself.
+packages that nothing of ours uses, or of what the stack does by itself. The command line
+calls :func:`install`; nothing that a Runner builds or imports does.
 """
 
 import functools
@@ -15,7 +16,6 @@ PRINTED = (
 # Beginnings, as regular expressions, of messages that reach the warnings module.
 WARNED = (
     'faster_coco_eval is not installed, metrics will not be computed',
-    'Fail to import ``MultiScaleDeformableAttention``',
     # mmengine's own doing, in every process of a distributed run.
     'Setting MKL_NUM_THREADS environment variable for each process',
     '`broadcast_buffers` is deprecated',

@@ -13,12 +13,18 @@ from mmcv import ops  # noqa: E402
 
 
 def naive_deform_conv(images, offset, mask, weight, stride, padding, dilation, groups):
-    """``(N, C, H, W)``; every tap of every output position sampled by itself."""
+    """``(N, C, H, W)``; every tap of every output position sampled by itself.
+
+    Offsets and masks are read as mmcv's kernel reads them: by their place in memory, with
+    the rows and columns of the output, whatever shape they have.
+    """
     out_channels, in_group, kernel, _ = weight.shape
     batch, channels = images.shape[:2]
     offset_groups = offset.shape[1] // (2 * kernel * kernel)
     per_offset, per_group = channels // offset_groups, out_channels // groups
-    rows, columns = offset.shape[2:]
+    span = dilation * (kernel - 1) + 1
+    rows, columns = [(side + 2 * padding - span) // stride + 1 for side in images.shape[2:]]
+    offset, mask = offset.flatten(1), mask.flatten(1)
     out = images.new_zeros(batch, out_channels, rows, columns)
     for n in range(batch):
         for i in range(rows):
@@ -27,11 +33,15 @@ def naive_deform_conv(images, offset, mask, weight, stride, padding, dilation, g
                 for g in range(offset_groups):
                     part = slice(g * per_offset, (g + 1) * per_offset)
                     for tap in range(kernel * kernel):
-                        at = 2 * (g * kernel * kernel + tap)
-                        y = i * stride - padding + tap // kernel * dilation + offset[n, at, i, j]
-                        x = j * stride - padding + tap % kernel * dilation + offset[n, at + 1, i, j]
+                        at = g * kernel * kernel + tap
+                        down, along, share = [
+                            (channel * rows + i) * columns + j
+                            for channel in (2 * at, 2 * at + 1, at)
+                        ]
+                        y = i * stride - padding + tap // kernel * dilation + offset[n, down]
+                        x = j * stride - padding + tap % kernel * dilation + offset[n, along]
                         value = zero_padded_sample(images[n, part], y, x)
-                        taps[part, tap] = value * mask[n, at // 2, i, j]
+                        taps[part, tap] = value * mask[n, share]
                 for o in range(out_channels):
                     g = o // per_group
                     chosen = taps[g * in_group : (g + 1) * in_group]
@@ -76,6 +86,24 @@ def test_deformable_convolutions_equal_a_naive_one_gradients_included(groups, of
 
     without = ops.modulated_deform_conv2d(images, offset, mask, weight, None, *geometry)
     torch.testing.assert_close(without, expected - bias[:, None, None])
+
+
+@pytest.mark.parametrize('side', [5, 6])  # the output has 3 x 3
+def test_offsets_of_a_larger_level_are_read_as_mmcv_reads_them(side):
+    """mmdet's DyHead convolves a level with the offsets of one of twice its side."""
+    images, _, _, weight, bias = deform_inputs(groups=1, offset_groups=1)
+    offset = torch.randn(2, 18, side, side, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 27, side, side, dtype=torch.float64)[:, 18:].requires_grad_()
+    expected = naive_deform_conv(images, offset, mask, weight, 2, 1, 1, 1) + bias[:, None, None]
+    output = ops.modulated_deform_conv2d(images, offset, mask, weight, bias, 2, 1, 1, 1, 1)
+    torch.testing.assert_close(output, expected)
+    assert_same_gradients(output, expected, [images, offset, mask, weight, bias])
+
+
+def test_too_few_offsets_are_an_error():
+    images, offset, mask, weight, bias = deform_inputs(groups=1, offset_groups=1)
+    with pytest.raises(ValueError, match=r'\(2, 2\).*\(3, 3\)'):
+        ops.modulated_deform_conv2d(images, offset[..., :2, :2], mask, weight, bias, 2, 1, 1, 1, 1)
 
 
 def assert_same_gradients(output, expected, leaves):

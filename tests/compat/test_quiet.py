@@ -1,33 +1,86 @@
-import warnings
+"""What the stack says without and with ``quiet``, each in a fresh process."""
 
-from mmpatchmix.compat import prepare_openmmlab, quiet
+import os
+import re
+import subprocess
+import sys
 
-prepare_openmmlab()
+from mmpatchmix.compat import quiet
 
-
-def test_exactly_the_listed_prints_are_dropped(capsys):
-    from mmengine.logging import print_log
-
-    for message in quiet.PRINTED:
-        print_log(message)
-    print_log('Could not import OneDL: the disk is full')
-    print_log('epoch 1')
-    assert capsys.readouterr().out == 'Could not import OneDL: the disk is full\nepoch 1\n'
-
-
-def test_exactly_the_listed_warnings_are_dropped():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        for message in quiet.WARNED:
-            warnings.filterwarnings('ignore', message=message)
-        warnings.warn('faster_coco_eval is not installed, metrics will not be computed. Please')
-        warnings.warn('faster_coco_eval is too old')
-    assert [str(warning.message) for warning in caught] == ['faster_coco_eval is too old']
-
-
-def test_install_twice_wraps_once():
-    import mmengine.logging
-
-    before = mmengine.logging.print_log
+# Whatever makes the stack speak: its imports, and a process of a distributed run.
+CODE = """
+import torch, warnings
+import mmpatchmix.registry
+if {quiet}:
+    from mmpatchmix.compat import quiet
     quiet.install()
-    assert mmengine.logging.print_log is before
+    quiet.install()  # again: no effect
+import mmpretrain.datasets, mmdet.datasets, mmdet.evaluation
+from mmengine.logging import print_log
+from mmengine.utils.dl_utils import set_multi_processing
+from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
+
+set_multi_processing(distributed=True)
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+PatchMixDDP(torch.nn.Linear(1, 1), device_ids=[0], broadcast_buffers=False)
+torch.distributed.destroy_process_group()
+
+print_log('Could not import OneDL: the disk is full')
+warnings.warn('faster_coco_eval is too old')
+"""
+KEPT = ('Could not import OneDL: the disk is full', 'UserWarning: faster_coco_eval is too old')
+
+
+def said(quiet):
+    """Return the lines of stdout and stderr, without the source lines below warnings."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith('MKL_')}
+    done = subprocess.run(
+        [sys.executable, '-c', CODE.format(quiet=quiet)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**env, 'OMP_NUM_THREADS': '1'},
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    return [line for line in lines if line and not line.startswith('  ')]
+
+
+def test_exactly_the_listed_messages_are_dropped():
+    loud, left = said(quiet=False), said(quiet=True)
+    for message in quiet.PRINTED:
+        assert message in loud
+    for message in quiet.WARNED:
+        assert any(re.search(f'Warning: {message}', line) for line in loud), message
+    assert len(left) == 2 and all(line.endswith(end) for line, end in zip(left, KEPT, strict=True))
+
+
+def test_importing_the_registry_changes_nothing_of_the_process():
+    code = """
+import random, warnings
+import numpy, torch
+import mmengine.logging, mmengine.registry, mmpretrain.utils
+
+def state():
+    return (
+        list(warnings.filters),
+        warnings.showwarning,
+        mmengine.logging.print_log,
+        random.getstate(),
+        str(numpy.random.get_state()),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        mmengine.registry.DefaultScope.get_current_instance(),
+    )
+
+before = state()
+import mmpatchmix.registry
+assert state() == before
+for node in vars(mmpatchmix.registry).values():
+    if isinstance(node, mmengine.registry.Registry):
+        node.import_from_location()  # all that a Runner can build of ours
+assert state()[3:] == before[3:]
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)

@@ -7,6 +7,7 @@ img_size = int('{{$PATCHMIX_IMG_SIZE:32}}')
 
 loader = dict(
     num_workers=0,  # the crops of 128 digits take less than starting a worker
+    persistent_workers=False,  # mmpretrain's own tool would ask for them
     collate_fn=dict(type='default_collate'),
 )
 digits = dict(type='mmpatchmix.Digits', image_size=img_size)

@@ -1,0 +1,101 @@
+"""Build configs with nothing but mmengine; train and test those that differ in more than numbers.
+
+python tests/plain_runner.py IMAGES SCENES WORK_DIR CONFIG...
+
+``test_any_runner.py`` starts it in fresh processes: only the configs may import mmpatchmix.
+"""
+
+import gc
+import re
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+# Quicker, and of no effect on what is built: the Runner formats a config seven times, and
+# every data set collects the garbage of all modules.
+Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
+
+# Widths of networks, and counts of samples and boxes.
+LARGE = (192, 256, 384, 512, 768, 1024, 1536, 3072, 4096)
+
+
+def narrow(node):
+    """Return a part of a model's config with small numbers in the place of large ones."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = narrow(value)
+    elif isinstance(node, list | tuple):
+        return type(node)(narrow(value) for value in node)
+    return 24 if node in LARGE else node
+
+
+def use_images(dataset, images):
+    """Read a few images in the place of ImageNet, and of CIFAR, which needs a download."""
+    if dataset.type == 'mmpatchmix.ImageFolder':
+        dataset.data_root = str(images)
+    else:
+        kept = {key: dataset[key] for key in ('pipeline', 'split')}
+        dataset.clear()
+        dataset.update(type='mmpatchmix.Digits', indices=4, **kept)
+
+
+def use_scenes(dataset, split, scenes):
+    """Read scenes of digits in the place of COCO, at 64 pixels."""
+    dataset.update(
+        data_root=str(scenes),
+        ann_file=f'annotations/instances_{split}.json',
+        data_prefix=dict(img=f'{split}/'),
+        metainfo=dict(classes=tuple('0123456789')),
+    )
+    for step in dataset.pipeline:
+        step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
+
+
+def shrink(cfg, images, scenes):
+    """Change sizes only: what is built stays what the config names."""
+    narrow(cfg.model)
+    loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
+    loops = (cfg.val_cfg, cfg.test_cfg)
+    loaders += [loop.bank_dataloader for loop in loops if 'bank_dataloader' in loop]
+    for loader in loaders:
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        dataset = loader.dataset
+        if 'dataset' in dataset:  # RepeatDataset
+            dataset.times = 1
+            dataset = dataset.dataset
+        if cfg.default_scope == 'mmdet':
+            use_scenes(dataset, 'train' if loader is loaders[0] else 'val', scenes)
+        else:
+            use_images(dataset, images)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if 'ann_file' in evaluator:
+            evaluator.ann_file = f'{scenes}/annotations/instances_val.json'
+        if 'num_neighbors' in evaluator:
+            evaluator.num_neighbors = (3,)
+    if cfg.default_scope == 'mmdet':
+        cfg.model.data_preprocessor.pad_size_divisor = 64
+    cfg.train_cfg.update(max_epochs=1, val_begin=2)
+
+
+def main():
+    images, scenes, work_dir = map(Path, sys.argv[1:4])
+    trained = set()
+    for path in map(Path, sys.argv[4:]):
+        cfg = Config.fromfile(path)
+        shrink(cfg, images, scenes)
+        cfg.work_dir = str(work_dir / path.stem)
+        runner = Runner.from_cfg(cfg)
+        print('BUILT', path)
+        types = tuple(re.findall(r"'type': '([^']*)'", cfg.pretty_text))
+        if types not in trained:
+            trained.add(types)
+            runner.train()
+            runner.test()
+            print('RAN', path, runner.iter)
+        gc.freeze()
+
+
+if __name__ == '__main__':
+    main()

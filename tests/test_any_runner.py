@@ -1,0 +1,123 @@
+"""Configs run without a command of ours: mmengine's Runner, upstream's tools, CPUs in parallel.
+
+Everything runs in fresh processes, where nothing but the config imports mmpatchmix.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mmdet
+import mmpretrain
+import numpy as np
+import pytest
+import torch
+
+from mmpatchmix.datasets.digit_scenes import write_digit_scenes
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    'mmpretrain': [
+        *ROOT.glob('configs/patchmix_*.py'),
+        *ROOT.glob('configs/linear/*.py'),
+        *ROOT.glob('configs/finetune/*.py'),
+    ],
+    'mmdet': [*ROOT.glob('configs/coco/*.py')],
+}
+UPSTREAM = {
+    module.__name__: Path(module.__path__[0], '.mim/tools') for module in (mmpretrain, mmdet)
+}
+
+# Configs of a user, elsewhere, who inherits ours.
+DIGITS = """
+_base_ = '{root}/configs/patchmix_vit-digits.py'
+train_dataloader = dict(batch_size=32, dataset=dict(indices=128))
+val_dataloader = test_dataloader = dict(dataset=dict(indices=64))
+val_cfg = test_cfg = dict(bank_dataloader=dict(dataset=dict(indices=64)))
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(report=dict(evaluate_untrained=False))
+env_cfg = dict(dist_cfg=dict(timeout=100))
+"""
+SCENES = """
+_base_ = '{root}/configs/coco/mask-rcnn_vit-digits_scenes.py'
+train_dataloader = dict(batch_size=2, dataset=dict(data_root='{data}'))
+val_dataloader = test_dataloader = dict(batch_size=2, dataset=dict(data_root='{data}'))
+val_evaluator = test_evaluator = dict(ann_file='{data}/annotations/instances_val.json')
+train_cfg = dict(max_epochs=1, val_interval=1)
+"""
+
+
+def run(folder, *command, **env):
+    """Run a command in a folder, on CPUs only, and return what it printed."""
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = dict(CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1', PYTHONPATH=ROOT, PATH=path, **env)
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=folder,
+        env={**os.environ, **{key: str(value) for key, value in env.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('scenes')
+    write_digit_scenes(folder, num_train=4, num_val=4)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    generator = np.random.default_rng(0)
+    for name in ('train/a/0', 'train/a/1', 'train/b/0', 'train/b/1', 'val/a/0', 'val/b/0'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{name}.png'), image)
+    return folder
+
+
+@pytest.mark.parametrize('scope', CONFIGS)
+def test_every_config_runs_in_a_plain_runner(scope, images, scenes, tmp_path):
+    script = ROOT / 'tests/plain_runner.py'
+    said = run(tmp_path, sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
+    assert re.findall(r'^BUILT (.*)', said, re.M) == [str(path) for path in CONFIGS[scope]]
+    ran = [Path(path).name for path in re.findall(r'^RAN (.*) 1$', said, re.M)]
+    assert len(ran) >= 3
+
+
+def test_mmpretrains_own_tools_train_on_two_processes_and_test(tmp_path):
+    (tmp_path / 'mine.py').write_text(DIGITS.format(root=ROOT))
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    tools = UPSTREAM['mmpretrain']
+    run(tmp_path, 'bash', tools / 'dist_train.sh', 'mine.py', 2, PORT=port)
+    path = tmp_path / 'work_dirs/mine/epoch_1.pth'
+    meta = torch.load(path, weights_only=False)['meta']
+    assert meta['iter'] == 128 // 32 // 2  # the processes share the images
+    assert 'knn/top1: ' in run(tmp_path, 'python', tools / 'test.py', 'mine.py', path)
+
+
+def test_mmdets_own_tools_train_and_test(scenes, tmp_path):
+    (tmp_path / 'mine.py').write_text(SCENES.format(root=ROOT, data=scenes))
+    run(tmp_path, 'python', UPSTREAM['mmdet'] / 'train.py', 'mine.py')
+    checkpoint = tmp_path / 'work_dirs/mine/epoch_1.pth'
+    # This tool imports all of mmdet before it reads a config, which fails by itself without
+    # compiled ops of mmcv or next to transformers 5, whatever the config.
+    code = (
+        'import runpy, sys, mmpatchmix.registry\n'
+        'sys.argv.pop(0)\n'
+        'runpy.run_path(sys.argv[0], run_name="__main__")\n'
+    )
+    said = run(tmp_path, 'python', '-c', code, UPSTREAM['mmdet'] / 'test.py', 'mine.py', checkpoint)
+    assert 'coco/segm_mAP: ' in said

@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 from mmengine.runner import find_latest_checkpoint  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 
-from mmpatchmix.cli.launch import exit_on_user_error  # noqa: E402
+from mmpatchmix.cli.errors import exit_on_user_error  # noqa: E402
 from mmpatchmix.datasets.digit_scenes import write_digit_scenes  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

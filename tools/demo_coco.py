@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_checkpoint(path: str | None) -> str:
-    """The given checkpoint, or the demo's last one."""
+    """Return the given checkpoint, or the demo's last one."""
     if path is None:
         folder = Path('work_dirs/digits')
         path = find_latest_checkpoint(str(folder)) if folder.is_dir() else None

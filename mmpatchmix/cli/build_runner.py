@@ -44,7 +44,7 @@ def prepare_processes(cfg: Config) -> None:
     Args:
         cfg: The config; changed where there is no GPU.
     """
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+    if cfg.get('launcher') != 'pytorch' or torch.cuda.is_available():
         return
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')

@@ -74,7 +74,7 @@ def _problems(cfg: Config, key: str, value: Any) -> Iterator[str]:
     node, path = cfg, ''
     for part in key.split('.'):
         if isinstance(node, list | tuple):
-            node, path = dict(map(lambda pair: (str(pair[0]), pair[1]), enumerate(node))), path
+            node = {str(index): each for index, each in enumerate(node)}
         if not hasattr(node, 'items'):
             return  # mmengine says so when it merges
         parent, parent_path, path = node, path, f'{path}.{part}'.lstrip('.')

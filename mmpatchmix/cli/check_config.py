@@ -56,7 +56,7 @@ def check_config(cfg: Any) -> None:
     """
     problems = list(_misspelt_top_level(cfg))
     for path, node in walk_dicts(cfg):
-        problems += _unknown_type(path, node)
+        problems += _unknown_type(cfg, path, node)
         problems += _unknown_arguments(cfg, path, node)
     if problems:
         raise ValueError('the config has keys that nothing reads:\n  ' + '\n  '.join(problems))
@@ -82,14 +82,15 @@ def _misspelt_top_level(cfg: Any) -> Iterator[str]:
             yield f'{key}: did you mean {close}?'
 
 
-def _unknown_type(path: str, node: Any) -> Iterator[str]:
+def _unknown_type(cfg: Any, path: str, node: Any) -> Iterator[str]:
     name = node.get('type')
-    if isinstance(name, str) and name.startswith(PREFIX):
-        names = _our_types()
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-            hint = f'; did you mean {close[0]}?' if close else ''
-            yield f'{path}.type: there is no {name}{hint}'
+    if not isinstance(name, str) or _find_types(cfg, path, node):
+        return
+    # Other people's types may not be imported yet: refuse only what is nearly one that is.
+    ours = name.startswith(PREFIX)
+    close = difflib.get_close_matches(name, _all_types(ours), n=1, cutoff=0.6 if ours else 0.85)
+    if close or ours:
+        yield f'{path}.type: there is no {name}' + (f'; did you mean {close[0]}?' if close else '')
 
 
 def _unknown_arguments(cfg: Any, path: str, node: Any) -> Iterator[str]:
@@ -101,7 +102,7 @@ def _unknown_arguments(cfg: Any, path: str, node: Any) -> Iterator[str]:
     takes_more = any(_parameters(built)[1] for built in types)
     cutoff = 0.6 if strict else 0.9 if takes_more else 0.75
     for key in set(node) - known.keys() - ALWAYS_KNOWN if types else ():
-        close = difflib.get_close_matches(key, known.keys() - set(node), n=1, cutoff=cutoff)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
         if close or strict:
             name = node.get('type', types[0].__name__)
             hint = f'did you mean {close[0]}?' if close else f'it knows {", ".join(sorted(known))}'
@@ -115,10 +116,12 @@ def _find_types(cfg: Any, path: str, node: Any) -> list[Callable]:
         return [name]
     if not isinstance(name, str):
         return _built_without_type(path, node)
-    scope = cfg.get('default_scope', 'mmengine')
-    with suppress(ImportError):
-        import_module(f'{scope}.registry')
-    nodes = [node.children.get(scope, node) for node in _registries(root)]
+    nodes = _registries(root)
+    if not name.startswith(PREFIX):
+        scope = cfg.get('default_scope', 'mmengine')
+        with suppress(ImportError):
+            import_module(f'{scope}.registry')
+        nodes = [node.children.get(scope, node) for node in nodes]
     found = (node.get(name) for node in nodes)
     return list(dict.fromkeys(each for each in found if each is not None))
 
@@ -141,11 +144,13 @@ def _registries(module: Any) -> list[Registry]:
     return [node for node in vars(module).values() if isinstance(node, Registry)]
 
 
-def _our_types() -> list[str]:
+def _all_types(ours: bool) -> set[str]:
+    if not ours:
+        nodes = _registries(root)
+        nodes += [child for node in nodes for child in node.children.values()]
+        return {name for node in nodes for name in node.module_dict}
     nodes = _registries(import_module('mmpatchmix.registry'))
-    for node in nodes:
-        node.import_from_location()
-    return [PREFIX + name for node in nodes for name in node.module_dict]
+    return {PREFIX + name for node in nodes for name in node.module_dict}
 
 
 def _parameters(built: Callable) -> tuple[dict[str, Parameter], bool]:

@@ -25,8 +25,9 @@ FILE_ONLY = (
 def quiet_stack() -> None:
     """Drop start-up messages of the stack that mislead, from now on, in this process."""
     quiet.install()
-    # Torch does the right thing by itself.
+    # Torch does without by itself; the description of the run speaks of workers and cores.
     warnings.filterwarnings('ignore', message="'pin_memory' argument is set as true but no acc")
+    warnings.filterwarnings('ignore', message='This DataLoader will create .* worker processes')
 
 
 def with_concise_console(runner_class: type) -> type:

@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmpatchmix.cli.check_config import check_config
 from mmpatchmix.cli.build_runner import build_runner
+from mmpatchmix.cli.check_config import check_config
 from mmpatchmix.engine.augment_place import place_augmentation
 from tests.engine.tiny_run import tiny_run_config
 

@@ -208,7 +208,13 @@ REGIMES = {
     ),
     'balanced': ((800, 760, 740), (1, 4, 16, 0), 'neither', 4, ['less than 10 %']),
     'balanced, other way': ((800, 840, 780), (1, 4, 4, 0), 'neither', 5, ['less than 10 %']),
-    'competition': ((800, 500, 300), (1, 4, 4, 4), 'step', 3, ['reach 60% of what', 'compete']),
+    'competition': (
+        (800, 500, 300),
+        (1, 4, 4, 4),
+        'step',
+        3,
+        ['--workers 3', 'reach 60% of what', 'compete'],
+    ),
     # The same as "loader", four times.
     'ranks': (
         (3200, 8000, 3200),

@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from mmengine.runner import find_latest_checkpoint
 from pycocotools.coco import COCO
 
-from mmpatchmix.cli.launch import exit_on_user_error
+from mmpatchmix.cli.errors import exit_on_user_error
 from mmpatchmix.datasets.digit_scenes import write_digit_scenes
 
 ROOT = Path(__file__).parent.parent

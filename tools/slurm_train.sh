@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Train on a Slurm cluster, one task per GPU.
+# Train on a Slurm cluster, one task per GPU. The order is that of other OpenMMLab projects.
 #
-#   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [ARGUMENTS OF tools/train.py]
+#   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGUMENTS OF tools/train.py]
 #
 # GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (10) and SRUN_ARGS can be set, e.g.
 #
-#   GPUS=16 SRUN_ARGS="--time=2-0" bash tools/slurm_train.sh gpu patchmix CONFIG --amp
+#   GPUS=16 SRUN_ARGS="--time=2-0" bash tools/slurm_train.sh gpu patchmix CONFIG work_dirs/a --amp
 set -eu
-if [ $# -lt 3 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
+case ${4:--} in
+  -*) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;  # none, or an argument of train.py
+esac
 PARTITION=$1
 JOB_NAME=$2
 CONFIG=$3
-shift 3
+WORK_DIR=$4
+shift 4
 GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 [ "$GPUS" -ge "$GPUS_PER_NODE" ] || GPUS_PER_NODE=$GPUS
@@ -28,4 +28,4 @@ fi
 exec srun --partition "$PARTITION" --job-name "$JOB_NAME" --gres "gpu:$GPUS_PER_NODE" \
   --ntasks "$GPUS" --ntasks-per-node "$GPUS_PER_NODE" \
   --cpus-per-task "${CPUS_PER_TASK:-10}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-  "$PYTHON" -u "$(dirname "$0")/train.py" "$CONFIG" --launcher slurm "$@"
+  "$PYTHON" -u "$(dirname "$0")/train.py" "$CONFIG" --work-dir "$WORK_DIR" --launcher slurm "$@"

@@ -1,1 +1,1 @@
-"""What the command line is made of: arguments, checks, descriptions."""
+"""The command line: one module per verb, and what the verbs share."""

@@ -2,12 +2,19 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
+from inspect import Parameter
 from typing import Any
 
+from mmengine import registry as root
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner
+from torch.utils.data import DataLoader
+
+from mmpatchmix.cli.walk_config import walk_dicts
 
 PREFIX = 'mmpatchmix.'
 # Keys that mean something to mmengine wherever a config dict is built.
@@ -20,101 +27,150 @@ ALWAYS_KNOWN = {
     'convert_to_iter_based',  # of every schedule
     'constructor',  # of every optimizer wrapper
     'paramwise_cfg',
+    'requires_grad',  # of every norm layer
+    'num_batch_per_epoch',  # of every data loader
+    'by_epoch',  # of a train_cfg without type
 }
-# Top-level keys that the Runner or the tools read and that are no Runner argument.
-ALSO_TOP_LEVEL = {
-    'auto_scale_lr',
+# Top-level keys that the Runner or the tools read; the second part is no Runner argument.
+TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'activation_checkpointing',
     'compile',
     'efficient_conv_bn_eval',
     'find_unused_parameters',
     'model_wrapper_cfg',
-    'resume',
+    'runner_type',
     'sync_bn',
     'tta_model',
 }
 
 
-def check_config(cfg: dict) -> None:
+def check_config(cfg: Any) -> None:
     """Check the keys of a config that mmengine itself would pass over or trip over late.
 
     Args:
         cfg: A whole config (``mmengine.Config`` or a dict).
 
     Raises:
-        ValueError: Naming every key that a type of ours does not know, and every
+        ValueError: Naming every key that the type beside it does not take, and every
             top-level key that is almost, but not quite, one of the Runner's.
     """
-    cfg = dict(cfg.items())  # mmengine's Config is no dict
     problems = list(_misspelt_top_level(cfg))
-    for path, node in _typed_dicts(cfg, ''):
-        problems += _unknown_arguments(path, node)
+    for path, node in walk_dicts(cfg):
+        problems += _unknown_type(cfg, path, node)
+        problems += _unknown_arguments(cfg, path, node)
     if problems:
         raise ValueError('the config has keys that nothing reads:\n  ' + '\n  '.join(problems))
 
 
-def _misspelt_top_level(cfg: dict) -> Iterator[str]:
-    known = set(inspect.signature(Runner.__init__).parameters) - {'self'} | ALSO_TOP_LEVEL
-    for key in cfg:
-        if key in known:
-            continue
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-        if close:
-            yield f'{key}: did you mean {close[0]}?'
+def find_parameters(cfg: Any, path: str, node: Any) -> dict[str, Parameter]:
+    """Return what the type of a config node takes, by name; nothing where that is not known.
+
+    Args:
+        cfg: The whole config.
+        path: Dotted key of the node.
+        node: A dict of the config.
+    """
+    known: dict[str, Parameter] = {}
+    for built in _find_types(cfg, path, node):
+        known |= _parameters(built)[0]
+    return known
 
 
-def _typed_dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
-    """All dicts below ``node`` whose type is ours, with their dotted paths."""
-    if isinstance(node, dict):
-        if isinstance(node.get('type'), str) and node['type'].startswith(PREFIX):
-            yield path, node
-        for key, value in node.items():
-            yield from _typed_dicts(value, f'{path}.{key}' if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _typed_dicts(value, f'{path}[{index}]')
+def _misspelt_top_level(cfg: Any) -> Iterator[str]:
+    for key in cfg.keys() - TOP_LEVEL:
+        for close in difflib.get_close_matches(key, TOP_LEVEL, n=1, cutoff=0.85):
+            yield f'{key}: did you mean {close}?'
 
 
-def _unknown_arguments(path: str, node: dict) -> Iterator[str]:
-    cls = _find_type(node['type'].removeprefix(PREFIX))
-    if cls is None:
-        names = difflib.get_close_matches(node['type'], _all_types(), n=1, cutoff=0.6)
-        hint = f'; did you mean {names[0]}?' if names else ''
-        yield f'{path}.type: there is no {node["type"]}{hint}'
+def _unknown_type(cfg: Any, path: str, node: Any) -> Iterator[str]:
+    name = node.get('type')
+    if not isinstance(name, str) or _find_types(cfg, path, node):
         return
-    known = _parameters(cls)
-    for key in node:
-        if key not in known | ALWAYS_KNOWN:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # Other people's types may not be imported yet: refuse only what is nearly one that is.
+    ours = name.startswith(PREFIX)
+    close = difflib.get_close_matches(name, _all_types(ours), n=1, cutoff=0.6 if ours else 0.85)
+    if close or ours:
+        yield f'{path}.type: there is no {name}' + (f'; did you mean {close[0]}?' if close else '')
+
+
+def _unknown_arguments(cfg: Any, path: str, node: Any) -> Iterator[str]:
+    types = _find_types(cfg, path, node)
+    known = find_parameters(cfg, path, node)
+    # Other people's types may be built by someone who takes keys away, or pass keys on: with
+    # them only a slip of the pen is refused. What they do not take stops the run later.
+    strict = all(built.__module__.startswith(PREFIX) for built in types)
+    takes_more = any(_parameters(built)[1] for built in types)
+    cutoff = 0.6 if strict else 0.9 if takes_more else 0.75
+    for key in set(node) - known.keys() - ALWAYS_KNOWN if types else ():
+        close = difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
+        if close or strict:
+            name = node.get('type', types[0].__name__)
             hint = f'did you mean {close[0]}?' if close else f'it knows {", ".join(sorted(known))}'
-            yield f'{path}.{key}: {node["type"]} has no such argument; {hint}'
+            yield f'{path}.{key}: {name} has no such argument; {hint}'
 
 
-def _registries() -> list[Registry]:
-    module = import_module('mmpatchmix.registry')
-    nodes = [node for node in vars(module).values() if isinstance(node, Registry)]
-    for node in nodes:
-        node.import_from_location()
-    return nodes
+def _find_types(cfg: Any, path: str, node: Any) -> list[Callable]:
+    """Return what a node may build: its type in all registries, the Runner's where it has none."""
+    name = node.get('type')
+    if callable(name):
+        return [name]
+    if not isinstance(name, str):
+        return _built_without_type(path, node)
+    nodes = _registries(root)
+    if not name.startswith(PREFIX):
+        scope = cfg.get('default_scope', 'mmengine')
+        with suppress(ImportError):
+            import_module(f'{scope}.registry')
+        nodes = [node.children.get(scope, node) for node in nodes]
+    found = (node.get(name) for node in nodes)
+    return list(dict.fromkeys(each for each in found if each is not None))
 
 
-def _find_type(name: str) -> type | None:
-    found = (node.module_dict.get(name) for node in _registries())
-    return next((cls for cls in found if cls is not None), None)
+def _built_without_type(path: str, node: Any) -> list[Callable]:
+    key = path.rpartition('.')[2]
+    if key.endswith('_dataloader') and 'dataset' in node:
+        return [DataLoader]
+    loop = EpochBasedTrainLoop if node.get('by_epoch', True) else IterBasedTrainLoop
+    builders = {
+        'optim_wrapper': OptimWrapper,
+        'train_cfg': loop,
+        'log_processor': LogProcessor,
+        'randomness': Runner.set_randomness,
+    }
+    return [builders[path]] if path in builders else []
 
 
-def _all_types() -> list[str]:
-    return [PREFIX + name for node in _registries() for name in node.module_dict]
+def _registries(module: Any) -> list[Registry]:
+    return [node for node in vars(module).values() if isinstance(node, Registry)]
 
 
-def _parameters(cls: type) -> set[str]:
-    """Names of all constructor arguments, through ``**kwargs`` into the base classes."""
-    names: set[str] = set()
-    for base in inspect.getmro(cls):
-        if '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+def _all_types(ours: bool) -> set[str]:
+    if not ours:
+        nodes = _registries(root)
+        nodes += [child for node in nodes for child in node.children.values()]
+        return {name for node in nodes for name in node.module_dict}
+    nodes = _registries(import_module('mmpatchmix.registry'))
+    return {PREFIX + name for node in nodes for name in node.module_dict}
+
+
+def _parameters(built: Callable) -> tuple[dict[str, Parameter], bool]:
+    """Return the arguments of a class or function, and whether it takes more than those.
+
+    ``**kwargs`` are followed into the base classes. Of our own classes that is all there is;
+    others may pass theirs to something else.
+    """
+    ours = built.__module__.startswith(PREFIX)
+    chain = [built]
+    if inspect.isclass(built):
+        chain = [base.__init__ for base in inspect.getmro(built) if '__init__' in vars(base)]
+    names: dict[str, Parameter] = {}
+    for function in chain:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return names, True
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        names = {p.name: p for p in named if p.name != 'self'} | names
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names - {'self'}
+            return names, function is not chain[0] and not ours
+    return names, not ours

@@ -6,6 +6,7 @@ import torch
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
 from mmpatchmix.views import channels_first
 
@@ -13,22 +14,26 @@ from mmpatchmix.views import channels_first
 def check_run(runner: Runner) -> None:
     """Check data, model and schedule of a pre-training run against each other.
 
-    Reads one training sample. Runs of other models pass untouched.
+    Reads one sample for training and one for evaluation. Runs of other models pass
+    untouched. Random numbers are left as a Runner by itself would have them.
 
     Args:
-        runner: A Runner that has not started.
+        runner: A Runner that has not started; afterwards with loops and data loaders.
 
     Raises:
         ValueError: Saying what does not fit, where, and how to mend it.
     """
+    # Built in the order of Runner.train(): samplers draw their seeds when they are built.
+    _ = runner.train_loop, runner.val_loop
     model = unwrap_model(runner.model)
     if not isinstance(model, PatchMix):
         return
-    _check_batch(runner, model)
-    _check_micro_batches(runner, model)
-    _check_compiler(runner, model)
-    _check_views(runner, model)
-    _check_schedule_end(runner)
+    with random_states_kept():
+        _check_batch(runner, model)
+        _check_micro_batches(runner, model)
+        _check_compiler(runner, model)
+        _check_views(runner, model)
+        _check_schedule_end(runner)
 
 
 def _check_batch(runner: Runner, model: PatchMix) -> None:
@@ -113,20 +118,35 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
             "dict(type='mmpatchmix.LoadMultiCrop', ...), dict(type='mmpatchmix.PackViews')."
         )
     preprocessor = model.data_preprocessor
-    patches = {
-        'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),
-        'data_preprocessor.patch_size': preprocessor.patch_size,
-    }
     for name, view in inputs.items():
-        height, width = channels_first(view).shape[-2:]
-        for key, patch_size in patches.items():
-            if height % patch_size or width % patch_size:
-                raise ValueError(
-                    f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
-                    'divide: change the crop size in the training pipeline or the patch size.'
-                )
+        view = channels_first(view)
+        _check_view(name, view, model)
+        height, width = view.shape[-2:]
         num_patches = height * width // preprocessor.patch_size**2
         draw_groups(num_patches, max(preprocessor.num_mix_choices))
+    if runner.val_loop is not None:
+        test_view = runner.val_loop.dataloader.dataset[0]['inputs']
+        _check_view('the test view (val_dataloader)', test_view, model)
+
+
+def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
+    num_channels, height, width = view.shape[-3:]  # (C, H, W), or (L, C, H, W)
+    expected = getattr(model.backbone.patch_embed.projection, 'in_channels', num_channels)
+    if num_channels != expected:
+        raise ValueError(
+            f'{name} has {num_channels} channels, model.backbone.in_channels={expected}: change '
+            'one of them.'
+        )
+    patches = {
+        'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),
+        'data_preprocessor.patch_size': model.data_preprocessor.patch_size,
+    }
+    for key, patch_size in patches.items():
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
+                'divide: change the size in the pipeline or the patch size.'
+            )
 
 
 def _check_schedule_end(runner: Runner) -> None:
@@ -137,5 +157,5 @@ def _check_schedule_end(runner: Runner) -> None:
         warnings.warn(
             f'the schedules end at epoch {max(ends)}, the run at epoch {max_epochs}. Unless that '
             'is meant, change train_cfg.max_epochs and the param_scheduler entries together: '
-            'tools/train.py CONFIG --epochs N does.'
+            '--epochs N does.'
         )

@@ -1,10 +1,11 @@
-"""The resolved recipe of a run in a dozen lines: what will really happen."""
+"""Print the recipe of a run in a dozen lines: what will really happen."""
 
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch import nn
 
+from mmpatchmix.cli.describe_machine import cores_per_process
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from mmpatchmix.models import unwrap_model
 
@@ -26,7 +27,7 @@ def describe_run(runner: Runner) -> list[str]:
     batch = per_rank * world_size
     micro_batch = cfg.model.get('micro_batch_size')
     facts = {
-        'data': f'{len(loader.dataset):,} images, {loader.num_workers} workers per rank',
+        'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}',
         'batch': f'{per_rank} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else '')
         + (f', queries in micro-batches of {micro_batch}' if micro_batch else ''),
@@ -39,6 +40,16 @@ def describe_run(runner: Runner) -> list[str]:
         'output': str(runner.work_dir),
     }
     return [f'  {name:<14}{fact}' for name, fact in facts.items()]
+
+
+def _workers(num_workers: int) -> str:
+    cores = cores_per_process()
+    if num_workers <= cores:
+        return f'{num_workers} workers per rank'
+    return (
+        f'{num_workers} workers per rank  <- more than the {cores} cores it has here take turns; '
+        f'--workers {cores} starts fewer'
+    )
 
 
 def _precision(optim_wrapper: dict) -> str:

@@ -11,7 +11,7 @@ from mmpatchmix.models import unwrap_model
 
 
 def prepare_training(runner: Runner) -> None:
-    """What ``runner.train()`` does ahead of its loop, without hooks and checkpoints.
+    """Do what ``runner.train()`` does ahead of its loop, without hooks and checkpoints.
 
     Args:
         runner: A Runner that has not started; afterwards ready for :func:`take_step`.

@@ -1,17 +1,14 @@
 """The report of a run: pictures, kNN before and after, and where everything is."""
 
-import random
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.dataset import default_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
+from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 from mmpatchmix.visualization.curves import draw_curves
@@ -125,15 +122,3 @@ class RunReportHook(Hook):
             f'  {name:<12}{path}' for name, path in files.items() if path and Path(path).exists()
         ]
         return lines
-
-
-@contextmanager
-def random_states_kept():
-    """Restore Python's, numpy's and torch's random states on leaving."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

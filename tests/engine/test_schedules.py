@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.cli.set_epochs import set_epochs
+from mmpatchmix.cli.arguments import set_epochs
 from mmpatchmix.engine import cosine_momentum
 from tests.engine.tiny_run import tiny_run_config
 

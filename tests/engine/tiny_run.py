@@ -9,7 +9,7 @@ CONFIG = 'configs/patchmix_vit-digits.py'
 
 def tiny_run_config(work_dir, epochs=2, num_images=48, batch_size=8, **options) -> Config:
     """The digits recipe with a toy network; ``num_images // batch_size`` iterations an epoch."""
-    from mmpatchmix.cli.set_epochs import set_epochs
+    from mmpatchmix.cli.arguments import set_epochs
 
     cfg = Config.fromfile(CONFIG)
     set_epochs(cfg, epochs)

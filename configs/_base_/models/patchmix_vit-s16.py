@@ -11,9 +11,7 @@ model = dict(
         patch_size=16,  # of the mix; here the ViT's
         augment=dict(
             view_1=dict(type='mmpatchmix.ViewAugment', blur_prob=1.0, **jitter),
-            view_2=dict(
-                type='mmpatchmix.ViewAugment', blur_prob=0.1, solarize_prob=0.2, **jitter
-            ),
+            view_2=dict(type='mmpatchmix.ViewAugment', blur_prob=0.1, solarize_prob=0.2, **jitter),
             local_views=dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, **jitter),
         ),
     ),

@@ -1,0 +1,185 @@
+"""Arguments that verbs share, and what they make of a config.
+
+Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmpatchmix.cli.find_config import find_config
+from mmpatchmix.cli.walk_config import walk_dicts
+
+# Optimizer wrappers whose precision --amp and --no-amp can change.
+FLOAT32, BF16 = 'OptimWrapper', 'mmpatchmix.BF16OptimWrapper'
+WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
+
+
+def new_parser(verb: str, doc: str) -> argparse.ArgumentParser:
+    """Make a parser that calls the program as it was called: by the verb or as a file."""
+    called = Path(sys.argv[0])
+    by_verb = called.stem in ('mmpatchmix', '__main__')
+    return argparse.ArgumentParser(
+        prog=f'mmpatchmix {verb}' if by_verb else '/'.join(called.parts[-2:]),
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every verb that builds a Runner."""
+    parser.add_argument(
+        'config', help='config file, or the name of a shipped recipe: patchmix_vit-s_in1k'
+    )
+    parser.add_argument('--work-dir', help='where to write; work_dirs/CONFIG by default')
+    parser.add_argument(
+        '--data-root', help='folder of the images, for training and evaluation alike'
+    )
+    parser.add_argument(
+        '--workers', type=int, metavar='N', help='processes per rank that load data; 0 for none'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change config values, e.g. train_dataloader.batch_size=64',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    add_verbose(parser)
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add ``--verbose``, which every verb has."""
+    parser.add_argument(
+        '--verbose', action='store_true', help='print all that the log file has, and tracebacks'
+    )
+
+
+def load_config(args: argparse.Namespace) -> Any:
+    """Read the config, check it, and apply the common arguments.
+
+    Args:
+        args: Read by a parser with the common arguments.
+
+    Returns:
+        mmengine's ``Config``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: Naming keys that nothing reads, and values of the wrong kind.
+    """
+    from mmengine.config import Config
+
+    from mmpatchmix.cli.cfg_options import apply_options
+    from mmpatchmix.cli.check_config import check_config
+
+    path = find_config(args.config)
+    cfg = Config.fromfile(path)
+    apply_options(cfg, args.cfg_options)
+    check_config(cfg)
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
+    if args.workers is not None:
+        set_workers(cfg, args.workers)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return cfg
+
+
+def set_data_root(cfg: Any, data_root: str) -> None:
+    """Apply ``--data-root``: point every data set below a config node to one folder.
+
+    Annotation files that evaluators name below the former folder move along.
+    """
+    nodes = [node for _, node in walk_dicts(cfg)]
+    former = set()
+    for node in nodes:
+        if 'data_root' in node:
+            former.add(str(node['data_root']).rstrip('/') + '/')
+            node['data_root'] = data_root
+    for node in nodes:
+        path = node.get('ann_file')
+        for root in former if isinstance(path, str) else ():
+            if path.startswith(root):
+                node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
+
+
+def set_workers(cfg: Any, num_workers: int) -> None:
+    """Apply ``--workers`` to every data loader below a config node.
+
+    Workers are kept over epochs: mmengine gives new ones the seeds of the old.
+
+    Raises:
+        ValueError: If the number is negative.
+    """
+    if num_workers < 0:
+        raise ValueError(f'--workers {num_workers} must be at least 0: in the process itself.')
+    for _, node in walk_dicts(cfg):
+        if 'num_workers' in node:
+            node.update(num_workers=num_workers, persistent_workers=num_workers > 0)
+            if num_workers == 0:
+                node.pop('prefetch_factor', None)  # torch refuses it where there are none
+
+
+def set_precision(cfg: Any, amp: bool | None) -> None:
+    """Apply ``--amp`` (bfloat16 autocast) or ``--no-amp`` (float32).
+
+    Args:
+        cfg: The config; changed in place.
+        amp: None leaves it to the config.
+
+    Raises:
+        ValueError: If there is no optimizer wrapper, or it has a precision of its own.
+    """
+    if amp is None:
+        return
+    wrapper = cfg.get('optim_wrapper') or {}
+    kind = wrapper.get('type', FLOAT32)
+    if not wrapper or kind not in WRAPPERS:
+        raise ValueError(
+            f'--amp and --no-amp: optim_wrapper is {kind if wrapper else "missing"}; they change '
+            f'{", ".join(WRAPPERS)}.'
+        )
+    for key in ('enabled', 'loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+    wrapper.update(type=BF16, enabled=True) if amp else wrapper.update(type=FLOAT32)
+
+
+def set_epochs(cfg: Any, epochs: int) -> None:
+    """Apply ``--epochs``: change the length of a run and stretch all its schedules alike.
+
+    Args:
+        cfg: Config with an epoch-based ``train_cfg``; changed in place.
+        epochs: The new length, at least 1.
+
+    Raises:
+        ValueError: If ``epochs`` is below 1 or the run does not count in epochs.
+    """
+    if epochs < 1:
+        raise ValueError(f'--epochs {epochs}: a run has at least one epoch.')
+    if not (cfg.get('train_cfg') or {}).get('max_epochs'):
+        raise ValueError('--epochs needs a config whose train_cfg has max_epochs.')
+    factor = epochs / cfg.train_cfg.max_epochs
+    cfg.train_cfg.max_epochs = epochs
+    for scheduler in cfg.get('param_scheduler') or []:
+        if not scheduler.get('by_epoch', True):
+            continue
+        # Schedules per iteration may turn within an epoch, the others may not.
+        digits = 6 if scheduler.get('convert_to_iter_based') else None
+        for name in ('begin', 'end', 'T_max', 'step_size'):
+            if scheduler.get(name):
+                scheduler[name] = round(scheduler[name] * factor, digits)
+        if scheduler.get('milestones'):
+            scheduler['milestones'] = [round(m * factor) for m in scheduler['milestones']]

@@ -1,0 +1,55 @@
+"""Translate a checkpoint's backbone for another library, and prove that it is the same.
+
+mmpatchmix convert work_dirs/RUN/epoch_300.pth vit-s.safetensors --to timm
+mmpatchmix convert published.pth vit-s.pth --to mmpretrain
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmpatchmix.cli.arguments import add_verbose, new_parser
+from mmpatchmix.cli.errors import exit_on_user_error
+
+TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser('convert', __doc__)
+    parser.add_argument(
+        'source',
+        help='checkpoint of mmpatchmix, mmpretrain, published PatchMix, MoCo v3 or timm, or a '
+        'folder of a transformers ViT',
+    )
+    parser.add_argument(
+        'destination',
+        help='.pth for mmpretrain and mmdet, .safetensors or .pth for timm, a new folder for '
+        'transformers',
+    )
+    parser.add_argument('--to', required=True, choices=TARGETS, help='the library it is for')
+    parser.add_argument(
+        '--encoder',
+        default='momentum',
+        choices=('momentum', 'query'),
+        help='which encoder of a pre-training checkpoint (default: momentum)',
+    )
+    parser.add_argument('--num-heads', type=int, help='where the file does not say it')
+    parser.add_argument('--img-size', type=int, help='interpolate the positions to this size')
+    add_verbose(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert and print the report."""
+    args = parse_args(argv)
+    with exit_on_user_error(args.verbose):
+        # Here, not above: importing takes seconds, and --help is to answer at once.
+        from mmpatchmix.checkpoints import convert_checkpoint
+        from mmpatchmix.cli.console import quiet_stack
+
+        quiet_stack()
+        print(
+            convert_checkpoint(
+                args.source, args.destination, args.to, args.encoder, args.num_heads, args.img_size
+            )
+        )

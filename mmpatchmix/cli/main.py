@@ -1,0 +1,44 @@
+"""The command ``mmpatchmix VERB ...``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from mmpatchmix import __version__
+
+# Each verb is a module of this package with a main().
+VERBS = {
+    'train': 'train what a config describes',
+    'test': 'evaluate a checkpoint as its config says',
+    'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
+    'convert': "translate a checkpoint's backbone for another library",
+    'benchmark': 'measure whether data or training step limits the speed',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one verb.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit status; None and 0 mean success.
+    """
+    verbs = '\n'.join(f'  {verb:<11}{text}' for verb, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog='mmpatchmix',
+        usage='mmpatchmix VERB ...',
+        description=f'PatchMix pre-training of Vision Transformers.\n\nverbs:\n{verbs}\n\n'
+        '"mmpatchmix VERB --help" tells the arguments of a verb.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'mmpatchmix {__version__}')
+    parser.add_argument('verb', nargs='?', choices=VERBS, help=argparse.SUPPRESS)
+    argv = sys.argv[1:] if argv is None else argv
+    verb = parser.parse_args(argv[:1]).verb
+    if verb is None:
+        parser.print_help()
+        return 0
+    return import_module(f'mmpatchmix.cli.{verb}').main(argv[1:])

@@ -1,0 +1,67 @@
+"""What a work dir holds: an earlier run, and its checkpoints."""
+
+import os
+import shutil
+from pathlib import Path
+
+from mmengine.runner import find_latest_checkpoint
+
+
+def earlier_run(work_dir: str | Path) -> list[Path]:
+    """List files and folders that a run has left in a folder.
+
+    A start that failed before the first figure was logged leaves a folder without figures,
+    which is no run.
+    """
+    work_dir = Path(work_dir)
+    found = [path for pattern in ('*.pth', 'last_checkpoint') for path in work_dir.glob(pattern)]
+    logs = [path for path in work_dir.glob('*/vis_data/*.json') if path.stat().st_size]
+    return found + sorted({path.parents[1] for path in logs})
+
+
+def clear_earlier_run(work_dir: str | Path) -> None:
+    """Remove exactly what :func:`earlier_run` lists."""
+    for path in earlier_run(work_dir):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
+    """Keep a new run from burying an earlier one; only the first rank looks.
+
+    Args:
+        work_dir: Where the new run will write.
+        overwrite: Whether to remove the earlier run.
+
+    Raises:
+        ValueError: If there is an earlier run and it is not to be removed.
+    """
+    if int(os.environ.get('RANK', 0)) != 0 or not earlier_run(work_dir):
+        return
+    if not overwrite:
+        last = find_latest_checkpoint(str(work_dir))
+        raise ValueError(
+            f'{work_dir} holds an earlier run{f" (last checkpoint: {last})" if last else ""}. '
+            'Continue it with --resume, write elsewhere with --work-dir DIR, or replace it with '
+            '--overwrite.'
+        )
+    clear_earlier_run(work_dir)
+
+
+def find_checkpoint(path: str) -> str:
+    """Return the checkpoint itself, or the last one of a work dir.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if Path(path).is_dir():
+        last = find_latest_checkpoint(path)
+        if last is None:
+            raise FileNotFoundError(f'there is no checkpoint in {path}; train first.')
+        # The work dir may have been moved since.
+        path = last if Path(last).is_file() else str(Path(path) / Path(last).name)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}.')
+    return path

@@ -1,0 +1,144 @@
+"""Arguments become config values."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmpatchmix.cli import build_runner as build_module
+from mmpatchmix.cli import train
+from mmpatchmix.cli.arguments import new_parser, set_data_root, set_precision, set_workers
+from mmpatchmix.cli.build_runner import build_runner
+from tests.engine.tiny_run import tiny_run_config
+
+
+def loaders(cfg):
+    return [
+        cfg.train_dataloader,
+        cfg.val_dataloader,
+        cfg.val_cfg.bank_dataloader,
+        cfg.test_dataloader,
+        cfg.test_cfg.bank_dataloader,
+    ]
+
+
+def test_data_root_reaches_every_data_set():
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    set_data_root(cfg, '/my/images')
+    assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
+
+
+def test_annotations_of_evaluators_move_along():
+    cfg = Config.fromfile('configs/coco/mask-rcnn_vit-s_fpn_1x.py')
+    set_data_root(cfg, '/my/coco')
+    expected = '/my/coco/annotations/instances_val2017.json'
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == expected
+    # Data sets join theirs to the root by themselves.
+    assert cfg.val_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
+
+
+def test_no_workers_leave_nothing_that_torch_refuses_without_any():
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    cfg.train_dataloader.prefetch_factor = 4
+    set_workers(cfg, 0)
+    for loader in loaders(cfg):
+        options = {k: loader.get(k) for k in ('num_workers', 'persistent_workers')}
+        torch.utils.data.DataLoader([1], **options, prefetch_factor=loader.get('prefetch_factor'))
+        assert options['num_workers'] == 0
+
+
+def test_workers_reach_every_loader():
+    cfg = Config.fromfile('configs/patchmix_vit-digits.py')
+    set_workers(cfg, 3)
+    assert all(loader.num_workers == 3 and loader.persistent_workers for loader in loaders(cfg))
+    with pytest.raises(ValueError, match='--workers -1'):
+        set_workers(cfg, -1)
+
+
+BF16 = 'mmpatchmix.BF16OptimWrapper'
+
+
+@pytest.mark.parametrize(
+    ('flag', 'wrapper', 'expected'),
+    [
+        ([], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled='auto')),
+        (['--amp'], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled=True)),
+        (['--no-amp'], dict(type=BF16, enabled='auto'), dict(type='OptimWrapper')),
+        (['--amp'], dict(type='OptimWrapper'), dict(type=BF16, enabled=True)),
+        (['--no-amp'], dict(type='OptimWrapper'), dict(type='OptimWrapper')),
+        (['--no-amp'], dict(type='AmpOptimWrapper', dtype='float16'), dict(type='OptimWrapper')),
+        (
+            ['--amp'],
+            dict(type='AmpOptimWrapper', loss_scale='dynamic'),
+            dict(type=BF16, enabled=True),
+        ),
+    ],
+)
+def test_precision_leaves_a_wrapper_that_builds(tmp_path, flag, wrapper, expected):
+    cfg = tiny_run_config(tmp_path)
+    shared = dict(optimizer=dict(type='AdamW', lr=1e-3), accumulative_counts=2)
+    cfg.optim_wrapper = {**shared, **wrapper}
+    train.apply_arguments(cfg, train.parse_args(['config.py', *flag]))
+    assert cfg.optim_wrapper.to_dict() == {**shared, **expected}
+    built = Runner.from_cfg(cfg).build_optim_wrapper(cfg.optim_wrapper)
+    assert built._accumulative_counts == 2
+
+
+@pytest.mark.parametrize('wrapper', [None, dict(type='ApexOptimWrapper')])
+def test_precision_that_cannot_be_changed_is_said(wrapper):
+    with pytest.raises(ValueError, match=r'--amp and --no-amp: .*(missing|ApexOptimWrapper)'):
+        set_precision(Config(dict(optim_wrapper=wrapper)), False)
+
+
+@pytest.mark.parametrize(
+    ('called', 'prog'),
+    [
+        ('/venv/bin/mmpatchmix', 'mmpatchmix train'),
+        ('/site-packages/mmpatchmix/__main__.py', 'mmpatchmix train'),
+        ('tools/train.py', 'tools/train.py'),
+        ('/a/b/.mim/tools/train.py', 'tools/train.py'),
+    ],
+)
+def test_help_names_the_program_as_it_was_called(monkeypatch, called, prog):
+    monkeypatch.setattr(sys, 'argv', [called])
+    assert new_parser('train', '').prog == prog
+
+
+@pytest.mark.parametrize('accelerator', [True, False])
+def test_only_processes_that_train_on_the_host_keep_its_memory(monkeypatch, accelerator):
+    calls = []
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: accelerator)
+    monkeypatch.setattr(build_module, 'keep_freed_memory', lambda: calls.append('kept'))
+    monkeypatch.setattr(
+        build_module.RUNNERS,
+        'get',
+        lambda name: SimpleNamespace(from_cfg=lambda cfg: calls.append('built')),
+    )
+    build_runner(Config(dict(launcher='none')), verbose=True)
+    assert calls == (['built'] if accelerator else ['kept', 'built'])
+
+
+@pytest.mark.parametrize('verbose', [True, False])
+def test_the_runner_is_of_the_class_that_the_config_names(tmp_path, capfd, verbose):
+    @RUNNERS.register_module(force=True)
+    class RunnerOfATest(Runner):
+        pass
+
+    cfg = tiny_run_config(tmp_path)
+    cfg.runner_type = 'RunnerOfATest'
+    assert isinstance(build_runner(cfg, verbose), RunnerOfATest)
+    captured = ''.join(capfd.readouterr())
+    assert ('System environment' in captured) == verbose
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'System environment' in log.read_text()
+
+
+def test_an_unknown_runner_is_said(tmp_path):
+    cfg = tiny_run_config(tmp_path)
+    cfg.runner_type = 'NoRunner'
+    with pytest.raises(ValueError, match="runner_type='NoRunner'"):
+        build_runner(cfg)

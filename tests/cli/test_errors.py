@@ -1,0 +1,164 @@
+"""What a user can mend ends in one message with the key, the rest in a traceback."""
+
+import uuid
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
+
+from mmpatchmix.cli import test as test_verb
+from mmpatchmix.cli import train
+from mmpatchmix.cli.arguments import load_config
+from mmpatchmix.cli.cfg_options import apply_options
+from mmpatchmix.cli.errors import exit_on_user_error
+from tests.engine.tiny_run import tiny_run_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A tiny run as a file, of a name of its own: mmengine keeps loggers by it."""
+    cfg = tiny_run_config(tmp_path / 'work', epochs=1)
+    path = tmp_path / f'tiny_{uuid.uuid4().hex}.py'
+    cfg.dump(path)
+    return str(path)
+
+
+def end(verb, *arguments) -> str:
+    """Return the message that a command ends with."""
+    with pytest.raises(SystemExit) as caught:
+        verb.main([str(argument) for argument in arguments])
+    return str(caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ('option', 'parts'),
+    [
+        ('batch_size=4', ['batch_size: nothing reads it', 'train_dataloader.batch_size']),
+        ('lr=1.0', ['there is optim_wrapper.optimizer.lr']),
+        ('optimizer.lr=1.0', ['there is optim_wrapper.optimizer.lr']),
+        ('max_epochs=3', ['there is train_cfg.max_epochs', '--epochs']),
+        ('backbone.in_channels=5', ['there is model.backbone.in_channels']),
+        ('modell.type=X', ['did you mean model.type']),
+        ('data_root=/a', ['nothing reads it at the top level']),
+        ('train_cfg.max_epoch=3', ['train_cfg.max_epoch: ', 'did you mean max_epochs']),
+        ('default_hooks.chekpoint.interval=3', ['default_hooks.chekpoint: ', 'mean checkpoint']),
+        ('default_hooks.checkpoint.intervl=3', ['checkpoint.intervl: ', 'did you mean interval']),
+        ('train_dataloader.batch_sise=3', ['train_dataloader.batch_sise: ', 'mean batch_size']),
+        ('model.hed.temperature=1', ['model.hed: ', 'did you mean head']),
+        ('model.backbone.drop_path=0.1', ['model.backbone.drop_path: ', 'drop_path_rate']),
+        ('optim_wrapper.optimizer.lr=abc', ["optimizer.lr='abc' must be a number, such as 0.003"]),
+        ('train_dataloader.drop_last=flase', ["drop_last='flase' must be True or False"]),
+        ('model.backbone.arch=tiny', ['Arch tiny', 'model.backbone (']),
+        ('default_hooks.new.interval=3', ['"type"', 'default_hooks.new of the config']),
+        ('optim_wrapper.optimizer.type=AdamWW', ['AdamWW is not in', 'optim_wrapper.optimizer (']),
+        ('model.backbone.in_channels=5', ['3 channels, model.backbone.in_channels=5']),
+        ('param_scheduler.7.eta_min=3', ['--cfg-options: ', '7']),
+        ('model.backbone', ['--cfg-options model.backbone: write KEY=VALUE']),
+        ('model.init_cfg=dict(path=/a/b)', ['model.init_cfg', 'in quotes for the shell']),
+        ('model.num_mix=[1,(2]', ['--cfg-options model.num_mix']),
+    ],
+)
+def test_options_that_cannot_be_meant_are_named(config, tmp_path, option, parts):
+    message = end(train, config, '--work-dir', tmp_path / 'run', '--cfg-options', option)
+    assert all(part in message for part in parts), message
+    assert '--verbose' in message
+
+
+def test_several_options_are_named_together(config):
+    message = end(train, config, '--cfg-options', 'batch_size=4', '--cfg-options', 'lr=1')
+    assert 'batch_size: ' in message and 'lr: ' in message
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        "dict(type='Constant', val=0.5)",
+        "{'type': 'Constant', 'val': 0.5}",
+        'dict(type=Constant,val=.5)',
+    ],
+)
+def test_dicts_are_values(config, value):
+    args = train.parse_args([config, '--cfg-options', f'model.backbone.init_cfg={value}'])
+    assert load_config(args).model.backbone.init_cfg == dict(type='Constant', val=0.5)
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('[1,2]', [1, 2]),
+        ('1,2', [1, 2]),
+        ('(0.9,0.95)', (0.9, 0.95)),
+        ('[dict(num_mix=2),(a.b,None)]', [dict(num_mix=2), ('a.b', None)]),
+        ('true', True),
+        ('1e-3', 1e-3),
+    ],
+)
+def test_other_values_are_those_of_mmengine(text, value):
+    cfg = Config(dict(model=dict(key=None)))
+    apply_options(cfg, [f'model.key={text}'])
+    assert cfg.model.key == value and type(cfg.model.key) is type(value)
+
+
+def test_the_corrected_command_starts_after_a_failed_one(config, tmp_path):
+    work_dir = tmp_path / 'run'
+    bad = ('--cfg-options', 'model.backbone.arch=tiny')
+    assert 'Arch tiny' in end(train, config, '--work-dir', work_dir, *bad)
+    assert list(work_dir.glob('*/vis_data'))  # it got that far
+    train.main([config, '--work-dir', str(work_dir)])
+    assert (work_dir / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize('content', [b'this is not a checkpoint', b'PK\x03\x04 cut', b''])
+def test_a_damaged_checkpoint_is_named(config, tmp_path, content):
+    file = tmp_path / 'damaged.pth'
+    file.write_bytes(content)
+    for verb, arguments in ((test_verb, [file]), (train, ['--resume', file])):
+        message = end(verb, config, *arguments, '--work-dir', tmp_path / verb.__name__)
+        assert f'{file} cannot be read: it is damaged' in message
+
+
+def test_ctrl_c_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
+    step = Runner.train
+
+    def train_and_interrupt(runner):
+        step(runner)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, 'train', train_and_interrupt)
+    assert end(train, config, '--work-dir', tmp_path) == '130'
+    checkpoint = tmp_path / 'epoch_1.pth'
+    assert f'interrupted: --resume continues from {checkpoint}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied', '/root'), OSError(28)])
+def test_errors_of_the_system_end_in_one_message(error):
+    with pytest.raises(SystemExit, match=type(error).__name__), exit_on_user_error():
+        raise error
+
+
+class Broken(Dataset):
+    """Fails in the worker."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError('8 of 40 images cannot be read:\n  a.png\nReplace them.')
+
+
+def test_errors_of_data_workers_come_without_their_traceback():
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    message = str(caught.value.code)
+    assert message.startswith('\nValueError: 8 of 40 images cannot be read:\n  a.png\nReplace')
+    assert 'Traceback' not in message
+
+
+@pytest.mark.parametrize('verbose', [True, False])
+def test_faults_of_the_code_keep_their_traceback(verbose):
+    with pytest.raises(RuntimeError, match='shapes'), exit_on_user_error(verbose):
+        raise RuntimeError('shapes differ')
+    if verbose:
+        with pytest.raises(ValueError, match="user's"), exit_on_user_error(verbose):
+            raise ValueError("a user's")

@@ -1,0 +1,96 @@
+"""The command, its verbs and their help; recipes by name."""
+
+import runpy
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import mmpatchmix
+from mmpatchmix.checkpoints.convert import TARGETS
+from mmpatchmix.cli import convert, evaluate
+from mmpatchmix.cli.find_config import find_config, list_recipes
+from mmpatchmix.cli.main import VERBS, main
+from mmpatchmix.evaluation.judge import JUDGEMENTS
+
+HEAVY = ('torch', 'mmcv', 'mmpretrain', 'mmdet', 'numpy')
+CHILD = f"""
+import sys
+from mmpatchmix.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    print('status', end.code, 'loaded', loaded)
+"""
+
+
+@pytest.mark.parametrize('verb', [*VERBS])
+@pytest.mark.parametrize(('arguments', 'status'), [(['--help'], 0), (['--no-such'], 2)])
+def test_help_and_mistakes_answer_before_anything_heavy_is_imported(verb, arguments, status):
+    done = subprocess.run(
+        [sys.executable, '-c', CHILD, verb, *arguments], capture_output=True, text=True, check=True
+    )
+    assert f'status {status} loaded []' in done.stdout, done.stdout + done.stderr
+    assert 'usage: ' in done.stdout + done.stderr
+
+
+def test_choices_are_those_of_the_rooms_behind():
+    assert convert.TARGETS == TARGETS and evaluate.JUDGEMENTS == JUDGEMENTS
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help']])
+def test_the_command_alone_lists_the_verbs(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        sys.exit(main(arguments))
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(f'  {verb} ' in text and line in text for verb, line in VERBS.items())
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(['--version'])
+    assert capsys.readouterr().out.strip() == f'mmpatchmix {mmpatchmix.__version__}'
+
+
+def test_an_unknown_verb_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['trian'])
+    assert end.value.code == 2 and "'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('verb', [*VERBS])
+def test_files_in_tools_are_the_verbs(monkeypatch, verb):
+    file = {'convert': 'convert_checkpoint'}.get(verb, verb)
+    module = import_module(f'mmpatchmix.cli.{verb}')
+    monkeypatch.setattr(module, 'main', lambda: 7)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(f'tools/{file}.py', run_name='__main__')
+    assert end.value.code == 7
+
+
+def test_recipes_are_found_by_name_from_anywhere(monkeypatch, tmp_path):
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    for name in ('patchmix_vit-digits', 'linear/vit-s_in1k', 'coco/mask-rcnn_vit-s_fpn_1x'):
+        assert find_config(name).samefile(root / 'configs' / f'{name}.py')
+    assert not any(name.startswith('_base_') for name in list_recipes())
+    own = tmp_path / 'patchmix_vit-digits.py'
+    own.touch()
+    assert find_config('patchmix_vit-digits.py') == Path(own.name)
+
+
+@pytest.mark.parametrize(
+    ('name', 'near'),
+    [
+        ('patchmix_vit-digit', 'patchmix_vit-digits'),
+        ('configs/patchmix_vit-digit.py', 'patchmix_vit-digits'),
+        ('vit-s_in1k', 'finetune/vit-s_in1k or linear/vit-s_in1k'),
+    ],
+)
+def test_an_unknown_recipe_lists_near_ones(name, near):
+    with pytest.raises(FileNotFoundError, match=f'no config {name}, .* did you mean {near}'):
+        find_config(name)

@@ -1,8 +1,10 @@
 """Packaging of mmpatchmix: version ranges here, exact pins in requirements/."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = {}
@@ -27,7 +29,34 @@ TRAINING = [
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
 # To write checkpoints for Hugging Face's ViT.
 EXCHANGE = ['transformers>=4.50']
-TEST = ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'patchmix==0.1', 'ruff>=0.8']
+TEST = [
+    'pytest>=8',
+    'pytest-randomly>=3.16',
+    'pytest-xdist>=3.5',
+    'hypothesis>=6.100',
+    'patchmix==0.1',
+    'ruff>=0.8',
+    'setuptools>=77',
+]
+
+
+class BuildWithConfigs(build_py):
+    """Copy configs/ and tools/ into the package as ``.mim``, where OpenMMLab's programs look.
+
+    An editable installation copies nothing: there they are read where they are.
+    """
+
+    def run(self) -> None:
+        """Build the modules, then copy."""
+        super().run()
+        if self.editable_mode:
+            return
+        mim = Path(self.build_lib) / 'mmpatchmix' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)  # what an earlier build left behind
+        # setup.sh and demo_coco.py belong to a clone of the repository.
+        skip = shutil.ignore_patterns('__pycache__', 'setup.sh', 'demo_coco.py')
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, mim / folder, ignore=skip)
 
 
 setup(
@@ -45,4 +74,7 @@ setup(
         'exchange': EXCHANGE,
         'all': DETECTION + EXCHANGE + TEST,
     },
+    entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
+    cmdclass={'build_py': BuildWithConfigs},
+    zip_safe=False,
 )

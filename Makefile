@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: make demo, make test.
-PYTHON ?= python3.11
+# Empty: the newest suitable one that tools/setup.sh finds.
+PYTHON ?=
 PY := .venv/bin/python
 STAMP := .venv/.installed
 # Two threads suit the small networks of the demos. They sleep while they wait for each other:

@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Tell which side limits a training; ``--help`` says more."""
+"""The verb ``mmpatchmix benchmark`` as a file, as in other OpenMMLab projects."""
+
+import sys
 
 from mmpatchmix.cli.benchmark import main
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -231,7 +231,7 @@ def test_the_tool(own, tmp_path):
     make_timm_vit().load_state_dict(load_file(written), strict=True)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1
-    assert again.stderr.splitlines()[-1].endswith('remove it or choose another name.')
+    assert again.stderr.splitlines()[-2].endswith('remove it or choose another name.')
 
 
 def test_metadata_travels(own, tmp_path):

@@ -31,7 +31,7 @@ def test_shipped_configs_have_no_unknown_key(path):
         ({'model.backbone.drop_path': 0.1}, r'backbone\.drop_path: .* drop_path_rate'),
         ({'model.type': 'mmpatchmix.PatchMx'}, r'no mmpatchmix\.PatchMx; did you mean .*PatchMix'),
         ({'default_hooks.momentum.start': 0.9}, r'momentum\.start: .* momentum'),
-        ({'param_scheduler.0.warmup': 3}, r'param_scheduler\[0\]\.warmup'),
+        ({'param_scheduler.0.warmup': 3}, r'param_scheduler\.0\.warmup'),
         ({'val_cfg.neighbors': 3}, r'val_cfg\.neighbors'),
         ({'optim_wraper': dict()}, r'optim_wraper: did you mean optim_wrapper'),
         ({'train_dataloder': dict()}, r'train_dataloder: did you mean train_dataloader'),

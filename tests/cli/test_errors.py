@@ -51,7 +51,7 @@ def end(verb, *arguments) -> str:
         ('train_dataloader.drop_last=flase', ["drop_last='flase' must be True or False"]),
         ('model.backbone.arch=tiny', ['Arch tiny', 'model.backbone (']),
         ('default_hooks.new.interval=3', ['"type"', 'default_hooks.new of the config']),
-        ('optim_wrapper.optimizer.type=AdamWW', ['AdamWW is not in', 'optim_wrapper.optimizer (']),
+        ('optim_wrapper.optimizer.type=AdamWW', ['optim_wrapper.optimizer.type', 'mean AdamW?']),
         ('model.backbone.in_channels=5', ['3 channels, model.backbone.in_channels=5']),
         ('param_scheduler.7.eta_min=3', ['--cfg-options: ', '7']),
         ('model.backbone', ['--cfg-options model.backbone: write KEY=VALUE']),

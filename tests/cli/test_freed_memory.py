@@ -11,20 +11,21 @@ from mmpatchmix.cli.freed_memory import USERS_OWN_SETTINGS
 
 # 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system has those.
 FEW = 20
-# Counts the pages that are given out for a block of a size that was freed before. Once something
-# small may have taken the place of its first byte, so that the block moves: hence the median.
+# Counts the pages that are given out for a block of a size that was freed before. A step is one of
+# many: at first the block moves on whenever something small has taken the place of its first byte,
+# some ten times at most, then it finds its place again each time.
 CHILD = """
 import resource
 import statistics
 import torch
 from mmpatchmix.cli.freed_memory import keep_freed_memory
 taken = keep_freed_memory()
-counts = []
-for _ in range(10):
+counts = [0] * 60
+for index in range(len(counts)):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
-    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(taken, statistics.median_high(counts[1:]))
+    counts[index] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(taken, statistics.median_high(counts[30:]))
 """
 
 

@@ -81,10 +81,11 @@ def test_install_twice_adds_one_finder():
     assert sum(isinstance(finder, mmcv_ops._ExtFinder) for finder in sys.meta_path) == 1
 
 
-def test_the_stack_imports_silently():
+def test_the_stack_imports_silently_for_the_command_line():
     done = run(
-        'from mmpatchmix.compat import prepare_openmmlab\n'
-        'prepare_openmmlab()\n'
+        'import mmpatchmix.registry\n'
+        'from mmpatchmix.cli.console import quiet_stack\n'
+        'quiet_stack()\n'
         'import mmpretrain.models, mmpretrain.datasets, mmdet.apis\n'
     )
     assert (done.stdout, done.stderr) == ('', '')

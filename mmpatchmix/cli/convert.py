@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         # Here, not above: importing takes seconds, and --help is to answer at once.
-        from mmpatchmix.checkpoints import convert_checkpoint
         from mmpatchmix.cli.console import quiet_stack
 
-        quiet_stack()
+        quiet_stack()  # before what it silences is imported
+        from mmpatchmix.checkpoints import convert_checkpoint
+
         print(
             convert_checkpoint(
                 args.source, args.destination, args.to, args.encoder, args.num_heads, args.img_size

@@ -28,6 +28,7 @@ def describe_run(runner: Runner) -> list[str]:
     micro_batch = cfg.model.get('micro_batch_size')
     facts = {
         'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}',
+        **_views(cfg),
         'batch': f'{per_rank} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else '')
         + (f', queries in micro-batches of {micro_batch}' if micro_batch else ''),
@@ -40,6 +41,18 @@ def describe_run(runner: Runner) -> list[str]:
         'output': str(runner.work_dir),
     }
     return [f'  {name:<14}{fact}' for name, fact in facts.items()]
+
+
+def _views(cfg) -> dict[str, str]:
+    """Say how many crops of which size; nothing for pipelines without ours."""
+    pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
+    for crops in pipeline:
+        if 'global_size' in crops:
+            text = f'2 of {crops["global_size"]}'
+            if crops.get('num_local'):
+                text += f' and {crops["num_local"]} of {crops.get("local_size", 96)}'
+            return {'crops': f'{text} pixels per image'}
+    return {}
 
 
 def _workers(num_workers: int) -> str:

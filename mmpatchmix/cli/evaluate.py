@@ -68,14 +68,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
+    from mmpatchmix.cli.console import quiet_stack
+
+    quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
 
     from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.console import quiet_stack
     from mmpatchmix.cli.work_dir import clear_earlier_run, find_checkpoint
     from mmpatchmix.evaluation import judge
 
-    quiet_stack()
     cfg = load_config(args)
     checkpoint = find_checkpoint(args.checkpoint)
     if args.work_dir is None:

@@ -33,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def test(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
+    from mmpatchmix.cli.console import quiet_stack
+
+    quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
 
     from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.console import quiet_stack
     from mmpatchmix.cli.work_dir import find_checkpoint
 
-    quiet_stack()
     cfg = load_config(args)
     cfg.load_from, cfg.resume = find_checkpoint(args.checkpoint), False
     if not cfg.get('test_cfg'):

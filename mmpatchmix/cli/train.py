@@ -92,17 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
+    from mmpatchmix.cli.console import quiet_stack
+
+    quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
     from mmengine.runner import find_latest_checkpoint
 
     from mmpatchmix.cli.build_runner import build_runner
     from mmpatchmix.cli.check_run import check_run
-    from mmpatchmix.cli.console import quiet_stack
     from mmpatchmix.cli.describe_run import describe_run
     from mmpatchmix.cli.dry_run import run_one_step
     from mmpatchmix.cli.work_dir import settle_work_dir
 
-    quiet_stack()
     cfg = load_config(args)
     apply_arguments(cfg, args)
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-') as scratch:

@@ -80,7 +80,7 @@ def test_training_tells_and_writes_what_a_user_looks_for(trained):
     (log,) = work_dir.glob('*/*.log')
     # The console is for people, the file has everything.
     assert 'System environment' not in text and 'System environment' in log.read_text()
-    assert 'Hooks will be executed' not in text
+    assert 'Hooks will be executed' not in text and 'OneDL' not in text
 
 
 def test_a_second_run_does_not_bury_the_first(config, trained):

@@ -1,0 +1,56 @@
+"""What `pip install` brings along: the command, the recipes and the tools."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel of this tree, built without a network."""
+    folder = tmp_path_factory.mktemp('wheel')
+    left_out = shutil.ignore_patterns(
+        '.*', 'work_dirs', 'build', 'data', '*.egg-info', '__pycache__'
+    )
+    shutil.copytree(ROOT, folder / 'source', ignore=left_out)
+    command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--quiet']
+    subprocess.run([*command, '--wheel-dir', folder, folder / 'source'], check=True)
+    (path,) = folder.glob('*.whl')
+    return path
+
+
+def test_the_wheel_holds_every_recipe_and_tool_and_the_command(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = (name for name in names if name.endswith('/entry_points.txt'))
+        assert 'mmpatchmix = mmpatchmix.cli.main:main' in archive.read(entry_points).decode()
+    configs = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.py')}
+    tools = {f'tools/{name}' for name in ('train.py', 'test.py', 'dist_train.sh', 'torchrun.sh')}
+    assert len(configs) > 40
+    assert {f'mmpatchmix/.mim/{name}' for name in configs | tools} <= names
+    assert not any(name.startswith('tests/') for name in names)
+
+
+def test_a_recipe_runs_by_its_name_from_an_empty_folder(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / 'installed')
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    done = subprocess.run(
+        [sys.executable, '-m', 'mmpatchmix', 'train', 'patchmix_vit-digits', '--dry-run'],
+        cwd=empty,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'installed'), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'Everything builds and trains; nothing was written.' in done.stdout
+    assert 'OneDL' not in done.stdout + done.stderr
+    assert list(empty.iterdir()) == []

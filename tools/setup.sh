@@ -11,21 +11,21 @@ LOG=.venv/install.log
 die() { printf '\nsetup stopped: %s\n' "$*" >&2; exit 1; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
-suits() { case $1 in 3.11 | 3.12 | 3.13) return 0 ;; *) return 1 ;; esac; }
+suits() { case $1 in 3.10 | 3.11 | 3.12 | 3.13) return 0 ;; *) return 1 ;; esac; }
 
 if [ -z "$PYTHON" ]; then  # the newest one that suits, and that can make environments
-  for name in python3.13 python3.12 python3.11 python3 python; do
+  for name in python3.13 python3.12 python3.11 python3.10 python3 python; do
     suits "$(version_of "$name")" && "$name" -c 'import ensurepip, venv' 2>/dev/null || continue
     PYTHON=$name
     break
   done
   [ -n "$PYTHON" ] ||
-    die 'no Python from 3.11 to 3.13 with its venv module was found. On Debian or Ubuntu: apt-get install python3-venv; or name one: make setup PYTHON=/path/to/python3.12'
+    die 'no Python from 3.10 to 3.13 with its venv module was found. On Debian or Ubuntu: apt-get install python3-venv; or name one: make setup PYTHON=/path/to/python3.12'
 fi
 version=$(version_of "$PYTHON") ||
   die "'$PYTHON' does not run. Name a working one: make setup PYTHON=/path/to/python3.12"
 suits "$version" ||
-  die "the pinned stack is for Python 3.11 to 3.13 and '$PYTHON' is $version. Name another: make setup PYTHON=/path/to/python3.12"
+  die "the pinned stack is for Python 3.10 to 3.13 and '$PYTHON' is $version. Name another: make setup PYTHON=/path/to/python3.12"
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
   die "'$PYTHON' has no venv module. On Debian or Ubuntu: apt-get install python$version-venv"
 

@@ -59,5 +59,7 @@ def computes_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != 'cpu':
         return False
+    if not hasattr(torch.cpu, 'get_capabilities'):  # torch before 2.9
+        return torch.cpu._is_avx512_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))

@@ -4,6 +4,7 @@ from mmpatchmix.models.contrastive_head import ContrastiveHead
 from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
+from mmpatchmix.models.other_mixings import cut_mix, mix_up, resize_mix
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.models.unwrap_model import unwrap_model
 from mmpatchmix.models.vit import PatchMixViT, PretrainedViT
@@ -15,9 +16,12 @@ __all__ = [
     'PatchMixDataPreprocessor',
     'PatchMixViT',
     'PretrainedViT',
+    'cut_mix',
     'draw_groups',
     'mix_patches',
     'mix_to_mix',
     'mix_to_source',
+    'mix_up',
+    'resize_mix',
     'unwrap_model',
 ]

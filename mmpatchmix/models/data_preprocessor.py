@@ -1,13 +1,20 @@
 """From the workers' uint8 crops to augmented, normalised, mixed views on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
-from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
-from mmpatchmix.registry import MODELS
+from mmpatchmix.models.mixing import (
+    draw_groups,
+    group_shares,
+    mix_patches,
+    shares_to_mix,
+    shares_to_source,
+)
+from mmpatchmix.registry import FUNCTIONS, MODELS
 from mmpatchmix.views.pack_views import VIEWS, channels_first
 
 
@@ -29,7 +36,8 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     - ``local_views``, ``mixed_local_views``: ``(L, N, 3, h, w)``
     - ``mix_to_source``, ``mix_to_mix``, ``local_mix_to_source``: soft targets, see
       :mod:`mmpatchmix.models.mixing`
-    - ``groups``: what was mixed, by view: ``(T,)`` int64, ``(L, T)`` for local crops
+    - ``groups``: what was mixed, by view: ``(T,)`` int64, ``(L, T)`` for local crops; only of
+      PatchMix itself, not of another ``mixing``
 
     Every mix draws its own permutation, from torch's generator on the CPU. In
     evaluation ``inputs`` is one ``(N, 3, H, W)`` tensor, which is normalised only.
@@ -46,6 +54,9 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             need not be the ViT's.
         mix_prob: Probability of mixing a batch, in [0, 1]; otherwise its
             mixtures are the images themselves.
+        mixing: How to mix instead of by patches, as a dict: ``type`` is a function of
+            :data:`mmpatchmix.registry.FUNCTIONS` (``mmpatchmix.mix_up``, ``mmpatchmix.cut_mix``,
+            ``mmpatchmix.resize_mix``), the rest its arguments.
         augment: Configs of ``mmpatchmix.ViewAugment`` by view: ``view_1``, ``view_2``,
             ``local_views``. Views left out are not augmented.
         to_rgb: Whether the channels arrive in BGR order (as mmcv loads them).
@@ -62,6 +73,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         num_mix: int | Sequence[int] = 2,
         patch_size: int = 16,
         mix_prob: float = 1.0,
+        mixing: dict | None = None,
         augment: dict | None = None,
         to_rgb: bool = True,
         non_blocking: bool = True,
@@ -85,6 +97,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         self.num_mix_choices = choices
         self.patch_size = patch_size
         self.mix_prob = mix_prob
+        self.mixing = _find_mixing(mixing)
         self.augment = nn.ModuleDict({view: MODELS.build(cfg) for view, cfg in augment.items()})
 
     @torch.no_grad()
@@ -143,27 +156,52 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         num_mix = self.num_mix_choices[int(torch.randint(len(self.num_mix_choices), ()))]
         if torch.rand(()) >= self.mix_prob:
             num_mix = 1
-        mixed_1, groups_1 = self._mix_view(views['view_1'], num_mix)
-        mixed_2, groups_2 = self._mix_view(views['view_2'], num_mix)
+        mix = partial(self.mixing or self._mix_patches, num_mix=num_mix)
+        (mixed_1, shares_1, *groups_1), (mixed_2, shares_2, *groups_2) = (
+            mix(views[name]) for name in ('view_1', 'view_2')
+        )
         mixed = {
             'mixed_view_1': mixed_1,
             'mixed_view_2': mixed_2,
-            'mix_to_source': mix_to_source(groups_2, num_mix),
-            'mix_to_mix': mix_to_mix(groups_2, groups_1, num_mix),
-            'groups': {'view_1': groups_1, 'view_2': groups_2},
+            'mix_to_source': shares_to_source(shares_2),
+            'mix_to_mix': shares_to_mix(shares_2, shares_1),
         }
+        if not self.mixing:
+            mixed['groups'] = {'view_1': groups_1[0], 'view_2': groups_2[0]}
         if 'local_views' in views:
-            crops, groups = zip(
-                *(self._mix_view(crop, num_mix) for crop in views['local_views']), strict=True
-            )
-            mixed['mixed_local_views'] = torch.stack(crops)  # (L, N, 3, h, w)
-            # Targets depend on the group shares alone, which all crops have in common.
-            mixed['local_mix_to_source'] = mix_to_source(groups[0], num_mix)
-            mixed['groups']['local_views'] = torch.stack(groups)  # (L, T)
+            self._mix_local_views(views['local_views'], mixed, mix)
         return mixed
 
-    def _mix_view(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor]:
+    def _mix_local_views(self, crops: Tensor, mixed: dict, mix: Callable) -> None:
+        """Add the mixtures of local crops ``(L, N, 3, h, w)``; all crops have the same shares."""
+        if self.mixing:  # shares are drawn: one draw for all crops, as if they were channels
+            as_channels = crops.transpose(0, 1).flatten(1, 2)  # (N, L * 3, h, w)
+            views, shares = mix(as_channels)
+            views = views.unflatten(1, (len(crops), -1)).transpose(0, 1)
+        else:
+            views, (shares, *_), groups = zip(*map(mix, crops), strict=True)
+            views, mixed['groups']['local_views'] = torch.stack(views), torch.stack(groups)
+        mixed['mixed_local_views'] = views  # (L, N, 3, h, w)
+        mixed['local_mix_to_source'] = shares_to_source(shares)
+
+    def _mix_patches(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor, Tensor]:
         height, width = view.shape[-2:]
         num_patches = (height // self.patch_size) * (width // self.patch_size)
         groups = draw_groups(num_patches, num_mix)
-        return mix_patches(view, groups, self.patch_size), groups
+        mixed = mix_patches(view, groups, self.patch_size)
+        return mixed, group_shares(groups, num_mix), groups
+
+
+def _find_mixing(mixing: dict | None) -> Callable | None:
+    if mixing is None:
+        return None
+    settings = dict(mixing)
+    name = settings.pop('type', None)
+    function = FUNCTIONS.get(name) if isinstance(name, str) else name
+    if not callable(function):
+        raise ValueError(
+            f"data_preprocessor.mixing={mixing} names no function: 'mmpatchmix.mix_up', "
+            "'mmpatchmix.cut_mix' or 'mmpatchmix.resize_mix', or one of your own that is "
+            'registered in mmpatchmix.registry.FUNCTIONS.'
+        )
+    return partial(function, **settings)

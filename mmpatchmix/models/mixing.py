@@ -96,7 +96,7 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     return lines.index_select(0, source.flatten()).view(images.shape)
 
 
-def _group_shares(groups: Tensor, num_mix: int) -> Tensor:
+def group_shares(groups: Tensor, num_mix: int) -> Tensor:
     """Compute the share of the positions in each group, ``(M,)`` float32; it sums to 1."""
     return groups.bincount(minlength=num_mix).float() / groups.numel()
 
@@ -115,7 +115,7 @@ def mix_to_source(groups: Tensor, num_mix: int) -> Target:
         float32, which sum to 1. Offsets that wrap onto the same image (``N < M``)
         add up.
     """
-    return torch.arange(num_mix, device=groups.device), _group_shares(groups, num_mix)
+    return shares_to_source(group_shares(groups, num_mix))
 
 
 def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target:
@@ -135,8 +135,17 @@ def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target
         ``(2M-1,)`` float32, which sum to 1. Offsets that wrap onto the same
         image add up.
     """
-    query_shares = _group_shares(query_groups, num_mix)
-    key_shares = _group_shares(key_groups, num_mix)
+    return shares_to_mix(group_shares(query_groups, num_mix), group_shares(key_groups, num_mix))
+
+
+def shares_to_source(shares: Tensor) -> Target:
+    """Compute :func:`mix_to_source` of any mix whose image ``n + j`` has ``shares[j]`` ``(M,)``."""
+    return torch.arange(len(shares), device=shares.device), shares
+
+
+def shares_to_mix(query_shares: Tensor, key_shares: Tensor) -> Target:
+    """Compute :func:`mix_to_mix` of two mixes of ``M`` images with these shares, each ``(M,)``."""
+    num_mix = len(query_shares)
     joint = torch.outer(query_shares, key_shares)  # (M, M), entry (j, j')
     index = torch.arange(num_mix, device=joint.device)
     difference = index[:, None] - index[None, :]  # j - j'

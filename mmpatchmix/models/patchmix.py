@@ -14,6 +14,9 @@ from mmpatchmix.models.contrastive_head import Contrast
 from mmpatchmix.models.large_batch_step import train_in_micro_batches
 from mmpatchmix.registry import MODELS
 
+# Of the paper. Local terms are means over the crops.
+LOSS_WEIGHTS = dict(source=1.0, mix_source=0.5, mix_mix=0.5, local=1.0, mix_local=1.0)
+
 
 @MODELS.register_module()
 class PatchMix(BaseSelfSupervisor):
@@ -28,6 +31,8 @@ class PatchMix(BaseSelfSupervisor):
             from the query encoder, without gradient.
         data_preprocessor: Config of the
             :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
+        loss_weights: Weights of the terms by name, where they are not the paper's (``source`` 1,
+            ``mix_source`` and ``mix_mix`` 1/2, ``local`` and ``mix_local`` 1). 0 removes a term.
         micro_batch_size: Images per rank whose queries are in memory at once. The batch
             of the data loader stays the one that is contrasted and stepped on, see
             :func:`~mmpatchmix.models.large_batch_step.train_in_micro_batches`. None takes
@@ -37,7 +42,8 @@ class PatchMix(BaseSelfSupervisor):
         init_cfg: As in mmengine.
 
     Raises:
-        ValueError: If ``micro_batch_size`` is below 1.
+        ValueError: If ``micro_batch_size`` is below 1, or ``loss_weights`` name an unknown term,
+            are negative or all 0.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class PatchMix(BaseSelfSupervisor):
         head: dict,
         momentum_encoder: dict | None = None,
         data_preprocessor: dict | nn.Module | None = None,
+        loss_weights: dict[str, float] | None = None,
         micro_batch_size: int | None = None,
         compile: bool | dict = False,
         init_cfg: dict | None = None,
@@ -66,6 +73,14 @@ class PatchMix(BaseSelfSupervisor):
         self.momentum_encoder = momentum_encoder and MODELS.build(
             momentum_encoder, default_args=dict(backbone=self.backbone, neck=self.neck)
         )
+        self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
+        if self.loss_weights.keys() != LOSS_WEIGHTS.keys() or not (
+            min(self.loss_weights.values()) >= 0 < max(self.loss_weights.values())
+        ):
+            raise ValueError(
+                f'model.loss_weights={loss_weights}: weights of {", ".join(LOSS_WEIGHTS)}, none '
+                'below 0 and not all of them 0.'
+            )
         self.micro_batch_size = micro_batch_size
         self.compile_options = {} if compile is True else compile or None
         if self.compile_options is not None:
@@ -140,9 +155,9 @@ class PatchMix(BaseSelfSupervisor):
 
         contrast = partial(self.head.contrast, images=inputs.get('images'))
         terms = [
-            Term('source', 1.0, [contrast(q1, k2)]),
-            Term('mix_source', 0.5, [contrast(q2_mixed, k1, inputs['mix_to_source'])]),
-            Term('mix_mix', 0.5, [contrast(q2_mixed, k1_mixed, inputs['mix_to_mix'])]),
+            Term('source', [contrast(q1, k2)]),
+            Term('mix_source', [contrast(q2_mixed, k1, inputs['mix_to_source'])]),
+            Term('mix_mix', [contrast(q2_mixed, k1_mixed, inputs['mix_to_mix'])]),
         ]
         if 'local_views' in inputs:
             # (L, N, C, h, w) -> (L * N, C, h, w): one view group, averaged over the crops.
@@ -150,10 +165,10 @@ class PatchMix(BaseSelfSupervisor):
             q_local, q_local_mixed = (self.head.predict(z) for z in self.project(crops))
             target = inputs['local_mix_to_source']
             terms += [
-                Term('local', 1.0, [contrast(q_local, k) for k in (k1, k2)]),
-                Term('mix_local', 1.0, [contrast(q_local_mixed, k, target) for k in (k1, k2)]),
+                Term('local', [contrast(q_local, k) for k in (k1, k2)]),
+                Term('mix_local', [contrast(q_local_mixed, k, target) for k in (k1, k2)]),
             ]
-        return summarise(terms)
+        return summarise(terms, self.loss_weights)
 
     def _refuse_to_ignore_micro_batches(self, inputs: dict) -> None:
         num_images = len(inputs['view_1'])
@@ -231,18 +246,18 @@ def encode(
 
 
 class Term(NamedTuple):
-    """One term of the loss: a weighted sum of contrasts."""
+    """One term of the loss: a sum of contrasts."""
 
     name: str
-    weight: float
     contrasts: list[Contrast]
 
 
-def summarise(terms: Sequence[Term]) -> dict[str, Tensor]:
+def summarise(terms: Sequence[Term], weights: dict[str, float]) -> dict[str, Tensor]:
     """Name the losses by term and add the figures that tell how good they are.
 
     Args:
         terms: The terms of the loss.
+        weights: By name of the term; a term of weight 0 is left out.
 
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
@@ -250,7 +265,9 @@ def summarise(terms: Sequence[Term]) -> dict[str, Tensor]:
         is above the entropy of its targets, the least it could be, in nats.
     """
     losses, accuracies, kl = {}, {}, 0.0
-    for name, weight, contrasts in terms:
+    for name, contrasts in terms:
+        if not (weight := weights[name]):
+            continue
         losses[f'loss_{name}'] = weight * sum(contrast.loss for contrast in contrasts)
         hits = sum(contrast.accuracy for contrast in contrasts)
         accuracies[f'acc_{name}'] = hits / len(contrasts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def draw_mixed(
-    sources: Tensor, mixed: Tensor, groups: Tensor, patch_size: int, path: str | Path
+    sources: Tensor, mixed: Tensor, groups: Tensor | None, patch_size: int, path: str | Path
 ) -> Figure:
     """Draw one mix, an image a column.
 
@@ -20,44 +20,50 @@ def draw_mixed(
     Args:
         sources: ``(N, 3, H, W)`` float, RGB in [0, 1], on the CPU.
         mixed: ``(N, 3, H, W)``, likewise.
-        groups: ``(T,)`` int64, the groups of the mix.
+        groups: ``(T,)`` int64, the groups of the mix; None, of a mix by other than patches,
+            leaves out row 3.
         patch_size: Of the mix, in pixels.
         path: PNG file to write; its folder must exist.
 
     Returns:
-        What was written, with 3 x N axes in reading order.
+        What was written, with 3 x N or 2 x N axes in reading order.
     """
     num_images, _, height, width = sources.shape
-    rows, columns = height // patch_size, width // patch_size
     colours = colormaps['tab10'](np.arange(num_images) % 10)[:, :3]  # (N, 3)
-    origin = (torch.arange(num_images)[:, None] + groups).remainder(num_images)
-    origin = origin.view(num_images, rows, columns).numpy()
-
-    figure = Figure(figsize=(1.6 * num_images + 1.1, 5.6), layout='constrained', dpi=110)
-    axes = figure.subplots(3, num_images, squeeze=False)
+    labels = ['source images', 'mixed images', 'source of each patch'][: 2 if groups is None else 3]
+    size = 1.6 * num_images + 1.1, 1.87 * len(labels)
+    figure = Figure(figsize=size, layout='constrained', dpi=110)
+    axes = figure.subplots(len(labels), num_images, squeeze=False)
     for n in range(num_images):
         axes[0, n].imshow(sources[n].permute(1, 2, 0).clamp(0, 1), interpolation='nearest')
         axes[0, n].set_title(f'image {n}', color=colours[n], fontsize=10, fontweight='bold')
         axes[1, n].imshow(mixed[n].permute(1, 2, 0).clamp(0, 1), interpolation='nearest')
-        axes[2, n].imshow(colours[origin[n]], interpolation='nearest')
-        if max(rows, columns) <= 8:  # larger grids leave no room for numbers
-            for (row, column), index in np.ndenumerate(origin[n]):
-                axes[2, n].text(
-                    column, row, str(index), ha='center', va='center', color='white', fontsize=9
-                )
-        for axis in axes[:, n]:
-            axis.set(xticks=[], yticks=[])
         for spine in axes[0, n].spines.values():
             spine.set(edgecolor=colours[n], linewidth=3)
-    for axis, label in zip(
-        axes[:, 0], ('source images', 'mixed images', 'source of each patch'), strict=True
-    ):
+    title = 'a mix of images of the batch'
+    if groups is not None:
+        rows, columns = height // patch_size, width // patch_size
+        origin = (torch.arange(num_images)[:, None] + groups.cpu()).remainder(num_images)
+        _draw_origin(axes[2], origin.view(num_images, rows, columns).numpy(), colours)
+        title = (
+            f'PatchMix: each mixed image takes its {rows * columns} patches from '
+            f'{int(groups.max()) + 1} images of the batch'
+        )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, fontsize=11)
-    num_mix = int(groups.max()) + 1
-    figure.suptitle(
-        f'PatchMix: each mixed image takes its {rows * columns} patches from {num_mix} images of '
-        'the batch',
-        fontsize=11,
-    )
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path)
     return figure
+
+
+def _draw_origin(axes: np.ndarray, origin: np.ndarray, colours: np.ndarray) -> None:
+    """Draw which image ``(N, rows, columns)`` each patch is of, in the images' colours."""
+    for axis, numbers in zip(axes, origin, strict=True):
+        axis.imshow(colours[numbers], interpolation='nearest')
+        if max(numbers.shape) <= 8:  # larger grids leave no room for numbers
+            for (row, column), index in np.ndenumerate(numbers):
+                axis.text(
+                    column, row, str(index), ha='center', va='center', color='white', fontsize=9
+                )

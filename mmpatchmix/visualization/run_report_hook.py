@@ -88,7 +88,7 @@ class RunReportHook(Hook):
         draw_mixed(
             inputs['view_1'].cpu() * std + mean,
             inputs['mixed_view_1'].cpu() * std + mean,
-            inputs['groups']['view_1'].cpu(),
+            inputs['groups']['view_1'] if 'groups' in inputs else None,
             preprocessor.patch_size,
             path,
         )

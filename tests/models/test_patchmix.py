@@ -181,3 +181,28 @@ def test_a_forgotten_momentum_update_is_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         model.loss(inputs)
+
+
+def test_loss_weights_scale_and_remove_terms():
+    model = tiny_model().train()
+    inputs = prepare(model)
+    plain = copy.deepcopy(model).loss(inputs)
+    weighted = tiny_model(loss_weights=dict(source=2.0, mix_mix=0)).train()
+    weighted.load_state_dict(model.state_dict())
+    losses = weighted.loss(inputs)
+    assert losses.keys() == plain.keys() - {'loss_mix_mix', 'acc_mix_mix'}
+    torch.testing.assert_close(losses['loss_source'], 2 * plain['loss_source'])
+    torch.testing.assert_close(losses['loss_mix_source'], plain['loss_mix_source'])
+
+
+@pytest.mark.parametrize(
+    'weights',
+    [
+        dict(sorce=1.0),
+        dict(source=-1.0),
+        dict(source=0, mix_source=0, mix_mix=0, local=0, mix_local=0),
+    ],
+)
+def test_loss_weights_that_make_no_sense_are_refused(weights):
+    with pytest.raises(ValueError, match=r'model\.loss_weights'):
+        tiny_model(loss_weights=weights)

@@ -128,3 +128,10 @@ def test_random_states_return_after_an_error():
 def test_one_image_is_no_mix():
     with pytest.raises(ValueError, match='at least 2'):
         RunReportHook(num_images=1)
+
+
+def test_mixed_figure_of_another_mixing_has_no_row_of_origins(tmp_path):
+    images = torch.rand(3, 3, 8, 8)
+    figure = draw_mixed(images, images, None, 4, tmp_path / 'mixed.png')
+    assert len(figure.axes) == 6
+    assert 'PatchMix' not in figure.get_suptitle()

@@ -1,0 +1,100 @@
+"""Mixings of others under PatchMix's soft targets, to compare with.
+
+Each function mixes a batch and says which share the images have: mixed ``n`` holds ``shares[j]``
+of image ``(n + j) mod N``. One draw serves the whole batch, as in PatchMix. Choose one with
+``data_preprocessor.mixing=dict(type='mmpatchmix.cut_mix')``; register a function of your own, with
+the same arguments and results, in :data:`mmpatchmix.registry.FUNCTIONS`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmpatchmix.models.mixing import group_shares, mix_patches
+from mmpatchmix.registry import FUNCTIONS
+
+
+@FUNCTIONS.register_module()
+def mix_up(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mix by weighted sums of whole images (Mixup, https://arxiv.org/abs/1710.09412).
+
+    Args:
+        images: ``(N, C, H, W)`` floating point.
+        num_mix: ``M``.
+        alpha: Of the Dirichlet distribution of the weights; 1 is uniform, large is all equal.
+
+    Returns:
+        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)``, which sum to 1.
+    """
+    shares = draw_shares(num_mix, alpha)
+    mixed = sum(share * images.roll(-j, 0) for j, share in enumerate(shares.tolist()))
+    return mixed, shares
+
+
+@FUNCTIONS.register_module()
+def cut_mix(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mix by boxes cut out at the same place (CutMix, https://arxiv.org/abs/1905.04899).
+
+    Box ``j`` has the drawn share of the area before the border cuts it; of boxes that overlap the
+    later one is seen. The shares are those of the pixels that are left.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        num_mix: ``M``, so ``M - 1`` boxes.
+        alpha: As for :func:`mix_up`.
+
+    Returns:
+        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)``.
+    """
+    height, width = images.shape[-2:]
+    owner = torch.zeros(height, width, dtype=torch.int64)
+    for j, side in enumerate(draw_shares(num_mix, alpha).sqrt().tolist()[1:], 1):
+        rows, columns = (_draw_range(size, round(side * size)) for size in (height, width))
+        owner[rows, columns] = j
+    return mix_patches(images, owner.flatten(), 1), group_shares(owner.flatten(), num_mix)
+
+
+@FUNCTIONS.register_module()
+def resize_mix(
+    images: Tensor, num_mix: int, scale: tuple[float, float] = (0.1, 0.8)
+) -> tuple[Tensor, Tensor]:
+    """Mix by pasting other images, whole and smaller (ResizeMix, https://arxiv.org/abs/2012.11101).
+
+    Args:
+        images: ``(N, C, H, W)`` floating point.
+        num_mix: ``M``, so ``M - 1`` images are pasted; the later one is seen where they overlap.
+        scale: Range of the pasted side, as a part of the image's.
+
+    Returns:
+        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)`` of the pixels.
+    """
+    height, width = images.shape[-2:]
+    owner = torch.zeros(height, width, dtype=torch.int64)
+    mixed = images.clone()
+    for j in range(1, num_mix):
+        factor = scale[0] + (scale[1] - scale[0]) * float(torch.rand(()))
+        size = [max(1, int(factor * side)) for side in (height, width)]
+        top, left = (
+            int(torch.randint(side - small + 1, ()))
+            for side, small in zip((height, width), size, strict=True)
+        )
+        box = slice(top, top + size[0]), slice(left, left + size[1])
+        small = F.interpolate(images.roll(-j, 0), size, mode='bilinear', antialias=True)
+        mixed[..., box[0], box[1]] = small
+        owner[box] = j
+    return mixed, group_shares(owner.flatten(), num_mix)
+
+
+def draw_shares(num_mix: int, alpha: float) -> Tensor:
+    """Draw the shares ``(M,)`` of a mix from a symmetric Dirichlet distribution."""
+    if not alpha > 0:
+        raise ValueError(f'data_preprocessor.mixing.alpha={alpha} must be above 0.')
+    if num_mix == 1:
+        return torch.ones(1)  # the distribution gives a little less
+    return torch.distributions.Dirichlet(torch.full((num_mix,), float(alpha))).sample()
+
+
+def _draw_range(size: int, length: int) -> slice:
+    """Place ``length`` pixels around a random centre, cut at the borders."""
+    start = int(torch.randint(size, ())) - length // 2
+    return slice(max(start, 0), max(start + length, 0))

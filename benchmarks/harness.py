@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+import mmpatchmix.registry  # noqa: F401  before a benchmark imports mmpretrain
 from mmpatchmix.cli.describe_machine import describe_machine
 from mmpatchmix.cli.freed_memory import keep_freed_memory
 

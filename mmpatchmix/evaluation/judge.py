@@ -19,9 +19,13 @@ from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
 from mmpatchmix.evaluation.features import Features, extract_features, is_labelled
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
+from mmpatchmix.models import PatchMix, unwrap_model
+from mmpatchmix.visualization.similarity_figure import draw_similarity
 
-JUDGEMENTS = ('knn', 'linear', 'low-shot')
+JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity')
+# What `similarity` looks at: images that vote for each other's class; mixed images and draws.
+_MAX_COMPARED, _NUM_MIXED, _NUM_DRAWS = 10_000, 128, 16
 
 
 def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Features]:
@@ -102,7 +106,7 @@ def judge_classifiers(
     Args:
         train: Training set.
         test: Test set.
-        judgements: Of :data:`JUDGEMENTS`; kNN is passed over.
+        judgements: Of ``'linear'`` and ``'low-shot'``; others are passed over.
         fractions: Shares of labels for ``'low-shot'``.
         linear_epochs: Length of ``'linear'``.
         device: Where ``'linear'`` computes.
@@ -117,6 +121,46 @@ def judge_classifiers(
         metrics |= linear_probe(train, test, num_epochs=linear_epochs, device=device)
     for fraction in fractions if 'low-shot' in judgements else ():
         metrics |= low_shot(train, test, fraction)
+    return metrics
+
+
+def judge_similarity(runner: Runner, test: Features, folder: str | Path) -> dict[str, float]:
+    """Judge what similarity tells: shares of mixed images, and classes; in one process.
+
+    Args:
+        runner: As for :func:`load_features`, with the checkpoint loaded.
+        test: Test set; of more than 10,000 images every n-th.
+        folder: Where ``similarity.png`` goes.
+
+    Returns:
+        dict: ``similarity/share_error_m2`` and so on for mixes of 2, 3 and 4 images (of a PatchMix
+        model, see :func:`~mmpatchmix.evaluation.similarity.calibrate`), ``similarity/auroc`` and
+        ``similarity/precision_at_10`` and so on (with labels).
+    """
+    metrics: dict[str, float] = {}
+    model = unwrap_model(runner.model)
+    calibrations, agreement = {}, None
+    if isinstance(model, PatchMix):
+        dataset = runner.test_loop.dataloader.dataset
+        step = max(1, len(dataset) // _NUM_MIXED)
+        views = [dataset[i]['inputs'] for i in range(0, len(dataset), step)][:_NUM_MIXED]
+        images = model.data_preprocessor(dict(inputs=torch.stack(views)), False)['inputs']
+        for m in (2, 3, 4):
+            if m <= len(images):
+                shares = predict_shares(model, images, m, _NUM_DRAWS)
+                calibrations[m] = calibration = calibrate(shares)
+                metrics[f'similarity/share_error_m{m}'] = calibration['error']
+                metrics[f'similarity/share_mean_abs_error_m{m}'] = calibration['mean_abs_error']
+                metrics[f'similarity/share_correlation_m{m}'] = calibration['correlation']
+    if test.labels is not None:
+        step = -(-len(test.labels) // _MAX_COMPARED)
+        part = Features(test.features[::step], test.labels[::step])
+        agreement = class_agreement(part)
+        metrics |= {f'similarity/{name}': value for name, value in agreement.items()}
+    if calibrations or agreement:
+        path = Path(folder) / 'similarity.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_similarity(calibrations, agreement, path)
     return metrics
 
 
@@ -200,9 +244,22 @@ def format_table(metrics: dict[str, float]) -> str:
     if 'finetune/top1' in metrics:
         title = f'fine-tuned, {metrics["finetune/epochs"]:g} epochs'
         rows.append(_row(metrics, title, 'finetune/top1', 'finetune/top5'))
+    if any(name.startswith('similarity/') for name in metrics):
+        rows += [('', '', ''), *_similarity_rows(metrics)]
     width = max(len(row[0]) for row in rows)
     return '\n'.join(f'  {a:<{width}}  {b:>12}  {c:>8}'.rstrip() for a, b, c in rows)
 
 
 def _row(metrics: dict[str, float], title: str, top1: str, top5: str) -> tuple[str, str, str]:
     return title, f'{metrics[top1]:.1f}', f'{metrics[top5]:.1f}'
+
+
+def _similarity_rows(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+    titles = {
+        'auroc': 'AUROC, same class nearer than another (chance 0.5)',
+        **{f'precision_at_{k}': f'same class among the {k} nearest' for k in (1, 10, 100)},
+        **{f'share_error_m{m}': f'share of a mix of {m}, error of the curve' for m in (2, 3, 4)},
+    }
+    found = {title: metrics.get(f'similarity/{name}') for name, title in titles.items()}
+    rows = [(title, f'{value:.3f}', '') for title, value in found.items() if value is not None]
+    return [('similarity', '', ''), *rows]

@@ -138,6 +138,8 @@ def test_table():
         'finetune/top1': 70.0,
         'finetune/top5': 100.0,
         'finetune/epochs': 2.0,
+        'similarity/auroc': 0.75,
+        'similarity/share_error_m2': 0.1234,
     }
     lines = [line.split() for line in format_table(metrics).splitlines()]
     assert lines[1:] == [
@@ -146,6 +148,10 @@ def test_table():
         ['linear', 'on', 'features,', 'lr', '0.1', '60.0', '99.0'],
         ['1', '%', 'of', 'labels', '(10', 'images)', '30.0', '±', '2.0'],
         ['fine-tuned,', '2', 'epochs', '70.0', '100.0'],
+        [],
+        ['similarity'],
+        ['AUROC,', 'same', 'class', 'nearer', 'than', 'another', '(chance', '0.5)', '0.750'],
+        ['share', 'of', 'a', 'mix', 'of', '2,', 'error', 'of', 'the', 'curve', '0.123'],
     ]
 
 
@@ -168,6 +174,10 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     assert metrics['pixels/top1'] > 90  # digits are easy
     for name in ('knn', 'linear', 'lowshot_1pct', 'lowshot_10pct', 'finetune'):
         assert 5 < metrics[f'{name}/top1'] < 90
+    for m in (2, 3, 4):  # random weights say that all sources are alike
+        assert 0.05 < metrics[f'similarity/share_error_m{m}'] < 0.4
+    assert 0.5 < metrics['similarity/auroc'] < 0.9
+    assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
         assert row in done.stdout
     assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

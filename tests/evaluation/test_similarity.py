@@ -1,0 +1,133 @@
+"""Shares told by similarity: a model that knows them, one that does not, and pairs by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmpatchmix.evaluation import similarity
+from mmpatchmix.evaluation.features import Features
+from mmpatchmix.evaluation.similarity import (
+    Shares,
+    calibrate,
+    class_agreement,
+    draw_unequal_groups,
+    predict_shares,
+)
+from mmpatchmix.models.mixing import group_shares, mix_patches
+from tests.models.tiny import tiny_model
+
+
+def test_unequal_groups_leave_none_empty_and_take_every_size():
+    generator = torch.Generator().manual_seed(0)
+    sizes = set()
+    for _ in range(300):
+        groups = draw_unequal_groups(8, 2, generator)
+        count = groups.bincount(minlength=2)
+        assert count.sum() == 8 and (count > 0).all()
+        sizes.add(int(count[0]))
+    assert sizes == set(range(1, 8))
+    assert draw_unequal_groups(4, 4, generator).sort().values.tolist() == [0, 1, 2, 3]
+
+
+def test_positions_are_drawn_evenly():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([draw_unequal_groups(6, 3, generator) for _ in range(3000)])
+    for group in range(3):  # each position belongs to each group in a third of the draws
+        torch.testing.assert_close(
+            (draws == group).float().mean(0), torch.full((6,), 1 / 3), atol=0.04, rtol=0
+        )
+
+
+def test_predicted_shares_equal_those_computed_image_by_image():
+    model = tiny_model().eval()
+    images = torch.randn(5, 3, 16, 16)
+    shares = predict_shares(model, images, num_mix=3, num_draws=2, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    patch_size = model.data_preprocessor.patch_size
+    momentum = model.momentum_encoder
+    with torch.no_grad():
+        for draw in range(2):
+            groups = draw_unequal_groups((16 // patch_size) ** 2, 3, generator)
+            assert torch.equal(shares.true[draw], group_shares(groups, 3))
+            mixed = mix_patches(images, groups, patch_size)
+            for n in range(5):
+                query = model.head.predict(model.neck(model.backbone(mixed[[n]]))[0])[0]
+                keys = torch.stack(
+                    [
+                        momentum.neck(momentum.backbone(images[[(n + j) % 5]]))[0][0]
+                        for j in range(3)
+                    ]
+                )
+                cosine = F.cosine_similarity(query[None], keys)
+                expected = (cosine / model.head.temperature).softmax(0)
+                torch.testing.assert_close(
+                    shares.predicted[draw, n], expected, atol=1e-5, rtol=1e-4
+                )
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict_shares(model, torch.randn(4, 3, 16, 16), 2, num_draws=1)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_perfect_predictions_have_no_error():
+    true = torch.tensor([[0.1, 0.9], [0.35, 0.65], [0.5, 0.5]])
+    result = calibrate(Shares(true, true[:, None].repeat(1, 4, 1)))
+    assert result['error'] == pytest.approx(0, abs=1e-6)
+    assert result['mean_abs_error'] == pytest.approx(0, abs=1e-6)
+    assert result['correlation'] == pytest.approx(1)
+    assert sum(point[3] for point in result['curve']) == 24
+
+
+def test_saying_always_the_same_has_the_constant_error():
+    true = torch.tensor([[0.2, 0.8], [0.4, 0.6]])
+    result = calibrate(Shares(true, torch.full((2, 3, 2), 0.5)))
+    assert result['mean_abs_error'] == pytest.approx(0.2)  # 0.3, 0.3, 0.1, 0.1
+    assert result['constant_error'] == pytest.approx(0.2)
+    assert result['error'] == pytest.approx(0.2)
+    assert result['correlation'] == 0
+
+
+def test_predictions_that_are_right_on_average_are_calibrated_but_not_exact():
+    true = torch.tensor([[0.25, 0.75]])
+    predicted = torch.tensor([[[0.15, 0.85], [0.35, 0.65]]])
+    result = calibrate(Shares(true, predicted))
+    assert result['error'] == pytest.approx(0, abs=1e-6)
+    assert result['mean_abs_error'] == pytest.approx(0.1)
+    assert result['curve'][0] == pytest.approx((0.25, 0.25, 0.1, 2))
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match='2 images'):
+        predict_shares(tiny_model(), torch.randn(2, 3, 16, 16), 3)
+
+
+@pytest.mark.parametrize('chunk', [4, 512])
+def test_class_agreement_equals_counting_pairs(chunk, monkeypatch):
+    monkeypatch.setattr(similarity, '_CHUNK', chunk)
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(12, 4, generator=generator)
+    labels = torch.randint(3, (12,), generator=generator)
+    unit = F.normalize(features, dim=1)
+    aurocs, precision = [], []
+    for n in range(12):
+        others = [m for m in range(12) if m != n]
+        cosine = {m: float(unit[n] @ unit[m]) for m in others}
+        same = [m for m in others if labels[m] == labels[n]]
+        different = [m for m in others if labels[m] != labels[n]]
+        wins = [cosine[a] > cosine[b] for a in same for b in different]
+        aurocs.append(sum(wins) / len(wins))
+        nearest = sorted(others, key=cosine.get, reverse=True)[:5]
+        precision.append(sum(bool(labels[m] == labels[n]) for m in nearest) / 5)
+    result = class_agreement(Features(features, labels), ranks=(5,))
+    assert result['auroc'] == pytest.approx(sum(aurocs) / 12)
+    assert result['precision_at_5'] == pytest.approx(sum(precision) / 12)
+
+
+def test_class_agreement_needs_labels():
+    with pytest.raises(ValueError, match='labels'):
+        class_agreement(Features(torch.randn(3, 2), None))

@@ -43,9 +43,9 @@ BENCHMARKS := mixing momentum data knn knn:--queries:50000:--bank:32768:--memory
 
 benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
-	@mkdir -p work_dirs/benchmarks
+	@mkdir -p benchmarks/results
 	@for name in $(BENCHMARKS); do \
-	  set -- $$(echo $$name | tr : ' '); file=work_dirs/benchmarks/$$(echo $$name | tr -s ':-' '-').txt; \
+	  set -- $$(echo $$name | tr : ' '); file=benchmarks/results/$$(echo $$name | tr -s ':-' '-').txt; \
 	  script=$$1; shift; echo "benchmarks/$$script.py $$* -> $$file"; \
 	  env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/$$script.py "$$@" >$$file || exit 1; \
 	done

@@ -5,5 +5,6 @@ from mmpatchmix.datasets.digits import Digits
 from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.load_multi_crop import LoadMultiCrop
 from mmpatchmix.datasets.multi_crop import MultiCrop
+from mmpatchmix.datasets.transform_views import TransformViews
 
-__all__ = ['Digits', 'ImageFolder', 'LoadMultiCrop', 'MultiCrop']
+__all__ = ['Digits', 'ImageFolder', 'LoadMultiCrop', 'MultiCrop', 'TransformViews']

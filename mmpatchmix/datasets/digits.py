@@ -25,6 +25,8 @@ class Digits(BaseDataset):
         split: 'train' or 'test'; the two share no image.
         image_size: Side of the enlarged images, in pixels, at least 8.
         test_share: Share of the images that the test split takes, in (0, 1).
+        changed: Whether to move each image by up to an eighth of its side, resize it by a
+            factor of 0.75 to 1.1 and turn it by up to 20 degrees, on black; the same in every run.
         **kwargs: As in mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ...
 
     Raises:
@@ -34,7 +36,12 @@ class Digits(BaseDataset):
     METAINFO = {'classes': tuple('0123456789')}
 
     def __init__(
-        self, split: str = 'train', image_size: int = 32, test_share: float = 0.2, **kwargs
+        self,
+        split: str = 'train',
+        image_size: int = 32,
+        test_share: float = 0.2,
+        changed: bool = False,
+        **kwargs,
     ) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"Digits: split must be 'train' or 'test', got {split!r}")
@@ -49,6 +56,7 @@ class Digits(BaseDataset):
         self.split = split
         self.image_size = image_size
         self.test_share = test_share
+        self.changed = changed
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -61,14 +69,18 @@ class Digits(BaseDataset):
             random_state=0,
         )
         chosen = np.sort(train if self.split == 'train' else test)
+        images = [self._enlarge(digits.images[index]) for index in chosen]
+        if self.changed:
+            generator = np.random.default_rng(0)
+            images = [self._change(image, generator) for image in images]
         return [
             {
-                'img': self._enlarge(digits.images[index]),
+                'img': image,
                 'gt_label': int(digits.target[index]),
                 'img_shape': (self.image_size, self.image_size),
                 'ori_shape': (self.image_size, self.image_size),
             }
-            for index in chosen
+            for index, image in zip(chosen, images, strict=True)
         ]
 
     def _enlarge(self, image: np.ndarray) -> np.ndarray:
@@ -79,3 +91,10 @@ class Digits(BaseDataset):
         # Bicubic overshoots at edges: clip before the cast, which would wrap around.
         grey = np.clip(np.rint(large), 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)  # (H, W, 3)
+
+    def _change(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        middle = (self.image_size - 1) / 2
+        angle, factor = generator.uniform(-20, 20), generator.uniform(0.75, 1.1)
+        matrix = cv2.getRotationMatrix2D((middle, middle), angle, factor)
+        matrix[:, 2] += generator.uniform(-1, 1, 2) * self.image_size / 8
+        return cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR)

@@ -41,8 +41,10 @@ class KNNLoop(BaseLoop):
         evaluator: One :class:`KNNMetric`.
         bank_dataloader: The labelled images that vote, with the test pipeline and a
             ``DefaultSampler`` that does not shuffle.
-        pixel_baseline: Also report ``pixels/...``, the same kNN on the raw pixels of the test
-            views; computed once.
+        more_queries: Data loaders of further queries by name, judged against the same bank:
+            ``knn_NAME/...``.
+        pixel_baseline: Also report ``pixels/...`` (``pixels_NAME/...``), the same kNN on the raw
+            pixels of the test views; computed once.
 
     Raises:
         ValueError: If the evaluator is not one KNNMetric.
@@ -54,15 +56,14 @@ class KNNLoop(BaseLoop):
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
         bank_dataloader: DataLoader | dict,
+        more_queries: dict[str, DataLoader | dict] | None = None,
         pixel_baseline: bool = False,
     ) -> None:
         super().__init__(runner, dataloader)
-        if isinstance(bank_dataloader, dict):  # with the seeds of BaseLoop
-            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-            bank_dataloader = runner.build_dataloader(
-                bank_dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
-            )
-        self.bank_dataloader = bank_dataloader
+        self.bank_dataloader = _build(runner, bank_dataloader)
+        self.more_queries = {
+            name: _build(runner, cfg) for name, cfg in (more_queries or {}).items()
+        }
         if not isinstance(evaluator, Evaluator):
             evaluator = runner.build_evaluator(evaluator)
         self.evaluator = evaluator
@@ -108,23 +109,30 @@ class KNNLoop(BaseLoop):
         return self.judge(queries, bank)
 
     def judge(self, queries: Features, bank: Features) -> dict[str, float]:
-        """Compute the metrics of features, and those of raw pixels where they are asked for.
+        """Compute the metrics of features, of further queries, and of pixels where asked for.
 
         Args:
             queries: Q rows.
             bank: M rows.
 
         Returns:
-            dict: ``knn/...`` and perhaps ``pixels/...``, in percent.
+            dict: ``knn/...`` and perhaps ``knn_NAME/...`` and ``pixels/...``, in percent.
 
         Raises:
             ValueError: If labels are missing, or the pixels would not fit into memory.
         """
         device = next(self.runner.model.parameters()).device
         metrics = self.metric.compute(queries, bank, device=device)
+        for name, loader in self.more_queries.items():
+            more = extract_features(self.runner.model, loader, title=f'kNN queries, {name}')
+            metrics |= self.metric.compute(more, bank, f'knn_{name}', device)
         if self.pixel_baseline and self._pixel_metrics is None:
-            queries, bank = self._pixels(self.dataloader), self._pixels(self.bank_dataloader)
-            self._pixel_metrics = self.metric.compute(queries, bank, 'pixels', device)
+            self._pixel_metrics = {}
+            bank = self._pixels(self.bank_dataloader)
+            for name, loader in {'': self.dataloader, **self.more_queries}.items():
+                prefix = f'pixels_{name}' if name else 'pixels'
+                pixels = self._pixels(loader)
+                self._pixel_metrics |= self.metric.compute(pixels, bank, prefix, device)
         return metrics | (self._pixel_metrics or {})
 
     @staticmethod
@@ -136,3 +144,11 @@ class KNNLoop(BaseLoop):
                 'it is meant for small images. Set pixel_baseline=False.'
             )
         return extract_pixels(dataloader)
+
+
+def _build(runner, dataloader: DataLoader | dict) -> DataLoader:
+    """Build a data loader with the seeds that mmengine's loops give."""
+    if not isinstance(dataloader, dict):
+        return dataloader
+    diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+    return runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)

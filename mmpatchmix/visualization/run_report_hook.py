@@ -1,5 +1,6 @@
 """The report of a run: pictures, kNN before and after, and where everything is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,17 +96,7 @@ class RunReportHook(Hook):
 
     def summary(self, runner) -> list[str]:
         """Return the lines of the closing summary: kNN before and after, and files."""
-        lines = ['', 'kNN top-1 on held-out images (no label was used in training)']
-        measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m]
-        if not measured:
-            lines = ['']
-        for epoch, metrics in measured[:1] + measured[1:][-1:]:
-            plural = '' if epoch == 1 else 's'
-            state = 'untrained' if epoch == 0 else f'after {epoch} epoch{plural}'
-            lines.append(f'  {state:<18}{metrics["knn/top1"]:6.2f} %')
-        if measured and 'pixels/top1' in measured[-1][1]:
-            pixels = measured[-1][1]['pixels/top1']
-            lines.append(f'  {"raw pixels":<18}{pixels:6.2f} %  (no network at all)')
+        lines = ['', *self.summarise_metrics()]
         unreadable = getattr(runner.train_dataloader.dataset, 'num_unreadable', 0)
         if unreadable:
             lines += ['', f'{unreadable} unreadable images were skipped; the log names them']
@@ -121,4 +112,28 @@ class RunReportHook(Hook):
         lines += [
             f'  {name:<12}{path}' for name, path in files.items() if path and Path(path).exists()
         ]
+        return lines
+
+    def summarise_metrics(self) -> list[str]:
+        """Return a table of kNN before, after and on raw pixels; a column per set of queries."""
+        measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m]
+        if not measured:
+            return []
+        last = measured[-1][1]
+        sets = [name[3:-5] for name in last if re.fullmatch(r'knn(_\w+)?/top1', name)]
+        lines = ['kNN top-1 on held-out images (no label was used in training)']
+        if len(sets) > 1:
+            titles = [name.removeprefix('_') or 'as they are' for name in sets]
+            lines.append(' ' * 20 + ''.join(f'{title:>13}' for title in titles))
+        rows = [
+            (f'after {epoch} epoch{"" if epoch == 1 else "s"}' if epoch else 'untrained', 'knn', m)
+            for epoch, m in measured[:1] + measured[1:][-1:]
+        ]
+        if 'pixels/top1' in last:
+            rows.append(('raw pixels', 'pixels', last))
+        for state, kind, metrics in rows:
+            values = (metrics[f'{kind}{name}/top1'] for name in sets)
+            width = 11 if len(sets) > 1 else 6
+            row = f'  {state:<18}' + ''.join(f'{value:{width}.2f} %' for value in values)
+            lines.append(row + ('  (no network at all)' if kind == 'pixels' else ''))
         return lines

@@ -89,3 +89,23 @@ def test_built_by_name_with_a_pipeline():
 def test_wrong_arguments_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Digits(**settings)
+
+
+def test_changed_digits_are_moved_resized_and_turned_the_same_every_time(splits):
+    changed = contents(Digits(split='test', changed=True))
+    again = contents(Digits(split='test', changed=True))
+    plain = contents(splits['test'])
+    assert len(changed) == len(plain)
+    areas, shifts = [], []
+    for one, two, before in zip(changed, again, plain, strict=True):
+        assert np.array_equal(one['img'], two['img'])
+        assert one['gt_label'] == before['gt_label']
+        assert not np.array_equal(one['img'], before['img'])
+        areas.append(one['img'].sum() / before['img'].sum())  # of ink, the squared factor
+        centres = [
+            np.array(np.nonzero(item['img'][..., 0] > 100)).mean(axis=1) for item in (one, before)
+        ]
+        shifts.append(centres[0] - centres[1])
+    assert 0.5 < np.quantile(areas, 0.05) < 0.7 and 1.0 < np.quantile(areas, 0.95) < 1.25
+    shifts = np.array(shifts)
+    assert (np.abs(shifts) < 7).all() and (shifts.std(axis=0) > 1.5).all()  # up to 4 pixels

@@ -204,3 +204,16 @@ def test_metric_needs_labels_and_sensible_settings():
     with pytest.raises(ValueError, match='temperature must be positive'):
         KNNMetric((1,), temperature=-1)
     assert KNNMetric((1,)).compute(features, features)['knn/top1'] == 100.0
+
+
+def test_more_queries_are_judged_against_the_same_bank(tmp_path):
+    more = dict(other=make_loader(13, seed=5), same=make_loader(17, seed=1))
+    runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True, more_queries=more))
+    metrics = runner.test()
+    alone = Runner.from_cfg(
+        make_config(tmp_path / 'other', queries=make_loader(13, seed=5), pixel_baseline=True)
+    ).test()
+    for kind in ('knn', 'pixels'):
+        for name in ('top1', 'top5_k3'):
+            assert metrics[f'{kind}_same/{name}'] == metrics[f'{kind}/{name}']
+            assert metrics[f'{kind}_other/{name}'] == alone[f'{kind}/{name}']

@@ -135,3 +135,22 @@ def test_mixed_figure_of_another_mixing_has_no_row_of_origins(tmp_path):
     figure = draw_mixed(images, images, None, 4, tmp_path / 'mixed.png')
     assert len(figure.axes) == 6
     assert 'PatchMix' not in figure.get_suptitle()
+
+
+def test_summary_has_a_column_for_each_set_of_queries():
+    report = RunReportHook()
+    before = {'knn/top1': 50.0, 'knn/top1_k10': 50.0, 'knn_changed/top1': 20.0}
+    after = {'knn/top1': 96.0, 'knn_changed/top1': 80.0}
+    pixels = {'pixels/top1': 98.0, 'pixels_changed/top1': 40.0}
+    report.metrics = [(0, before | pixels), (1, {}), (70, after | pixels)]
+    lines = [line.split() for line in report.summarise_metrics()[1:]]
+    assert lines == [
+        ['as', 'they', 'are', 'changed'],
+        ['untrained', '50.00', '%', '20.00', '%'],
+        ['after', '70', 'epochs', '96.00', '%', '80.00', '%'],
+        ['raw', 'pixels', '98.00', '%', '40.00', '%', '(no', 'network', 'at', 'all)'],
+    ]
+
+
+def test_summary_without_evaluation_has_no_table():
+    assert RunReportHook().summarise_metrics() == []

@@ -228,7 +228,7 @@ def draw(rows: dict, folder: Path) -> None:
             points = [
                 statistics.mean(v) for v in zip(*(r['curve_knn20'] for r in runs), strict=True)
             ]
-            curves.plot(range(1, len(points) + 1), points, **settings)
+            curves.plot(range(2, 2 * len(points) + 1, 2), points, **settings)
         points = [statistics.mean(judged(r)[f'labels{n}'] for r in runs) for n in LABELS]
         labels.plot(LABELS, points, **settings)
         by_bin = defaultdict(list)

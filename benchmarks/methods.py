@@ -5,7 +5,7 @@
 
 `num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost, so one code
 path compares objectives and nothing else. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg;
-without it CIFAR-10 is downloaded to data/cifar10. Pre-training sees 40,960 training images and no
+without it CIFAR-10 is downloaded to data/cifar10. Pre-training sees 16,384 training images and no
 label; 5,000 other training images judge the learning curves and the rates (`tune-...` rows),
 the 10,000 test images the rest.
 
@@ -58,7 +58,7 @@ def local_crops(num_mix: int) -> dict:
 def tune(num_mix: int, lr: float = 2e-3, temperature: float = 0.2) -> dict:
     """Return a row of half the length that is judged on training images held out."""
     model = dict(head=dict(temperature=temperature), data_preprocessor=dict(num_mix=num_mix))
-    return dict(epochs=4, model=model, optim_wrapper=dict(optimizer=dict(lr=lr)))
+    return dict(epochs=3, model=model, optim_wrapper=dict(optimizer=dict(lr=lr)))
 
 
 ROWS = {

@@ -11,8 +11,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CONFIG = HERE / 'configs/methods.py'
 IMAGES = Path('work_dirs/methods/cifar10.npz')
-NUM_TRAIN, NUM_TUNE = 40_960, 5_000
-CURVE_IMAGES = 8_192  # the bank of the learning curve
+NUM_TRAIN, NUM_TUNE = 16_384, 5_000
+NUM_BANK = 10_240  # of them with labels, for kNN and linear classifiers
+# Of the learning curve, which is drawn on images that nothing else is judged on.
+NUM_CURVE_BANK, NUM_CURVE = 4_096, 2_000
 
 
 def build_config(row: str, changes: dict, seed: int, shrink: int):
@@ -28,10 +30,13 @@ def build_config(row: str, changes: dict, seed: int, shrink: int):
     if epochs is not None:
         set_epochs(cfg, epochs)
     cfg.randomness.seed = seed
+    held_out = 50_000 - NUM_TUNE
     sizes = dict(
         train=('train', 0, NUM_TRAIN // shrink),
-        curve=('train', 0, CURVE_IMAGES // shrink),
-        tune=('train', NUM_TRAIN, NUM_TRAIN + NUM_TUNE // shrink),
+        bank=('train', 0, NUM_BANK // shrink),
+        curve_bank=('train', 0, NUM_CURVE_BANK // shrink),
+        curve=('train', held_out, held_out + NUM_CURVE // shrink),
+        tune=('train', held_out, held_out + NUM_TUNE // shrink),
         test=('test', 0, 10_000 // shrink),
     )
     view = cfg.val_dataloader.dataset.pipeline
@@ -47,8 +52,8 @@ def build_config(row: str, changes: dict, seed: int, shrink: int):
     # Copies: the config's val and test nodes may be one object.
     loader = cfg.val_cfg.bank_dataloader.to_dict()
     for name, bank, queries in (
-        ('val', 'curve', 'tune'),
-        ('test', 'train', 'tune' if row.startswith('tune-') else 'test'),
+        ('val', 'curve_bank', 'curve'),
+        ('test', 'bank', 'tune' if row.startswith('tune-') else 'test'),
     ):
         cfg[f'{name}_dataloader'] = dict(copy.deepcopy(loader), dataset=part[queries])
         cfg[f'{name}_cfg'] = dict(

@@ -31,16 +31,34 @@ model = dict(
 )
 
 # -- data
-crops = dict(type='mmpatchmix.MultiCrop', global_size=img_size, global_scale=(0.4, 1.0))
-train_dataloader = dict(dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]))
+# Digits end at the border of their image: views move, resize and turn them on black.
+views = dict(
+    type='mmpatchmix.TransformViews',
+    transforms=[
+        dict(type='NumpyToPIL'),
+        dict(
+            type='torchvision/RandomAffine',
+            degrees=25,
+            translate=(0.15, 0.15),
+            scale=(0.7, 1.15),
+            shear=10,
+            interpolation='bilinear',
+        ),
+        dict(type='PILToNumpy'),
+    ],
+)
+train_dataloader = dict(dataset=dict(pipeline=[views, dict(type='mmpatchmix.PackViews')]))
 bank = dict(_base_.val_dataloader.dataset, split='train')
+changed = dict(_base_.val_dataloader.dataset, changed=True)
 val_cfg = test_cfg = dict(
     type='mmpatchmix.KNNLoop',
     bank_dataloader=dict(_base_.val_dataloader, dataset=bank),
+    # The test digits again, moved, resized and turned, which no bank image is.
+    more_queries=dict(changed=dict(_base_.val_dataloader, dataset=changed)),
     pixel_baseline=True,
 )
 val_evaluator = test_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
-del img_size, crops, bank
+del img_size, views, bank, changed
 
 # -- schedule: 70 epochs of 11 iterations
 optim_wrapper = dict(

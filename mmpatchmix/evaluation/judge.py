@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -226,11 +227,12 @@ def format_table(metrics: dict[str, float]) -> str:
             them.
     """
     rows = [('', 'top-1 %', 'top-5 %')]
-    for prefix, title in (('pixels', 'kNN on raw pixels'), ('knn', 'kNN on features')):
+    for kind, title in (('pixels', 'kNN on raw pixels'), ('knn', 'kNN on features')):
         for name in metrics:
-            if name.startswith(f'{prefix}/top1_k'):
-                k = name.removeprefix(f'{prefix}/top1_k')
-                rows.append(_row(metrics, f'{title}, k={k}', name, f'{prefix}/top5_k{k}'))
+            if found := re.fullmatch(rf'{kind}(?:_(\w+))?/top1_k(\d+)', name):
+                queries, k = found.groups()
+                text = f'{title}, k={k}' + (f', queries {queries}' if queries else '')
+                rows.append(_row(metrics, text, name, name.replace('/top1_', '/top5_')))
     if 'linear/top1' in metrics:
         title = f'linear on features, lr {metrics["linear/lr"]:g}'
         rows.append(_row(metrics, title, 'linear/top1', 'linear/top5'))

@@ -112,7 +112,9 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             dict: ``inputs`` and ``data_samples``, as described above.
         """
         if isinstance(data['inputs'], Tensor):
-            return super().forward(dict(data), training)
+            # mmpretrain's takes its values by position.
+            samples = data.get('data_samples')
+            return super().forward(dict(inputs=data['inputs'], data_samples=samples), training)
         views = {
             name: self.photometric(name, channels_first(view))
             for name, view in self.cast_data(data['inputs']).items()

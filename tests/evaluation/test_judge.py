@@ -129,6 +129,8 @@ def test_table():
         'knn/top5_k5': 90.0,
         'pixels/top1_k5': 40.0,
         'pixels/top5_k5': 80.0,
+        'knn_turned/top1_k5': 30.0,
+        'knn_turned/top5_k5': 70.0,
         'linear/top1': 60.04,
         'linear/top5': 99.0,
         'linear/lr': 0.1,
@@ -145,6 +147,7 @@ def test_table():
     assert lines[1:] == [
         ['kNN', 'on', 'raw', 'pixels,', 'k=5', '40.0', '80.0'],
         ['kNN', 'on', 'features,', 'k=5', '50.0', '90.0'],
+        ['kNN', 'on', 'features,', 'k=5,', 'queries', 'turned', '30.0', '70.0'],
         ['linear', 'on', 'features,', 'lr', '0.1', '60.0', '99.0'],
         ['1', '%', 'of', 'labels', '(10', 'images)', '30.0', '±', '2.0'],
         ['fine-tuned,', '2', 'epochs', '70.0', '100.0'],

@@ -95,6 +95,8 @@ def test_evaluation_only_normalises():
     data = preprocessor({'inputs': images.clone(), 'data_samples': [1, 2, 3, 4]}, training=False)
     torch.testing.assert_close(data['inputs'], normalised(images))
     assert data['data_samples'] == [1, 2, 3, 4]
+    alone = preprocessor({'inputs': images.clone()}, training=False)
+    torch.testing.assert_close(alone['inputs'], normalised(images))
 
 
 def test_augmentation_is_that_of_the_view():

@@ -38,14 +38,14 @@ def weights(**terms: float) -> dict:
 
 
 def local_crops(num_mix: int) -> dict:
-    """Return a row with four local crops of 16 pixels."""
+    """Return a row with four local crops of 12 pixels."""
     pipeline = [
         dict(
             type='mmpatchmix.MultiCrop',
-            global_size=32,
+            global_size=24,
             global_scale=(0.35, 1.0),
             num_local=4,
-            local_size=16,
+            local_size=12,
             local_scale=(0.05, 0.35),
         ),
         dict(type='mmpatchmix.PackViews'),
@@ -58,7 +58,7 @@ def local_crops(num_mix: int) -> dict:
 def tune(num_mix: int, lr: float = 2e-3, temperature: float = 0.2) -> dict:
     """Return a row of half the length that is judged on training images held out."""
     model = dict(head=dict(temperature=temperature), data_preprocessor=dict(num_mix=num_mix))
-    return dict(epochs=3, model=model, optim_wrapper=dict(optimizer=dict(lr=lr)))
+    return dict(epochs=2, model=model, optim_wrapper=dict(optimizer=dict(lr=lr)))
 
 
 ROWS = {
@@ -69,7 +69,7 @@ ROWS = {
     'without-mix-source': weights(mix_source=0),
     'without-mix-mix': weights(mix_mix=0),
     'mix-one-view': weights(mix_mix=0, mix_source=1.0),
-    **{f'mix-patch-{p}': preprocessor(patch_size=p) for p in (2, 8, 16)},
+    **{f'mix-patch-{p}': preprocessor(patch_size=p) for p in (2, 8, 12)},
     'mixup': preprocessor(mixing=dict(type='mmpatchmix.mix_up')),
     'cutmix': preprocessor(mixing=dict(type='mmpatchmix.cut_mix')),
     'resizemix': preprocessor(mixing=dict(type='mmpatchmix.resize_mix')),

@@ -166,9 +166,9 @@ def describe_code() -> str:
 
 
 def count_views(cfg) -> float:
-    """Count the views of 32 pixels that are encoded per image: queries and keys alike."""
+    """Count the views of full size that are encoded per image: queries and keys alike."""
     crops = cfg.train_dataloader.dataset.pipeline[-2]
-    local = 2 * crops.get('num_local', 0) * (crops.get('local_size', 0) / 32) ** 2
+    local = 2 * crops.get('num_local', 0) * (crops.get('local_size', 0) / crops.global_size) ** 2
     keys = 3 if cfg.model.get('momentum_encoder') else 2
     return 2 + keys + local
 
@@ -182,7 +182,7 @@ def judge(runner, seed: int) -> dict:
     encoders = dict(query=model.backbone)
     if model.momentum_encoder is not None:
         encoders['momentum'] = model.momentum_encoder.backbone
-    views, images = paired_views(runner), first_images(loop.dataloader, 512)
+    views, images = paired_views(runner), first_images(loop.dataloader, 256)
     images = model.data_preprocessor(dict(inputs=images), False)['inputs']
     result = {}
     for name, backbone in encoders.items():
@@ -191,7 +191,8 @@ def judge(runner, seed: int) -> dict:
             for title, loader in (('bank', loop.bank_dataloader), ('test', loop.dataloader))
         )
         result[name] = judge_features(backbone, bank, queries, views, seed)
-    result['calibration'] = {str(m): calibrate(predict_shares(model, images, m)) for m in (2, 3, 4)}
+    shares = {m: predict_shares(model, images, m, num_draws=32) for m in (2, 3, 4)}
+    result['calibration'] = {str(m): calibrate(each) for m, each in shares.items()}
     return result
 
 

@@ -14,17 +14,11 @@ already with the same config is skipped, so a cut command continues when it is g
 benchmarks/evidence.py makes tables and figures of the file.
 """
 
-import argparse
-import concurrent.futures
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-RESULTS = HERE / 'results/methods.jsonl'
+from runs import parse_runs, run_all
+
+RESULTS = Path(__file__).parent / 'results/methods.jsonl'
 
 
 def preprocessor(**settings) -> dict:
@@ -85,74 +79,25 @@ ROWS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--list', action='store_true', help='list the rows and what is done')
-    parser.add_argument('--rows', nargs='+', choices=ROWS, metavar='ROW', default=list(ROWS))
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--jobs', type=int, default=1, help='runs side by side, one thread each')
+def main() -> None:
+    """Run what is not in the results yet."""
+    parser = parse_runs(__doc__, list(ROWS), RESULTS)
     parser.add_argument('--data-root', help='folder with train/CLASS and test/CLASS')
     parser.add_argument('--shrink', type=int, default=1, help='of images, to try the script out')
-    parser.add_argument('--results', type=Path, default=RESULTS)
-    parser.add_argument('--one', action='store_true', help=argparse.SUPPRESS)  # in this process
-    return parser.parse_args()
+    args = parser.parse_args()
+    import methods_run
 
-
-def main() -> None:
-    """Run what is not in the results yet, rows of one seed after those of the seed before."""
-    args = parse_args()
     if args.one:
-        from methods_run import run
-
-        run(args.rows[0], ROWS[args.rows[0]], args.seeds[0], args.shrink, args.results)
+        row = args.rows[0]
+        methods_run.run(row, ROWS[row], args.seeds[0], args.shrink, args.results)
         return
-    done = {(line['row'], line['seed'], line['config']) for line in read_results(args.results)}
-    from methods_run import build_config, prepare_images
-
-    wanted = [(row, seed) for seed in args.seeds for row in args.rows]
-    todo = [
-        (row, seed)
-        for row, seed in wanted
-        if (row, seed, build_config(row, ROWS[row], seed, args.shrink)[1]) not in done
-    ]
-    if args.list:
-        for row, seed in wanted:
-            print(f'  {row:<26} seed {seed}  {"to do" if (row, seed) in todo else "done"}')
-        return
-    print(f'{len(todo)} runs to do, {len(wanted) - len(todo)} done before')
-    if todo:
-        prepare_images(args.data_root)
-    began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(start, args, row, seed): (row, seed) for row, seed in todo}
-        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            row, seed = futures[future]
-            future.result()
-            left = (time.monotonic() - began) / number * (len(todo) - number)
-            print(f'{row} seed {seed} done, {number} of {len(todo)}, ETA {left / 60:.0f} min')
-
-
-def start(args: argparse.Namespace, row: str, seed: int) -> None:
-    """Run one row in a process of its own; its output goes to a log file."""
-    command = [sys.executable, __file__, '--one', '--rows', row, '--seeds', str(seed)]
-    command += ['--shrink', str(args.shrink), '--results', str(args.results)]
-    log = Path('work_dirs/methods') / f'{row}-{seed}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    threads = {} if args.jobs == 1 else dict(OMP_NUM_THREADS='1', OPENCV_NUM_THREADS='1')
-    with log.open('w') as file:
-        result = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | threads, check=False
-        )
-    if result.returncode:
-        raise SystemExit(f'{row}, seed {seed} failed with {result.returncode}; see {log}')
-
-
-def read_results(path: Path) -> list[dict]:
-    """Read the lines of earlier runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    run_all(
+        __file__,
+        args,
+        digest=lambda row, seed: methods_run.build_config(row, ROWS[row], seed, args.shrink)[1],
+        prepare=lambda: methods_run.prepare_images(args.data_root),
+        options=('--shrink', str(args.shrink)),
+    )
 
 
 if __name__ == '__main__':

@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-import json
-import math
-import subprocess
 import time
 from pathlib import Path
+
+from runs import append_result
 
 HERE = Path(__file__).parent
 CONFIG = HERE / 'configs/methods.py'
@@ -124,7 +123,6 @@ def run(row: str, changes: dict, seed: int, shrink: int, results: Path) -> None:
 
     quiet_stack()
     from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.describe_machine import describe_machine
 
     register_photos()
     cfg, digest = build_config(row, changes, seed, shrink)
@@ -144,8 +142,6 @@ def run(row: str, changes: dict, seed: int, shrink: int, results: Path) -> None:
         row=row,
         seed=seed,
         config=digest,
-        code=describe_code(),
-        machine=describe_machine(),
         iterations=iterations,
         batch_size=cfg.train_dataloader.batch_size,
         encoded_views=count_views(cfg) * iterations * cfg.train_dataloader.batch_size,
@@ -154,15 +150,7 @@ def run(row: str, changes: dict, seed: int, shrink: int, results: Path) -> None:
         curve_knn20=curve,
         **result,
     )
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open('a') as file:  # one write, so that two jobs do not mix
-        file.write(json.dumps(round_floats(line)) + '\n')
-
-
-def describe_code() -> str:
-    """Return the commit, and whether the code differed from it."""
-    command = ['git', '-C', str(HERE), 'describe', '--always', '--dirty', '--abbrev=12']
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    append_result(results, line)
 
 
 def count_views(cfg) -> float:
@@ -246,12 +234,3 @@ def first_images(dataloader, num_images: int):
     dataset = dataloader.dataset
     step = max(1, len(dataset) // num_images)
     return torch.stack([dataset[i]['inputs'] for i in range(0, len(dataset), step)][:num_images])
-
-
-def round_floats(value):
-    """Round all figures to six digits: more are noise and make the file unreadable."""
-    if isinstance(value, float):
-        return value if not math.isfinite(value) else float(f'{value:.6g}')
-    if isinstance(value, dict):
-        return {key: round_floats(part) for key, part in value.items()}
-    return [round_floats(part) for part in value] if isinstance(value, (list, tuple)) else value

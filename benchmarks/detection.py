@@ -91,8 +91,8 @@ def pretraining_config(num_mix: int):
     return cfg
 
 
-def prepare() -> None:
-    """Make scenes, lists of few scenes, crops and backbones, where they are not there yet."""
+def prepare(rows: list[str]) -> None:
+    """Make scenes, lists of few scenes, crops and the rows' backbones, if they are not there."""
     from mmpatchmix.cli.console import quiet_stack
 
     quiet_stack()
@@ -101,7 +101,7 @@ def prepare() -> None:
     if not (ROOT / 'crops').is_dir():
         print('making scenes and crops ...', flush=True)
         make_images()
-    for num_mix in filter(None, STARTS.values()):
+    for num_mix in filter(None, {STARTS[ROWS[row][0]] for row in rows}):
         cfg = pretraining_config(num_mix)
         if not Path(cfg.work_dir, 'epoch_10.pth').is_file():
             print(f'pre-training with num_mix={num_mix} ...', flush=True)
@@ -170,7 +170,12 @@ def main() -> None:
     if args.one:
         run(args.rows[0], args.seeds[0], args.results)
         return
-    run_all(__file__, args, digest=lambda *which: build_detector(*which)[1], prepare=prepare)
+    run_all(
+        __file__,
+        args,
+        digest=lambda *which: build_detector(*which)[1],
+        prepare=lambda: prepare(args.rows),
+    )
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
 # What they import beside each other.
-PARTS = {'harness', 'data_peers', 'step_peers', 'methods_run'}
+PARTS = {'harness', 'runs', 'data_peers', 'step_peers', 'methods_run', 'evidence_tables'}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in PARTS)
 
 

@@ -40,6 +40,8 @@ def printed_table(name: str) -> str:
     if not path.is_file():
         return '*Not measured yet: `make benchmarks`.*'
     lines = path.read_text().splitlines()
+    if not lines[-1].startswith('{'):
+        return f'*{lines[-1][0].upper()}{lines[-1][1:]}.*'
     about = json.loads(lines[-1])
     caption = [about[key] for key in ('processor', 'accelerator', 'torch', 'date')]
     caption[0] += f', {about["threads"]} of {about["cores"]} cores'

@@ -17,7 +17,7 @@ import sys
 import time
 
 import torch
-from harness import parse_args, report
+from harness import choose_precision, parse_args, report
 from mmengine.logging import MMLogger
 from step import OurStep, workers_batch
 
@@ -35,11 +35,16 @@ def measure_here(keep: bool, batch: int, crops: int) -> dict[str, float]:
     torch.manual_seed(0)
     ours = OurStep()
     inputs = ours.model.data_preprocessor(workers_batch(batch, crops - 2), training=True)['inputs']
+    is_bf16 = choose_precision('auto') == 'bf16'
+
+    def autocast():
+        return torch.autocast('cpu', dtype=torch.bfloat16, enabled=is_bf16)
+
     seconds, faults = [], []
     for _ in range(WARMUP + STEPS):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         began = time.perf_counter()
-        ours.step(inputs, lambda: torch.autocast('cpu', dtype=torch.bfloat16))
+        ours.step(inputs, autocast)
         seconds.append(time.perf_counter() - began)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return {
@@ -77,7 +82,7 @@ def main() -> None:
     ]
     for row in rows:
         row['of the first'] = row['s'] / rows[0]['s']
-    settings = dict(batch=args.batch, crops=args.crops, precision='bf16')
+    settings = dict(batch=args.batch, crops=args.crops, precision=choose_precision('auto'))
     report('keeping freed memory', rows, repeats=args.repeats, **settings)
 
 

@@ -7,6 +7,7 @@ machine does falls on all of them alike; medians and ratios are what to read.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ import torch
 import mmpatchmix.registry  # noqa: F401  before a benchmark imports mmpretrain
 from mmpatchmix.cli.describe_machine import describe_machine
 from mmpatchmix.cli.freed_memory import keep_freed_memory
+from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 
 
 def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
@@ -45,6 +47,18 @@ def keep_memory_as_training_does() -> None:
     """Do what ``build_runner`` does first, for all candidates of this process alike."""
     if not torch.accelerator.is_available():
         keep_freed_memory()
+
+
+def choose_precision(wanted: str) -> str:
+    """Return 'bf16' or 'fp32'; 'auto' is what the recipes take on this device.
+
+    Ends the script where bfloat16 is asked for and only emulated: nobody would train so.
+    """
+    is_fast = computes_bf16('cuda' if torch.cuda.is_available() else 'cpu')
+    if wanted == 'bf16' and not is_fast:
+        print('not measured: this device emulates bfloat16, and the recipes take float32 on it')
+        sys.exit()
+    return wanted if wanted != 'auto' else 'bf16' if is_fast else 'fp32'
 
 
 def measure(

@@ -27,7 +27,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from harness import keep_memory_as_training_does, measure, parse_args, report
+from harness import choose_precision, keep_memory_as_training_does, measure, parse_args, report
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -104,6 +104,7 @@ def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autoca
 
 def main() -> None:
     args = parse_args(__doc__, batch=8, crops=2, precision='fp32', compile='no')
+    args.precision = choose_precision(args.precision)
     keep_memory_as_training_does()
     MMLogger.get_instance('benchmark', log_level='WARNING')  # else each weight's start is told
     num_local = args.crops - 2

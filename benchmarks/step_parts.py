@@ -1,6 +1,6 @@
 """Where the time of a training step goes, part by part, beside the same parts of the floor.
 
-    python benchmarks/step_parts.py --batch 8 --precision bf16
+    python benchmarks/step_parts.py --batch 8
 
 The step is `step.py`'s with 2 crops, taken apart by hand, so that each part has a clock of
 its own; medians over the rounds.
@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, nullcontext
 
 import torch
-from harness import keep_memory_as_training_does, parse_args, report
+from harness import choose_precision, keep_memory_as_training_does, parse_args, report
 from mmengine.logging import MMLogger
 from step import MOMENTUM, OurStep, workers_batch
 
@@ -76,7 +76,8 @@ def take_floor(backbone, pair: list, autocast, clock: Clock) -> None:
 
 
 def main() -> None:
-    args = parse_args(__doc__, batch=8, precision='bf16')
+    args = parse_args(__doc__, batch=8, precision='auto')
+    args.precision = choose_precision(args.precision)
     keep_memory_as_training_does()
     MMLogger.get_instance('benchmark', log_level='WARNING')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -38,10 +38,9 @@ views = dict(
         dict(type='NumpyToPIL'),
         dict(
             type='torchvision/RandomAffine',
-            degrees=25,
-            translate=(0.15, 0.15),
-            scale=(0.7, 1.15),
-            shear=10,
+            degrees=20,
+            translate=(0.125, 0.125),
+            scale=(0.75, 1.1),
             interpolation='bilinear',
         ),
         dict(type='PILToNumpy'),

@@ -1,8 +1,8 @@
 # PatchMix on scikit-learn's 1,797 handwritten digits: the demo, for a CPU.
 #
-# Meant for 2 CPU cores, 3 to 6 minutes. No paper has figures for it. Digits are easy: kNN
-# on raw pixels finds about 98 % already. What the demo shows is how far the features come
-# without any label: from about 69 % untrained to 95 % and more.
+# Meant for 2 CPU cores, 3 to 6 minutes. No paper has figures for it. Digits are easy: kNN on
+# raw pixels finds about 98 % of them. Moved, resized and turned digits it finds in 59 %, where
+# features that learned from such views, without any label, find 86 %.
 #
 #   python tools/train.py configs/patchmix_vit-digits.py
 _base_ = [
@@ -59,7 +59,7 @@ val_cfg = test_cfg = dict(
 val_evaluator = test_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
 del img_size, views, bank, changed
 
-# -- schedule: 70 epochs of 11 iterations
+# -- schedule: 80 epochs of 11 iterations
 optim_wrapper = dict(
     type='OptimWrapper',
     # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
@@ -69,18 +69,18 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(
-        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=7, convert_to_iter_based=True
+        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=8, convert_to_iter_based=True
     ),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-6,
         by_epoch=True,
-        begin=7,
-        end=70,
+        begin=8,
+        end=80,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=70, val_interval=10)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(

@@ -2,7 +2,7 @@
 """Transfer the digits demo to detection: Mask R-CNN on scenes of digits, beside random weights.
 
 python tools/demo_coco.py
-python tools/demo_coco.py --checkpoint work_dirs/digits/epoch_70.pth
+python tools/demo_coco.py --checkpoint work_dirs/digits/epoch_80.pth
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Loss, schedule and kNN curves from what the Runner has logged."""
 
 import json
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -49,7 +50,8 @@ def draw_curves(work_dir: str | Path, path: str | Path) -> bool:
     last = training[-1]
     epochs_per_iter = last['epoch'] / last['iter']
     epoch = [record['iter'] * epochs_per_iter for record in training]
-    knn = [name for name in ('knn/top1', 'pixels/top1') if validation and name in validation[-1]]
+    names = validation[-1] if validation else ()
+    knn = [name for name in names if re.fullmatch(r'(knn|pixels)(_\w+)?/top1', name)]
 
     figure = Figure(figsize=(11, 6.5), layout='constrained', dpi=110)
     (losses, contrast), (accuracy, schedule) = figure.subplots(2, 2)

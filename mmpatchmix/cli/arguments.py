@@ -111,10 +111,28 @@ def load_config(args: argparse.Namespace) -> Any:
         set_data_root(cfg, args.data_root)
     if args.workers is not None:
         set_workers(cfg, args.workers)
-    cfg.launcher = args.launcher
+    cfg.launcher = find_launcher(args.launcher)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def find_launcher(launcher: str) -> str:
+    """Return the launcher: torchrun's where ``--launcher`` was forgotten.
+
+    Raises:
+        ValueError: If there are several processes and nothing says how they meet.
+    """
+    num_ranks = os.environ.get('WORLD_SIZE', '1')
+    if launcher != 'none' or num_ranks == '1':
+        return launcher
+    if all(name in os.environ for name in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')):
+        return 'pytorch'
+    raise ValueError(
+        f'WORLD_SIZE={num_ranks}, but neither --launcher nor the variables of torchrun say how the '
+        'processes meet: each would train alone into the same folder. Start them with '
+        'tools/dist_train.sh, name the --launcher, or unset WORLD_SIZE.'
+    )
 
 
 def point_out_secrets(cfg: Any) -> None:

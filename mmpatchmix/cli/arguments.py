@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``--help`` answers at once.
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mmpatchmix.cli.walk_config import walk_dicts
 # Optimizer wrappers whose precision --amp and --no-amp can change.
 FLOAT32, BF16 = 'OptimWrapper', 'mmpatchmix.BF16OptimWrapper'
 WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
+# In names of environment variables.
+SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)
 
 
 def new_parser(verb: str, doc: str) -> argparse.ArgumentParser:
@@ -54,9 +57,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='how the processes of a distributed run were started',
     )
+    add_trust_checkpoint(parser)
     add_verbose(parser)
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint`` to a verb that reads checkpoints."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than weights and training states; such a file can '
+        'run any program as you',
+    )
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -84,18 +98,52 @@ def load_config(args: argparse.Namespace) -> Any:
     from mmpatchmix.cli.cfg_options import apply_options
     from mmpatchmix.cli.check_config import check_config
 
+    if args.trust_checkpoint:
+        from mmpatchmix.checkpoints.reading import trust_checkpoints
+
+        trust_checkpoints()
     path = find_config(args.config)
     cfg = Config.fromfile(path)
+    point_out_secrets(cfg)
     apply_options(cfg, args.cfg_options)
     check_config(cfg)
     if args.data_root:
         set_data_root(cfg, args.data_root)
     if args.workers is not None:
         set_workers(cfg, args.workers)
-    cfg.launcher = args.launcher
+    cfg.launcher = find_launcher(args.launcher)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def find_launcher(launcher: str) -> str:
+    """Return the launcher: torchrun's where ``--launcher`` was forgotten.
+
+    Raises:
+        ValueError: If there are several processes and nothing says how they meet.
+    """
+    num_ranks = os.environ.get('WORLD_SIZE', '1')
+    if launcher != 'none' or num_ranks == '1':
+        return launcher
+    if all(name in os.environ for name in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')):
+        return 'pytorch'
+    raise ValueError(
+        f'WORLD_SIZE={num_ranks}, but neither --launcher nor the variables of torchrun say how the '
+        'processes meet: each would train alone into the same folder. Start them with '
+        'tools/dist_train.sh, name the --launcher, or unset WORLD_SIZE.'
+    )
+
+
+def point_out_secrets(cfg: Any) -> None:
+    """Say which values of the environment a config takes that are not meant for log files."""
+    secrets = [name for name in cfg.env_variables if SECRET.search(name)]
+    if secrets:
+        print(
+            f'the config takes the value of ${", $".join(secrets)} from the environment: it will '
+            'be in the log and in every checkpoint. Give secrets to the service that needs them.',
+            file=sys.stderr,
+        )
 
 
 def set_data_root(cfg: Any, data_root: str) -> None:

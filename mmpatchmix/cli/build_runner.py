@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 import mmpatchmix.registry  # noqa: F401  before mmengine looks anything up
 from mmpatchmix.cli.console import with_concise_console
 from mmpatchmix.cli.freed_memory import keep_freed_memory
+from mmpatchmix.cli.preflight import compare_ranks
 
 
 def build_runner(cfg: Config, verbose: bool = False) -> Runner:
@@ -18,7 +19,8 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         verbose: Whether the console shows all that the log file has.
 
     Raises:
-        ValueError: If ``runner_type`` is not registered.
+        ValueError: If ``runner_type`` is not registered, or ranks differ in what they are to do.
+        TimeoutError: If a rank is missing.
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -29,4 +31,5 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
             f'runner_type={name!r}: no Runner of this name is registered; name its module in '
             'custom_imports=dict(imports=[...]).'
         )
+    compare_ranks(cfg)
     return (runner_class if verbose else with_concise_console(runner_class)).from_cfg(cfg)

@@ -1,9 +1,10 @@
-"""Refuse misspelt config keys before anything is built."""
+"""Refuse misspelt config keys, and values that no one could take, before anything is built."""
 
 import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from inspect import Parameter
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner
 from torch.utils.data import DataLoader
 
+from mmpatchmix.cli.check_values import find_wrong_values
 from mmpatchmix.cli.walk_config import walk_dicts
 
 PREFIX = 'mmpatchmix.'
@@ -43,6 +45,7 @@ TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
     'sync_bn',
     'tta_model',
 }
+_FOUND: dict[tuple[str | None, str], list[Callable]] = {}  # by scope and name
 
 
 def check_config(cfg: Any) -> None:
@@ -52,8 +55,9 @@ def check_config(cfg: Any) -> None:
         cfg: A whole config (``mmengine.Config`` or a dict).
 
     Raises:
-        ValueError: Naming every key that the type beside it does not take, and every
-            top-level key that is almost, but not quite, one of the Runner's.
+        ValueError: Naming every key that the type beside it does not take, every
+            top-level key that is almost, but not quite, one of the Runner's, and every value
+            of the wrong kind or out of range.
     """
     problems = list(_misspelt_top_level(cfg))
     for path, node in walk_dicts(cfg):
@@ -61,6 +65,9 @@ def check_config(cfg: Any) -> None:
         problems += _unknown_arguments(cfg, path, node)
     if problems:
         raise ValueError('the config has keys that nothing reads:\n  ' + '\n  '.join(problems))
+    wrong = list(find_wrong_values(cfg, partial(_find_own_parameters, cfg)))
+    if wrong:
+        raise ValueError('the config has values that cannot be meant:\n  ' + '\n  '.join(wrong))
 
 
 def find_parameters(cfg: Any, path: str, node: Any) -> dict[str, Parameter]:
@@ -74,6 +81,18 @@ def find_parameters(cfg: Any, path: str, node: Any) -> dict[str, Parameter]:
     known: dict[str, Parameter] = {}
     for built in _find_types(cfg, path, node):
         known |= _parameters(built)[0]
+    return known
+
+
+def _find_own_parameters(cfg: Any, path: str, node: Any) -> dict[str, Parameter]:
+    """Return what constructors of ours take; upstream's annotations are not always meant."""
+    if not str(node.get('type')).startswith(PREFIX):
+        return {}
+    known: dict[str, Parameter] = {}
+    for built in _find_types(cfg, path, node):
+        for base in reversed(inspect.getmro(built)) if inspect.isclass(built) else ():
+            if base.__module__.startswith(PREFIX) and '__init__' in vars(base):
+                known |= inspect.signature(base.__init__).parameters
     return known
 
 
@@ -117,14 +136,24 @@ def _find_types(cfg: Any, path: str, node: Any) -> list[Callable]:
         return [name]
     if not isinstance(name, str):
         return _built_without_type(path, node)
+    scope = None if name.startswith(PREFIX) else cfg.get('default_scope', 'mmengine')
+    if (scope, name) not in _FOUND:
+        found = list(_look_up(scope, name))
+        if not found:
+            return []  # its module may yet be imported
+        _FOUND[scope, name] = found
+    return _FOUND[scope, name]
+
+
+def _look_up(scope: str | None, name: str) -> dict[Callable, None]:
+    """Look a type up in all registries; mmengine tries to import the name in each of them."""
     nodes = _registries(root)
-    if not name.startswith(PREFIX):
-        scope = cfg.get('default_scope', 'mmengine')
+    if scope is not None:
         with suppress(ImportError):
             import_module(f'{scope}.registry')
         nodes = [node.children.get(scope, node) for node in nodes]
     found = (node.get(name) for node in nodes)
-    return list(dict.fromkeys(each for each in found if each is not None))
+    return dict.fromkeys(each for each in found if each is not None)
 
 
 def _built_without_type(path: str, node: Any) -> list[Callable]:

@@ -6,6 +6,7 @@ import torch
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpatchmix.cli.preflight import compare_data
 from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
 from mmpatchmix.views import channels_first
@@ -24,7 +25,8 @@ def check_run(runner: Runner) -> None:
         ValueError: Saying what does not fit, where, and how to mend it.
     """
     # Built in the order of Runner.train(): samplers draw their seeds when they are built.
-    _ = runner.train_loop, runner.val_loop
+    compare_data(runner.train_loop.dataloader.dataset)
+    _ = runner.val_loop
     model = unwrap_model(runner.model)
     if not isinstance(model, PatchMix):
         return

@@ -7,7 +7,7 @@ mmpatchmix convert published.pth vit-s.pth --to mmpretrain
 import argparse
 from collections.abc import Sequence
 
-from mmpatchmix.cli.arguments import add_verbose, new_parser
+from mmpatchmix.cli.arguments import add_trust_checkpoint, add_verbose, new_parser
 from mmpatchmix.cli.errors import exit_on_user_error
 
 TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers')
@@ -35,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--num-heads', type=int, help='where the file does not say it')
     parser.add_argument('--img-size', type=int, help='interpolate the positions to this size')
+    add_trust_checkpoint(parser)
     add_verbose(parser)
     return parser.parse_args(argv)
 
@@ -48,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         quiet_stack()  # before what it silences is imported
         from mmpatchmix.checkpoints import convert_checkpoint
+        from mmpatchmix.checkpoints.reading import trust_checkpoints
 
+        if args.trust_checkpoint:
+            trust_checkpoints()
         print(
             convert_checkpoint(
                 args.source, args.destination, args.to, args.encoder, args.num_heads, args.img_size

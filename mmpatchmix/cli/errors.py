@@ -40,9 +40,6 @@ def _explain(error: Exception) -> str | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         where = (frame.f_globals.get('__name__'), frame.f_code.co_name)
-        if where == ('torch.serialization', 'load'):
-            file = frame.f_locals.get('f')
-            return f'ValueError: {file} cannot be read: it is damaged, or no checkpoint ({message})'
         if where == ('mmengine.registry.build_functions', 'build_from_cfg'):
             node = frame.f_locals.get('cfg')
             return f'{message}\nThe fault is in {_find_key(frames, node)} of the config.'

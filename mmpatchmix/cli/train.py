@@ -7,6 +7,7 @@ mmpatchmix train CONFIG --resume           # continue where the run stopped
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,8 @@ def train(args: argparse.Namespace) -> None:
     from mmpatchmix.cli.dry_run import run_one_step
     from mmpatchmix.cli.work_dir import settle_work_dir
 
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        args.resume = 'auto'  # --max-restarts of torchrun.sh: the run has begun before
     cfg = load_config(args)
     apply_arguments(cfg, args)
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-') as scratch:

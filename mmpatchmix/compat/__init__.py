@@ -3,6 +3,8 @@
 * :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
 * :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
 * :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
+* :mod:`~mmpatchmix.compat.rendezvous`: who is missing is named within a minute.
+* :mod:`~mmpatchmix.compat.safe_loading`: checkpoints that run nothing.
 * :mod:`~mmpatchmix.compat.quiet`: messages of the stack that mislead. Only the command
   line drops them; importing :mod:`mmpatchmix.registry` does not.
 """
@@ -13,8 +15,9 @@ def prepare_openmmlab() -> None:
 
     Repeated calls do nothing.
     """
-    from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal
+    from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal, safe_loading
 
     mmcv_ops.install()
     multimodal.install()
     cpu_launcher.install()
+    safe_loading.install()

@@ -22,7 +22,7 @@ class LinearWarmupLR(LinearLR):
         **kwargs: ``by_epoch``, ``convert_to_iter_based`` ...
     """
 
-    def __init__(self, optimizer, begin: int = 0, end: int = INF, **kwargs) -> None:
+    def __init__(self, optimizer, begin: float = 0, end: float = INF, **kwargs) -> None:
         super().__init__(
             optimizer,
             start_factor=0.0,

@@ -45,7 +45,7 @@ class MomentumScheduleHook(Hook):
 
     def __init__(self, momentum: float = 0.996, end_momentum: float = 1.0) -> None:
         for name, share in (('momentum', momentum), ('end_momentum', end_momentum)):
-            if not 0 <= share <= 1:
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ValueError(
                     f'{name}={share} is the share kept and must be in [0, 1]; '
                     'the paper goes from 0.996 to 1.'

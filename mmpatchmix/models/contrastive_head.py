@@ -49,9 +49,9 @@ class ContrastiveHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if temperature <= 0:
+        if not isinstance(temperature, int | float) or not 0 < temperature < float('inf'):
             raise ValueError(f'head.temperature={temperature} must be above 0; the paper uses 0.2.')
-        if not 0 <= label_smoothing < 1:
+        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise ValueError(f'head.label_smoothing={label_smoothing} must be in [0, 1).')
         self.predictor = MODELS.build(predictor)
         self.temperature = temperature

@@ -79,7 +79,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         non_blocking: bool = True,
     ) -> None:
         super().__init__(mean=mean, std=std, to_rgb=to_rgb, non_blocking=non_blocking)
-        choices = [num_mix] if isinstance(num_mix, int) else list(num_mix)
+        choices = list(num_mix) if isinstance(num_mix, list | tuple) else [num_mix]
         if not choices or not all(isinstance(m, int) and m >= 1 for m in choices):
             raise ValueError(
                 f'data_preprocessor.num_mix={num_mix} must be an integer of at least 1 (2 in the '
@@ -87,7 +87,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             )
         if not isinstance(patch_size, int) or patch_size < 1:
             raise ValueError(f'data_preprocessor.patch_size={patch_size} must be at least 1 pixel.')
-        if not 0 <= mix_prob <= 1:
+        if not isinstance(mix_prob, int | float) or not 0 <= mix_prob <= 1:
             raise ValueError(f'data_preprocessor.mix_prob={mix_prob} must be in [0, 1].')
         augment = augment or {}
         if unknown := set(augment) - set(VIEWS):

@@ -11,7 +11,14 @@ from mmengine.runner import Runner
 
 from mmpatchmix.cli import build_runner as build_module
 from mmpatchmix.cli import train
-from mmpatchmix.cli.arguments import new_parser, set_data_root, set_precision, set_workers
+from mmpatchmix.cli.arguments import (
+    find_launcher,
+    new_parser,
+    point_out_secrets,
+    set_data_root,
+    set_precision,
+    set_workers,
+)
 from mmpatchmix.cli.build_runner import build_runner
 from tests.engine.tiny_run import tiny_run_config
 
@@ -142,3 +149,44 @@ def test_an_unknown_runner_is_said(tmp_path):
     cfg.runner_type = 'NoRunner'
     with pytest.raises(ValueError, match="runner_type='NoRunner'"):
         build_runner(cfg)
+
+
+def test_secrets_of_the_environment_are_pointed_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('TRACKER_API_KEY', 'abc')
+    monkeypatch.setenv('PATCHMIX_SIDE', '32')
+    lines = "side = int('{{$PATCHMIX_SIDE:16}}')\nkey = '{{$TRACKER_API_KEY:none}}'\n"
+    (tmp_path / 'config.py').write_text(lines)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert (cfg.side, cfg.key) == (32, 'abc')
+    capsys.readouterr()
+    point_out_secrets(cfg)
+    told = capsys.readouterr().err
+    assert 'TRACKER_API_KEY' in told and 'SIDE' not in told and 'abc' not in told
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'env', 'expected'),
+    [
+        ('none', dict(), 'none'),
+        ('none', dict(WORLD_SIZE='1'), 'none'),
+        ('slurm', dict(WORLD_SIZE='2'), 'slurm'),
+        (
+            'none',
+            dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1', MASTER_ADDR='a', MASTER_PORT='1'),
+            'pytorch',
+        ),
+    ],
+)
+def test_a_forgotten_launcher_is_adopted(monkeypatch, launcher, env, expected):
+    for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert find_launcher(launcher) == expected
+
+
+def test_several_processes_that_cannot_meet_are_refused(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    with pytest.raises(ValueError, match=r'WORLD_SIZE=2, but .* --launcher'):
+        find_launcher('none')

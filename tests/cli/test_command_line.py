@@ -159,3 +159,47 @@ def test_mistakes_end_in_one_message(config, tmp_path, arguments, message):
 def test_shell_tools_tell_how_they_are_called(tool):
     text = call('bash', f'tools/{tool}', ok=False)
     assert f'bash tools/{tool}' in text and 'CONFIG' in text
+
+
+@pytest.mark.parametrize(
+    ('env', 'arguments', 'message'),
+    [
+        (dict(NNODES='garbage'), (), "NNODES must be a whole number, not 'garbage'"),
+        (dict(NNODES='0'), (), 'NNODES must be at least 1'),
+        (dict(NNODES='2', NODE_RANK='2', MASTER_ADDR='a'), (), 'NODE_RANK=2 must be below'),
+        (dict(NNODES='2', NODE_RANK='0', MASTER_ADDR='a', PORT='x'), (), 'PORT must be a whole'),
+        (dict(), ('--max-restarts', 'often'), '--max-restarts must be a whole number'),
+        (dict(), ('--max-restarts=',), '--max-restarts must be a whole number'),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused_at_once(config, env, arguments, message):
+    text = call('bash', 'tools/dist_train.sh', config, '2', *arguments, ok=False, **env)
+    assert message in text and len(text) < 200
+
+
+def test_restarts_go_on_from_the_last_checkpoint(config, tmp_path):
+    """Both ranks are started again when one ends badly, in a store of their own."""
+    broken = tmp_path / 'broken.py'
+    hook = tmp_path / 'dying_hook.py'
+    hook.write_text(
+        'import os, time\nfrom mmengine.hooks import Hook\nfrom mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module(force=True)\nclass DyingHook(Hook):\n'
+        '    def before_train_epoch(self, runner):\n'
+        "        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "        if first and runner.epoch == 1 and os.environ['RANK'] == '1':\n"
+        '            while not os.path.exists(runner.work_dir + "/last_checkpoint"):\n'
+        '                time.sleep(0.1)\n'
+        '            os._exit(1)\n'
+    )
+    broken.write_text(
+        f"_base_ = '{config}'\n"
+        "custom_imports = dict(imports=['mmpatchmix.registry', 'dying_hook'])\n"
+        "custom_hooks = [dict(type='DyingHook')]\n"
+        'default_hooks = dict(report=dict(evaluate_untrained=False))\n'
+    )
+    command = ['bash', 'tools/dist_train.sh', broken, 2, '--max-restarts', '1', '--epochs', '2']
+    path = f'{tmp_path}{os.pathsep}{ROOT}'
+    text = call(*command, '--work-dir', tmp_path / 'run', PYTHONPATH=path)
+    assert 'Epoch(train) [1][3/3]' in text and 'Epoch(train) [2][3/3]' in text
+    assert text.count('Epoch(train) [1][3/3]') == 1  # not begun again
+    assert (tmp_path / 'run' / 'epoch_2.pth').is_file()

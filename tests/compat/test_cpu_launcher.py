@@ -1,5 +1,6 @@
 """Which process group the pytorch launcher starts; ``test_any_runner.py`` runs it for real."""
 
+import os
 from datetime import timedelta
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from mmengine.dist import init_dist, utils
 
 from mmpatchmix.compat import cpu_launcher
+
+PLACE = dict(store='store', rank=1, world_size=2)
 
 
 @pytest.fixture
@@ -21,6 +24,9 @@ def calls(monkeypatch):
         calls.append(('ours', kwargs))
 
     monkeypatch.setattr(utils, '_init_dist_pytorch', original)
+    monkeypatch.setattr(cpu_launcher, 'open_store', lambda: 'store')
+    for name, value in dict(RANK=1, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1').items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.distributed, 'init_process_group', start)
     cpu_launcher.install()
     cpu_launcher.install()
@@ -32,11 +38,35 @@ def test_cpus_meet_over_gloo_with_the_timeout_of_the_config(calls, monkeypatch):
     init_dist('pytorch', backend='nccl', timeout=90)
     init_dist('pytorch', backend='mpi')
     timeout = timedelta(seconds=90)
-    assert calls == [('ours', dict(backend='gloo', timeout=timeout)), ('ours', dict(backend='mpi'))]
+    assert calls == [
+        ('ours', dict(backend='gloo', timeout=timeout, **PLACE)),
+        ('ours', dict(backend='mpi', **PLACE)),
+    ]
 
 
-@pytest.mark.parametrize(('device', 'init'), [('cuda', 'torch'), ('cpu', 'deepspeed')])
-def test_everything_else_is_left_to_mmengine(calls, monkeypatch, device, init):
+@pytest.mark.parametrize(
+    ('device', 'init', 'place'),
+    [('cuda', 'torch', PLACE), ('npu', 'torch', {}), ('cpu', 'deepspeed', {})],
+)
+def test_everything_else_is_left_to_mmengine(calls, monkeypatch, device, init, place):
     monkeypatch.setattr(cpu_launcher, 'get_device', lambda: device)
     init_dist('pytorch', backend='nccl', init_backend=init, timeout=90)
-    assert calls == [('mmengine', 'nccl', init, dict(timeout=timedelta(seconds=90)))]
+    assert calls == [('mmengine', 'nccl', init, dict(timeout=timedelta(seconds=90), **place))]
+
+
+@pytest.mark.parametrize(
+    ('before', 'master', 'expected'),
+    [
+        ({}, '127.0.0.1', None),
+        ({}, 'no.such.host.invalid', None),
+        (dict(GLOO_SOCKET_IFNAME='eth7'), '192.0.2.1', 'eth7'),
+    ],
+)
+def test_the_interface_of_gloo_is_left_alone_where_nothing_is_to_do(
+    monkeypatch, before, master, expected
+):
+    monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
+    for name, value in dict(before, MASTER_ADDR=master).items():
+        monkeypatch.setenv(name, value)
+    cpu_launcher.name_interface()
+    assert os.environ.get('GLOO_SOCKET_IFNAME') == expected

@@ -3,8 +3,6 @@
 * :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
 * :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
 * :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
-* :mod:`~mmpatchmix.compat.quiet`: messages of the stack that mislead. Only the command
-  line drops them; importing :mod:`mmpatchmix.registry` does not.
 """
 
 

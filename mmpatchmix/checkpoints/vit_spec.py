@@ -13,6 +13,15 @@ from torch import Tensor
 # known: those of MoCo v3 and PatchMix, and timm's, which has 64 values per head.
 _HEADS_MOCO = {192: 3, 384: 12, 768: 12}
 _HEADS_TIMM = {192: 3, 384: 6, 768: 12, 1024: 16}
+# Fields of ViTSpec in config.json of Hugging Face transformers.
+TRANSFORMERS_NAMES = {
+    'embed_dims': 'hidden_size',
+    'num_layers': 'num_hidden_layers',
+    'num_heads': 'num_attention_heads',
+    'feedforward_channels': 'intermediate_size',
+    'patch_size': 'patch_size',
+    'img_size': 'image_size',
+}
 
 
 @dataclass(frozen=True)
@@ -148,12 +157,4 @@ def _literal(node: ast.AST) -> Any:
 
 def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
     """Read fields of :class:`ViTSpec` off ``config.json`` of Hugging Face transformers' ViT."""
-    names = dict(
-        embed_dims='hidden_size',
-        num_layers='num_hidden_layers',
-        num_heads='num_attention_heads',
-        feedforward_channels='intermediate_size',
-        patch_size='patch_size',
-        img_size='image_size',
-    )
-    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+    return {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}

@@ -14,7 +14,7 @@ def prepare_training(runner: Runner) -> None:
     """Do what ``runner.train()`` does ahead of its loop, without hooks and checkpoints.
 
     Args:
-        runner: A Runner that has not started; afterwards ready for :func:`take_step`.
+        runner: A Runner that has not started; afterwards ready for ``train_step``.
     """
     _ = runner.train_loop  # builds the data, and how many iterations there are
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
@@ -26,23 +26,6 @@ def prepare_training(runner: Runner) -> None:
         turn_on_activation_checkpointing(unwrap_model(runner.model), modules)
     runner._maybe_compile('train_step')
     runner.model.train()
-
-
-def take_step(runner: Runner, batch: dict, update_momentum: bool = True) -> dict[str, torch.Tensor]:
-    """One iteration: the momentum encoder, then the real ``train_step``.
-
-    Args:
-        runner: A Runner after :func:`prepare_training`.
-        batch: As the train loader yields it.
-        update_momentum: Whether a momentum encoder moves before the step.
-
-    Returns:
-        dict[str, Tensor]: What the step logs, on the device, which may not be done yet.
-    """
-    model = unwrap_model(runner.model)
-    if update_momentum and hasattr(model, 'update_momentum_encoder'):
-        model.update_momentum_encoder(0.996)
-    return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
 
 
 def run_one_step(runner: Runner) -> dict[str, float]:
@@ -64,7 +47,9 @@ def run_one_step(runner: Runner) -> dict[str, float]:
 
     batch = next(iter(runner.train_dataloader))
     began = time.perf_counter()
-    outputs = take_step(runner, batch)
+    if hasattr(model := unwrap_model(runner.model), 'update_momentum_encoder'):
+        model.update_momentum_encoder(0.996)
+    outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
     result = {name: float(value.detach()) for name, value in outputs.items()}
     if not all(map(math.isfinite, result.values())):
         raise FloatingPointError(f'the loss of the first step is not finite: {result}')

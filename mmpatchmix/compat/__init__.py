@@ -5,8 +5,6 @@
 * :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
 * :mod:`~mmpatchmix.compat.rendezvous`: who is missing is named within a minute.
 * :mod:`~mmpatchmix.compat.safe_loading`: checkpoints that run nothing.
-* :mod:`~mmpatchmix.compat.quiet`: messages of the stack that mislead. Only the command
-  line drops them; importing :mod:`mmpatchmix.registry` does not.
 """
 
 

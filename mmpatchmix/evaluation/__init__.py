@@ -3,8 +3,7 @@
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.knn import find_neighbors, knn_predict
-from mmpatchmix.evaluation.knn_loop import KNNLoop
-from mmpatchmix.evaluation.knn_metric import KNNMetric
+from mmpatchmix.evaluation.knn_loop import KNNLoop, KNNMetric
 from mmpatchmix.evaluation.linear_probe import (
     fit_linear,
     linear_probe,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from vits import SPEC, images, make_published_checkpoint, make_timm_vit, randomise
 
 from mmpatchmix.checkpoints import build_vit, convert_checkpoint, read_backbone
@@ -54,6 +54,17 @@ def test_report_of_a_checkpoint_of_ours(own, tmp_path):
     assert len(report.used) == len(own[2])
     dropped = 'neck (1), head.predictor (1), momentum_encoder.neck (1)'
     assert f'dropped on purpose: backbone ({len(own[1])}), {dropped}' in str(report)
+
+
+def test_a_folder_of_transformers_may_have_a_pooler(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
+    weights = tmp_path / 'hf' / 'model.safetensors'
+    pooler = {'pooler.dense.weight': torch.ones(24, 24), 'pooler.dense.bias': torch.ones(24)}
+    save_file(load_file(weights) | pooler, weights, {'format': 'pt'})
+    report = convert_checkpoint(
+        tmp_path / 'hf', tmp_path / 'x.pth', 'mmdet', num_heads=3
+    ).backbone.report
+    assert sorted(report.dropped) == ['pooler.dense.bias', 'pooler.dense.weight']
 
 
 @pytest.mark.parametrize('wrapped', [True, False])

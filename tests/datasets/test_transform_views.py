@@ -8,9 +8,9 @@ from mmpretrain.registry import TRANSFORMS
 from mmpatchmix.datasets import TransformViews
 
 AFFINE = [
-    dict(type='NumpyToPIL'),
-    dict(type='torchvision/RandomAffine', degrees=90, translate=(0.2, 0.2)),
-    dict(type='PILToNumpy'),
+    dict(type='mmpretrain.NumpyToPIL'),
+    dict(type='mmpretrain.torchvision/RandomAffine', degrees=90, translate=(0.2, 0.2)),
+    dict(type='mmpretrain.PILToNumpy'),
 ]
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 import mmpatchmix.evaluation.features as features_module
 from mmpatchmix.evaluation.feature_cache import cached_features
 from mmpatchmix.evaluation.features import extract_features, extract_pixels, is_labelled
-from mmpatchmix.evaluation.knn_metric import KNNMetric
+from mmpatchmix.evaluation.knn_loop import KNNMetric
 
 
 class Numbers(Dataset):

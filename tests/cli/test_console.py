@@ -1,20 +1,20 @@
-"""What the stack says without and with ``quiet``, each in a fresh process."""
+"""What the stack says without and with ``quiet_stack``, each in a fresh process."""
 
 import os
 import re
 import subprocess
 import sys
 
-from mmpatchmix.compat import quiet
+from mmpatchmix.cli import console
 
 # Whatever makes the stack speak: its imports, and a process of a distributed run.
 CODE = """
 import torch, warnings
 import mmpatchmix.registry
 if {quiet}:
-    from mmpatchmix.compat import quiet
-    quiet.install()
-    quiet.install()  # again: no effect
+    from mmpatchmix.cli.console import quiet_stack
+    quiet_stack()
+    quiet_stack()  # again: no effect
 import mmpretrain.datasets, mmdet.datasets, mmdet.evaluation
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
@@ -49,9 +49,9 @@ def said(quiet):
 
 def test_exactly_the_listed_messages_are_dropped():
     loud, left = said(quiet=False), said(quiet=True)
-    for message in quiet.PRINTED:
+    for message in console.PRINTED:
         assert message in loud
-    for message in quiet.WARNED:
+    for message in console.WARNED:
         assert any(re.search(f'Warning: {message}', line) for line in loud), message
     assert len(left) == 2 and all(line.endswith(end) for line, end in zip(left, KEPT, strict=True))
 

@@ -14,6 +14,7 @@ VERBS = {
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'convert': "translate a checkpoint's backbone for another library",
     'benchmark': 'measure whether data or training step limits the speed',
+    'show-config': 'print a config without running it',
 }
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     Returns:
         The exit status; None and 0 mean success.
     """
-    verbs = '\n'.join(f'  {verb:<11}{text}' for verb, text in VERBS.items())
+    verbs = '\n'.join(f'  {verb:<12}{text}' for verb, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog='mmpatchmix',
         usage='mmpatchmix VERB ...',
@@ -41,4 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if verb is None:
         parser.print_help()
         return 0
-    return import_module(f'mmpatchmix.cli.{verb}').main(argv[1:])
+    return import_module(f'mmpatchmix.cli.{verb.replace("-", "_")}').main(argv[1:])

@@ -65,7 +65,8 @@ def test_an_unknown_verb_is_refused(capsys):
 @pytest.mark.parametrize('verb', [*VERBS])
 def test_files_in_tools_are_the_verbs(monkeypatch, verb):
     file = {'convert': 'convert_checkpoint'}.get(verb, verb)
-    module = import_module(f'mmpatchmix.cli.{verb}')
+    file = file.replace('-', '_')
+    module = import_module(f'mmpatchmix.cli.{verb.replace("-", "_")}')
     monkeypatch.setattr(module, 'main', lambda: 7)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(f'tools/{file}.py', run_name='__main__')

@@ -4,9 +4,11 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import FFN
 from mmengine.logging import print_log
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed, to_2tuple
@@ -77,6 +79,9 @@ class PatchMixViT(VisionTransformer):
             if isinstance(module, DropPath):
                 # numpy's number, which torch.compile takes for data that it cannot branch on
                 module.drop_prob = float(module.drop_prob)
+            if isinstance(module, FFN):
+                # without mmengine's wrapper for renamed arguments, which torch 2.6 cannot compile
+                module.forward = MethodType(FFN.forward.__wrapped__, module)
 
     def init_weights(self) -> None:
         """Initialise as described above, or load what ``init_cfg`` names."""

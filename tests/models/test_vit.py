@@ -1,5 +1,6 @@
 """Initialisation and sizes of the ViT."""
 
+import copy
 import math
 
 import pytest
@@ -190,3 +191,14 @@ def test_attention_drops_weights_at_the_given_rate():
     drawn = [attend(query.requires_grad_(), key, value, 0.25)[0, 0, 0, 0] for _ in range(400)]
     kept = torch.stack(drawn).count_nonzero() / 400
     assert 0.67 < kept < 0.83  # 0.75 and four standard deviations
+
+
+def test_a_copy_computes_with_its_own_feed_forward_weights():
+    vit = make_vit()
+    twin = copy.deepcopy(vit)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = vit(images)[0]
+        twin.layers[0].ffn.layers[1].bias.add_(torch.randn(48))
+        assert torch.equal(vit(images)[0], before)
+        assert not torch.allclose(twin(images)[0], before, atol=1e-2)

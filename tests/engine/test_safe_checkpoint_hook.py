@@ -1,5 +1,8 @@
 """There is always a good checkpoint, and the run outlives a failing disk."""
 
+import os
+import signal
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -128,6 +131,19 @@ def test_the_former_best_goes_last(tmp_path, monkeypatch):
     assert best['meta']['epoch'] == 2 and 'optimizer' not in best
     assert find_damage(tmp_path / 'best_knn_top1_epoch_2.pth') is None
     assert type(runner).save_checkpoint is runner.save_checkpoint.__func__
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_iteration_and_leaves(tmp_path, number, code):
+    former = signal.getsignal(number)
+    runner = build(tmp_path)
+    runner.register_hook(At(4, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(SystemExit) as end:
+        runner.train()
+    assert end.value.code == code
+    assert names(tmp_path) == ['epoch_1.pth', 'iter_5.pth']
+    assert f'Stopped by {number.name} after iteration 5 of 9' in log(tmp_path)
+    assert signal.getsignal(number) is former
 
 
 @pytest.mark.parametrize('name', ['minutes', 'iterations'])

@@ -80,7 +80,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80, val_interval=10)
+train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=80, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)
 default_hooks = dict(

@@ -28,7 +28,7 @@ TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets', 'views')
 FUNCTIONS = _node('function', root.FUNCTIONS, 'models')
 METRICS = _node('metric', root.METRICS, 'evaluation')
 HOOKS = _node('hook', root.HOOKS, 'engine', 'visualization')
-LOOPS = _node('loop', root.LOOPS, 'evaluation')
+LOOPS = _node('loop', root.LOOPS, 'engine', 'evaluation')
 OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _node(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'

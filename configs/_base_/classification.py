@@ -19,7 +19,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels=384),
 )
 
-train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
+train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=100, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))

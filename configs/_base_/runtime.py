@@ -12,8 +12,13 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3, save_last=True),
+    # Whole or not there; besides every 10 epochs also every 15 minutes.
+    checkpoint=dict(
+        type='mmpatchmix.SafeCheckpointHook', interval=10, minutes=15, max_keep_ckpts=3
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # A resumed run equals one that was never interrupted.
+    exact_resume=dict(type='mmpatchmix.ExactResumeHook'),
     strict_load=dict(type='mmpatchmix.StrictLoadHook'),
 )
 

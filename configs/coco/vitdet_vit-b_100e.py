@@ -70,3 +70,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
     dict(type='MultiStepLR', begin=0, end=25, by_epoch=True, milestones=[22, 24], gamma=0.1),
 ]
+train_cfg = dict(type='mmpatchmix.ExactTrainLoop')

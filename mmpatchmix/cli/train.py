@@ -35,6 +35,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='continue from PATH, or from the last checkpoint of the work dir',
     )
     parser.add_argument(
+        '--change-schedule',
+        action='store_true',
+        help='resume with another length, batch, learning rate or mixing, from here on',
+    )
+    parser.add_argument(
         '--overwrite', action='store_true', help='replace an earlier run in the work dir'
     )
     parser.add_argument(
@@ -81,6 +86,13 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
                 'the last one of the work dir.'
             )
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    if args.change_schedule:
+        hook = (cfg.get('default_hooks') or {}).get('exact_resume')
+        if not args.resume or not hook:
+            raise ValueError(
+                '--change-schedule belongs to --resume, and needs default_hooks.exact_resume.'
+            )
+        hook.change_schedule = True
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,8 +109,8 @@ def train(args: argparse.Namespace) -> None:
 
     quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
-    from mmengine.runner import find_latest_checkpoint
 
+    from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
     from mmpatchmix.cli.build_runner import build_runner
     from mmpatchmix.cli.check_run import check_run
     from mmpatchmix.cli.describe_run import describe_run
@@ -115,7 +127,7 @@ def train(args: argparse.Namespace) -> None:
             cfg.work_dir = scratch
         elif not cfg.get('resume'):
             settle_work_dir(work_dir, args.overwrite)
-        elif args.resume == 'auto' and find_latest_checkpoint(work_dir) is None:
+        elif args.resume == 'auto' and not find_checkpoints(work_dir):
             print(f'--resume: {work_dir} has no checkpoint yet; starting from the beginning')
         runner = build_runner(cfg, args.verbose)
         check_run(runner)
@@ -127,7 +139,7 @@ def train(args: argparse.Namespace) -> None:
         try:
             runner.train()
         except KeyboardInterrupt as error:
-            last = find_latest_checkpoint(work_dir)
+            last, _ = find_good_checkpoint(work_dir)
             way_on = f': --resume continues from {last}' if last else ' before any checkpoint'
             raise KeyboardInterrupt(way_on) from error
     elif is_main_process():

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from mmengine.runner import find_latest_checkpoint
+from mmpatchmix.checkpoints.sealing import find_damage, find_good_checkpoint
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:
@@ -41,7 +41,7 @@ def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
     if int(os.environ.get('RANK', 0)) != 0 or not earlier_run(work_dir):
         return
     if not overwrite:
-        last = find_latest_checkpoint(str(work_dir))
+        last, _ = find_good_checkpoint(work_dir)
         raise ValueError(
             f'{work_dir} holds an earlier run{f" (last checkpoint: {last})" if last else ""}. '
             'Continue it with --resume, write elsewhere with --work-dir DIR, or replace it with '
@@ -55,13 +55,17 @@ def find_checkpoint(path: str) -> str:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If the named one is damaged.
     """
     if Path(path).is_dir():
-        last = find_latest_checkpoint(path)
+        last, damaged = find_good_checkpoint(path)
+        for each, damage in damaged.items():
+            print(f'{each} is damaged ({damage}) and passed over')
         if last is None:
-            raise FileNotFoundError(f'there is no checkpoint in {path}; train first.')
-        # The work dir may have been moved since.
-        path = last if Path(last).is_file() else str(Path(path) / Path(last).name)
+            raise FileNotFoundError(f'there is no good checkpoint in {path}; train first.')
+        return str(last)
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}.')
+    if damage := find_damage(path):
+        raise ValueError(f'{path} cannot be read: it is damaged ({damage})')
     return path

@@ -1,12 +1,15 @@
-"""What a Runner builds: hooks, optimizer wrappers and constructors, DDP."""
+"""What a Runner builds: hooks, loops, optimizer wrappers and constructors, DDP."""
 
 from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
 from mmpatchmix.engine.decay_groups import DecayGroupsConstructor
+from mmpatchmix.engine.exact_resume_hook import ExactResumeHook
+from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
 from mmpatchmix.engine.layer_decay import DetectorLayerDecayConstructor
 from mmpatchmix.engine.linear_warmup import LinearWarmupLR
 from mmpatchmix.engine.momentum_schedule_hook import MomentumScheduleHook, cosine_momentum
 from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
 from mmpatchmix.engine.runtime_info_hook import DeferredRuntimeInfoHook
+from mmpatchmix.engine.safe_checkpoint_hook import SafeCheckpointHook
 from mmpatchmix.engine.strict_load_hook import StrictLoadHook
 
 __all__ = [
@@ -14,9 +17,12 @@ __all__ = [
     'DecayGroupsConstructor',
     'DeferredRuntimeInfoHook',
     'DetectorLayerDecayConstructor',
+    'ExactResumeHook',
+    'ExactTrainLoop',
     'LinearWarmupLR',
     'MomentumScheduleHook',
     'PatchMixDDP',
+    'SafeCheckpointHook',
     'StrictLoadHook',
     'cosine_momentum',
 ]

@@ -47,6 +47,10 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self._bring_to_host(runner)
         super().after_train(runner)
 
+    def prepare_checkpoint(self, runner: Runner) -> None:
+        """Bring all that is kept to the host, on all ranks, before one saves."""
+        self._bring_to_host(runner)
+
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
         if self.end_of_epoch(runner.train_dataloader, batch_idx):
             return True

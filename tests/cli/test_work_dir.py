@@ -1,6 +1,7 @@
 """An earlier run is found and cleared, and nothing else."""
 
 import pytest
+import torch
 
 from mmpatchmix.cli.work_dir import (
     clear_earlier_run,
@@ -35,7 +36,8 @@ def test_a_start_that_failed_is_no_run(tmp_path):
 
 def test_a_work_dir_stands_for_its_last_checkpoint(tmp_path):
     file = tmp_path / 'work' / 'epoch_2.pth'
-    write(file)
+    file.parent.mkdir()
+    torch.save({}, file)
     write(file.with_name('last_checkpoint'), str(file))
     assert find_checkpoint(str(file)) == find_checkpoint(str(file.parent)) == str(file)
     moved = (tmp_path / 'work').rename(tmp_path / 'moved')
@@ -43,7 +45,7 @@ def test_a_work_dir_stands_for_its_last_checkpoint(tmp_path):
 
 
 def test_no_checkpoint_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+    with pytest.raises(FileNotFoundError, match='no good checkpoint in'):
         find_checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none\.pth'):
         find_checkpoint(str(tmp_path / 'none.pth'))

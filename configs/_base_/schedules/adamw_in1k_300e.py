@@ -31,5 +31,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=10)
+train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=300, val_interval=10)
 auto_scale_lr = dict(base_batch_size=1024, enable=False)

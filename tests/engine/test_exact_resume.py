@@ -1,0 +1,232 @@
+"""A resumed run equals one that was never interrupted, wherever it stopped."""
+
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpatchmix.cli.arguments import set_epochs
+from mmpatchmix.engine.exact_order import ExactSampler, SampleIndex, SeededSamples, SkippableBatches
+from tests.engine.tiny_run import tiny_run_config
+
+EPOCHS, PER_EPOCH, BATCH = 3, 4, 8
+ITERS = EPOCHS * PER_EPOCH
+LOGGED = ('loss', 'acc_source', 'lr', 'momentum')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def unformatted_configs():
+    """Formatting the config takes most of the time of a small checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'pretty_text', property(lambda cfg: f'{cfg.to_dict()}'))
+        yield
+
+
+def build(work_dir, checkpoint=None, epochs=EPOCHS, workers=(0, False), **options):
+    """Build a run of 12 iterations with seed=None that keeps the checkpoint of each iteration."""
+    cfg = tiny_run_config(work_dir, EPOCHS, num_images=PER_EPOCH * BATCH, batch_size=BATCH)
+    cfg.randomness.seed = None
+    cfg.train_cfg.val_interval = 1
+    cfg.train_dataloader.update(num_workers=workers[0], persistent_workers=workers[1])
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
+    cfg.default_hooks.pop('report')
+    cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
+    cfg.model.backbone.drop_path_rate = 0.2
+    cfg.merge_from_dict(options)
+    set_epochs(cfg, epochs)
+    cfg.resume, cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
+    return Runner.from_cfg(cfg)
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole')
+    build(folder).train()
+    return folder
+
+
+def assert_same_end(path, expected_path):
+    """Weights, optimizer, schedules, random states and log are equal, bit for bit."""
+    found, expected = read(path), read(expected_path)
+    for name, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][name], value), name
+    for key in ('optimizer', 'param_schedulers', 'exact_resume'):
+        assert repr(to_lists(found[key])) == repr(to_lists(expected[key])), key
+    for name in [f'train/{name}' for name in LOGGED] + ['val/knn/top1']:
+        histories = [
+            file['message_hub']['log_scalars'][name]['values'] for file in (found, expected)
+        ]
+        assert torch.equal(*histories), name
+
+
+def to_lists(value):
+    if isinstance(value, dict):
+        return {key: to_lists(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_lists(each) for each in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize(
+    ('iteration', 'workers'),
+    [(2, (2, True)), (PER_EPOCH, (0, False)), (PER_EPOCH + 1, (2, False)), (ITERS - 1, (0, False))],
+)
+def test_resumed_anywhere_the_run_ends_the_same(whole, tmp_path, iteration, workers):
+    shutil.copy(whole / f'iter_{iteration}.pth', tmp_path / 'begin.pth')
+    build(tmp_path, tmp_path / 'begin.pth', workers=workers).train()
+    assert_same_end(tmp_path / f'iter_{ITERS}.pth', whole / f'iter_{ITERS}.pth')
+
+
+def test_consumed_samples_are_not_read_again(whole, tmp_path, monkeypatch):
+    seen = []
+
+    def read_sample(samples, index):
+        if isinstance(index, SampleIndex):
+            seen.append(int(index))
+        return samples.dataset[index]
+
+    monkeypatch.setattr(SeededSamples, '_read', read_sample)
+    runner = build(tmp_path, whole / f'iter_{ITERS - 1}.pth')
+    runner.train()
+    assert len(seen) == BATCH
+    sampler = DefaultSampler(range(PER_EPOCH * BATCH), seed=runner.train_dataloader.sampler.seed)
+    sampler.set_epoch(EPOCHS - 1)
+    assert seen == list(sampler)[-BATCH:]  # of mmengine's own order
+
+
+def test_another_plan_is_refused_with_the_difference(whole, tmp_path):
+    options = {'model.data_preprocessor.num_mix': 3, 'optim_wrapper.optimizer.lr': 1e-3}
+    runner = build(tmp_path, whole / 'iter_5.pth', epochs=6, **options)
+    with pytest.raises(ValueError, match='this is not the run of the checkpoint') as refusal:
+        runner.train()
+    for line in (
+        'epochs: 3 in the checkpoint, 6 now',
+        'learning rate: 0.003 in the checkpoint, 0.001 now',
+        'mixing: num_mix [2]',
+        '--change-schedule',
+    ):
+        assert line in str(refusal.value)
+    assert runner.iter == 5
+
+
+class Rates(Hook):
+    """Learning rate and momentum of each iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.rows = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        momentum = runner.message_hub.get_scalar('train/momentum').current()
+        self.rows[runner.iter] = (runner.optim_wrapper.get_lr()['lr'][0], momentum)
+
+
+def test_a_changed_schedule_is_that_of_a_run_planned_so(whole, tmp_path):
+    rates, expected = Rates(), Rates()
+    changed = {'default_hooks.exact_resume.change_schedule': True}
+    lr = {'optim_wrapper.optimizer.lr': 1e-3}
+    runner = build(tmp_path / 'changed', whole / 'iter_5.pth', epochs=5, **changed, **lr)
+    runner.register_hook(rates)
+    runner.train()
+    planned = build(tmp_path / 'planned', epochs=5, **lr)
+    planned.register_hook(expected)
+    planned.train()
+    assert sorted(rates.rows) == list(range(5, 5 * PER_EPOCH))
+    for iteration, row in rates.rows.items():
+        assert row == pytest.approx(expected.rows[iteration], rel=1e-12), iteration
+    log = next((tmp_path / 'changed').glob('*/*.log')).read_text()
+    assert 'epochs: 3 in the checkpoint, 5 now' in log
+    assert 'going on at epoch 2 of 5, iteration 6 of 20' in log
+
+
+def test_a_changed_batch_keeps_the_epoch_and_repeats_no_sample(whole, tmp_path):
+    changed = {'default_hooks.exact_resume.change_schedule': True}
+    runner = build(tmp_path, whole / 'iter_5.pth', **changed, **{'train_dataloader.batch_size': 16})
+    rates = Rates()
+    runner.register_hook(rates)
+    runner.train()
+    # 8 of 32 images of the second epoch are consumed; 2 iterations an epoch from now on.
+    assert sorted(rates.rows) == [3, 4, 5]
+
+
+def test_a_checkpoint_of_mmengine_continues_with_a_word(whole, tmp_path):
+    content = read(whole / 'iter_5.pth')
+    del content['exact_resume']
+    torch.save(content, tmp_path / 'plain.pth')
+    build(tmp_path, tmp_path / 'plain.pth').train()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'not as if it had never been interrupted' in log
+
+
+class Noise:
+    """Samples that draw from all three generators."""
+
+    metainfo = {'classes': ('a',)}
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+
+def test_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone():
+    samples = SeededSamples(dict(type=Noise))
+
+    def draw(*indices, seed=7, epoch=0):
+        return samples.__getitems__([SampleIndex(index, seed, epoch) for index in indices])
+
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = draw(3, 5)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state[:2]
+    assert torch.equal(torch.get_rng_state(), state[2])
+    assert draw(5) + draw(3) == first[::-1]
+    others = (
+        first + draw(3, epoch=1) + draw(3, seed=8) + [samples[3]]
+    )  # a plain index is not seeded
+    for numbers in zip(*others, strict=True):
+        assert len(set(numbers)) == len(others)
+    assert samples[3] != samples[3]
+    index = pickle.loads(pickle.dumps(SampleIndex(3, 7, 2)))
+    assert (index, index.seed, index.epoch) == (3, 7, 2)
+    assert samples.metainfo is Noise.metainfo
+
+
+@pytest.mark.parametrize('num_ranks', [2, 4])
+def test_a_batch_over_all_ranks_holds_the_same_samples_on_any_number(num_ranks):
+    def order(ranks, skipped=0):
+        rows = []
+        for rank in range(ranks):
+            sampler = ExactSampler(range(32), seed=5)
+            sampler.rank, sampler.world_size = rank, ranks
+            sampler.num_samples, sampler.total_size = 32 // ranks, 32
+            sampler.set_epoch(3)
+            sampler.num_skipped = skipped // ranks
+            rows.append(list(sampler))
+        return [index for step in zip(*rows, strict=True) for index in step]
+
+    assert order(num_ranks) == order(1)
+    assert order(num_ranks, skipped=8) == order(1)[8:]
+    assert sorted(order(1)) == list(range(32))
+
+
+def test_a_batch_sampler_begins_in_the_middle():
+    sampler = ExactSampler(range(10), shuffle=False, seed=0)
+    cfg = dict(type=torch.utils.data.BatchSampler, drop_last=False)
+    batches = SkippableBatches(sampler, 4, cfg)
+    batches.num_skipped = 1
+    assert list(batches) == [[4, 5, 6, 7], [8, 9]]
+    assert list(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # the next epoch is whole
+    assert len(batches) == 3

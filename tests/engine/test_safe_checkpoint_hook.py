@@ -1,0 +1,152 @@
+"""There is always a good checkpoint, and the run outlives a failing disk."""
+
+import os
+import signal
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpatchmix.checkpoints.sealing import find_damage
+from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
+from tests.engine.tiny_run import tiny_run_config
+
+
+@pytest.fixture(autouse=True)
+def unformatted_configs(monkeypatch):
+    """Formatting the config takes most of the time of a small checkpoint."""
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: f'{cfg.to_dict()}'))
+
+
+def build(work_dir, epochs=3, resume=False, val_interval=9, **checkpoint):
+    cfg = tiny_run_config(work_dir, epochs, num_images=24)  # 3 iterations an epoch
+    cfg.train_cfg.val_interval = val_interval
+    cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
+    cfg.default_hooks.pop('report')
+    cfg.default_hooks.checkpoint.update(checkpoint)
+    cfg.resume = resume
+    return Runner.from_cfg(cfg)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob('*.pth'))
+
+
+def log(folder):
+    return ''.join(path.read_text() for path in folder.glob('*/*.log'))
+
+
+class At(Hook):
+    """Call a function at one iteration, before the step."""
+
+    def __init__(self, iteration, function):
+        self.iteration, self.function = iteration, function
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            self.function()
+
+
+def stop():
+    raise InterruptedError
+
+
+def test_checkpoints_within_epochs_rotate_and_the_newest_good_one_is_resumed(tmp_path):
+    runner = build(tmp_path, iterations=1, max_keep_ckpts=2)
+    runner.register_hook(At(8, stop))
+    with pytest.raises(InterruptedError):
+        runner.train()
+    assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'iter_7.pth', 'iter_8.pth']
+    assert all(find_damage(tmp_path / name) is None for name in names(tmp_path))
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_8.pth')
+    with open(tmp_path / 'iter_8.pth', 'r+b') as file:
+        file.truncate(1000)
+    (tmp_path / '.iter_9.pth.partial').write_bytes(b'half')
+    runner = build(tmp_path, resume=True, max_keep_ckpts=2)
+    begun = []
+    runner.register_hook(At(7, lambda: begun.append(7)))
+    runner.train()
+    assert begun == [7] and 'iter_8.pth: its end is missing' in log(tmp_path)
+    assert 'epoch_3.pth' in names(tmp_path) and 'epoch_1.pth' not in names(tmp_path)
+    assert not list(tmp_path.glob('.*.partial'))
+    for path in tmp_path.glob('*.pth'):
+        path.write_bytes(b'PK')
+    with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged'):
+        build(tmp_path, resume=True).train()
+
+
+def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 240))  # 4 minutes each time somebody looks
+    monkeypatch.setattr(safe_checkpoint_hook.time, 'monotonic', lambda: next(clock))
+    runner = build(tmp_path, epochs=1, minutes=5)
+    runner.train()
+    assert names(tmp_path) == ['epoch_1.pth', 'iter_2.pth']
+
+
+def test_a_failing_disk_ends_no_run_and_costs_no_good_checkpoint(tmp_path, monkeypatch):
+    runner = build(tmp_path, max_keep_ckpts=1)
+
+    def fail(*args):
+        raise OSError(28, 'No space left on device')
+
+    def fill_disk():
+        monkeypatch.setattr(safe_checkpoint_hook, 'seal', fail)
+
+    runner.register_hook(At(5, fill_disk))
+    with pytest.raises(OSError, match=r'last checkpoint is missing.*No space left'):
+        runner.train()
+    assert runner.iter == 9
+    assert names(tmp_path) == ['epoch_1.pth']
+    assert find_damage(tmp_path / 'epoch_1.pth') is None
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_1.pth')
+    assert 'epoch_2.pth was not saved (OSError: [Errno 28]' in log(tmp_path)
+    assert not list(tmp_path.glob('.*.partial'))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    runner = build(tmp_path)
+
+    class Poison(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 5:  # the last of the second epoch: its loss was finite
+                runner.model.neck.fc0.weight.data.fill_(float('nan'))
+
+    runner.register_hook(Poison())
+    with pytest.raises(FloatingPointError, match=r'not finite after .*epoch_1\.pth'):
+        runner.train()
+    assert names(tmp_path) == ['epoch_1.pth']
+
+
+def test_the_former_best_goes_last(tmp_path, monkeypatch):
+    from mmpatchmix.evaluation import KNNLoop
+
+    scores = iter([10.0, 20.0, 15.0])
+    monkeypatch.setattr(KNNLoop, 'evaluate', lambda loop: {'knn/top1': next(scores)})
+    runner = build(tmp_path, val_interval=1, save_best='knn/top1', max_keep_ckpts=1)
+    runner.train()
+    assert names(tmp_path) == ['best_knn_top1_epoch_2.pth', 'epoch_3.pth']
+    best = torch.load(tmp_path / 'best_knn_top1_epoch_2.pth', weights_only=True)
+    assert best['meta']['epoch'] == 2 and 'optimizer' not in best
+    assert find_damage(tmp_path / 'best_knn_top1_epoch_2.pth') is None
+    assert type(runner).save_checkpoint is runner.save_checkpoint.__func__
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_iteration_and_leaves(tmp_path, number, code):
+    former = signal.getsignal(number)
+    runner = build(tmp_path)
+    runner.register_hook(At(4, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(SystemExit) as end:
+        runner.train()
+    assert end.value.code == code
+    assert names(tmp_path) == ['epoch_1.pth', 'iter_5.pth']
+    assert f'Stopped by {number.name} after iteration 5 of 9' in log(tmp_path)
+    assert signal.getsignal(number) is former
+
+
+@pytest.mark.parametrize('name', ['minutes', 'iterations'])
+def test_intervals_are_above_0(name):
+    with pytest.raises(ValueError, match=f'{name}=0'):
+        SafeCheckpointHook(**{name: 0})

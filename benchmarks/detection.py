@@ -14,13 +14,12 @@ One JSON line per run in benchmarks/results/detection.jsonl; a cut command conti
 given again. benchmarks/evidence.py makes table and figure of the file.
 """
 
-import hashlib
 import json
 import time
 from functools import cache
 from pathlib import Path
 
-from runs import HERE, append_result, parse_runs, run_all
+from runs import HERE, append_result, digest_config, parse_runs, run_all
 
 RESULTS = HERE / 'results/detection.jsonl'
 ROOT = Path('work_dirs/detection')
@@ -74,9 +73,9 @@ def build_detector(row: str, seed: int):
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     if num_mix := STARTS[start]:
         cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_10.pth')
-    text = cfg.pretty_text + (pretraining_config(num_mix).pretty_text if num_mix else '')
+    before = digest_config(pretraining_config(num_mix)) if num_mix else None
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
-    return cfg, hashlib.sha256(text.encode()).hexdigest()[:12]
+    return cfg, digest_config(cfg, before)
 
 
 @cache

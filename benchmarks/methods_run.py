@@ -1,11 +1,10 @@
 """One run of benchmarks/methods.py: its config, its images, the training, the judgement."""
 
 import copy
-import hashlib
 import time
 from pathlib import Path
 
-from runs import append_result
+from runs import append_result, digest_config
 
 HERE = Path(__file__).parent
 CONFIG = HERE / 'configs/methods.py'
@@ -59,10 +58,10 @@ def build_config(row: str, changes: dict, seed: int, shrink: int):
             type='mmpatchmix.KNNLoop',
             bank_dataloader=dict(copy.deepcopy(loader), dataset=part[bank]),
         )
-    digest = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()
+    digest = digest_config(cfg, cfg.test_cfg.bank_dataloader.dataset.to_dict())
     cfg.work_dir = f'work_dirs/methods/{row}-{seed}'
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
-    return cfg, digest[:12]
+    return cfg, digest
 
 
 def prepare_images(data_root: str | None) -> None:

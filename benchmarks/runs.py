@@ -2,6 +2,7 @@
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -79,6 +81,27 @@ def run_all(
             print(
                 f'{row} seed {seed} done, {number} of {len(todo)}, ETA {left:.0f} min', flush=True
             )
+
+
+def digest_config(cfg: Any, *more: Any) -> str:
+    """Hash what a result depends on: model, images, optimizer, schedules, length, seed.
+
+    Loops, hooks and loggers are not in it: a run stays done when files are saved in another way.
+
+    Args:
+        cfg: The config of the run.
+        more: Whatever else it depends on, as plain data.
+    """
+    loaders = {
+        name: (cfg[name].dataset.to_dict(), cfg[name].get('batch_size'))
+        for name in ('train_dataloader', 'test_dataloader')
+        if cfg.get(name)
+    }
+    momentum = (cfg.default_hooks.get('momentum') or {}).get('momentum')
+    parts = [cfg.model.to_dict(), loaders, cfg.optim_wrapper.to_dict(), momentum]
+    parts += [[each.to_dict() for each in cfg.param_scheduler], cfg.train_cfg.max_epochs]
+    text = json.dumps([*parts, cfg.randomness.seed, *more], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_results(path: Path) -> list[dict]:

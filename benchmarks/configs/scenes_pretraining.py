@@ -27,5 +27,5 @@ del crops
 # 10 epochs of 62 iterations, one of them warm-up
 _base_.param_scheduler[0].end = 1
 _base_.param_scheduler[1].update(begin=1, end=10)
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=10)
+train_cfg = dict(max_epochs=10, val_interval=10)
 default_hooks = dict(checkpoint=dict(interval=10), report=dict(evaluate_untrained=False))

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks/results'
-DOCUMENTS = [ROOT / 'docs/evidence.md', ROOT / 'docs/performance.md']
+DOCUMENTS = [ROOT / name for name in ('README.md', 'docs/evidence.md', 'docs/performance.md')]
 IMAGES = ROOT / 'docs/images'
 
 
@@ -74,6 +74,8 @@ def draw_detection(rows: dict, folder: Path) -> None:
             means = [statistics.mean(values) for values in points.values()]
             spread = [statistics.pstdev(values) for values in points.values()]
             axis.errorbar(list(points), means, spread, label=title, marker='o', capsize=3)
+    if not axis.has_data():  # nothing measured yet
+        return
     axis.set(xlabel='annotated scenes', ylabel='mask AP (%)', xscale='log')
     axis.set_xticks(COUNTS, map(str, COUNTS))
     axis.grid(alpha=0.3)

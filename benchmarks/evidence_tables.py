@@ -95,8 +95,24 @@ def accuracy_table(rows: dict) -> str:
     return make_table([*header, 'linear, query encoder'], body)
 
 
+def summary_table(rows: dict) -> str:
+    """The README's few lines: accuracy, and how well the shares of a mix are told."""
+    body = []
+    for row in ('untrained', *MAIN):
+        runs = list(rows.get(row, {}).values())
+        if not runs:
+            continue
+        best = [judged(run) for run in runs]
+        body.append(
+            [TITLES[row], str(len(runs))]
+            + [mean_and_spread([part[name] for part in best]) for name in ('knn20', 'linear')]
+            + [mean_and_spread([run['calibration']['2']['error'] for run in runs], 3)]
+        )
+    return make_table(['', 'seeds', 'kNN (k = 20)', 'linear', 'error of the shares'], body)
+
+
 def geometry_table(rows: dict) -> str:
-    """What the features are like, and what the run cost."""
+    """What the features are like, and how many views the run encoded."""
     body = []
     for row, title in TITLES.items():
         runs = list(rows.get(row, {}).values())
@@ -110,7 +126,6 @@ def geometry_table(rows: dict) -> str:
             + [mean_and_spread([part['agreement']['auroc'] for part in parts], 3)]
             + [mean_and_spread([100 * part['agreement']['precision_at_10'] for part in parts])]
             + [f'{statistics.mean(run["encoded_views"] for run in runs) / 1e6:.2f}']
-            + [f'{statistics.median(run["train_seconds"] for run in runs) / 60:.0f}']
         )
     header = [
         '',
@@ -120,7 +135,7 @@ def geometry_table(rows: dict) -> str:
         'class AUROC',
         'same class of 10 nearest (%)',
     ]
-    return make_table([*header, 'views encoded (millions)', 'minutes'], body)
+    return make_table([*header, 'views encoded (millions)'], body)
 
 
 def shares_table(rows: dict) -> str:
@@ -202,6 +217,7 @@ def detection_tuning_table(rows: dict) -> str:
 
 
 TABLES = {
+    'summary': summary_table,
     'accuracy': accuracy_table,
     'geometry': geometry_table,
     'shares': shares_table,

@@ -44,7 +44,7 @@ def describe_run(runner: Runner) -> list[str]:
 
 
 def _views(cfg) -> dict[str, str]:
-    """Say how many crops of which size; nothing for pipelines without ours."""
+    """Say which views are made of an image; nothing for pipelines without ours."""
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for crops in pipeline:
         if 'global_size' in crops:
@@ -52,6 +52,8 @@ def _views(cfg) -> dict[str, str]:
             if crops.get('num_local'):
                 text += f' and {crops["num_local"]} of {crops.get("local_size", 96)}'
             return {'crops': f'{text} pixels per image'}
+        if crops.get('type') == 'mmpatchmix.TransformViews':
+            return {'views': f'2 per image, by {", ".join(step.type for step in crops.transforms)}'}
     return {}
 
 

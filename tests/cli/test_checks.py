@@ -64,14 +64,13 @@ def test_num_mix_above_the_patches(tmp_path):
 
 
 def test_crops_that_the_vit_cannot_cut(tmp_path):
-    message = refusal(
-        tmp_path,
-        **{
-            'train_dataloader.dataset.pipeline.0.num_local': 1,
-            'train_dataloader.dataset.pipeline.0.local_size': 20,
-            'model.data_preprocessor.patch_size': 4,
-        },
-    )
+    crops = dict(type='mmpatchmix.MultiCrop', global_size=32, num_local=1, local_size=20)
+
+    def with_local_crops(cfg):
+        cfg.train_dataloader.dataset.pipeline[0] = crops
+        cfg.model.data_preprocessor.patch_size = 4
+
+    message = refusal(tmp_path, with_local_crops)
     assert 'local_views is 20x20' in message and 'backbone.patch_size=8' in message
 
 

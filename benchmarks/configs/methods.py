@@ -28,9 +28,15 @@ train_dataloader = dict(
         ]
     ),
 )
-resize, crop, _ = _base_.val_dataloader.dataset.pipeline
-resize.scale, crop.crop_size = 27, 24  # the script takes these test views for all sets
-del resize, crop, _
+for loader in (
+    _base_.val_dataloader,
+    _base_.test_dataloader,
+    _base_.val_cfg.bank_dataloader,
+    _base_.test_cfg.bank_dataloader,
+):
+    loader.dataset.pipeline[0].scale = 27
+    loader.dataset.pipeline[1].crop_size = 24
+del loader
 val_dataloader = test_dataloader = dict(num_workers=0, pin_memory=False)
 val_cfg = test_cfg = dict(bank_dataloader=dict(num_workers=0, pin_memory=False))
 val_evaluator = test_evaluator = dict(num_neighbors=(20, 200))

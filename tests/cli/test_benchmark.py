@@ -94,7 +94,7 @@ def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
     options = ('--seconds', 0.2, '--workers', workers, '--json')
     text = benchmark(sys.executable, 'tools/benchmark.py', digits, *options)
     figures = figures_of(text)
-    assert (figures['num_images'], figures['num_epochs']) == (48, 70)
+    assert (figures['num_images'], figures['num_epochs']) == (48, 80)
     assert [figures[f'num_{name}'] for name in ('workers', 'ranks')] == [workers, 1]
     assert figures['batch_size'] == 8 and f'{digits} on ' in text and 'WARNING' not in text
 

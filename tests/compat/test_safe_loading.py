@@ -135,8 +135,22 @@ def same(a, b):
 def test_our_own_checkpoint_is_read_whole(trained):
     safely, unpickled = load_torch(trained[1]), torch.load(trained[1], weights_only=False)
     assert {'message_hub', 'optimizer', 'param_schedulers', 'state_dict', 'meta'} <= safely.keys()
-    assert len(safely['message_hub']['log_scalars']['train/loss'].data[0]) == 2
+    assert len(safely['message_hub']['log_scalars']['train/loss']['values']) == 2
     assert same(safely, unpickled)
+
+
+def test_a_history_as_mmengine_saves_it_is_read_whole(tmp_path):
+    history = HistoryBuffer([1.0, 2.5], [1, 3])
+    torch.save(dict(message_hub=dict(log_scalars={'train/loss': history})), tmp_path / 'a.pth')
+    safely, unpickled = (
+        content['message_hub']['log_scalars']['train/loss']
+        for content in (
+            load_torch(tmp_path / 'a.pth'),
+            torch.load(tmp_path / 'a.pth', weights_only=False),
+        )
+    )
+    assert same(safely, unpickled) and safely.data[0].tolist() == [1.0, 2.5]
+    assert safely.data[1].tolist() == [1, 3]
 
 
 def test_arrays_and_numbers_are_what_they_were(tmp_path):

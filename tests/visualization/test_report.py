@@ -85,7 +85,8 @@ def test_the_report_does_not_change_the_run(tmp_path):
     assert [epoch for epoch, _ in report.metrics] == [0, 1]  # untrained, trained
     summary = '\n'.join(report.summary(runner))
     trained = report.metrics[-1][1]['knn/top1']
-    assert 'untrained' in summary and f'after 1 epoch{trained:>11.2f} %' in summary
+    rows = {line[:20].strip(): line[20:].split() for line in summary.splitlines()}
+    assert 'untrained' in rows and rows['after 1 epoch'][:2] == [f'{trained:.2f}', '%']
     for name in ('mixed.png', 'curves.png', 'epoch_1.pth'):
         assert str(tmp_path / 'with' / name) in summary
 

@@ -23,7 +23,7 @@ $(STAMP): setup.py tools/setup.sh requirements/constraints.txt
 DIGITS := work_dirs/digits
 PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
 
-demo: setup  ## pre-train a small ViT on digits (3 to 6 minutes on 2 cores)
+demo: setup  ## pre-train a small ViT on digits (4 to 6 minutes on 2 cores)
 	@$(PRETRAIN_DIGITS)
 
 $(DIGITS)/last_checkpoint: | setup

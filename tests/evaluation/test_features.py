@@ -132,7 +132,9 @@ def test_models_of_mmpretrain(kind):
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16)
     backbone = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=2, patch_size=1)
     head = dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=8)
-    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+    parts = dict(data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'))
+    parts |= dict(backbone=backbone, head=head)
+    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', **parts))
     images = torch.stack([Numbers(5)[i]['inputs'] for i in range(5)]).float()
     with torch.no_grad():
         expected = model.eval().backbone(images)[-1]

@@ -61,10 +61,11 @@ del img_size, views, bank, changed
 
 # -- schedule: 80 epochs of 11 iterations
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='mmpatchmix.BF16OptimWrapper',
+    enabled=False,  # the network is too small to gain by it
     # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
     # short: the rate is high, the weight decay stays low.
-    optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.999), weight_decay=0.04),
+    optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.999), weight_decay=0.04, fused=True),
     constructor='mmpatchmix.DecayGroupsConstructor',
 )
 param_scheduler = [

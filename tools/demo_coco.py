@@ -16,9 +16,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from mmengine.runner import find_latest_checkpoint
 from pycocotools.coco import COCO
 
+from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli.errors import exit_on_user_error
 from mmpatchmix.datasets.digit_scenes import write_digit_scenes
 
@@ -48,7 +48,7 @@ def find_checkpoint(path: str | None) -> str:
     """Return the given checkpoint, or the demo's last one."""
     if path is None:
         folder = Path('work_dirs/digits')
-        path = find_latest_checkpoint(str(folder)) if folder.is_dir() else None
+        path = find_good_checkpoint(folder)[0] if folder.is_dir() else None
         if path is None:
             raise FileNotFoundError(
                 'there is no pre-trained backbone in work_dirs/digits yet: run "make demo" first, '
@@ -87,7 +87,7 @@ def draw(path: Path, work_dir: Path, data_root: Path, num_scenes: int = 6) -> No
     # Only now: mmdet needs the stack that mmpatchmix prepares.
     from mmdet.apis import inference_detector, init_detector
 
-    model = init_detector(str(CONFIG), find_latest_checkpoint(str(work_dir)), device='cpu')
+    model = init_detector(str(CONFIG), str(find_good_checkpoint(work_dir)[0]), device='cpu')
     truth = COCO(str(data_root / 'annotations/instances_val.json'))
     figure = Figure(figsize=(2.6 * num_scenes, 5.6), layout='tight')
     axes = figure.subplots(2, num_scenes)
@@ -144,7 +144,7 @@ def main() -> None:
     for name, metrics in results.items():
         values = ''.join(f'{100 * metrics[key]:>11.1f}' for key in METRICS.values())
         print(f'{name:<22}{values}')
-    print(f'\ncheckpoint  {find_latest_checkpoint(str(args.work_dir / "pretrained"))}')
+    print(f'\ncheckpoint  {find_good_checkpoint(args.work_dir / "pretrained")[0]}')
     print(f'figure      {figure}')
 
 

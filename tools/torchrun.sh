@@ -6,7 +6,8 @@
 #
 # Among the arguments, --max-restarts N (or MAX_RESTARTS=N before the command) starts all
 # processes again, from the last checkpoint, up to N times after one of them has ended badly.
-# MEETING_SECONDS (60) is how long machines wait for each other.
+# MEETING_SECONDS (60) is how long machines wait for each other, STOP_SECONDS (120) how long
+# processes may take to save and leave after a signal.
 set -eu
 PROCESSES=$1
 shift
@@ -52,5 +53,5 @@ else
   RENDEZVOUS=--standalone  # a free port of its own: two runs on a machine do not meet
 fi
 # shellcheck disable=SC2086
-exec "$PYTHON" -m torch.distributed.run $RENDEZVOUS --nproc-per-node "$PROCESSES" \
+exec "$PYTHON" "$(dirname "$0")/torchrun.py" $RENDEZVOUS --nproc-per-node "$PROCESSES" \
   --max-restarts "$MAX_RESTARTS" "$@"

@@ -10,7 +10,7 @@ default_hooks = dict(
     # Losses stay on the device until they are logged; one that is no number stops the run.
     runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='mmpatchmix.SafeLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     # Whole or not there; besides every 10 epochs also every 15 minutes.
     checkpoint=dict(
@@ -20,12 +20,14 @@ default_hooks = dict(
     # A resumed run equals one that was never interrupted.
     exact_resume=dict(type='mmpatchmix.ExactResumeHook'),
     strict_load=dict(type='mmpatchmix.StrictLoadHook'),
+    # Among several ranks, says for whom the others wait.
+    rank_watch=dict(type='mmpatchmix.RankWatchHook', seconds=60),
 )
 
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    dist_cfg=dict(backend='nccl', timeout=600),  # seconds that ranks wait for one of them
 )
 # Across GPUs, BatchNorm (of projector and predictor) sees the images of all ranks.
 sync_bn = 'torch'

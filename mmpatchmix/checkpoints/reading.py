@@ -26,6 +26,8 @@ from mmengine.logging import HistoryBuffer, print_log
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmpatchmix.checkpoints.sealing import find_damage
+
 # Key of the metadata of files we write: a JSON object.
 METADATA_KEY = 'mmpatchmix'
 _trusted = False
@@ -174,6 +176,8 @@ def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
         ValueError: If the file holds other Python objects, or is damaged.
     """
     name = file if isinstance(file, str | Path) else getattr(file, 'name', 'the file')
+    if name is file and (damage := find_damage(file)):
+        raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
 
     def read(weights_only: bool) -> Any:
         return torch.load(file, map_location=map_location, weights_only=weights_only)

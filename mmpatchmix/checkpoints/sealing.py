@@ -60,7 +60,7 @@ def find_damage(path: str | Path) -> str | None:
         tail = file.read()
         end = tail.rfind(END)
         if end < 0:
-            is_old = head[:2] == b'\x80\x02'
+            is_old = head[:1] == b'\x80'  # a pickle
             return None if is_old else 'its end is missing' if size else 'it is empty'
         length = int.from_bytes(tail[end + 20 : end + 22], 'little')
         comment = tail[end + 22 :]

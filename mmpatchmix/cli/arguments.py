@@ -202,7 +202,10 @@ def set_precision(cfg: Any, amp: bool | None) -> None:
         )
     for key in ('enabled', 'loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(key, None)
-    wrapper.update(type=BF16, enabled=True) if amp else wrapper.update(type=FLOAT32)
+    if amp or kind == BF16:  # in float32 too it stops at gradients that are no numbers
+        wrapper.update(type=BF16, enabled=amp)
+    else:
+        wrapper.type = FLOAT32
 
 
 def set_epochs(cfg: Any, epochs: int) -> None:

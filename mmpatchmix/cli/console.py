@@ -39,6 +39,7 @@ def quiet_stack() -> None:
 
     if hasattr(print_log, '__wrapped__'):
         return
+    logging.raiseExceptions = False  # a traceback for every line, on a full disk
     for message in WARNED:
         warnings.filterwarnings('ignore', message=message)
     # Torch does without by itself; the description of the run speaks of workers and cores.

@@ -15,6 +15,7 @@ VERBS = {
     'convert': "translate a checkpoint's backbone for another library",
     'benchmark': 'measure whether data or training step limits the speed',
     'show-config': 'print a config without running it',
+    'replay': 'repeat the step at which a run met NaN',
 }
 
 

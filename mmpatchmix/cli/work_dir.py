@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from mmpatchmix.checkpoints.sealing import find_damage, find_good_checkpoint
+from mmpatchmix.engine.work_dir_lock import lock_work_dir
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:
@@ -36,9 +37,12 @@ def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
         overwrite: Whether to remove the earlier run.
 
     Raises:
-        ValueError: If there is an earlier run and it is not to be removed.
+        ValueError: If there is an earlier run and it is not to be removed, or it is not over.
     """
-    if int(os.environ.get('RANK', 0)) != 0 or not earlier_run(work_dir):
+    if int(os.environ.get('RANK', 0)) != 0:
+        return
+    lock_work_dir(work_dir)
+    if not earlier_run(work_dir):
         return
     if not overwrite:
         last, _ = find_good_checkpoint(work_dir)

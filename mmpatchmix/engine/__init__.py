@@ -8,8 +8,10 @@ from mmpatchmix.engine.layer_decay import DetectorLayerDecayConstructor
 from mmpatchmix.engine.linear_warmup import LinearWarmupLR
 from mmpatchmix.engine.momentum_schedule_hook import MomentumScheduleHook, cosine_momentum
 from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
+from mmpatchmix.engine.rank_watch_hook import RankWatchHook
 from mmpatchmix.engine.runtime_info_hook import DeferredRuntimeInfoHook
 from mmpatchmix.engine.safe_checkpoint_hook import SafeCheckpointHook
+from mmpatchmix.engine.safe_logger_hook import SafeLoggerHook
 from mmpatchmix.engine.strict_load_hook import StrictLoadHook
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     'LinearWarmupLR',
     'MomentumScheduleHook',
     'PatchMixDDP',
+    'RankWatchHook',
     'SafeCheckpointHook',
+    'SafeLoggerHook',
     'StrictLoadHook',
     'cosine_momentum',
 ]

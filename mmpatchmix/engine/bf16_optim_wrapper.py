@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import torch
 from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mmpatchmix.registry import OPTIM_WRAPPERS
 
@@ -16,6 +17,14 @@ class BF16OptimWrapper(OptimWrapper):
 
     bfloat16 has the range of float32, so gradients need no scaler, and unlike
     mmengine's ``AmpOptimWrapper`` nothing here asks for an accelerator.
+
+    From the first gradient on that is no number, a fused optimizer takes no step: when
+    ``mmpatchmix.DeferredRuntimeInfoHook`` finds out, the weights are still those of the step
+    that failed. The host waits for nothing, and ranks agree, for they step on the same gradients.
+
+    Attributes:
+        broken: Whether that has happened, ``()`` bool on the device; None before the first step,
+            and where the optimizer is not fused.
 
     Args:
         enabled: ``True``, ``False`` for float32, or ``'auto'``: where the device computes
@@ -34,6 +43,17 @@ class BF16OptimWrapper(OptimWrapper):
             )
         super().__init__(*args, **kwargs)
         self.enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
+        self.broken: Tensor | None = None
+
+    def step(self, **kwargs) -> None:
+        """Step as the base class does, unless a gradient is or was no number."""
+        if self.optimizer.defaults.get('fused'):
+            parameters = (p for group in self.param_groups for p in group['params'])
+            norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
+            is_broken = ~torch.isfinite(norm)
+            self.broken = is_broken if self.broken is None else self.broken | is_broken
+            self.optimizer.found_inf = self.broken.float()
+        super().step(**kwargs)
 
     @contextmanager
     def optim_context(self, model: nn.Module):

@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from mmpatchmix.engine.random_states import random_states_kept, seed_cpu
 
+# A batch that takes its workers longer than this never comes: they are stopped, or their disk is.
+WORKER_SECONDS = 600
+
 
 class SampleIndex(int):
     """Index of a sample that carries what its randomness depends on to the workers.
@@ -125,6 +128,8 @@ class SeededSamples:
 def make_exact(dataloader: dict) -> dict:
     """Change the config of a data loader so that order and randomness are exact.
 
+    Workers that give nothing for :data:`WORKER_SECONDS` end the run, unless ``timeout`` is set.
+
     Args:
         dataloader: Config with ``dataset`` and ``sampler``; not changed.
 
@@ -137,6 +142,8 @@ def make_exact(dataloader: dict) -> dict:
     if name is not DefaultSampler and str(name).rpartition('.')[2] != 'DefaultSampler':
         return dataloader
     exact = dict(dataloader, sampler=sampler | {'type': ExactSampler})
+    if exact.get('num_workers'):
+        exact.setdefault('timeout', WORKER_SECONDS)
     exact['dataset'] = {'type': SeededSamples, 'dataset': dataloader['dataset']}
     if batches := dataloader.get('batch_sampler'):
         exact['batch_sampler'] = {'type': SkippableBatches, 'batches': batches}

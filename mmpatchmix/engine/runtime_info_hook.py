@@ -5,10 +5,15 @@ import math
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor
 
+from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+from mmpatchmix.engine.capsule import write_capsule
+from mmpatchmix.engine.random_states import read_random_states
 from mmpatchmix.registry import HOOKS
+
+BROKEN = 'broken'  # among the outputs kept: whether the optimizer has stopped to step
 
 
 @HOOKS.register_module()
@@ -20,13 +25,20 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     the end of the epoch wants them; then all of them come in one copy, as means over
     the ranks. Every iteration still has its own entry in the log's history.
 
-    A loss that is NaN or infinite stops the run there: before anything is logged,
-    and before a checkpoint is written.
+    A loss or gradient that is NaN or infinite stops the run there: before anything is logged,
+    and before a checkpoint is written. What the step was made of goes into a file for
+    ``mmpatchmix replay``, see :func:`~mmpatchmix.engine.capsule.write_capsule`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pending: list[tuple[int, int, dict[str, Tensor]]] = []  # iteration, epoch, outputs
+        self._pending: list[tuple[int, int, dict[str, Tensor], dict]] = []
+        self._states: dict = {}  # random states at the beginning of the iteration
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Tell iteration and learning rates, and note down the random states."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        self._states = read_random_states()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
@@ -34,11 +46,13 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         """Keep the outputs of the iteration; bring all that is kept to the host when due.
 
         Raises:
-            FloatingPointError: If a loss was not finite.
+            FloatingPointError: If a loss or a gradient was not finite.
         """
         # Detached, or the graph of the iteration would live as long.
         values = {name: torch.as_tensor(v).detach() for name, v in (outputs or {}).items()}
-        self._pending.append((runner.iter, runner.epoch, values))
+        if (broken := getattr(runner.optim_wrapper, 'broken', None)) is not None:
+            values[BROKEN] = broken
+        self._pending.append((runner.iter, runner.epoch, values, self._states))
         if self._is_due(runner, batch_idx):
             self._bring_to_host(runner)
 
@@ -52,6 +66,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self._bring_to_host(runner)
 
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
+        if all(value.device.type == 'cpu' for value in self._pending[-1][2].values()):
+            return True  # nothing to wait for
         if self.end_of_epoch(runner.train_dataloader, batch_idx):
             return True
         for hook in runner.hooks:
@@ -64,34 +80,40 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
 
     def _bring_to_host(self, runner: Runner) -> None:
         pending, self._pending = self._pending, []
-        values = [v.float().mean() for *_, outputs in pending for v in outputs.values()]
+        values = [v.float().mean() for _, _, outputs, _ in pending for v in outputs.values()]
         if not values:
             return
         device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
         stacked = torch.stack([value.to(device) for value in values])
         dist.all_reduce(stacked, 'mean')
         numbers = iter(stacked.tolist())
-        for iteration, epoch, outputs in pending:
+        for iteration, epoch, outputs, states in pending:
             row = {name: next(numbers) for name in outputs}
-            stop_on_nan(row, iteration, epoch, runner.work_dir)
+            losses = {name: value for name, value in row.items() if 'loss' in name}
+            if row.pop(BROKEN, 0) or not all(map(math.isfinite, losses.values())):
+                own = {name: float(outputs[name].float().mean()) for name in losses}
+                _stop(
+                    runner, iteration, epoch, losses, write_capsule(runner, iteration, states, own)
+                )
             for name, value in row.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
 
 
-def stop_on_nan(row: dict[str, float], iteration: int, epoch: int, work_dir: str) -> None:
-    """Raise ``FloatingPointError`` if a loss of an iteration is NaN or infinite."""
-    losses = {name: value for name, value in row.items() if 'loss' in name}
-    if all(map(math.isfinite, losses.values())):
-        return
+def _stop(
+    runner: Runner, iteration: int, epoch: int, losses: dict[str, float], capsule: str | None
+) -> None:
+    """Raise ``FloatingPointError`` for a loss, or else a gradient, that is not finite."""
+    what = 'a gradient' if all(map(math.isfinite, losses.values())) else 'the loss'
     values = ', '.join(f'{name}={value:g}' for name, value in losses.items())
-    last = find_latest_checkpoint(work_dir)
+    last, _ = find_good_checkpoint(runner.work_dir)
     way_back = (
         f'the last good checkpoint is {last} (tools/train.py CONFIG --resume {last})'
         if last
         else 'no checkpoint had been written yet'
     )
+    again = f' "mmpatchmix replay {capsule}" repeats the step and says where.' if capsule else ''
     raise FloatingPointError(
-        f'the loss is not finite at iteration {iteration + 1} of epoch {epoch + 1}: '
-        f'{values}; {way_back}. Usual causes: a learning rate too high for the batch '
+        f'{what} is not finite at iteration {iteration + 1} of epoch {epoch + 1}: '
+        f'{values}; {way_back}.{again} Usual causes: a learning rate too high for the batch '
         '(see --auto-scale-lr), float16 instead of bfloat16, or damaged images.'
     )

@@ -25,6 +25,7 @@ from mmpatchmix.checkpoints.sealing import (
 )
 from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
 from mmpatchmix.engine.stop_signals import StopSignals, exit_code
+from mmpatchmix.engine.work_dir_lock import lock_work_dir
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
@@ -83,12 +84,16 @@ class SafeCheckpointHook(CheckpointHook):
         """Verify what is about to be loaded, and choose what to resume from.
 
         Raises:
-            ValueError: If the named file, or every checkpoint of the work dir, is damaged.
+            ValueError: If the named file, or every checkpoint of the work dir, is damaged, or
+                another run writes into the work dir.
         """
         choice: list = [runner._load_from, None]
-        if dist.is_main_process() and not runner._has_loaded:
+        if dist.is_main_process():
             try:
-                choice[0] = _choose(runner)
+                if runner._train_loop is not None:
+                    lock_work_dir(runner.work_dir)
+                if not runner._has_loaded:
+                    choice[0] = _choose(runner)
             except ValueError as error:
                 choice[1] = str(error)
         dist.broadcast_object_list(choice)

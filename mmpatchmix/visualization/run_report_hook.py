@@ -7,8 +7,8 @@ from pathlib import Path
 from mmengine.dataset import default_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner import find_latest_checkpoint
 
+from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
@@ -102,7 +102,7 @@ class RunReportHook(Hook):
             lines += ['', f'{unreadable} unreadable images were skipped; the log names them']
         work_dir = Path(runner.work_dir)
         files = {
-            'checkpoint': find_latest_checkpoint(runner.work_dir),
+            'checkpoint': find_good_checkpoint(runner.work_dir)[0],
             'log': Path(runner.log_dir) / f'{runner.timestamp}.log',
             'TensorBoard': next(Path(runner.log_dir).glob('vis_data/events.*'), None),
             'a mix': work_dir / 'mixed.png',

@@ -74,7 +74,7 @@ BF16 = 'mmpatchmix.BF16OptimWrapper'
     [
         ([], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled='auto')),
         (['--amp'], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled=True)),
-        (['--no-amp'], dict(type=BF16, enabled='auto'), dict(type='OptimWrapper')),
+        (['--no-amp'], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled=False)),
         (['--amp'], dict(type='OptimWrapper'), dict(type=BF16, enabled=True)),
         (['--no-amp'], dict(type='OptimWrapper'), dict(type='OptimWrapper')),
         (['--no-amp'], dict(type='AmpOptimWrapper', dtype='float16'), dict(type='OptimWrapper')),

@@ -24,7 +24,7 @@ def test_clearing_takes_the_run_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match='holds an earlier run'):
         settle_work_dir(tmp_path, overwrite=False)
     clear_earlier_run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['notes.txt', 'photos']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.lock', 'notes.txt', 'photos']
 
 
 def test_a_start_that_failed_is_no_run(tmp_path):

@@ -13,7 +13,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.cli.arguments import set_epochs
-from mmpatchmix.engine.exact_order import ExactSampler, SampleIndex, SeededSamples, SkippableBatches
+from mmpatchmix.engine.exact_order import (
+    WORKER_SECONDS,
+    ExactSampler,
+    SampleIndex,
+    SeededSamples,
+    SkippableBatches,
+    make_exact,
+)
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH, BATCH = 3, 4, 8
@@ -230,3 +237,12 @@ def test_a_batch_sampler_begins_in_the_middle():
     assert list(batches) == [[4, 5, 6, 7], [8, 9]]
     assert list(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # the next epoch is whole
     assert len(batches) == 3
+
+
+@pytest.mark.parametrize(
+    ('options', 'timeout'),
+    [({'num_workers': 2}, WORKER_SECONDS), ({'num_workers': 2, 'timeout': 5}, 5), ({}, None)],
+)
+def test_workers_that_give_nothing_are_not_waited_for_without_end(options, timeout):
+    loader = dict(dataset={}, sampler=dict(type='DefaultSampler'), **options)
+    assert make_exact(loader).get('timeout') == timeout

@@ -105,6 +105,17 @@ def test_a_failing_disk_ends_no_run_and_costs_no_good_checkpoint(tmp_path, monke
     assert not list(tmp_path.glob('.*.partial'))
 
 
+def test_figures_that_the_disk_does_not_take_end_no_run(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    runner = build(tmp_path, epochs=1)
+    monkeypatch.setattr(runner.visualizer, 'add_scalars', fail)
+    runner.train()
+    assert names(tmp_path) == ['epoch_1.pth']
+    assert log(tmp_path).count('Figures are not written any more ([Errno 28]') == 1
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     runner = build(tmp_path)
 

@@ -1,0 +1,51 @@
+"""Signals to torchrun reach the processes it started, and their exit code comes back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TORCHRUN = Path(__file__).parents[2] / 'tools/torchrun.sh'
+# In the place of a run: it saves when asked to, and tells so by its exit code.
+PROGRAM = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGUSR1, lambda *args: sys.exit(75))
+Path(sys.argv[1]).touch()
+if sys.argv[2] == 'wait':
+    time.sleep(60)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def start(folder, what):
+    (folder / 'program.py').write_text(PROGRAM)
+    command = ['bash', TORCHRUN, '1', folder / 'program.py', folder / 'begun', what]
+    environment = {**os.environ, 'VIRTUAL_ENV': sys.prefix}
+    environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{environment["PATH"]}'
+    return subprocess.Popen(
+        [str(part) for part in command], env=environment, stderr=subprocess.DEVNULL
+    )
+
+
+def test_usr1_to_torchrun_is_passed_on_and_asks_for_another_start(tmp_path):
+    agent = start(tmp_path, 'wait')
+    try:
+        for _ in range(300):
+            if (tmp_path / 'begun').exists():
+                break
+            time.sleep(0.1)
+        agent.send_signal(signal.SIGUSR1)
+        assert agent.wait(30) == 75
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+@pytest.mark.parametrize(('code', 'expected'), [('75', 75), ('3', 1)])
+def test_the_exit_code_of_the_processes_counts(tmp_path, code, expected):
+    assert start(tmp_path, code).wait(60) == expected

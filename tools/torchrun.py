@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Run torchrun so that signals to it end a run in order; torchrun.sh calls this.
+
+torchrun itself would die of SIGUSR1, the signal that asks for a checkpoint, and leave its processes
+behind. Its exit code is theirs: 75 where the run is to be continued, 130 after Ctrl-C.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing import PContext, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+EXIT_AGAIN, EXIT_INTERRUPTED = 75, 130
+# Until processes that were asked to stop are killed: an iteration and a checkpoint.
+STOP_SECONDS = int(os.environ.get('STOP_SECONDS', 120))
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the run as torchrun does on SIGTERM: it passes the signal on and waits."""
+    raise SignalException(f'got {signal.Signals(number).name}', signal.Signals(number))
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGUSR1, stop)
+    PContext.close.__defaults__ = (None, STOP_SECONDS)  # 30 in torch
+    try:
+        main()
+    except SignalException as error:
+        sys.exit(EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_AGAIN)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        ended = codes & {EXIT_AGAIN, EXIT_INTERRUPTED}
+        if not ended:
+            raise
+        sys.exit(max(ended))

@@ -122,13 +122,15 @@ def build_model(capsule: dict[str, Any]) -> Any:
     cfg.model['compile'] = False
     model = MODELS.build(cfg.model)
     model.load_state_dict(capsule['state_dict'])
+    if model.momentum_encoder is not None:
+        model.momentum_encoder.num_updates = 1  # the run has made this step's
     set_random_states(capsule['random_states'])
     return model.train()
 
 
 def compare_losses(now: dict[str, Any], then: dict[str, float]) -> list[str]:
     """Return a table of the losses here and in the run."""
-    rows = [(name, float(now[name]), value) for name, value in then.items() if name in now]
+    rows = [(name, now[name].item(), value) for name, value in then.items() if name in now]
     return [f'{"":<18}{"here":>12}{"in the run":>14}'] + [
         f'{name:<18}{here:>12.6g}{there:>14.6g}' for name, here, there in rows
     ]

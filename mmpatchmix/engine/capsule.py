@@ -47,7 +47,7 @@ def write_capsule(
         'epoch': runner.epoch,
         'rank': rank,
         'ranks': dist.get_world_size(),
-        'torch': torch.__version__,
+        'torch': str(torch.__version__),
         'bf16': bool(wrapper.enabled),
         'losses': losses,
         'indices': indices,

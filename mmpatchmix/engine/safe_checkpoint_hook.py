@@ -186,6 +186,7 @@ class SafeCheckpointHook(CheckpointHook):
         return isinstance(self.file_backend, LocalBackend)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        runner = runner.runner if isinstance(runner, _SavesAside) else runner
         if not self._is_local():
             runner.call_hook('prepare_checkpoint')
             super()._save_checkpoint_with_step(runner, step, meta)
@@ -274,40 +275,42 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.save_best or not self._is_local():
             super()._save_best_checkpoint(runner, metrics)
             return
-        save, backend, outdated = runner.save_checkpoint, self.file_backend, []
-        nested = self._save_checkpoint_with_step
-
-        def save_best(out_dir: str, filename: str, **settings: Any) -> None:
-            settings.pop('file_client_args'), settings.pop('backend_args')
-            self._refuse_infinite_weights(runner)
-            if dist.is_main_process():
-                self._write(runner, save, filename, **settings)
-
-        def save_again(*args: Any) -> None:
-            del runner.save_checkpoint
-            nested(*args)
-
-        self.file_backend = _Deferring(outdated)
-        runner.save_checkpoint, self._save_checkpoint_with_step = save_best, save_again
+        backend, self.file_backend = self.file_backend, _KeepsFiles()
         try:
-            super()._save_best_checkpoint(runner, metrics)
+            super()._save_best_checkpoint(_SavesAside(runner, self), metrics)
+            outdated = self.file_backend.outdated
         finally:
             self.file_backend = backend
-            del self._save_checkpoint_with_step
-            vars(runner).pop('save_checkpoint', None)
         best = getattr(self, 'best_ckpt_path_dict', None) or {'': self.best_ckpt_path}
-        for path in set(outdated) - set(best.values()):
+        for path in outdated - set(best.values()):
             os.unlink(path)
 
 
-class _Deferring(LocalBackend):
-    """A file backend that notes down what to remove."""
+class _KeepsFiles(LocalBackend):
+    """A file backend that notes down what it is asked to remove."""
 
-    def __init__(self, outdated: list[str]) -> None:
-        self.outdated = outdated
+    def __init__(self) -> None:
+        self.outdated: set[str] = set()
 
     def remove(self, filepath: str) -> None:
-        self.outdated.append(str(filepath))
+        self.outdated.add(str(filepath))
+
+
+class _SavesAside:
+    """The Runner as mmengine's hook sees it when it saves the best checkpoint."""
+
+    def __init__(self, runner: Runner, hook: SafeCheckpointHook) -> None:
+        self.runner, self.hook = runner, hook
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, **settings: Any) -> None:
+        for name in ('file_client_args', 'backend_args'):
+            settings.pop(name)
+        self.hook._refuse_infinite_weights(self.runner)
+        if dist.is_main_process():
+            self.hook._write(self.runner, self.runner.save_checkpoint, filename, **settings)
 
 
 def _choose(runner: Runner) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._saved_at = time.monotonic()
         self._signals = StopSignals()
         self._group: Any = None  # of all ranks, over gloo
+        self._patience: timedelta | None = None  # with one of them; torch's own by default
         self._failure: str | None = None  # why the newest state is not saved
 
     def before_run(self, runner: Runner) -> None:
@@ -105,9 +107,13 @@ class SafeCheckpointHook(CheckpointHook):
         """Begin to count the minutes; remove what an interrupted run has left half written."""
         super().before_train(runner)
         self._saved_at = time.monotonic()
+        dist_cfg = (runner.cfg.get('env_cfg') or {}).get('dist_cfg') or {}
+        if dist_cfg.get('timeout'):
+            self._patience = timedelta(seconds=dist_cfg['timeout'])
         if isinstance(runner.train_loop, ExactTrainLoop):
             self._signals.install()
         if dist.is_main_process() and self._is_local():
+            Path(self.out_dir).mkdir(parents=True, exist_ok=True)
             for path in Path(self.out_dir).glob('.*.pth.partial'):
                 path.unlink()
 
@@ -160,7 +166,7 @@ class SafeCheckpointHook(CheckpointHook):
         if dist.get_world_size() == 1:
             return list(numbers)
         if self._group is None:
-            self._group = torch.distributed.new_group(backend='gloo')
+            self._group = torch.distributed.new_group(backend='gloo', timeout=self._patience)
         values = torch.tensor(numbers, dtype=torch.int64)
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._group)
         return values.tolist()

@@ -29,7 +29,7 @@ def _call(log: Path, function: Callable, args: tuple, env: dict) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, name in ((1, 'stdout'), (2, 'stderr')):  # also from pytest's own
         os.dup2(file, number)
-        setattr(sys, name, open(number, 'w', buffering=1, closefd=False))
+        setattr(sys, name, os.fdopen(number, 'w', buffering=1, closefd=False))
     os.environ.update({key: str(value) for key, value in env.items()})
     torch.set_num_threads(1)  # threads of the parent are not here
     function(*args)

@@ -1,4 +1,4 @@
-"""Runs of 15 iterations that are saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15, and their equality."""
+"""Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15; what of two runs differs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -124,7 +124,7 @@ def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}
     """
     found, expected = (dict(_state(folder / name)) for folder in (work_dir, expected_dir))
     assert len(expected) > 200
-    wrong = [key for key in found.keys() ^ expected.keys()]
+    wrong = list(found.keys() ^ expected.keys())
     wrong += [
         key for key in found.keys() & expected.keys() if not _equal(found[key], expected[key])
     ]

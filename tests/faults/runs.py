@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def _note_down(work_dir: Path) -> None:
         return is_saved
 
     def read_and_note(samples, index):
-        append(reads, int(index))
+        with suppress(OSError):  # the work dir may lie on the disk that is full
+            append(reads, int(index))
         return read(samples, index)
 
     SafeCheckpointHook._save, SeededSamples._read = save_and_note, read_and_note

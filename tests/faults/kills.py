@@ -110,4 +110,4 @@ def draw_kill(draw: random.Random, group: int, begun: int) -> Kill:
     """Draw a kill of a group for a run that goes on after ``begun`` iterations."""
     kind = draw.choice(GROUPS[group])
     # Before the end even on a quick machine.
-    return Kill(kind, draw.randrange(begun, ITERS), draw.uniform(0, 0.8))
+    return Kill(kind, draw.randrange(begun, ITERS), draw.uniform(0, 0.6))

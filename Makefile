@@ -53,8 +53,9 @@ benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes
 test: setup lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
+SOAK ?= 100
 soak: setup  ## kill, fill, stop and cut runs by the hundred (about 20 minutes; the disks and links need root)
-	@SOAK=1 OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
+	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
 lint: setup
 	@.venv/bin/ruff check .

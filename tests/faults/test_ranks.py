@@ -152,3 +152,8 @@ def test_a_stopped_rank_ends_the_other(imported, tmp_path, record_property):
 
 def test_a_killed_rank_ends_the_other(imported, tmp_path, record_property):
     end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGKILL, record_property)
+
+
+def test_a_rank_stopped_after_its_step_ends_the_other(imported, tmp_path, record_property):
+    """The exchange of signals waits no longer than the gradients do."""
+    end_beside(tmp_path / 'run', 'after_train_iter', signal.SIGSTOP, record_property)

@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks test lint clean
+.PHONY: help setup demo evaluate demo-coco benchmarks test soak lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes
 
 test: setup lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+SOAK ?= 100
+soak: setup  ## kill, fill, stop and cut runs by the hundred (about 20 minutes; the disks and links need root)
+	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
 lint: setup
 	@.venv/bin/ruff check .

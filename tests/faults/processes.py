@@ -1,0 +1,82 @@
+"""Runs in processes forked from one that has imported everything, which takes 8 s."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PATIENCE = 120  # seconds for what takes a few on an idle machine
+
+
+def start(log: Path, function: Callable, *args: Any, **env: Any) -> BaseProcess:
+    """Call a function in a process and session of its own, which prints into a file."""
+    context = multiprocessing.get_context('fork')
+    process = context.Process(target=_call, args=(log, function, args, env))
+    process.start()
+    return process
+
+
+def _call(log: Path, function: Callable, args: tuple, env: dict) -> None:
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number, name in ((1, 'stdout'), (2, 'stderr')):  # also from pytest's own
+        os.dup2(file, number)
+        setattr(sys, name, os.fdopen(number, 'w', buffering=1, closefd=False))
+    os.environ.update({key: str(value) for key, value in env.items()})
+    torch.set_num_threads(1)  # threads of the parent are not here
+    function(*args)
+
+
+def finish(process: BaseProcess, seconds: float = PATIENCE) -> int:
+    """Wait for a process; return its exit code, or minus the signal that killed it."""
+    process.join(seconds)
+    if process.exitcode is None:
+        kill_session(process.pid)
+        process.join()
+        raise AssertionError(f'the process still ran after {seconds:g} s')
+    return process.exitcode
+
+
+def read_stat(pid: int) -> list[str]:
+    """Return state, parent, group, session, ... of a process; nothing where there is none."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return []
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that live."""
+    pids = [int(path.name) for path in Path('/proc').glob('[0-9]*')]
+    stats = {pid: read_stat(pid) for pid in pids}
+    return [pid for pid, s in stats.items() if s and s[0] not in 'ZX' and int(s[3]) == session]
+
+
+def kill_session(session: int) -> None:
+    """Kill what is left of a session."""
+    for pid in members(session):
+        os.kill(pid, signal.SIGKILL)
+
+
+def seconds_until(condition: Callable[[], Any], since: float, limit: float) -> float:
+    """Wait for something; return after how many seconds from ``since`` it was so."""
+    while not condition():
+        passed = time.monotonic() - since
+        assert passed < limit, f'not within {limit:g} s'
+        time.sleep(0.05)
+    return time.monotonic() - since
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]

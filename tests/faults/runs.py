@@ -1,0 +1,166 @@
+"""Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15; what of two runs differs."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
+from mmpatchmix.engine.exact_order import SeededSamples
+from mmpatchmix.visualization.curves import read_scalars
+from tests.engine.tiny_run import tiny_run_config
+
+EPOCHS, PER_EPOCH, BATCH = 3, 5, 8
+ITERS = EPOCHS * PER_EPOCH
+WORKERS = ((0, False), (2, False), (2, True))
+CLOCKS = ('time', 'data_time', 'memory', 'eta')  # differ from run to run
+
+
+def choose_workers(number: int, persistent: bool) -> dict[str, Any]:
+    """Return options for so many data workers."""
+    loader = dict(num_workers=number, persistent_workers=persistent)
+    return {f'train_dataloader.{key}': value for key, value in loader.items()}
+
+
+def build(
+    work_dir: Path, batch_size: int = BATCH, num_images: int = PER_EPOCH * BATCH, **options: Any
+) -> Runner:
+    """Build a run that resumes by itself where there is something to resume."""
+    cfg = tiny_run_config(work_dir, EPOCHS, num_images, batch_size)
+    cfg.train_cfg.val_interval = 1
+    cfg.default_hooks.checkpoint.update(interval=1, iterations=2, max_keep_ckpts=1)
+    cfg.default_hooks.pop('report')
+    cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
+    cfg.model.backbone.drop_path_rate = 0.2
+    cfg.resume = True
+    cfg.merge_from_dict(options)
+    return Runner.from_cfg(cfg)
+
+
+def train(work_dir: Path, options: dict, hooks: tuple[Hook, ...] = (), keep: bool = False) -> None:
+    """Be the process of a run.
+
+    Args:
+        work_dir: Where it writes. ``saved.txt`` gets the iterations of its checkpoints once they
+            are complete, ``read-RANK.txt`` the samples it reads.
+        options: Of the config, by dotted key.
+        hooks: To register.
+        keep: Whether all checkpoints stay.
+    """
+    # Formatting the config takes most of the time of a small checkpoint.
+    Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
+    work_dir.mkdir(exist_ok=True)
+    if keep:
+        safe_checkpoint_hook.NUM_BETWEEN = 99
+        options = {'default_hooks.checkpoint.max_keep_ckpts': 99, **options}
+    _note_down(work_dir)
+    runner = build(work_dir, **options)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+
+
+def _note_down(work_dir: Path) -> None:
+    save, read = SafeCheckpointHook._save, SeededSamples._read
+    reads = work_dir / f'read-{os.environ.get("RANK", 0)}.txt'
+
+    def save_and_note(hook, runner, name, meta, by_epoch):
+        is_saved = save(hook, runner, name, meta, by_epoch)
+        if is_saved:
+            append(work_dir / 'saved.txt', meta['iter'])
+        return is_saved
+
+    def read_and_note(samples, index):
+        with suppress(OSError):  # the work dir may lie on the disk that is full
+            append(reads, int(index))
+        return read(samples, index)
+
+    SafeCheckpointHook._save, SeededSamples._read = save_and_note, read_and_note
+
+
+def append(path: Path, number: int) -> None:
+    """Add a line to a file, in one write."""
+    with open(path, 'a') as file:
+        file.write(f'{number}\n')
+
+
+def numbers(path: Path) -> list[int]:
+    """Read what :func:`append` wrote."""
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def at(point: str, iteration: int, function: Callable, priority: str = 'HIGHEST') -> Hook:
+    """Make a hook that calls a function once, at a point of an iteration (from 0) or soon after."""
+    hook, todo = Hook(), [function]
+    hook.priority = priority
+
+    def call(runner: Runner, **kwargs: Any) -> None:
+        if runner.iter >= iteration and todo:
+            todo.pop()()
+
+    setattr(hook, point, call)
+    return hook
+
+
+def read_log(work_dir: Path) -> str:
+    """Return the log files of all runs in a work dir."""
+    return ''.join(path.read_text() for path in sorted(work_dir.glob('*/*.log')))
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """Return how many iterations a checkpoint comes after."""
+    return torch.load(checkpoint, weights_only=True)['meta']['iter']
+
+
+def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}.pth') -> list[str]:
+    """Name what of a run is not bit for bit that of another.
+
+    Weights, momentum encoder, optimizer, schedules, random states, plan and sampler's seed, the
+    history of losses and metrics in the checkpoint, and the figures that were logged.
+    """
+    found, expected = (dict(_state(folder / name)) for folder in (work_dir, expected_dir))
+    assert len(expected) > 200
+    wrong = list(found.keys() ^ expected.keys())
+    wrong += [
+        key for key in found.keys() & expected.keys() if not _equal(found[key], expected[key])
+    ]
+    records, wanted = (read_scalars(folder) for folder in (work_dir, expected_dir))
+    for kind, rows, wanted_rows in zip(('training', 'validation'), records, wanted, strict=True):
+        rows, wanted_rows = map(_without_clocks, (rows, wanted_rows))
+        # A run that began from another's checkpoint logs what comes after it.
+        if not rows or rows != wanted_rows[-len(rows) :]:
+            wrong.append(f'{kind} figures of the log')
+    return sorted(wrong)
+
+
+def _state(path: Path) -> Iterator[tuple[str, Any]]:
+    content = torch.load(path, weights_only=True)
+    scalars = content['message_hub']['log_scalars']
+    content['history'] = {k: v for k, v in scalars.items() if k.rpartition('/')[2] not in CLOCKS}
+    for key in ('state_dict', 'optimizer', 'param_schedulers', 'exact_resume', 'history'):
+        yield from _leaves(content[key], key)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in items:
+            yield from _leaves(each, f'{path}.{key}')
+    else:
+        yield path, value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _without_clocks(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k.rpartition('/')[2] not in CLOCKS} for row in rows]

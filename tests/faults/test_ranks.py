@@ -1,0 +1,159 @@
+"""Real ranks over gloo: resumed on other numbers, signalled, stopped, killed."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.faults.processes import (
+    finish,
+    free_port,
+    kill_session,
+    members,
+    read_stat,
+    seconds_until,
+    start,
+)
+from tests.faults.runs import (
+    BATCH,
+    ITERS,
+    at,
+    choose_workers,
+    differences,
+    numbers,
+    read_log,
+    train,
+)
+
+TIMEOUT = 5  # seconds that ranks wait for each other, where one is stopped
+LIMIT = 4 * TIMEOUT  # on a busy machine
+
+
+def send(number):
+    """Return a function that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def start_ranks(folder, num_ranks, hooks=None, keep=False, **options):
+    """Start ranks with the batch of one process in all; ``hooks`` are by rank."""
+    port = free_port()
+    options = {'launcher': 'pytorch', 'batch_size': BATCH // num_ranks, **options}
+    processes = []
+    for rank in range(num_ranks):
+        log = folder.with_name(f'{folder.name}-{rank}.txt')
+        arguments = (folder, options, (hooks or {}).get(rank, ()), keep)
+        place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks, MASTER_PORT=port)
+        processes.append(start(log, train, *arguments, MASTER_ADDR='127.0.0.1', **place))
+    return processes
+
+
+def finish_ranks(folder, processes, code):
+    codes = [finish(process) for process in processes]
+    logs = [path.read_text()[-2000:] for path in folder.parent.glob(f'{folder.name}-?.txt')]
+    assert codes == [code] * len(codes), logs
+
+
+@pytest.fixture(scope='module')
+def two_ranks(imported, tmp_path_factory):
+    """A run of two ranks with all its checkpoints."""
+    folder = tmp_path_factory.mktemp('ranks') / 'whole'
+    finish_ranks(folder, start_ranks(folder, 2, keep=True), 0)
+    return folder
+
+
+def test_two_ranks_stopped_by_a_signal_to_one_resume_bit_for_bit(two_ranks, tmp_path):
+    folder = tmp_path / 'run'
+    hooks = {1: (at('before_train_iter', 6, send(signal.SIGUSR1)),)}
+    finish_ranks(folder, start_ranks(folder, 2, hooks), 75)
+    assert 'Stopped by SIGUSR1 after iteration 7 of 15' in read_log(folder)
+    assert numbers(folder / 'saved.txt')[-1] == 7
+    finish_ranks(folder, start_ranks(folder, 2), 0)
+    assert differences(folder, two_ranks) == []
+
+
+def test_from_1_to_2_to_4_ranks_samples_and_schedules_stay(uninterrupted, tmp_path):
+    whole, _ = uninterrupted[0]
+    folder, order = tmp_path / 'run', []
+    folder.mkdir()
+    shutil.copy(whole / 'iter_6.pth', folder)
+    stop = at('before_train_iter', 8, send(signal.SIGUSR1))
+    for num_ranks, hooks, code in ((2, {1: (stop,)}, 75), (4, {}, 0)):
+        finish_ranks(folder, start_ranks(folder, num_ranks, hooks), code)
+        reads = [folder / f'read-{rank}.txt' for rank in range(num_ranks)]
+        rows = zip(*map(numbers, reads), strict=True)
+        order += [index for row in rows for index in row]
+        for path in reads:
+            path.unlink()
+    assert len(order) == (ITERS - 6) * BATCH
+    assert order == numbers(whole / 'read-0.txt')[6 * BATCH :]
+    found, expected = (
+        torch.load(path / 'epoch_3.pth', weights_only=True)['message_hub']['log_scalars']
+        for path in (folder, whole)
+    )
+    for name in ('train/lr', 'train/momentum'):
+        assert len(expected[name]['values']) == ITERS
+        assert torch.equal(found[name]['values'], expected[name]['values']), name
+    assert 'Resumed on 4 ranks instead of 2' in read_log(folder)
+
+
+@pytest.mark.parametrize('receiver', ['the process', 'its whole session'])
+def test_after_sigterm_data_workers_are_gone(receiver, uninterrupted, tmp_path, record_property):
+    def send_to_all():
+        for pid in members(os.getsid(0)):
+            os.kill(pid, signal.SIGTERM)
+
+    function = send(signal.SIGTERM) if receiver == 'the process' else send_to_all
+    folder, log = tmp_path / 'run', tmp_path / 'log.txt'
+    found = []
+
+    def count_workers():
+        found.append(len(members(os.getsid(0))))
+        (tmp_path / 'count.txt').write_text(f'{found[0]}')
+
+    hooks = (
+        at('before_train_iter', 6, count_workers),
+        at('before_train_iter', 6, function),
+    )
+    process = start(log, train, folder, choose_workers(2, True), hooks)
+    assert finish(process) == 75, log.read_text()[-3000:]
+    ended = time.monotonic()
+    record_property('seconds', seconds_until(lambda: not members(process.pid), ended, 2))
+    assert (tmp_path / 'count.txt').read_text() == '3'
+    assert numbers(folder / 'saved.txt')[-1] == 7
+    assert finish(start(log, train, folder, choose_workers(2, True))) == 0
+    assert differences(folder, uninterrupted[0][0]) == []
+
+
+def end_beside(folder, point, number, record_property):
+    """Send a signal to the second rank at a point of an iteration; the first must end in time."""
+    hooks = {1: (at(point, 6, send(number)),)}
+    options = {'env_cfg.dist_cfg.timeout': TIMEOUT, 'default_hooks.logger.interval': 50}
+    first, second = start_ranks(folder, 2, hooks, **options)
+    try:
+        lost = lambda: (read_stat(second.pid) or 'X')[0] in 'TZX'  # noqa: E731
+        seconds_until(lost, time.monotonic(), 60)
+        began = time.monotonic()
+        seconds = seconds_until(lambda: first.exitcode is not None, began, LIMIT)
+        record_property('seconds', round(seconds, 1))
+    finally:
+        for process in (first, second):
+            kill_session(process.pid)
+            process.join()
+    assert first.exitcode != 0
+    assert numbers(folder / 'saved.txt')[-1] == 6
+
+
+def test_a_stopped_rank_ends_the_other(imported, tmp_path, record_property):
+    end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGSTOP, record_property)
+
+
+def test_a_killed_rank_ends_the_other(imported, tmp_path, record_property):
+    end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGKILL, record_property)
+
+
+def test_a_rank_stopped_after_its_step_ends_the_other(imported, tmp_path, record_property):
+    """The exchange of signals waits no longer than the gradients do."""
+    end_beside(tmp_path / 'run', 'after_train_iter', signal.SIGSTOP, record_property)

@@ -61,11 +61,7 @@ def test_random_configs_stopped_and_resumed(imported, tmp_path_factory, record_p
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(
-        configs(),
-        st.integers(0, EPOCHS * PER_EPOCH - 1),
-        st.tuples(*[st.sampled_from(WORKERS)] * 3),
-    )
+    @given(configs(), st.integers(0, EPOCHS * PER_EPOCH - 1), workers_of_three_runs)
     def stop_and_resume(options, stop, workers):
         record_property('trial', 'a random config, stopped and resumed')
         folder = tmp_path_factory.mktemp('config')

@@ -51,6 +51,8 @@ def test_random_configs_stopped_and_resumed(imported, tmp_path_factory, record_p
         found = finish(start(log, train, folder / name, options, hooks))
         assert found == code, log.read_text()[-4000:]
 
+    workers_of_three_runs = st.tuples(*[st.sampled_from(WORKERS)] * 3)
+
     # Smaller examples would be looked for for minutes; the options are small as they are.
     @settings(
         max_examples=(SOAK or 6) // 2,
@@ -59,8 +61,8 @@ def test_random_configs_stopped_and_resumed(imported, tmp_path_factory, record_p
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(configs(), st.integers(0, EPOCHS * PER_EPOCH - 1), *[st.sampled_from(WORKERS)] * 3)
-    def stop_and_resume(options, stop, *workers):
+    @given(configs(), st.integers(0, EPOCHS * PER_EPOCH - 1), workers_of_three_runs)
+    def stop_and_resume(options, stop, workers):
         record_property('trial', 'a random config, stopped and resumed')
         folder = tmp_path_factory.mktemp('config')
         run(folder, 'whole', 0, options, workers[0])

@@ -1,6 +1,6 @@
 """Pack a folder of images into tar shards, which network disks read faster than single files.
 
-mmpatchmix pack-shards /data/imagenet/train /data/shards/train --size 256
+mmpatchmix pack-shards /data/imagenet/train /data/shards/train --size 384
 mmpatchmix train patchmix_vit-s_folder --data-root /data/shards/train
 
 Run it again where it was cut: whole shards are kept. Images that cannot be read are left out.
@@ -9,6 +9,7 @@ Run it again where it was cut: whole shards are kept. Images that cannot be read
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
 from mmpatchmix.cli.errors import exit_on_user_error
@@ -56,7 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from mmpatchmix.datasets.pack_shards import pack_shards
 
         skipped = pack_shards(
-            args.images, args.out, args.size, args.quality, args.per_shard, args.workers
+            args.images,
+            args.out,
+            size=args.size,
+            quality=args.quality,
+            per_shard=args.per_shard,
+            num_workers=args.workers,
+            say=partial(print, flush=True),
         )
         for name, reason in list(skipped.items())[:NUM_SHOWN]:
             print(f'  left out: {name} ({reason})')

@@ -133,7 +133,8 @@ def pack_shards(
     num_images = len(names)
     order = np.argsort(np.array([hash_name(name) for name in names], np.uint64), kind='stable')
     plan = {
-        'name': re.sub(r'[^\w-]', '_', Path(images).resolve().name, flags=re.ASCII) or 'images',
+        'name': re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
+        or 'images',
         'num_images': num_images,
         'image_names': blake2b(folder.data_list.tobytes(), digest_size=8).hexdigest(),
         'classes': folder.metainfo.get('classes'),

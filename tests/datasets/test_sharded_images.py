@@ -38,6 +38,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     monkeypatch.delenv('PATCHMIX_CACHE', raising=False)
+    monkeypatch.setenv('no_proxy', '*')
 
 
 def open_shards(root, **settings) -> ShardedImages:

@@ -24,6 +24,7 @@ from mmpatchmix.datasets import ShardedImages, shard_index
 from mmpatchmix.datasets.shard_files import list_shards
 from mmpatchmix.datasets.skip_unreadable import UnreadableImagesError
 from mmpatchmix.engine.exact_order import ExactSampler, make_exact, skip_batches
+from mmpatchmix.evaluation.feature_cache import _digest_images
 from tests.datasets.folders import PIPELINE
 from tests.datasets.shards import encode_image, make_shards, write_tar
 
@@ -192,6 +193,14 @@ def test_a_change_that_keeps_the_size_is_noticed(tmp_path, monkeypatch):
     write_tar(tmp_path / 'a.tar', {'1.png': encode_image(1), '1.cls': b'7'})
     os.utime(tmp_path / 'a.tar', ns=(0, 0))
     assert open_shards(tmp_path).get_data_info(0)['gt_label'] == 7
+
+
+def test_cached_features_are_of_the_shard_as_it_is(tmp_path):
+    dataset = open_shards(make_shards(tmp_path, 3, per_shard=3))
+    before = _digest_images(dataset)
+    assert _digest_images(dataset) == before
+    os.utime(tmp_path / 'train-000000.tar', ns=(0, 0))
+    assert _digest_images(dataset) != before
 
 
 @pytest.mark.parametrize('content', [b'', b'no zip', None])

@@ -36,9 +36,11 @@ TEST = [
     'pytest-randomly>=3.16',
     'pytest-xdist>=3.5',
     'hypothesis>=6.100',
+    'lmdb>=1.4',
     'patchmix==0.1',
     'ruff>=0.8',
     'setuptools>=77',
+    'webdataset>=1.0',
 ]
 
 

@@ -16,6 +16,9 @@ from mmpatchmix.cli.walk_config import walk_dicts
 # Optimizer wrappers whose precision --amp and --no-amp can change.
 FLOAT32, BF16 = 'OptimWrapper', 'mmpatchmix.BF16OptimWrapper'
 WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
+# Data sets that --data-root chooses between.
+FOLDER, SHARDS = 'mmpatchmix.ImageFolder', 'mmpatchmix.ShardedImages'
+BESIDE_SHARDS = ('.tar', '.npz', '.json', '.txt', '.partial')
 # In names of environment variables.
 SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)
 
@@ -38,7 +41,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--work-dir', help='where to write; work_dirs/CONFIG by default')
     parser.add_argument(
-        '--data-root', help='folder of the images, for training and evaluation alike'
+        '--data-root',
+        help='images for training and evaluation alike: a folder, or tar shards: a folder of them '
+        "or their names, 'shards/train-{000000..000009}.tar'",
     )
     parser.add_argument(
         '--workers', type=int, metavar='N', help='processes per rank that load data; 0 for none'
@@ -149,7 +154,8 @@ def point_out_secrets(cfg: Any) -> None:
 def set_data_root(cfg: Any, data_root: str) -> None:
     """Apply ``--data-root``: point every data set below a config node to one folder.
 
-    Annotation files that evaluators name below the former folder move along.
+    Annotation files that evaluators name below the former folder move along. Where the new one
+    holds tar shards, ``ImageFolder`` becomes ``ShardedImages``, and the other way round.
     """
     nodes = [node for _, node in walk_dicts(cfg)]
     former = set()
@@ -157,11 +163,31 @@ def set_data_root(cfg: Any, data_root: str) -> None:
         if 'data_root' in node:
             former.add(str(node['data_root']).rstrip('/') + '/')
             node['data_root'] = data_root
+            if node.get('type') in (FOLDER, SHARDS):
+                prefix = node.get('data_prefix') or ''
+                prefix = prefix if isinstance(prefix, str) else prefix['img_path']
+                is_sharded = holds_shards(os.path.join(data_root, prefix))
+                node['type'] = SHARDS if is_sharded else FOLDER
     for node in nodes:
         path = node.get('ann_file')
         for root in former if isinstance(path, str) else ():
             if path.startswith(root):
                 node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
+
+
+def holds_shards(path: str) -> bool:
+    """Tell whether a path names tar files, or a folder of nothing else but what is beside them."""
+    path = os.path.expanduser(path).rstrip('/')
+    if not os.path.isdir(path):
+        return path.endswith('.tar')
+    found = False
+    with os.scandir(path) as entries:
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if not entry.name.startswith('.') and ending not in BESIDE_SHARDS:
+                return False
+            found |= ending == '.tar'
+    return found
 
 
 def set_workers(cfg: Any, num_workers: int) -> None:

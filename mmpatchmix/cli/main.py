@@ -13,6 +13,7 @@ VERBS = {
     'test': 'evaluate a checkpoint as its config says',
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'convert': "translate a checkpoint's backbone for another library",
+    'pack-shards': 'pack a folder of images into tar shards',
     'benchmark': 'measure whether data or training step limits the speed',
     'show-config': 'print a config without running it',
     'replay': 'repeat the step at which a run met NaN',

@@ -5,6 +5,14 @@ from mmpatchmix.datasets.digits import Digits
 from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.load_multi_crop import LoadMultiCrop
 from mmpatchmix.datasets.multi_crop import MultiCrop
+from mmpatchmix.datasets.sharded_images import ShardedImages
 from mmpatchmix.datasets.transform_views import TransformViews
 
-__all__ = ['Digits', 'ImageFolder', 'LoadMultiCrop', 'MultiCrop', 'TransformViews']
+__all__ = [
+    'Digits',
+    'ImageFolder',
+    'LoadMultiCrop',
+    'MultiCrop',
+    'ShardedImages',
+    'TransformViews',
+]

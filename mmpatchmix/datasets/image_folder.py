@@ -19,6 +19,7 @@ SPLIT_NAMES = frozenset(('train', 'training', 'val', 'valid', 'validation', 'tes
 HOW_TO_SET = (
     'Set it with --data-root PATH, or with --cfg-options train_dataloader.dataset.data_root=PATH'
 )
+SHARDS = "type='mmpatchmix.ShardedImages' (docs/data.md)"
 
 
 @DATASETS.register_module()
@@ -64,7 +65,7 @@ class ImageFolder(SkipUnreadable):
         **kwargs,
     ) -> None:
         if not data_root and not data_prefix:
-            raise ValueError(f'ImageFolder: no image folder was given. {HOW_TO_SET}')
+            raise ValueError(f'{type(self).__name__}: no image folder was given. {HOW_TO_SET}')
         ann_file = kwargs.pop('ann_file', '')
         for name, value, is_good, wanted in (
             ('labels', labels, labels in ('auto', True, False), "'auto', True or False"),
@@ -79,7 +80,7 @@ class ImageFolder(SkipUnreadable):
             ),
         ):
             if not is_good:
-                raise ValueError(f'ImageFolder: {name} must be {wanted}; got {value!r}')
+                raise ValueError(f'{type(self).__name__}: {name} must be {wanted}; got {value!r}')
         self.labels = labels
         self.split = split
         self.holdout = holdout
@@ -124,6 +125,8 @@ class ImageFolder(SkipUnreadable):
         root = self.img_prefix.rstrip('/') or '/'
         if not osp.isdir(root):
             what = f'{root} is a file: unpack archives first' if osp.exists(root) else root
+            if root.endswith('.tar'):
+                what += f', or read it as a shard: {SHARDS}'
             raise FileNotFoundError(f'ImageFolder: there is no folder {what}. {HOW_TO_SET}')
         found = list(_walk(root))
         folders = [name[:-1] for name in found if name.find('/') == len(name) - 1]
@@ -133,6 +136,8 @@ class ImageFolder(SkipUnreadable):
                 osp.splitext(name)[1].lower() or 'no extension' for name in found if name[-1] != '/'
             )
             counts = ', '.join(f'{count} x {ending}' for ending, count in endings.most_common(5))
+            if '.tar' in endings:
+                counts += f'. Tar files of images are read by {SHARDS}'
             raise ValueError(
                 f'ImageFolder: no image in {root}. Looked for {", ".join(sorted(self.extensions))} '
                 f'at any depth; found {counts or "no file at all"}'
@@ -183,14 +188,17 @@ class ImageFolder(SkipUnreadable):
         if self.split is None:
             return names
         is_val = self.split == 'val'
-        taken = [name for name in names if (_hash_share(name) < self.holdout) == is_val]
-        if not taken:
+        taken = [name for name in names if (hash_name(name) / 2**64 < self.holdout) == is_val]
+        self._check_split(len(taken), len(names))
+        return taken
+
+    def _check_split(self, num_taken: int, num_images: int) -> None:
+        if num_taken == 0:
             raise ValueError(
-                f'ImageFolder: holdout={self.holdout} of the {len(names)} images of '
+                f'{type(self).__name__}: holdout={self.holdout} of the {num_images} images of '
                 f'{self.img_prefix} leaves none for split={self.split!r}. Change holdout, or use '
                 'separate folders for training and validation'
             )
-        return taken
 
 
 def _walk(root: str, folder: str = '', above: tuple = ()) -> Iterator[str]:
@@ -219,7 +227,7 @@ def _top(name: str) -> str:
     return name.split('/', 1)[0]
 
 
-def _hash_share(name: str) -> float:
-    """Return a number in [0, 1) that depends on the name only, evenly spread over names."""
+def hash_name(name: str) -> int:
+    """Return a number in [0, 2**64) that depends on the name only, evenly spread over names."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-    return int.from_bytes(digest, 'big') / 2**64
+    return int.from_bytes(digest, 'big')

@@ -78,6 +78,8 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
         """Read ``results['img_path']`` and add its crops; see the class."""
         path = results['img_path']
         content = fileio.get(path, backend_args=self.backend_args)
+        if content is None:  # how LMDB says it
+            raise OSError(f'there is no {path} in {self.backend_args}')
         reduce = self.reduced_decoding and self.imdecode_backend == 'cv2'
         header = read_jpeg_header(content) if reduce else None
         if header:

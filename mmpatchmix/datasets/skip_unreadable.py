@@ -49,6 +49,10 @@ class SkipUnreadable(BaseDataset):
         """Number of files found unreadable so far, over all worker processes."""
         return int(self._is_unreadable.sum())
 
+    def name_sample(self, idx: int) -> str:
+        """Return what a message calls the file of a sample."""
+        return self.get_data_info(idx)['img_path']
+
     def prepare_data(self, idx: int) -> dict | None:
         """Run the pipeline on one sample, or raise if too many files are unreadable.
 
@@ -84,7 +88,7 @@ class SkipUnreadable(BaseDataset):
         # Also asked about files met before, so that every worker stops, not one of them.
         if count > limit or count == len(self):
             numbers = self._is_unreadable.nonzero()[:NUM_SHOWN, 0].tolist()
-            paths = '\n'.join(f'  {self.get_data_info(number)["img_path"]}' for number in numbers)
+            paths = '\n'.join(f'  {self.name_sample(number)}' for number in numbers)
             raise UnreadableImagesError(
                 f'{count} of {len(self)} images cannot be read; the run puts up with {limit} '
                 f'(max_unreadable={self.max_unreadable}). The first of them:\n{paths}\n'
@@ -95,5 +99,5 @@ class SkipUnreadable(BaseDataset):
             more = '; further ones are counted in silence' if count == NUM_SHOWN else ''
             MMLogger.get_current_instance().warning(
                 'Unreadable image skipped, another takes its place: '
-                f'{self.get_data_info(idx)["img_path"]} ({reason}){more}'
+                f'{self.name_sample(idx)} ({reason}){more}'
             )

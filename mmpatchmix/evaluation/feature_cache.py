@@ -142,7 +142,8 @@ def _bytes_of(name: str, value: Any) -> bytes:
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if name == 'img_path':
-        status = Path(value).stat() if Path(value).is_file() else None
-        size = (status.st_size, status.st_mtime_ns) if status else None
+        path = Path(value.removeprefix('shard://'))
+        file = next((one for one in (path, path.parent) if one.is_file()), None)  # of a shard, too
+        size = (file.stat().st_size, file.stat().st_mtime_ns) if file else None
         return f'{value}{size}'.encode()
     return f'{name}{value!r}'.encode()

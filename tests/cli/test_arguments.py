@@ -13,6 +13,7 @@ from mmpatchmix.cli import build_runner as build_module
 from mmpatchmix.cli import train
 from mmpatchmix.cli.arguments import (
     find_launcher,
+    holds_shards,
     new_parser,
     point_out_secrets,
     set_data_root,
@@ -20,6 +21,7 @@ from mmpatchmix.cli.arguments import (
     set_workers,
 )
 from mmpatchmix.cli.build_runner import build_runner
+from mmpatchmix.cli.check_config import check_config
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -37,6 +39,36 @@ def test_data_root_reaches_every_data_set():
     cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
     set_data_root(cfg, '/my/images')
     assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
+
+
+@pytest.mark.parametrize('names', ['a.tar', 'a.tar pack.json shards-1.index.npz .lock b.tar'])
+def test_tar_files_in_the_place_of_a_folder_are_shards(tmp_path, names):
+    for name in names.split():
+        for folder in ('', 'train', 'val'):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).touch()
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    set_data_root(cfg, str(tmp_path))
+    assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ShardedImages'}
+    check_config(cfg)
+    set_data_root(cfg, '/my/images')
+    assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ImageFolder'}
+
+
+def test_a_pattern_or_an_address_of_tar_files_are_shards():
+    for location in ('shards/train-{000000..000009}.tar', 'http://host/{0..3}.tar', '~/a*.tar'):
+        cfg = Config.fromfile('configs/patchmix_vit-s_folder.py')
+        set_data_root(cfg, location)
+        assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ShardedImages'}
+        assert {loader.dataset.data_root for loader in loaders(cfg)} == {location}
+
+
+@pytest.mark.parametrize('names', ['', 'a.tar b.jpg', 'a.tar n01440764/c.JPEG'])
+def test_images_beside_tar_files_are_no_shards(tmp_path, names):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert not holds_shards(str(tmp_path))
 
 
 def test_annotations_of_evaluators_move_along():

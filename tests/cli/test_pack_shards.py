@@ -1,0 +1,276 @@
+"""Folders of images become shards that hold the same, also when packing is cut."""
+
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import webdataset
+from mmengine.fileio import get
+
+from mmpatchmix.cli.pack_shards import main
+from mmpatchmix.datasets import ImageFolder, ShardedImages
+from mmpatchmix.datasets import pack_shards as module
+from mmpatchmix.datasets.pack_shards import pack_shards
+from tests.datasets.folders import make_classes, make_folder
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.delenv('PATCHMIX_CACHE', raising=False)
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+def pack(images, out, **settings) -> dict[str, str]:
+    return pack_shards(images, out, say=say_nothing, **settings)
+
+
+def read_shards(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Read what a tar file holds by Python's own means: content and label by source."""
+    found = {}
+    for path in sorted(out.glob('*.tar')):
+        with tarfile.open(path) as shard:
+            files = {member.name: shard.extractfile(member).read() for member in shard}
+        meta = json.loads(files.pop('__pack__'))
+        labels = {name[:9]: int(files[name]) for name in files if name.endswith('.cls')}
+        images = [name for name in files if not name.endswith('.cls')]
+        for name, source in zip(images, meta['sources'], strict=True):
+            found[source] = (files[name], labels.get(name[:9], -1))
+    return found
+
+
+def read_folder(root: Path) -> dict[str, tuple[bytes, int]]:
+    folder = ImageFolder(str(root))
+    infos = [folder.get_data_info(index) for index in range(len(folder))]
+    return {
+        os.path.relpath(info['img_path'], root): (
+            Path(info['img_path']).read_bytes(),
+            info.get('gt_label', -1),
+        )
+        for info in infos
+    }
+
+
+def digest(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob('*.tar')}
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_shards_hold_what_the_folder_holds(tmp_path, num_workers):
+    images = make_classes(tmp_path / 'images', 9)
+    make_folder(images, 'ant/a.b.png', 'ant/größe.PNG', 'bee/with space.jpeg')
+    pack(images, tmp_path / 'out', per_shard=7, num_workers=num_workers)
+    assert sorted(digest(tmp_path / 'out')) == [f'images-00000{i}.tar' for i in range(5)]
+    assert read_shards(tmp_path / 'out') == read_folder(images)
+    dataset = ShardedImages(str(tmp_path / 'out'))
+    assert len(dataset) == 30
+    assert dataset.metainfo['classes'] == ('ant', 'bee', 'cow')
+    # The first shard has images of all classes.
+    assert {dataset.get_data_info(index)['gt_label'] for index in range(7)} == {0, 1, 2}
+
+
+def test_the_webdataset_library_reads_them(tmp_path):
+    images = make_classes(tmp_path / 'images', 4)
+    pack(images, tmp_path / 'out', per_shard=5)
+    pattern = str(tmp_path / 'out/images-{000000..000002}.tar')
+    samples = list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False))
+    dataset = ShardedImages(str(tmp_path / 'out'))
+    assert len(samples) == len(dataset) == 12
+    for index, sample in enumerate(samples):
+        info = dataset.get_data_info(index)
+        assert (sample['jpg'], int(sample['cls'])) == (get(info['img_path']), info['gt_label'])
+
+
+def test_the_images_held_out_are_those_of_the_folder(tmp_path):
+    images = make_classes(tmp_path / 'images', 40)
+    pack(images, tmp_path / 'out')
+    for split in ('train', 'val'):
+        folder = ImageFolder(str(images), split=split, holdout=0.2)
+        shards = ShardedImages(str(tmp_path / 'out'), split=split, holdout=0.2)
+        contents = [
+            sorted(get(data.get_data_info(index)['img_path']) for index in range(len(data)))
+            for data in (folder, shards)
+        ]
+        assert contents[0] == contents[1]
+
+
+def test_unlabelled_images_have_no_class(tmp_path):
+    pack(make_folder(tmp_path / 'images', '1.jpg', 'deep/2.jpg'), tmp_path / 'out')
+    assert {label for _, label in read_shards(tmp_path / 'out').values()} == {-1}
+    assert ShardedImages(str(tmp_path / 'out')).metainfo['labelled'] is False
+
+
+def test_names_say_nothing_to_a_file_system(tmp_path):
+    pack(make_classes(tmp_path / 'images', 2), tmp_path / 'out')
+    with tarfile.open(tmp_path / 'out/images-000000.tar') as shard:
+        names = shard.getnames()
+    assert names == [f'{n:09d}.{e}' for n in range(6) for e in ('jpg', 'cls')] + ['__pack__']
+
+
+# Resizing
+
+
+def test_only_larger_images_are_resized(tmp_path):
+    sizes = {'large': (90, 60), 'tall': (40, 100), 'small': (20, 30), 'exact': (32, 50)}
+    for name, (height, width) in sizes.items():
+        image = np.full((height, width, 3), (10, 100, 200), np.uint8)
+        (tmp_path / 'images').mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / f'images/{name}.png'), image)
+    pack(tmp_path / 'images', tmp_path / 'out', size=32)
+    found = read_shards(tmp_path / 'out')
+    expected = {'large': (48, 32), 'tall': (32, 80), 'small': (20, 30), 'exact': (32, 50)}
+    for name, shape in expected.items():
+        content, _ = found[f'{name}.png']
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape[:2] == shape
+        assert np.abs(image.astype(int) - (10, 100, 200)).max() <= 3
+        if name in ('small', 'exact'):
+            assert content == (tmp_path / f'images/{name}.png').read_bytes()
+
+
+def test_quality_encodes_all(tmp_path):
+    images = make_folder(tmp_path / 'images', '1.jpg', '2.png')
+    for quality in (30, 95):
+        pack(images, tmp_path / f'out{quality}', quality=quality)
+        found = read_shards(tmp_path / f'out{quality}')
+        for name in ('1.jpg', '2.png'):
+            settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+            expected = cv2.imencode('.jpg', cv2.imread(str(images / name)), settings)[1]
+            assert found[name][0] == expected.tobytes()
+
+
+# Damaged images
+
+
+def test_damaged_images_are_left_out_by_name(tmp_path, capsys):
+    images = make_classes(tmp_path / 'images', 5)
+    (images / 'ant/001.jpg').write_bytes(b'no image')
+    (images / 'bee/002.jpg').write_bytes(b'')
+    (images / 'cow/gone.jpg').symlink_to('nowhere')
+    main([str(images), str(tmp_path / 'out'), '--per-shard', '4', '--workers', '0'])
+    text = capsys.readouterr().out
+    for name in ('ant/001.jpg', 'bee/002.jpg', 'cow/gone.jpg'):
+        assert f'left out: {name} (' in text
+    assert '13 of 16 images are in 4 shards' in text and '3 left out by this run' in text
+    expected = read_folder_without(images, 'ant/001.jpg', 'bee/002.jpg', 'cow/gone.jpg')
+    assert read_shards(tmp_path / 'out') == expected
+
+
+def read_folder_without(images: Path, *names: str) -> dict[str, tuple[bytes, int]]:
+    for name in names:
+        (images / name).unlink()
+    return read_folder(images)
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    images = make_folder(tmp_path / 'images', '1.jpg')
+    (images / '1.jpg').write_bytes(b'no image')
+    with pytest.raises(ValueError, match='none of the 1 images'):
+        pack(images, tmp_path / 'out')
+
+
+# Cut and restarted
+
+
+def kill_after(num_images: int, images: Path, out: Path) -> None:
+    """Pack in a process that is killed in the middle of a shard."""
+
+    def encode(sources, place, encode=module.Sources.__getitem__):
+        if place == num_images:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(sources, place)
+
+    def run():
+        module.Sources.__getitem__ = encode
+        pack(images, out, per_shard=5)
+
+    process = multiprocessing.get_context('fork').Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
+    images, out = make_classes(tmp_path / 'images', 7), tmp_path / 'out'
+    pack(images, tmp_path / 'whole', per_shard=5)
+    for num_images, num_whole in ((3, 0), (12, 2), (13, 2), (20, 4)):
+        kill_after(num_images, images, out)
+        stamps = {path.name: path.stat().st_mtime_ns for path in out.glob('*.tar')}
+        assert sorted(stamps) == [f'images-00000{i}.tar' for i in range(num_whole)]
+    pack(images, out, per_shard=5)
+    assert digest(out) == digest(tmp_path / 'whole')
+    assert {name: (out / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert not list(out.glob('*.partial'))
+    assert read_shards(out) == read_folder(images)
+
+
+def test_another_packing_is_refused_with_the_difference(tmp_path):
+    images = make_classes(tmp_path / 'images', 3)
+    pack(images, tmp_path / 'out', per_shard=5)
+    before = digest(tmp_path / 'out')
+    with pytest.raises(ValueError, match=r'size: None then, 32 now\n  per_shard: 5 then, 6 now'):
+        pack(images, tmp_path / 'out', per_shard=6, size=32)
+    make_folder(images, 'ant/more.jpg')
+    with pytest.raises(ValueError, match='num_images: 9 then, 10 now'):
+        pack(images, tmp_path / 'out', per_shard=5)
+    assert digest(tmp_path / 'out') == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    images = make_classes(tmp_path / 'images', 1)
+    with pytest.raises(ValueError, match=r'holds other files, and no pack.json'):
+        pack(images, images)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    images, out = make_classes(tmp_path / 'images', 1), tmp_path / 'out'
+    context = multiprocessing.get_context('fork')
+    reply = context.Queue()
+
+    def try_to_pack():
+        try:
+            pack(images, out)
+        except ValueError as error:
+            reply.put(str(error))
+
+    with module._alone(out):
+        process = context.Process(target=try_to_pack)
+        process.start()
+        assert reply.get(timeout=30) == f'another process is packing into {out}'
+        process.join()
+
+
+def test_what_reads_back_differently_is_no_shard(tmp_path, monkeypatch):
+    images = make_classes(tmp_path / 'images', 2)
+    add = module._add
+
+    def spoil(shard, name, content):
+        add(shard, name, content[:-1] + b'?' if name == '000000003.jpg' else content)
+
+    monkeypatch.setattr(module, '_add', spoil)
+    with pytest.raises(OSError, match=r'images-000000\.tar\.partial reads back differently'):
+        pack(images, tmp_path / 'out')
+    assert not digest(tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+    'settings', [dict(size=0), dict(quality=0), dict(quality=101), dict(per_shard=0)]
+)
+def test_wrong_arguments_are_refused(tmp_path, settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f'{name}=.* is out of its range'):
+        pack(tmp_path, tmp_path / 'out', **settings)
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / 'missing'), str(tmp_path / 'out')])
+    assert 'there is no folder' in str(end.value.code)

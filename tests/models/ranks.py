@@ -86,7 +86,11 @@ def train(wrap, rank, bf16=False, **changes):
         assert exchanges.get_total_counts() == 0
         torch.manual_seed(100 * step + rank)
         batch = uint8_batch(NUM_IMAGES, num_local=2, seed=10 * step + rank)
-        losses = wrapper.train_step(batch, optim_wrapper)
+        with CommDebugMode() as exchanges:
+            losses = wrapper.train_step(batch, optim_wrapper)
+        record['exchanges'] = {
+            str(name): number for name, number in exchanges.get_comm_counts().items()
+        }
         record['losses'].append({name: value.detach() for name, value in losses.items()})
         record['weights'].append(copy_whole(dict(model.named_parameters())))
     record['gathered'] = len(gathered) / STEPS

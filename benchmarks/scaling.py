@@ -110,6 +110,21 @@ def contrast_flops(model: PatchMix, logits: int) -> int:
     return 2 * 2 * logits * model.head.predictor.fc1.out_features
 
 
+def activation_bytes(model: PatchMix, num_local: int) -> int:
+    """Bytes that an image's queries keep for the backward, under bfloat16 autocast; an estimate.
+
+    A token of D channels keeps in a block two inputs of norms in float32 and, in bfloat16, their
+    two results, query, key and value, what was attended, and 4 D before and after the activation:
+    36 D bytes. Recomputed blocks keep their input.
+    """
+    vit = model.backbone
+    tokens = sum(
+        number * ((side // vit.patch_size) ** 2 + 1)
+        for side, number in ((GLOBAL_SIDE, 2), (LOCAL_SIDE, 2 * num_local))
+    )
+    return tokens * vit.num_layers * vit.embed_dims * (4 if vit.with_cp else 36)
+
+
 def exchanged_bytes(model: PatchMix) -> dict[str, float]:
     """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
 
@@ -159,6 +174,7 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
         'BN (s)': num_syncs(model) * args.latency / 1e6,
         'keys (GB)': 2 * NUM_KEYS * 4 * batch * num_ranks * 256 / GB,
         'logits (GB)': 4 * logits / GB,
+        'activations (GB)': batch * activation_bytes(model, num_local) / GB,
         'images/s': batch * num_ranks / seconds,
         'weights (GB)': (16 * trained + 4 * momentum) / GB,
         'checkpoint (GB)': (12 * trained + 4 * momentum) / GB,

@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmpatchmix.engine.patchmix_ddp import without_sync_batchnorm_on_cpus
@@ -132,6 +132,10 @@ def cut_model(model: PatchMix, mesh: DeviceMesh, bf16: bool) -> None:
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)
+    if mesh.device_type == 'cpu':  # gloo adds up, but knows no mean
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
 
 
 def cut_optimizer(optimizer: torch.optim.Optimizer, shares: dict[Tensor, nn.Parameter]) -> None:

@@ -21,7 +21,8 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 class PatchMixFSDP(nn.Module):
     """Keep on each rank a share of all weights, gradients and AdamW moments of a PatchMix.
 
-    Blocks are gathered when they run and given back afterwards. Query and momentum encoder are
+    Attention and feed-forward of a block are gathered when they run and given back afterwards,
+    and so are projector, predictor and what else the backbone has. Query and momentum encoder are
     cut alike, so the momentum update needs no exchange. Losses and steps are those of DDP, up
     to the order of sums.
 
@@ -30,8 +31,8 @@ class PatchMixFSDP(nn.Module):
     which any tool and any number of ranks reads. Gradients are exchanged in every micro-batch:
     holding them back would mean holding them whole.
 
-    Under bfloat16 autocast blocks are gathered in bfloat16, half the traffic; what autocast
-    would otherwise convert it would keep whole until the backward.
+    Under bfloat16 autocast both are gathered in bfloat16, half the traffic: what autocast would
+    otherwise convert it would keep whole until the backward.
 
     Args:
         module: The model.
@@ -113,7 +114,7 @@ def cut_model(model: PatchMix, mesh: DeviceMesh, bf16: bool) -> None:
     Args:
         model: The model.
         mesh: Ranks that share, along the last dimension.
-        bf16: Whether blocks are gathered in bfloat16.
+        bf16: Whether attention and feed-forward are gathered in bfloat16.
     """
     # The residual stream stays float32, as under autocast.
     policy = MixedPrecisionPolicy(
@@ -125,10 +126,11 @@ def cut_model(model: PatchMix, mesh: DeviceMesh, bf16: bool) -> None:
     settings = {'mesh': mesh, 'reshard_after_forward': True}
     encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
     for encoder in encoders:
-        # The last block goes with the backbone, which calls its parts and not the block. Neither
-        # is in bfloat16, nor are the heads: BatchNorm and positions want float32.
+        # The last block goes with the backbone, which computes with its weights without calling
+        # it. That, norms, positions and heads want float32.
         for block in encoder.backbone.layers[:-1]:
-            fully_shard(block, mp_policy=policy, **settings)
+            fully_shard(block.attn, mp_policy=policy, **settings)
+            fully_shard(block.ffn, mp_policy=policy, **settings)
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)

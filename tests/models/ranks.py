@@ -79,21 +79,18 @@ def train(wrap, rank, bf16=False, **changes):
             copy_whole({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
         )
     )
-    gathered = count_calls('all_gather')
+    names = ('all_gather', 'all_gather_into_tensor', 'reduce_scatter_tensor')
+    calls = {name: count_calls(name) for name in names}
     for step in range(STEPS):
         with CommDebugMode() as exchanges:
             model.update_momentum_encoder(MOMENTUM)
         assert exchanges.get_total_counts() == 0
         torch.manual_seed(100 * step + rank)
         batch = uint8_batch(NUM_IMAGES, num_local=2, seed=10 * step + rank)
-        with CommDebugMode() as exchanges:
-            losses = wrapper.train_step(batch, optim_wrapper)
-        record['exchanges'] = {
-            str(name): number for name, number in exchanges.get_comm_counts().items()
-        }
+        losses = wrapper.train_step(batch, optim_wrapper)
         record['losses'].append({name: value.detach() for name, value in losses.items()})
         record['weights'].append(copy_whole(dict(model.named_parameters())))
-    record['gathered'] = len(gathered) / STEPS
+    record['calls'] = {name: len(made) / STEPS for name, made in calls.items()}
     record['end'] = copy_whole(model.state_dict())
     shares = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     record['share'] = sum(p.numel() for p in shares) / sum(p.numel() for p in model.parameters())

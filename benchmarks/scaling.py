@@ -128,23 +128,18 @@ def activation_bytes(model: PatchMix, num_local: int) -> int:
 def exchanged_bytes(model: PatchMix) -> dict[str, float]:
     """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
 
-    DDP sums gradients: all bytes scattered once and gathered once. FSDP gathers attention and
-    feed-forward in bfloat16, for keys, two calls of queries and their backwards, and attention
-    for its recomputation; projector and predictor in float32, per view group. Gradients are
-    scattered once for each of these backwards.
+    DDP sums gradients: all bytes scattered once and gathered once. FSDP gathers blocks for keys,
+    two calls of queries and their backwards; projector and predictor for each view group. Gradients
+    are scattered once for each of these backwards. All in float32.
     """
-    attention = count(*(block.attn for block in model.backbone.layers[:-1]))
-    blocks = attention + count(*(block.ffn for block in model.backbone.layers[:-1]))
+    blocks = count(*model.backbone.layers[:-1])
     rest = count(model.backbone) - blocks
     neck, predictor = count(model.neck), count(model.head)
-    again = 2 if model.backbone.with_cp else 0
-    gathered = 2 * (5 * blocks + again * attention) + 4 * (
-        (4 + 4 + 3) * neck + (4 + 4) * predictor + 4 * rest
-    )
-    scattered = 4 * (2 * blocks + 4 * neck + 4 * predictor + rest)
+    gathered = 5 * blocks + (4 + 4 + 3) * neck + (4 + 4) * predictor + 4 * rest
+    scattered = 2 * blocks + 4 * neck + 4 * predictor + rest
     return {
         'DDP': 2 * 4 * (blocks + rest + neck + predictor),
-        'FSDP': gathered + scattered,
+        'FSDP': 4 * (gathered + scattered),
     }
 
 

@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmpatchmix.engine.patchmix_ddp import without_sync_batchnorm_on_cpus
@@ -21,8 +21,7 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 class PatchMixFSDP(nn.Module):
     """Keep on each rank a share of all weights, gradients and AdamW moments of a PatchMix.
 
-    Attention and feed-forward of a block are gathered when they run and given back afterwards,
-    and so are projector, predictor and what else the backbone has. Query and momentum encoder are
+    Blocks, projector and predictor are gathered when they run and given back afterwards. Query and momentum encoder are
     cut alike, so the momentum update needs no exchange. Losses and steps are those of DDP, up
     to the order of sums.
 
@@ -31,8 +30,8 @@ class PatchMixFSDP(nn.Module):
     which any tool and any number of ranks reads. Gradients are exchanged in every micro-batch:
     holding them back would mean holding them whole.
 
-    Under bfloat16 autocast both are gathered in bfloat16, half the traffic: what autocast would
-    otherwise convert it would keep whole until the backward.
+    Weights are gathered in float32, so that training and evaluation see the same ones. Autocast's
+    bfloat16 copies stay whole until the backward, 2 bytes per parameter of what is not recomputed.
 
     Args:
         module: The model.
@@ -90,7 +89,7 @@ class PatchMixFSDP(nn.Module):
         for value in self.module.state_dict().values():
             dist.broadcast(value)
         names = {parameter: name for name, parameter in self.module.named_parameters()}
-        cut_model(self.module, self._make_mesh(), getattr(optim_wrapper, 'enabled', False))
+        cut_model(self.module, self._make_mesh())
         shares = dict(self.module.named_parameters())
         cut_optimizer(
             optim_wrapper.optimizer,
@@ -108,29 +107,20 @@ class PatchMixFSDP(nn.Module):
         )
 
 
-def cut_model(model: PatchMix, mesh: DeviceMesh, bf16: bool) -> None:
+def cut_model(model: PatchMix, mesh: DeviceMesh) -> None:
     """Cut query and momentum encoder along the same lines.
 
     Args:
         model: The model.
         mesh: Ranks that share, along the last dimension.
-        bf16: Whether attention and feed-forward are gathered in bfloat16.
     """
-    # The residual stream stays float32, as under autocast.
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
     # Always given back after the forward: the momentum update wants shares at any time.
     settings = {'mesh': mesh, 'reshard_after_forward': True}
     encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
     for encoder in encoders:
-        # The last block goes with the backbone, which computes with its weights without calling
-        # it. That, norms, positions and heads want float32.
+        # The last block goes with the backbone, which computes with its weights without calling it.
         for block in encoder.backbone.layers[:-1]:
-            fully_shard(block.attn, mp_policy=policy, **settings)
-            fully_shard(block.ffn, mp_policy=policy, **settings)
+            fully_shard(block, **settings)
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)

@@ -89,8 +89,10 @@ class Emulation:
         return F.normalize(encoder.neck(encoder.backbone(images.double()))[0])
 
     def take_statistics(self, rank):
-        for name, value in self.model.named_buffers():
-            value.copy_(self.statistics[rank][name])
+        # New tensors: a backward may still want those of the rank before.
+        for name, value in self.statistics[rank].items():
+            module, _, buffer = name.rpartition('.')
+            setattr(self.model.get_submodule(module), buffer, value.clone())
 
     def keep_statistics(self, rank):
         for name, value in self.model.named_buffers():

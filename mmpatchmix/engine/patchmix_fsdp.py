@@ -21,9 +21,9 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 class PatchMixFSDP(nn.Module):
     """Keep on each rank a share of all weights, gradients and AdamW moments of a PatchMix.
 
-    Blocks, projector and predictor are gathered when they run and given back afterwards. Query and momentum encoder are
-    cut alike, so the momentum update needs no exchange. Losses and steps are those of DDP, up
-    to the order of sums.
+    Blocks, projector and predictor are gathered when they run and given back afterwards. Query
+    and momentum encoder are cut alike, so the momentum update needs no exchange. Losses and
+    steps are those of DDP, up to the order of sums.
 
     The first ``train_step`` cuts. Until then every rank holds all: weights are initialised, and
     checkpoints loaded, as without this wrapper. ``SafeCheckpointHook`` saves whole checkpoints,

@@ -224,15 +224,17 @@ class SafeCheckpointHook(CheckpointHook):
         path = Path(self.out_dir, name)
         former = runner.message_hub.get_info('last_ckpt')
         runner.message_hub.update_info('last_ckpt', str(path))
-        if not dist.is_main_process():
-            return False
         settings = dict(save_optimizer=self.save_optimizer, by_epoch=by_epoch, **self.args)
         settings['save_param_scheduler'] = self.save_param_scheduler
-        if self._write(runner, runner.save_checkpoint, name, meta=meta, **settings):
+        saved = dist.is_main_process() and self._write(
+            runner, runner.save_checkpoint, name, meta=meta, **settings
+        )
+        # All ranks know: with save_best mmengine saves again where there is a last checkpoint.
+        if any(self._agree(saved)):
             self.last_ckpt = str(path)
-            return True
-        runner.message_hub.update_info('last_ckpt', former)
-        return False
+        else:
+            runner.message_hub.update_info('last_ckpt', former)
+        return saved
 
     def _write(self, runner: Runner, save: Callable, name: str, **settings: Any) -> bool:
         """Write one file aside and rename it; on a failing disk warn, and let the run go on."""

@@ -9,6 +9,7 @@ speeds of devices, networks and workers are options, assumed and not measured. T
 trains the digits recipe's ViT: it shows what grows with the ranks, not how fast a cluster is.
 """
 
+import functools
 import json
 import resource
 import socket
@@ -42,6 +43,7 @@ GB = 1e9
 # -- the plan
 
 
+@functools.cache
 def build(name: str) -> tuple[Config, PatchMix]:
     """Build the model of a recipe without memory for its weights."""
     cfg = Config.fromfile(CONFIGS / f'patchmix_{name}.py')

@@ -11,11 +11,11 @@ trains the digits recipe's ViT: it shows what grows with the ranks, not how fast
 
 import functools
 import json
-import resource
 import socket
 import statistics
 import tempfile
 import time
+import tracemalloc
 from argparse import Namespace
 from pathlib import Path
 
@@ -202,12 +202,14 @@ def plan_data(num_images: float, num_ranks: int, images_per_second: float, args:
 def measure_sampler(num_images: int) -> tuple[float, float]:
     """Return peak bytes and seconds per image that the order of an epoch takes here."""
     sampler = DefaultSampler(range(num_images), seed=0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     iter(sampler)
     seconds = time.perf_counter() - began
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return grown * 1024 / num_images, seconds / num_images
+    tracemalloc.start()
+    iter(sampler)
+    peak = tracemalloc.get_traced_memory()[1]  # of Python's objects, without torch's numbers
+    tracemalloc.stop()
+    return peak / num_images, seconds / num_images
 
 
 def print_plan(args: Namespace) -> None:

@@ -17,7 +17,7 @@ class Emulation:
         self.model = tiny_model().train().double()
         self.model.load_state_dict(start)
         self.statistics = [
-            {name: value.clone() for name, value in self.model.named_buffers()}
+            {n: value.clone() for n, value in self.model.named_buffers() if '.bn' in n}
             for _ in range(num_ranks)
         ]
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -95,8 +95,8 @@ class Emulation:
             setattr(self.model.get_submodule(module), buffer, value.clone())
 
     def keep_statistics(self, rank):
-        for name, value in self.model.named_buffers():
-            self.statistics[rank][name].copy_(value)
+        for name, value in self.statistics[rank].items():
+            value.copy_(self.model.get_buffer(name))
 
     @torch.no_grad()
     def move_momentum_encoder(self):

@@ -48,8 +48,8 @@ def work(rank, num_ranks, port, folder):
             'fsdp in micro-batches': train(PatchMixFSDP, rank, **large),
             'ddp in bfloat16': train(ddp, rank, bf16=True),
             'fsdp in bfloat16': train(PatchMixFSDP, rank, bf16=True),
-            'without momentum': train(PatchMixFSDP, rank, momentum_encoder=None),
-            'without momentum, ddp': train(ddp, rank, momentum_encoder=None),
+            'fsdp without momentum': train(PatchMixFSDP, rank, momentum_encoder=None),
+            'ddp without momentum': train(ddp, rank, momentum_encoder=None),
         }
         run_runners(folder, records)
     else:
@@ -68,6 +68,8 @@ def prepare(model, rank, step):
 def train(wrap, rank, bf16=False, **changes):
     """Take a few steps as the Runner does; then compute the losses in evaluation mode."""
     model = tiny_model(seed=rank, **changes).train()  # the wrapper makes ranks equal
+    if not bf16:
+        compute_in_float64(model)
     wrapper = wrap(model)
     record = dict(start=copy_whole(model.state_dict()), losses=[], gradients=[], weights=[])
     constructor = 'mmpatchmix.DecayGroupsConstructor'
@@ -100,6 +102,15 @@ def train(wrap, rank, bf16=False, **changes):
         record['evaluated'] = model(prepare(model, rank, STEPS), mode='loss')
         record['features'] = model.extract_feat(torch.ones(2, 3, 16, 16))
     return record
+
+
+def compute_in_float64(model):
+    """BatchNorm of four nearly equal features multiplies rounding, by a thousand in each step."""
+    encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
+    for encoder in encoders:
+        encoder.backbone.double().register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        encoder.neck.double()
+    model.head.double()
 
 
 def copy_whole(state):
@@ -138,7 +149,7 @@ def run_runners(folder, records):
     hook = next(hook for hook in runner.hooks if hasattr(hook, '_refuse_infinite_weights'))
     weight = runner.model.module.neck.fc0.weight
     if torch.distributed.get_rank() == 1:
-        weight.to_local()[-1, -1] = float('nan')
+        weight.detach().to_local()[-1, -1] = float('nan')
     try:
         hook._refuse_infinite_weights(runner)
         records['stopped'] = False

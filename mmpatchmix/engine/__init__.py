@@ -1,4 +1,4 @@
-"""What a Runner builds: hooks, loops, optimizer wrappers and constructors, DDP."""
+"""What a Runner builds: hooks, loops, optimizer wrappers and constructors, DDP and FSDP."""
 
 from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
 from mmpatchmix.engine.decay_groups import DecayGroupsConstructor
@@ -8,6 +8,7 @@ from mmpatchmix.engine.layer_decay import DetectorLayerDecayConstructor
 from mmpatchmix.engine.linear_warmup import LinearWarmupLR
 from mmpatchmix.engine.momentum_schedule_hook import MomentumScheduleHook, cosine_momentum
 from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
+from mmpatchmix.engine.patchmix_fsdp import PatchMixFSDP
 from mmpatchmix.engine.rank_watch_hook import RankWatchHook
 from mmpatchmix.engine.runtime_info_hook import DeferredRuntimeInfoHook
 from mmpatchmix.engine.safe_checkpoint_hook import SafeCheckpointHook
@@ -24,6 +25,7 @@ __all__ = [
     'LinearWarmupLR',
     'MomentumScheduleHook',
     'PatchMixDDP',
+    'PatchMixFSDP',
     'RankWatchHook',
     'SafeCheckpointHook',
     'SafeLoggerHook',

@@ -6,6 +6,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from mmpatchmix.registry import OPTIM_WRAPPERS
@@ -50,6 +51,8 @@ class BF16OptimWrapper(OptimWrapper):
         if self.optimizer.defaults.get('fused'):
             parameters = (p for group in self.param_groups for p in group['params'])
             norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
+            if isinstance(norm, DTensor):  # of weights that ranks share
+                norm = norm.full_tensor()
             is_broken = ~torch.isfinite(norm)
             self.broken = is_broken if self.broken is None else self.broken | is_broken
             self.optimizer.found_inf = self.broken.float()

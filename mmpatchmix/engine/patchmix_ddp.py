@@ -30,15 +30,9 @@ class PatchMixDDP(MMDistributedDataParallel):
     def __init__(
         self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any
     ) -> None:
-        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
+        if is_on_cpus(module):
             device_ids = None
-            if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
-                print_log(
-                    'SyncBatchNorm needs GPUs: on CPUs each process normalises by itself.',
-                    logger='current',
-                    level=logging.WARNING,
-                )
-                module = revert_sync_batchnorm(module)
+        module = without_sync_batchnorm_on_cpus(module)
         super().__init__(module=module, device_ids=device_ids, **kwargs)
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
@@ -46,3 +40,21 @@ class PatchMixDDP(MMDistributedDataParallel):
         if getattr(self.module, 'micro_batch_size', None) is None:
             return super().train_step(data, optim_wrapper)
         return train_in_micro_batches(self, self.module, data, optim_wrapper)
+
+
+def is_on_cpus(module: nn.Module) -> bool:
+    """Tell whether all parameters of a model are on CPUs."""
+    return all(parameter.device.type == 'cpu' for parameter in module.parameters())
+
+
+def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
+    """Return a model on CPUs with plain BatchNorm, and say so; any other as it is."""
+    synchronised = any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
+    if not synchronised or not is_on_cpus(module):
+        return module
+    print_log(
+        'SyncBatchNorm needs GPUs: on CPUs each process normalises by itself.',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return revert_sync_batchnorm(module)

@@ -25,6 +25,7 @@ from mmpatchmix.checkpoints.sealing import (
     write_text,
 )
 from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
+from mmpatchmix.engine.patchmix_fsdp import gather_whole, local_share
 from mmpatchmix.engine.stop_signals import StopSignals, exit_code
 from mmpatchmix.engine.work_dir_lock import lock_work_dir
 from mmpatchmix.models import unwrap_model
@@ -42,6 +43,7 @@ class SafeCheckpointHook(CheckpointHook):
     - What is loaded is verified first. ``resume`` without a path falls back to the newest good file
       and says so, also where ``last_checkpoint`` is missing.
     - Weights that are NaN or infinite stop the run and are not saved.
+    - Weights that ``mmpatchmix.PatchMixFSDP`` shares among the ranks are saved whole.
     - Where the disk is full or read-only the run goes on with what is saved, and says so. Only a
       last checkpoint that could not be saved is an error, at the end.
     - With ``mmpatchmix.ExactTrainLoop``, checkpoints are also written within an epoch, as
@@ -81,6 +83,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._group: Any = None  # of all ranks, over gloo
         self._patience: timedelta | None = None  # with one of them; torch's own by default
         self._failure: str | None = None  # why the newest state is not saved
+        self._whole: dict[str, dict] = {}  # what the ranks of FSDP hold together, on rank 0
 
     def before_run(self, runner: Runner) -> None:
         """Verify what is about to be loaded, and choose what to resume from.
@@ -132,6 +135,19 @@ class SafeCheckpointHook(CheckpointHook):
         by_iteration = self.iterations and (runner.iter + 1) % self.iterations == 0
         if self.by_epoch and (is_late or by_iteration):
             self.save_within_epoch(runner)
+
+    def prepare_checkpoint(self, runner: Runner) -> None:
+        """Gather what ranks hold shares of; called on all of them before rank 0 saves."""
+        if getattr(runner.model, 'is_cut', False):
+            self._whole = {
+                'state_dict': gather_whole(unwrap_model(runner.model).state_dict()),
+                'optimizer': gather_whole(runner.optim_wrapper.state_dict()),
+            }
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save whole tensors where this rank has shares."""
+        whole, self._whole = self._whole, {}
+        checkpoint.update({key: whole[key] for key in whole if key in checkpoint})
 
     def save_within_epoch(self, runner: Runner) -> None:
         """Save the state after this iteration; called on all ranks."""
@@ -220,15 +236,17 @@ class SafeCheckpointHook(CheckpointHook):
         path = Path(self.out_dir, name)
         former = runner.message_hub.get_info('last_ckpt')
         runner.message_hub.update_info('last_ckpt', str(path))
-        if not dist.is_main_process():
-            return False
         settings = dict(save_optimizer=self.save_optimizer, by_epoch=by_epoch, **self.args)
         settings['save_param_scheduler'] = self.save_param_scheduler
-        if self._write(runner, runner.save_checkpoint, name, meta=meta, **settings):
+        saved = dist.is_main_process() and self._write(
+            runner, runner.save_checkpoint, name, meta=meta, **settings
+        )
+        # All ranks know: with save_best mmengine saves again where there is a last checkpoint.
+        if any(self._agree(saved)):
             self.last_ckpt = str(path)
-            return True
-        runner.message_hub.update_info('last_ckpt', former)
-        return False
+        else:
+            runner.message_hub.update_info('last_ckpt', former)
+        return saved
 
     def _write(self, runner: Runner, save: Callable, name: str, **settings: Any) -> bool:
         """Write one file aside and rename it; on a failing disk warn, and let the run go on."""
@@ -268,8 +286,10 @@ class SafeCheckpointHook(CheckpointHook):
             raise OSError(f'{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free')
 
     def _refuse_infinite_weights(self, runner: Runner) -> None:
-        checks = [torch.isfinite(p).all() for p in unwrap_model(runner.model).parameters()]
-        if checks and not bool(torch.stack(checks).all()):
+        weights = [local_share(p) for p in unwrap_model(runner.model).parameters()]
+        checks = [torch.isfinite(weight).all() for weight in weights]
+        # Ranks may hold shares: one that is not finite anywhere stops all.
+        if any(self._agree(bool(checks) and not bool(torch.stack(checks).all()))):
             good = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
             raise FloatingPointError(
                 f'the weights are not finite after iteration {runner.iter}; they were not saved. '
@@ -314,6 +334,7 @@ class _SavesAside:
     def save_checkpoint(self, out_dir: str, filename: str, **settings: Any) -> None:
         for name in ('file_client_args', 'backend_args'):
             settings.pop(name)
+        self.runner.call_hook('prepare_checkpoint')
         self.hook._refuse_infinite_weights(self.runner)
         if dist.is_main_process():
             self.hook._write(self.runner, self.runner.save_checkpoint, filename, **settings)

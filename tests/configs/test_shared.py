@@ -51,7 +51,8 @@ def test_every_config_has_the_shared_runtime(path):
     assert {name: hook.type for name, hook in shared.default_hooks.items()}.items() <= {
         name: hook.type for name, hook in cfg.default_hooks.items()
     }.items()
-    assert cfg.model_wrapper_cfg == shared.model_wrapper_cfg
+    fsdp = dict(type='mmpatchmix.PatchMixFSDP')
+    assert cfg.model_wrapper_cfg == (fsdp if '_fsdp' in path else shared.model_wrapper_cfg)
     assert ('momentum' in cfg.default_hooks) == (cfg.model.type == 'mmpatchmix.PatchMix')
 
 

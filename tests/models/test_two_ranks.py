@@ -1,118 +1,192 @@
-"""Two gloo ranks against one process that holds all keys."""
-
-import socket
+"""Two and four gloo ranks against one process that emulates them; FSDP against DDP."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from tests.models.test_contrastive_head import naive_contrast, naive_rows
-from tests.models.tiny import tiny_model, uint8_batch
+from mmpatchmix.checkpoints import fit_state_dict, read_backbone
+from mmpatchmix.checkpoints.sealing import find_damage
+from mmpatchmix.registry import MODELS
+from tests.engine.tiny_run import tiny_run_config
+from tests.models import ranks
+from tests.models.emulation import Emulation
+from tests.models.tiny import tiny_model
 
-NUM_IMAGES, STEPS = 4, 3
-
-
-def rank_inputs(model, rank, seed=0):
-    """The batch of a rank, with mixes of its own."""
-    torch.manual_seed(100 * seed + rank)
-    batch = uint8_batch(num_images=NUM_IMAGES, num_local=2, seed=10 * seed + rank)
-    return model.data_preprocessor(batch, training=True)['inputs']
+close = torch.testing.assert_close
 
 
-def train_on_rank(rank, port, folder):
-    """Record the losses of the first step, then the weights after a few steps."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
-    )
-    calls = []
-    original = torch.distributed.all_gather
-    torch.distributed.all_gather = lambda *args, **kwargs: (
-        calls.append(1),
-        original(*args, **kwargs),
-    )[1]
-
-    model = tiny_model(seed=rank).train()  # DDP makes the ranks equal
-    ddp = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    record = {'start': {name: value.clone() for name, value in model.state_dict().items()}}
-    for step in range(STEPS):
-        model.update_momentum_encoder(0.9)
-        losses = ddp(rank_inputs(model, rank, seed=step), mode='loss')
-        if step == 0:
-            record['losses'] = {name: value.detach() for name, value in losses.items()}
-            record['collectives'] = len(calls)
-        optimizer.zero_grad()
-        sum(value for name, value in losses.items() if 'loss' in name).backward()
-        optimizer.step()
-    record['end'] = model.state_dict()
-    torch.save(record, f'{folder}/rank{rank}.pth')
-    torch.distributed.destroy_process_group()
+def near(ours, theirs, message, tolerance=1e-5):
+    """Compare by the largest number of a tensor, 1 at least."""
+    scale = max(1.0, theirs.abs().max().item())
+    close(ours.double() / scale, theirs.double() / scale, atol=tolerance, rtol=0, msg=message)
 
 
 @pytest.fixture(scope='module')
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('ranks')
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(train_on_rank, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('ranks')
 
 
-def test_ranks_start_alike(records):
-    for name, value in records[0]['start'].items():
-        assert torch.equal(value, records[1]['start'][name]), name
+@pytest.fixture(scope='module')
+def two(folder):
+    return ranks.start(2, folder)
 
 
-def test_losses_equal_one_process_with_all_keys(records):
-    model = tiny_model().train()
-    model.load_state_dict(records[0]['start'])
-    model.update_momentum_encoder(0.9)
-    inputs = [rank_inputs(model, rank) for rank in range(2)]
-    momentum = model.momentum_encoder
+@pytest.fixture(scope='module')
+def four(tmp_path_factory):
+    return ranks.start(4, tmp_path_factory.mktemp('four'))
 
-    def query(images):
-        return F.normalize(model.head.predictor(model.neck(model.backbone(images)))[0], dim=1)
 
-    def key(name):
-        """Keys of both ranks, each with the BatchNorm statistics of its own batch."""
-        parts = [momentum.neck(momentum.backbone(rank[name]))[0] for rank in inputs]
-        return F.normalize(torch.cat(parts), dim=1)
+@pytest.fixture(scope='module', params=[2, 4], ids=['two ranks', 'four ranks'])
+def records(request):
+    return request.getfixturevalue('two' if request.param == 2 else 'four')
 
-    def ce(queries, keys, target, rank):
-        rows = naive_rows(target, NUM_IMAGES, 2 * NUM_IMAGES, 0.0, rank)
-        return naive_contrast(queries, keys, rows, 0.2)
 
-    with torch.no_grad():
-        k1, k2, k1_mixed = key('view_1'), key('view_2'), key('mixed_view_1')
-        for rank, views in enumerate(inputs):
-            q2_mixed = query(views['mixed_view_2'])
-            local = query(views['local_views'].flatten(0, 1))
-            local_mixed = query(views['mixed_local_views'].flatten(0, 1))
-            target = views['local_mix_to_source']
-            expected = {
-                'loss_source': ce(query(views['view_1']), k2, None, rank),
-                'loss_mix_source': ce(q2_mixed, k1, views['mix_to_source'], rank) / 2,
-                'loss_mix_mix': ce(q2_mixed, k1_mixed, views['mix_to_mix'], rank) / 2,
-                'loss_local': ce(local, k1, None, rank) + ce(local, k2, None, rank),
-                'loss_mix_local': ce(local_mixed, k1, target, rank)
-                + ce(local_mixed, k2, target, rank),
-            }
-            for name, value in expected.items():
-                torch.testing.assert_close(
-                    records[rank]['losses'][name].double(), value, atol=2e-5, rtol=1e-5
-                )
+@pytest.fixture(scope='module')
+def emulated(records):
+    """What ranks should have recorded; starts from the weights of rank 0."""
+    torch.manual_seed(0)
+    emulation = Emulation(records[0]['ddp']['start'], len(records))
+    return emulation.train() | {'statistics': emulation.statistics}
+
+
+def test_ranks_start_from_the_weights_of_rank_0(records):
+    model = tiny_model(seed=0)
+    ranks.compute_in_float64(model)
+    start = model.state_dict()
+    for record in records:
+        assert all(torch.equal(value, start[n]) for n, value in record['ddp']['start'].items())
+
+
+def test_losses_are_those_of_one_process(records, emulated):
+    """Of every rank and step, BatchNorm taking the views of the rank."""
+    for step in range(ranks.STEPS):
+        for rank, record in enumerate(records):
+            for name, value in emulated['losses'][step][rank].items():
+                ours = record['ddp']['losses'][step][name]
+                near(ours, value, f'{name}, {step}, {rank}')
+
+
+def test_gradients_are_means_over_the_ranks(records, emulated):
+    for ours, theirs in zip(records[-1]['ddp']['gradients'], emulated['gradients'], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, gradient in theirs.items():
+            near(ours[name], gradient, name)
+        assert max(gradient.abs().max() for gradient in theirs.values()) > 0.05
+
+
+def test_weights_are_stepped_as_adamw_is_published(records, emulated):
+    start = records[0]['ddp']['start']
+    for record in records:
+        for ours, theirs in zip(record['ddp']['weights'], emulated['weights'], strict=True):
+            for name, weight in theirs.items():
+                near(ours[name], weight, name)
+    moved = [(weight - start[name]).abs().max() for name, weight in emulated['weights'][-1].items()]
+    assert sum(distance > 2e-3 for distance in moved) > 0.8 * len(moved)
+
+
+def test_ranks_stay_alike_to_the_bit(records):
+    for record in records[1:]:
+        for name, weight in record['ddp']['weights'][-1].items():
+            assert torch.equal(weight, records[0]['ddp']['weights'][-1][name]), name
+
+
+def test_batch_norm_keeps_the_statistics_of_its_rank(records, emulated):
+    different = 0
+    for record, statistics in zip(records, emulated['statistics'], strict=True):
+        for name, value in statistics.items():
+            near(record['ddp']['end'][name], value, name)
+            different += not torch.equal(record['ddp']['end'][name], records[0]['ddp']['end'][name])
+    assert different > 10
+
+
+def test_losses_in_evaluation_mode_use_these_statistics(records, emulated):
+    for rank, record in enumerate(records):
+        for name, value in emulated['evaluated'][rank].items():
+            ours = record['ddp']['evaluated'][name]
+            near(ours, value, f'{name}, {rank}')
 
 
 def test_all_keys_travel_in_one_collective(records):
-    assert [record['collectives'] for record in records] == [1, 1]
+    for record in records:
+        assert [record[name]['gathered'] for name in ('ddp', 'fsdp')] == [1, 1]
 
 
-def test_queries_and_momentum_encoder_stay_alike(records):
-    model = tiny_model()
-    moved = 0
-    for name, _ in model.named_parameters():
-        assert torch.equal(records[0]['end'][name], records[1]['end'][name]), name
-        moved += not torch.equal(records[0]['end'][name], records[0]['start'][name])
-    assert moved > 0.9 * len(list(model.parameters()))  # so that equality means something
+def same_training(ours, theirs, steps=ranks.STEPS, tolerance=1e-5):
+    for name in ('losses', 'gradients', 'weights'):
+        for step in range(steps):
+            mine, reference = ours[name][step], theirs[name][step]
+            assert mine.keys() == reference.keys()
+            for key, value in reference.items():
+                near(mine[key], value, f'{name} {step} {key}', tolerance)
+    if steps == ranks.STEPS:
+        near(ours['features'], theirs['features'], 'features')
+        for name, value in theirs['evaluated'].items():
+            near(ours['evaluated'][name], value, name)
+
+
+def test_fsdp_trains_as_ddp_does(records):
+    """With four ranks as two copies of two shares."""
+    for record in records:
+        same_training(record['fsdp'], record['ddp'])
+
+
+@pytest.mark.parametrize('way', ['in micro-batches', 'without momentum'])
+def test_fsdp_trains_as_ddp_does_in_other_ways(two, way):
+    """Micro-batches exchange gradients each; their blocks are recomputed."""
+    for record in two:
+        same_training(record[f'fsdp {way}'], record[f'ddp {way}'])
+
+
+def test_fsdp_takes_the_step_of_ddp_in_bfloat16(two):
+    """The first one; from then on rounding to 8 bits makes both runs of their own."""
+    for record in two:
+        same_training(record['fsdp in bfloat16'], record['ddp in bfloat16'], 1, 1e-2)
+
+
+def test_each_rank_holds_its_share_of_both_encoders(records):
+    """Half of it: four ranks hold two copies. Moments are cut like the weights."""
+    shares = [record['fsdp']['share'] for record in records]
+    assert all(0.4 < share < 0.6 for share in shares)
+    assert sum(shares) == pytest.approx(len(records) / 2)
+    trained = sum(p.requires_grad for p in tiny_model().parameters())
+    assert all(record['fsdp']['cut moments'] == trained for record in records)
+    assert all(record['ddp']['share'] == 1 for record in records)
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_checkpoints_of_fsdp_are_whole(two, folder):
+    path = folder / 'fsdp/epoch_2.pth'
+    assert find_damage(path) is None
+    model = MODELS.build(tiny_run_config(folder).model)
+    ours, theirs = read(path), read(folder / 'ddp/epoch_2.pth')
+    fit_state_dict(
+        ours['state_dict'], model, 'The checkpoint'
+    )  # raises where keys or shapes differ
+    model.load_state_dict(ours['state_dict'])
+    for name, value in theirs['state_dict'].items():
+        close(ours['state_dict'][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    moments = [checkpoint['optimizer']['state'] for checkpoint in (ours, theirs)]
+    close(*moments, atol=1e-5, rtol=1e-3)
+    assert max(state['exp_avg'].abs().max() for state in moments[0].values()) > 1e-3
+    best = read(next((folder / 'fsdp').glob('best_*.pth')))
+    fit_state_dict(best['state_dict'], model, 'The best checkpoint')
+    backbone = read_backbone(path)
+    key = 'momentum_encoder.backbone.pos_embed'
+    assert torch.equal(backbone.state_dict['pos_embed'], ours['state_dict'][key])
+
+
+def test_a_resumed_run_is_the_run(two, folder):
+    """With FSDP to the bit; a checkpoint of FSDP goes on under DDP, too."""
+    whole = read(folder / 'fsdp/epoch_2.pth')
+    for name, tolerance in (('resumed', 0), ('resumed_ddp', 1e-4)):
+        resumed = read(folder / name / 'epoch_2.pth')
+        for part in ('state_dict', 'optimizer'):
+            close(resumed[part], whole[part], atol=tolerance / 10, rtol=tolerance)
+    first = read(folder / 'fsdp/epoch_1.pth')['state_dict']
+    assert not torch.equal(first['cls_token'], whole['state_dict']['cls_token'])
+
+
+def test_one_number_that_is_none_stops_all_ranks(two):
+    assert [record['stopped'] for record in two] == [True, True]

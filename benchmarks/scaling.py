@@ -1,0 +1,316 @@
+"""What a step costs by model, crops, batch and ranks, by formula; and toy steps on gloo ranks.
+
+    python benchmarks/scaling.py --plan      # formulas, for docs/scaling.md
+    python benchmarks/scaling.py --plan --ranks 512 --batch 32 --images 3e8
+    python benchmarks/scaling.py             # measures 1, 2 and 4 ranks on this machine
+
+The plan counts parameters, operations and bytes on the recipes' own models, built without memory;
+speeds of devices, networks and workers are options, assumed and not measured. The measurement
+trains the digits recipe's ViT: it shows what grows with the ranks, not how fast a cluster is.
+"""
+
+import functools
+import json
+import socket
+import statistics
+import tempfile
+import time
+import tracemalloc
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from harness import parse_args, report
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpatchmix.cli.preflight import _leaves
+from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP, SafeCheckpointHook
+from mmpatchmix.models.patchmix import PatchMix
+from mmpatchmix.registry import MODELS
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+PLANNED = ['vit-s_in1k', 'vit-b_in1k', 'vit-l_in1k_fsdp', 'vit-h_in1k_fsdp']
+GLOBAL_SIDE, LOCAL_SIDE = 224, 96
+NUM_KEYS = 3  # views 1 and 2 and mixed view 1
+GB = 1e9
+
+
+# -- the plan
+
+
+@functools.cache
+def build(name: str) -> tuple[Config, PatchMix]:
+    """Build the model of a recipe without memory for its weights."""
+    cfg = Config.fromfile(CONFIGS / f'patchmix_{name}.py')
+    with torch.device('meta'):
+        return cfg, MODELS.build(cfg.model)
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def embed_flops(model: PatchMix, side: int) -> int:
+    """Operations of an image's patch embedding."""
+    weight = model.backbone.patch_embed.projection.weight
+    return 2 * (side // model.backbone.patch_size) ** 2 * weight.numel()
+
+
+def block_flops(model: PatchMix, side: int) -> int:
+    """Operations of an image in all blocks: matrix products only, a product counting twice.
+
+    A token has 8 D^2 + 4 D F in the linear layers of a block and 4 T D in its attention. The last
+    block computes keys and values of all T tokens and the rest of one.
+    """
+    vit = model.backbone
+    width, wide = vit.embed_dims, vit.layers[0].ffn.layers[0][0].out_features
+    tokens = (side // vit.patch_size) ** 2 + 1
+    linear = 8 * width**2 + 4 * width * wide
+    block = tokens * (linear + 4 * tokens * width)
+    last = tokens * 4 * width**2 + linear - 4 * width**2 + 4 * tokens * width
+    return (vit.num_layers - 1) * block + last
+
+
+def head_flops(*modules: nn.Module) -> int:
+    """Operations of a row in the linear layers of projector or predictor."""
+    layers = [layer for each in modules for layer in each.modules()]
+    return sum(2 * layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+
+
+def step_flops(
+    model: PatchMix, num_local: int, global_side: int = GLOBAL_SIDE, local_side: int = LOCAL_SIDE
+) -> int:
+    """Operations of a step per image, without the contrasts.
+
+    Queries are view 1, mixed view 2, and every local crop as it is and mixed. Their backward
+    takes twice the forward, but images need no gradient; recomputed blocks a forward more. Keys
+    take a forward.
+    """
+    views = {global_side: 2, local_side: 2 * num_local}
+    times = 4 if model.backbone.with_cp else 3
+    queries = sum(
+        number * (times * block_flops(model, side) + 2 * embed_flops(model, side))
+        for side, number in views.items()
+    )
+    heads = 3 * sum(views.values()) * head_flops(model.neck, model.head.predictor)
+    key = block_flops(model, global_side) + embed_flops(model, global_side)
+    return queries + heads + NUM_KEYS * (key + head_flops(model.neck))
+
+
+def num_logits(num_local: int, batch: int, num_ranks: int) -> int:
+    """Logits of a rank: three contrasts of its images, and four of all its local crops."""
+    return (3 + 4 * num_local) * batch * batch * num_ranks
+
+
+def contrast_flops(model: PatchMix, logits: int) -> int:
+    """Operations of the contrasts and of their backward, which keys do not need."""
+    return 2 * 2 * logits * model.head.predictor.fc1.out_features
+
+
+def activation_bytes(model: PatchMix, num_local: int) -> int:
+    """Bytes that an image's queries keep for the backward, under bfloat16 autocast; an estimate.
+
+    A token of D channels keeps in a block two inputs of norms in float32 and, in bfloat16, their
+    two results, query, key and value, what was attended, and 4 D before and after the activation:
+    36 D bytes. Recomputed blocks keep their input.
+    """
+    vit = model.backbone
+    tokens = sum(
+        number * ((side // vit.patch_size) ** 2 + 1)
+        for side, number in ((GLOBAL_SIDE, 2), (LOCAL_SIDE, 2 * num_local))
+    )
+    return tokens * vit.num_layers * vit.embed_dims * (4 if vit.with_cp else 36)
+
+
+def exchanged_bytes(model: PatchMix) -> dict[str, float]:
+    """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
+
+    DDP sums gradients: all bytes scattered once and gathered once. FSDP gathers blocks for keys,
+    two calls of queries and their backwards; projector and predictor for each view group. Gradients
+    are scattered once for each of these backwards. All in float32.
+    """
+    blocks = count(*model.backbone.layers[:-1])
+    rest = count(model.backbone) - blocks
+    neck, predictor = count(model.neck), count(model.head)
+    gathered = 5 * blocks + (4 + 4 + 3) * neck + (4 + 4) * predictor + 4 * rest
+    scattered = 2 * blocks + 4 * neck + 4 * predictor + rest
+    return {
+        'DDP': 2 * 4 * (blocks + rest + neck + predictor),
+        'FSDP': 4 * (gathered + scattered),
+    }
+
+
+def num_syncs(model: PatchMix) -> int:
+    """Collectives of synchronised BatchNorm in a step: four groups of queries, three of keys."""
+    norms = [
+        sum(isinstance(layer, _BatchNorm) for layer in module.modules())
+        for module in (model.neck, model.head)
+    ]
+    return 2 * 4 * sum(norms) + NUM_KEYS * norms[0]
+
+
+def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Namespace) -> dict:
+    """Return what a rank computes, sends and keeps."""
+    model = build(name)[1]
+    logits = num_logits(num_local, batch, num_ranks)
+    flops = batch * step_flops(model, num_local) + contrast_flops(model, logits)
+    trained = count(model.backbone, model.neck, model.head)
+    momentum = count(model.momentum_encoder)
+    sent, share = exchanged_bytes(model), 1 - 1 / num_ranks
+    seconds = flops / args.teraflops / 1e12
+    return {
+        'model': name.split('_')[0],
+        'crops': f'2+{num_local}',
+        'ranks': num_ranks,
+        'images/rank': batch,
+        'compute (s)': seconds,
+        'DDP (GB)': share * sent['DDP'] / GB,
+        'DDP (s)': share * sent['DDP'] / GB / args.network,
+        'FSDP (GB)': share * sent['FSDP'] / GB,
+        'FSDP (s)': share * sent['FSDP'] / GB / args.network,
+        'BN (s)': num_syncs(model) * args.latency / 1e6,
+        'keys (GB)': 2 * NUM_KEYS * 4 * batch * num_ranks * 256 / GB,
+        'logits (GB)': 4 * logits / GB,
+        'activations (GB)': batch * activation_bytes(model, num_local) / GB,
+        'images/s': batch * num_ranks / seconds,
+        'weights (GB)': (16 * trained + 4 * momentum) / GB,
+        'checkpoint (GB)': (12 * trained + 4 * momentum) / GB,
+    }
+
+
+def plan_data(num_images: float, num_ranks: int, images_per_second: float, args: Namespace) -> dict:
+    """Return what the images and the ranks take besides: memory of a rank, disks and cores."""
+    peak, seconds = measure_sampler(2 * 10**6)
+    facts = len(json.dumps(dict(_leaves(build('vit-b_in1k')[0]))))
+    return {
+        'images': f'{num_images:.3g}',
+        'ranks': num_ranks,
+        'index/rank (GB)': (args.path_bytes + 4 + 1) * num_images / GB,
+        'order/rank (GB)': peak * num_images / GB,
+        'order (s)': seconds * num_images,
+        'read (GB/s)': images_per_second * args.image_kb / 1e6,
+        'worker cores': images_per_second * args.worker_ms / 1e3,
+        'preflight (GB)': facts * num_ranks**2 / GB,
+    }
+
+
+def measure_sampler(num_images: int) -> tuple[float, float]:
+    """Return peak bytes and seconds per image that the order of an epoch takes here."""
+    sampler = DefaultSampler(range(num_images), seed=0)
+    began = time.perf_counter()
+    iter(sampler)
+    seconds = time.perf_counter() - began
+    tracemalloc.start()
+    iter(sampler)
+    peak = tracemalloc.get_traced_memory()[1]  # of Python's objects, without torch's numbers
+    tracemalloc.stop()
+    return peak / num_images, seconds / num_images
+
+
+def print_plan(args: Namespace) -> None:
+    sizes = [(128, 8), (64, 64), (args.batch, args.ranks)]
+    rows = [plan_step(name, 8, *size, args) for name in PLANNED for size in sizes]
+    rows += [plan_step(name, 0, 128, 8, args) for name in PLANNED]
+    assumed = {key: getattr(args, key) for key in ('teraflops', 'network', 'latency')}
+    report('a step, on paper', rows, **assumed)
+    fastest = [max(r['images/s'] for r in rows[:12] if r['ranks'] == n) for _, n in sizes]
+    images = (1281167, 1.4e7, args.images)
+    rows = [
+        plan_data(number, ranks, speed, args)
+        for number, (_, ranks), speed in zip(images, sizes, fastest, strict=True)
+    ]
+    assumed = {key: getattr(args, key) for key in ('image_kb', 'worker_ms', 'path_bytes')}
+    report('data and start, on paper, images/s of ViT-S', rows, **assumed)
+
+
+# -- the measurement
+
+
+def work(rank: int, num_ranks: int, port: int, folder: str, repeats: int, batch: int) -> None:
+    """Train with either wrapper and write what rank 0 saw."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=num_ranks
+    )
+    rows = [
+        {'ranks': num_ranks, 'images/rank': batch, **train(wrapper, repeats, batch)}
+        for wrapper in (PatchMixDDP, PatchMixFSDP)
+    ]
+    if rank == 0:
+        Path(folder, 'rows.json').write_text(json.dumps(rows), encoding='utf-8')
+    torch.distributed.destroy_process_group()
+
+
+def train(wrapper_class: type, repeats: int, batch: int) -> dict:
+    """Return medians over some steps of a rank, and what it holds of weights and moments."""
+    cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits.py')
+    model = MODELS.build(cfg.model).train()
+    model.init_weights()
+    wrapper = wrapper_class(model)
+    optim_wrapper = build_optim_wrapper(wrapper, cfg.optim_wrapper)
+    views = torch.randint(0, 256, (2, batch, 3, 32, 32), dtype=torch.uint8)
+    data = {'inputs': {'view_1': views[0], 'view_2': views[1]}, 'data_samples': None}
+    gathering, steps, gather = [], [], model.head.gather
+
+    def timed_gather(keys: list) -> list:
+        began = time.perf_counter()
+        gathered = gather(keys)
+        gathering.append(time.perf_counter() - began)
+        return gathered
+
+    model.head.gather = timed_gather
+    hook, agreeing = SafeCheckpointHook(), []
+    for _ in range(2 + repeats):
+        began = time.perf_counter()
+        model.update_momentum_encoder(0.996)
+        wrapper.train_step(data, optim_wrapper)
+        steps.append(time.perf_counter() - began)
+        torch.distributed.barrier()
+        began = time.perf_counter()
+        hook._agree(0, 0)  # as after every iteration: is a checkpoint due, has a signal come
+        agreeing.append(time.perf_counter() - began)
+    held = [*model.parameters()]
+    held += [v for s in optim_wrapper.optimizer.state.values() for v in s.values() if v.ndim]
+    held = [value.to_local() if isinstance(value, DTensor) else value for value in held]
+    seconds = statistics.median(steps[2:])
+    return {
+        'wrapper': wrapper_class.__name__,
+        'step (ms)': 1e3 * seconds,
+        'images/s': batch * torch.distributed.get_world_size() / seconds,
+        'gathering keys (ms)': 1e3 * statistics.median(gathering[2:]),
+        'agreeing (ms)': 1e3 * statistics.median(agreeing[2:]),
+        'weights and moments (MB)': sum(value.nbytes for value in held) / 1e6,
+    }
+
+
+def measure_ranks(num_ranks: int, repeats: int, batch: int) -> list[dict]:
+    """Start so many ranks; one thread each."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            work, (num_ranks, port, folder, repeats, batch), num_ranks, start_method='fork'
+        )
+        return json.loads(Path(folder, 'rows.json').read_text(encoding='utf-8'))
+
+
+def main() -> None:
+    args = parse_args(
+        __doc__, plan=False, ranks=1000, batch=16, images=1e9, teraflops=200.0, network=25.0,
+        latency=200.0, image_kb=110.0, worker_ms=2.2, path_bytes=31,
+    )  # fmt: skip
+    if args.plan:
+        print_plan(args)
+        return
+    rows = [row for number in (1, 2, 4) for row in measure_ranks(number, args.repeats, args.batch)]
+    report('steps of a toy ViT on gloo ranks, one thread each', rows)
+
+
+if __name__ == '__main__':
+    main()

@@ -50,7 +50,7 @@ class ContinueGuardHook(Hook):
             ``num_neighbors``.
     """
 
-    priority = 'LOW'  # before the checkpoints, which take the start along
+    priority = 'LOWEST'  # a run that is stopped has saved its epoch
 
     def __init__(
         self,

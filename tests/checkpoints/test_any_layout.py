@@ -165,7 +165,7 @@ def test_the_student_of_dino_is_the_query_encoder(tmp_path):
     assert read_backbone(path, num_heads=3).layout.prefix == 'teacher.backbone.'
     by_hand = read_backbone(path, prefix='student.backbone.', num_heads=3)
     assert by_hand.layout == backbone.layout
-    with pytest.raises(ValueError, match=r"no encoder has the prefix 'x\.'; there are \['student"):
+    with pytest.raises(ValueError, match=r"No encoder has the prefix 'x\.'; there are \['student"):
         read_backbone(path, prefix='x.')
 
 

@@ -95,6 +95,8 @@ class ContinueGuardHook(Hook):
                 runner.logger.warning('continue guard: the checkpoint does not tell the start.')
             return
         self._point_out_random_weights(runner)
+        if self.start is not None:  # report.evaluate_untrained was here before
+            return
         with random_states_kept():
             if KNN not in runner.val_loop.run():  # otherwise after_val_epoch has had it
                 self._judge(runner, self._look(runner), 0)

@@ -133,11 +133,12 @@ def reduce(cfg, path, data_root):
             loader.dataset = dict(
                 type='mmpatchmix.Digits', split=split, indices=12, pipeline=dataset.pipeline
             )
-    if path.stem.endswith('_folder'):
+    of_a_folder = path.stem.endswith(('_folder', '_continue'))
+    if of_a_folder:
         data_root = data_root / 'train'
-    if 'in1k' in path.stem or 'folder' in path.stem:
+    if 'in1k' in path.stem or of_a_folder:
         set_data_root(cfg, str(data_root))
-    if 'folder' in path.stem:
+    if of_a_folder:
         for loader in loaders:
             loader.dataset.holdout = 0.4
 
@@ -166,7 +167,7 @@ def test_dry_run_takes_a_real_step(path, data_root, tmp_path):
     check_run(runner)
     text = '\n'.join(describe_run(runner))
     assert 'learning rate 0 -> ' in text and 'weight decay' in text
-    views = '2 of 224 and 8 of 96' if 'in1k' in path.stem or 'folder' in path.stem else '2 of 32'
+    views = '2 of 32' if 'cifar' in path.stem else '2 of 224 and 8 of 96'
     views = '2 per image, by' if 'digits' in path.stem else views
     assert views in text
     result = run_one_step(runner)

@@ -9,7 +9,15 @@ from mmengine.logging import MMLogger
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from mmpatchmix.checkpoints.layouts import Layout, detect_layout, from_hub, to_hub
+from mmpatchmix.checkpoints.layouts import (
+    Layout,
+    detect_layout,
+    flatten_chunks,
+    fold_layer_scale,
+    from_hub,
+    say_what_differs,
+    to_hub,
+)
 from mmpatchmix.checkpoints.matching import KeyReport, fit_state_dict, match_state_dict
 from mmpatchmix.checkpoints.reading import METADATA_KEY, Checkpoint, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import (
@@ -49,16 +57,23 @@ def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
 
 
 def read_backbone(
-    path: str | Path, encoder: str = 'momentum', num_heads: int | None = None
+    path: str | Path,
+    encoder: str = 'momentum',
+    num_heads: int | None = None,
+    prefix: str | None = None,
+    default_heads: int | None = None,
 ) -> Backbone:
     """Read the backbone out of a checkpoint of any known layout.
 
     Args:
         path: See :func:`read_checkpoint`. Layouts: ours and mmpretrain's, published PatchMix
-            and MoCo v3, timm, and Hugging Face transformers.
-        encoder: ``'momentum'`` or ``'query'``, where the file has both. A file without momentum
-            encoder gives its only one.
+            and MoCo v3, DINO, timm (so MAE and DINOv2), and Hugging Face transformers. Layer
+            scale is multiplied into the weights before it.
+        encoder: ``'momentum'`` (a teacher) or ``'query'`` (a student), where the file has both.
+            A file without momentum encoder gives its only one.
         num_heads: Where the file does not say it.
+        prefix: What stands before the encoder's keys, where ``encoder`` cannot choose.
+        default_heads: Where neither the file says it nor its layout is known for it.
 
     Returns:
         Backbone: Complete, or an error.
@@ -69,30 +84,40 @@ def read_backbone(
             missing, unexpected or of a wrong shape; all are named.
     """
     checkpoint = read_checkpoint(path)
-    state = {key.removeprefix('module.'): value for key, value in checkpoint.state_dict.items()}
-    layout = detect_layout(state, encoder)
-    inside = {k[len(layout.prefix) :]: v for k, v in state.items() if k.startswith(layout.prefix)}
-    hub = to_hub(inside, layout.library)
+    state = {
+        flatten_chunks(key.removeprefix('module.')): value
+        for key, value in checkpoint.state_dict.items()
+    }
+    layout = detect_layout(state, encoder, prefix)
+    outside = [key for key in state if not key.startswith(layout.prefix)]
+    state, num_scales = fold_layer_scale(
+        {key: value for key, value in state.items() if key.startswith(layout.prefix)}
+    )
+    hub = to_hub({k[len(layout.prefix) :]: v for k, v in state.items()}, layout.library)
     lacking = [key for key in _ESSENTIAL if key not in hub]
     if lacking:
         raise ValueError(
-            f'{path}: no Vision Transformer is complete without {", ".join(lacking)} '
-            f'(names of mmpretrain; the file has the layout {layout.name!r}).'
+            f'{path}: no Vision Transformer is complete without {", ".join(lacking)} (names of '
+            f'mmpretrain; the file has the layout {layout.name!r}). {say_what_differs(state)}'
         )
     said = _said(checkpoint)
     if num_heads is not None and said.setdefault('num_heads', num_heads) != num_heads:
         raise ValueError(
             f'{path} has num_heads={said["num_heads"]} by its own metadata, not {num_heads}.'
         )
-    spec, assumed = read_spec(hub, said, layout.name)
+    spec, assumed = read_spec(hub, said, layout.name, default_heads)
+    num_channels = hub['patch_embed.projection.weight'].shape[1]
     with torch.device('meta'):
-        expected = build_vit(spec).state_dict()
+        expected = build_vit(spec, in_channels=num_channels).state_dict()
     wanted = {layout.prefix + k: v for k, v in from_hub(expected, layout.library).items()}
     taken, report = match_state_dict(state, wanted, layout.drop)
+    report.dropped = outside + report.dropped
     report.assumed = assumed + ([layout.note] if layout.note else [])
+    if num_scales:
+        report.notes.append(f'layer scale: {num_scales} factors multiplied into the weights')
     report.raise_unless_fits(
         f'{path} is no complete plain Vision Transformer (layout {layout.name!r})',
-        'Variants with other parts (distillation or register tokens, layer scale) are not read.',
+        say_what_differs(state) or 'Variants with other parts are not read.',
     )
     assert len(taken) == len(wanted)
     return Backbone({key: hub[key] for key in expected}, spec, layout, report)
@@ -115,16 +140,19 @@ def load_backbone(
     encoder: str = 'momentum',
     drop: Iterable[str] = (),
     new: Iterable[str] = (),
+    prefix: str | None = None,
 ) -> KeyReport:
     """Start a backbone from a checkpoint: all of it, or an error. Logs the report.
 
     Args:
         backbone: A ViT derived from mmpretrain's. Its position embedding may have another size;
-            it is interpolated by mmpretrain's own rule.
+            it is interpolated by mmpretrain's own rule. Where it takes other than 3 channels,
+            a patch embedding of 3 is fitted to them, see :func:`fit_channels`.
         path: See :func:`read_backbone`.
         encoder: See :func:`read_backbone`.
         drop: Beginnings of keys that ``backbone`` has no use for.
         new: Endings of keys that ``backbone`` has and the file need not have.
+        prefix: See :func:`read_backbone`.
 
     Returns:
         KeyReport: What became of every key.
@@ -133,7 +161,8 @@ def load_backbone(
         FileNotFoundError: If there is no such file.
         ValueError: If a key does not fit, all named; or width, depth, heads or patch size differ.
     """
-    source = read_backbone(path, encoder)
+    heads = backbone.arch_settings['num_heads']
+    source = read_backbone(path, encoder, prefix=prefix, default_heads=heads)
     wrong = [
         f'{key}: {value} in the file, {backbone.arch_settings[key]} in the model'
         for key, value in source.spec.arch.items()
@@ -147,13 +176,38 @@ def load_backbone(
     weights = dict(source.state_dict)
     # mmpretrain's hook of load_state_dict; called here so that shapes can be compared.
     backbone._prepare_pos_embed(weights, prefix='')
+    notes = fit_channels(weights, backbone.patch_embed.projection.in_channels)
     advice = 'Give the backbone the patch_size and parts of the pre-training.'
     weights, report = fit_state_dict(weights, backbone, str(path), advice, drop, new)
     backbone.load_state_dict(weights, strict=True)
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
+    report.notes = source.report.notes + notes
     MMLogger.get_current_instance().info(
         f'backbone loaded from {path} (layout {source.layout.name!r}, '
         f'{source.layout.prefix or "no prefix"}):\n{report}'
     )
     return report
+
+
+def fit_channels(weights: dict[str, Tensor], num_channels: int) -> list[str]:
+    """Fit a patch embedding of 3 channels to another number, as timm does; changes ``weights``.
+
+    For one channel the three kernels are added: a grey image gives what it gave as three equal
+    channels. For N they are repeated and scaled by 3 / N.
+
+    Args:
+        weights: Under mmpretrain's names.
+        num_channels: Of the model.
+
+    Returns:
+        list[str]: What was done, in words; empty for nothing.
+    """
+    key = 'patch_embed.projection.weight'  # (D, C, p, p)
+    if weights[key].shape[1] != 3 or num_channels == 3:
+        return []
+    from timm.models import adapt_input_conv  # here: it takes seconds
+
+    weights[key] = adapt_input_conv(num_channels, weights[key])
+    how = 'added up for 1' if num_channels == 1 else f'repeated and scaled for {num_channels}'
+    return [f'patch embedding: the kernels of 3 channels {how}']

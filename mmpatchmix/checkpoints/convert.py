@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpatchmix.checkpoints.backbone import Backbone, build_vit, read_backbone
-from mmpatchmix.checkpoints.layouts import from_hub
+from mmpatchmix.checkpoints.layouts import DINOV2, from_hub
 from mmpatchmix.checkpoints.reading import METADATA_KEY
 from mmpatchmix.checkpoints.vit_spec import TRANSFORMERS_NAMES, ViTSpec
 
@@ -107,6 +107,12 @@ def convert_checkpoint(
     destination = Path(destination)
     _check_destination(destination, target)
     backbone = read_backbone(source, encoder, num_heads)
+    num_channels = backbone.state_dict['patch_embed.projection.weight'].shape[1]
+    if num_channels != 3:
+        raise ValueError(
+            f'{source} takes images of {num_channels} channels; files for other libraries are '
+            'written and compared for 3 only.'
+        )
     hub = _features_of_vit(backbone.spec, backbone.state_dict)
     original = _features_of_source(Path(source), backbone)
     names = f'{source} in {backbone.layout.library}', 'mmpretrain'
@@ -216,6 +222,8 @@ def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
         return _features_of_vit(spec, backbone.state_dict)
     if path.is_dir():  # transformers, with its own config and perhaps a pooler
         return _by_transformers(path)[0]
+    if library == DINOV2:
+        library = 'transformers'  # without layer scale its ViT is the same function
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, f'copy{_SUFFIXES[library][0]}')
         _write(copy, library, backbone.state_dict, spec, {})
@@ -262,7 +270,7 @@ def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
 def _by_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
     """Load a folder; return also what transformers says about its keys."""
     try:
-        from transformers import ViTModel
+        from transformers import AutoConfig, Dinov2Model, ViTModel
         from transformers.utils import logging
     except ImportError as error:
         raise ModuleNotFoundError(
@@ -270,8 +278,10 @@ def _by_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
             'installed. Install it: pip install transformers'
         ) from error
     logging.disable_progress_bar()
-    model, info = ViTModel.from_pretrained(
-        folder, add_pooling_layer=False, output_loading_info=True, local_files_only=True
-    )
+    options = dict(output_loading_info=True, local_files_only=True)
+    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == 'dinov2':
+        model, info = Dinov2Model.from_pretrained(folder, **options)
+    else:
+        model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
     model.eval()
     return lambda images: model(images).last_hidden_state[:, 0], info

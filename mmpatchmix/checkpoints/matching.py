@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 _SHOWN = 20
 # Parts that hold several things worth telling apart.
-_SHARED = ('head', 'momentum_encoder', 'base_encoder')
+_SHARED = ('head', 'momentum_encoder', 'base_encoder', 'student', 'teacher')
 
 
 @dataclass
@@ -22,6 +22,7 @@ class KeyReport:
         unexpected: There and not known.
         wrong_shape: Each as ``key: (file) instead of (wanted)``.
         assumed: What the file does not say and had to be assumed.
+        notes: What else was done to the weights.
     """
 
     used: list[str] = field(default_factory=list)
@@ -30,6 +31,7 @@ class KeyReport:
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return one line per kind; what is wrong is listed by name."""
@@ -39,6 +41,7 @@ class KeyReport:
         dropped = ', '.join(f'{name} ({count})' for name, count in groups.items())
         lines = [f'used: {len(self.used)} keys', f'dropped on purpose: {dropped or "none"}']
         lines += [f'assumed: {text}' for text in self.assumed]
+        lines += self.notes
         for name in ('missing', 'unexpected', 'wrong_shape'):
             keys = getattr(self, name)
             more = f', and {len(keys) - _SHOWN} more' if len(keys) > _SHOWN else ''

@@ -125,8 +125,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A torch file (mmengine's, a plain ``state_dict``, or a dict with one under
-            ``state_dict``, ``model`` or ``teacher``), a ``.safetensors`` file, or a folder of
-            Hugging Face ``transformers``.
+            ``state_dict`` or ``model``, or several under ``student`` and ``teacher``), a
+            ``.safetensors`` file, or a folder of Hugging Face ``transformers``.
 
     Returns:
         Checkpoint: Tensors on the CPU, and what is known about them.
@@ -146,13 +146,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = load_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not a state_dict.')
-    inner = (content.get(key) for key in ('state_dict', 'model', 'teacher'))
-    state = next((value for value in inner if isinstance(value, dict)), content)
+    inner = (content.get(key) for key in ('state_dict', 'model'))
+    state = next((value for value in inner if isinstance(value, dict)), None)
+    state = state or _join_networks(content) or content
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f'{path} holds no tensors; its keys are {list(content)[:10]}.')
     meta = content.get('meta')
     return Checkpoint(state, dict(meta) if isinstance(meta, dict) else {})
+
+
+def _join_networks(content: dict) -> dict[str, Any]:
+    """Put the networks of DINO, iBOT and DINOv2 into one state: ``teacher.backbone...``."""
+    networks = {name: content.get(name) for name in ('student', 'teacher')}
+    return {
+        f'{name}.{key.removeprefix("module.")}': value
+        for name, state in networks.items()
+        if isinstance(state, dict)
+        for key, value in state.items()
+    }
 
 
 def trust_checkpoints() -> None:

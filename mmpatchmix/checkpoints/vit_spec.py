@@ -12,7 +12,7 @@ from torch import Tensor
 # Heads cannot be read off the weights. Where a file is silent these widths are
 # known: those of MoCo v3 and PatchMix, and timm's, which has 64 values per head.
 _HEADS_MOCO = {192: 3, 384: 12, 768: 12}
-_HEADS_TIMM = {192: 3, 384: 6, 768: 12, 1024: 16}
+_HEADS_TIMM = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # Fields of ViTSpec in config.json of Hugging Face transformers.
 TRANSFORMERS_NAMES = {
     'embed_dims': 'hidden_size',
@@ -56,7 +56,10 @@ class ViTSpec:
 
 
 def read_spec(
-    state: Mapping[str, Tensor], said: Mapping[str, int], layout: str
+    state: Mapping[str, Tensor],
+    said: Mapping[str, int],
+    layout: str,
+    default_heads: int | None = None,
 ) -> tuple[ViTSpec, list[str]]:
     """Read the size off the weights and compare it with what is said elsewhere.
 
@@ -64,6 +67,7 @@ def read_spec(
         state: Weights under mmpretrain's names.
         said: Fields of :class:`ViTSpec` that the file or the user states.
         layout: ``'moco'``, ``'timm'``, ...: whose habits fill in the heads.
+        default_heads: The heads where neither the file nor a habit tells.
 
     Returns:
         tuple: The size, and what had to be assumed.
@@ -73,7 +77,7 @@ def read_spec(
             known.
     """
     kernel, positions = state['patch_embed.projection.weight'], state['pos_embed']
-    width, _, patch_size, _ = kernel.shape  # (D, 3, p, p)
+    width, _, patch_size, _ = kernel.shape  # (D, C, p, p)
     side = math.isqrt(positions.shape[1] - 1)  # (1, 1 + side * side, D)
     if side * side != positions.shape[1] - 1:
         raise ValueError(
@@ -98,7 +102,10 @@ def read_spec(
     heads, assumed = said.get('num_heads'), []
     if heads is None:
         heads = (_HEADS_MOCO if layout in ('moco', 'own') else _HEADS_TIMM).get(width)
-        assumed = [f'num_heads={heads} (not in the file; usual for {layout} at width {width})']
+        why = f'usual for {layout} at width {width}'
+        if heads is None and default_heads is not None:
+            heads, why = default_heads, 'the model has them'
+        assumed = [f'num_heads={heads} (not in the file; {why})']
     if heads is None or width % heads:
         raise ValueError(
             f'Width {width} with num_heads={heads}: the file does not say how many heads the '
@@ -156,5 +163,14 @@ def _literal(node: ast.AST) -> Any:
 
 
 def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
-    """Read fields of :class:`ViTSpec` off ``config.json`` of Hugging Face transformers' ViT."""
+    """Read fields of :class:`ViTSpec` off ``config.json`` of Hugging Face transformers' ViT.
+
+    Raises:
+        ValueError: If the feed-forward layers have another activation than the GELU.
+    """
+    if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
+        raise ValueError(
+            f'config.json says hidden_act={activation!r}; the ViT here has the exact GELU, with '
+            'which these weights are another network.'
+        )
     return {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}

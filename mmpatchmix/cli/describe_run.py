@@ -8,6 +8,7 @@ from torch import nn
 from mmpatchmix.cli.describe_machine import cores_per_process
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from mmpatchmix.models import unwrap_model
+from mmpatchmix.models.vit import find_pretrained
 
 
 def describe_run(runner: Runner) -> list[str]:
@@ -37,6 +38,7 @@ def describe_run(runner: Runner) -> list[str]:
         'precision': _precision(cfg.optim_wrapper),
         **_schedules(cfg, batch),
         **_parameter_counts(runner.model),
+        **_start(cfg.model.get('backbone') or {}),
         'evaluation': _evaluation(runner),
         'output': str(runner.work_dir),
     }
@@ -111,6 +113,12 @@ def _schedules(cfg, batch: int) -> dict[str, str]:
             'all iterations; the share kept)'
         )
     return facts
+
+
+def _start(backbone: dict) -> dict[str, str]:
+    """Say what the backbone starts from, where it is a file."""
+    file = (find_pretrained(backbone.get('init_cfg')) or backbone).get('checkpoint')
+    return {'starts from': str(file)} if file else {}
 
 
 def _parameter_counts(model: nn.Module) -> dict[str, str]:

@@ -4,6 +4,7 @@ mmpatchmix train patchmix_vit-digits
 mmpatchmix train patchmix_vit-s_folder --data-root PATH --auto-scale-lr
 mmpatchmix train CONFIG --dry-run          # what would happen, and one step
 mmpatchmix train CONFIG --resume           # continue where the run stopped
+mmpatchmix train CONFIG --init CHECKPOINT  # start from a backbone, of ours or the public's
 """
 
 import argparse
@@ -27,6 +28,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser('train', __doc__)
     add_common_arguments(parser)
+    parser.add_argument(
+        '--init',
+        metavar='CHECKPOINT',
+        help='start the backbone from a checkpoint: ours, published PatchMix, MoCo v3, DINO, '
+        "DINOv2, MAE, timm's, or a folder of Hugging Face's ViT",
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -67,6 +74,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Turn the arguments of this verb into config values."""
+    if args.init:
+        from mmpatchmix.cli.initial_weights import set_initial_weights
+
+        set_initial_weights(cfg, args.init)
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
     set_precision(cfg, args.amp)

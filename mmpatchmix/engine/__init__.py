@@ -4,7 +4,7 @@ from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
 from mmpatchmix.engine.decay_groups import DecayGroupsConstructor
 from mmpatchmix.engine.exact_resume_hook import ExactResumeHook
 from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
-from mmpatchmix.engine.layer_decay import DetectorLayerDecayConstructor
+from mmpatchmix.engine.layer_decay import LayerDecayConstructor
 from mmpatchmix.engine.linear_warmup import LinearWarmupLR
 from mmpatchmix.engine.momentum_schedule_hook import MomentumScheduleHook, cosine_momentum
 from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
@@ -19,9 +19,9 @@ __all__ = [
     'BF16OptimWrapper',
     'DecayGroupsConstructor',
     'DeferredRuntimeInfoHook',
-    'DetectorLayerDecayConstructor',
     'ExactResumeHook',
     'ExactTrainLoop',
+    'LayerDecayConstructor',
     'LinearWarmupLR',
     'MomentumScheduleHook',
     'PatchMixDDP',

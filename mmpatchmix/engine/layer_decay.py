@@ -1,4 +1,4 @@
-"""Layer-wise learning rates for a detector with a ViT backbone."""
+"""Layer-wise learning rates for a model with a ViT backbone: a detector, or pre-training."""
 
 from collections import defaultdict
 from functools import partial
@@ -9,15 +9,18 @@ from torch import nn
 from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class DetectorLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    name=['LayerDecayConstructor', 'DetectorLayerDecayConstructor']
+)
+class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     """mmpretrain's layer-wise decay, applied to ``model.backbone``.
 
     mmpretrain's constructor asks the *model* for the depth of a parameter, and
-    a detector does not know it; its ViT backbone does. With L blocks and the
+    neither a detector nor PatchMix knows it; the ViT backbone does. With L blocks and the
     rate r, embeddings (patch, position, class token) learn at r^(L+1) of the
     learning rate, block i (from 0) at r^(L-i), everything after the backbone
-    at 1, as in BEiT (https://arxiv.org/abs/2106.08254) and ViTDet
+    (neck, heads, projector, predictor) at 1, as in BEiT
+    (https://arxiv.org/abs/2106.08254) and ViTDet
     (https://arxiv.org/abs/2203.16527).
 
     Parameters with equal settings share a group, which multi-tensor optimizers need.
@@ -34,14 +37,14 @@ class DetectorLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         Raises:
             ValueError: If the backbone cannot tell the depth of its parameters.
         """
-        if prefix:  # a child of the detector, in the recursion of the base class
+        if prefix:  # a child of the model, in the recursion of the base class
             return super().add_params(params, module, prefix, **kwargs)
         depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if depth is None:
             raise ValueError(
                 f'layer-wise learning rates need a model whose backbone has get_layer_depth(); '
-                f'{type(module).__name__} has none. Use a ViT backbone (mmpatchmix.DetectionViT, '
-                'mmpatchmix.WindowedViT), or remove optim_wrapper.constructor.'
+                f'{type(module).__name__} has none. Use a ViT backbone (mmpatchmix.PatchMixViT, '
+                'DetectionViT, WindowedViT), or remove optim_wrapper.constructor.'
             )
         single: list[dict] = []
         super().add_params(single, module, get_layer_depth=partial(depth, prefix='backbone.'))

@@ -1,6 +1,7 @@
 """Judge a representation: kNN, linear probe, low-shot, on one path of features."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
+from mmpatchmix.evaluation.continue_guard_hook import ContinueGuardHook
 from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.knn import find_neighbors, knn_predict
 from mmpatchmix.evaluation.knn_loop import KNNLoop, KNNMetric
@@ -12,6 +13,7 @@ from mmpatchmix.evaluation.linear_probe import (
 )
 
 __all__ = [
+    'ContinueGuardHook',
     'Features',
     'KNNLoop',
     'KNNMetric',

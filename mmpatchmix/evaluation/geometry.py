@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmpatchmix.evaluation.knn import find_neighbors
+
 _CHUNK = 2048
 
 
@@ -48,3 +50,31 @@ def rank_me(features: Tensor) -> float:
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum() + 1e-7  # the paper's epsilon
     return (-shares * shares.log()).sum().exp().item()
+
+
+def nearest_others(features: Tensor, num_neighbors: int) -> Tensor:
+    """Find the nearest other rows of each row, by cosine.
+
+    Args:
+        features: ``(N, D)``, more rows than ``num_neighbors``.
+        num_neighbors: k.
+
+    Returns:
+        Tensor: ``(N, k)`` int64, the nearest first.
+    """
+    indices = find_neighbors(features, features, num_neighbors + 1)[1]  # (N, k + 1)
+    is_itself = indices == torch.arange(len(features), device=indices.device)[:, None]
+    # Itself goes last; among more than k equal rows it may not be there.
+    return indices.gather(1, is_itself.int().argsort(dim=1, stable=True))[:, :num_neighbors]
+
+
+def share_kept(before: Tensor, now: Tensor) -> float:
+    """Compute the share of each row's neighbours that it still has, the mean of all rows.
+
+    1 is no change in whom an image is near to; unrelated features give ``k / (N - 1)``.
+
+    Args:
+        before: ``(N, k)``, see :func:`nearest_others`.
+        now: ``(N, k)`` of the same images.
+    """
+    return (before[:, :, None] == now[:, None, :]).any(-1).double().mean().item()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpatchmix.models.contrastive_head import Contrast
 from mmpatchmix.models.large_batch_step import train_in_micro_batches
+from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import MODELS
 
 # Of the paper. Local terms are means over the crops.
@@ -39,11 +40,11 @@ class PatchMix(BaseSelfSupervisor):
             the whole batch at once.
         compile: Whether to compile the backbones with ``torch.compile``, one graph per
             resolution and role; or its options as a dict. Evaluation stays eager.
-        init_cfg: As in mmengine.
+        init_cfg: As in mmengine, but naming no checkpoint.
 
     Raises:
-        ValueError: If ``micro_batch_size`` is below 1, or ``loss_weights`` name an unknown term,
-            are negative or all 0.
+        ValueError: If ``micro_batch_size`` is below 1, ``loss_weights`` name an unknown term,
+            are negative or all 0, or ``init_cfg`` names a checkpoint.
     """
 
     def __init__(
@@ -62,6 +63,13 @@ class PatchMix(BaseSelfSupervisor):
             raise ValueError(
                 f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None to '
                 'take the whole batch at once.'
+            )
+        if find_pretrained(init_cfg):
+            raise ValueError(
+                'model.init_cfg names a checkpoint; mmengine would load what fits and go on with '
+                'random weights for the rest. load_from=FILE loads all of a model, --init FILE '
+                "(model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)) all of its "
+                'backbone, from any layout.'
             )
         super().__init__(
             backbone=backbone,

@@ -49,7 +49,10 @@ class PatchMixViT(VisionTransformer):
         patch_size: Side of a patch, in pixels.
         with_cp: Recompute the blocks in the backward: one more forward of them for
             the memory of what they keep inside.
-        **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`.
+        **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`. Unlike there,
+            ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` takes any checkpoint that
+            :func:`mmpatchmix.checkpoints.read_backbone` knows and loads all of it or stops;
+            ``prefix=...`` chooses one of several encoders.
 
     Raises:
         ValueError: If the patch size does not divide the image size, or the
@@ -84,10 +87,21 @@ class PatchMixViT(VisionTransformer):
                 module.forward = MethodType(FFN.forward.__wrapped__, module)
 
     def init_weights(self) -> None:
-        """Initialise as described above, or load what ``init_cfg`` names."""
-        super().init_weights()  # the position embedding: truncated normal, 0.02
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+        """Initialise as described above, or load what ``init_cfg`` names.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file does not fit.
+        """
+        pretrained = find_pretrained(self.init_cfg)
+        if pretrained:
+            # Not by mmengine, which loads what fits and goes on.
+            others, self.init_cfg = self.init_cfg, None
+            super().init_weights()
+            self.init_cfg = others
+            load_backbone(self, pretrained['checkpoint'], prefix=pretrained.get('prefix'))
             return
+        super().init_weights()  # the position embedding: truncated normal, 0.02
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 if name.endswith('attn.qkv'):
@@ -184,6 +198,12 @@ class PretrainedViT(VisionTransformer):
     def train(self, mode: bool = True) -> None:
         """Set the mode; a wholly frozen backbone stays in evaluation mode."""
         super().train(mode and self.frozen_stages < self.num_layers)
+
+
+def find_pretrained(init_cfg: dict | list | None) -> dict | None:
+    """Return the config among those of ``init_cfg`` that names a checkpoint."""
+    configs = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    return next((cfg for cfg in configs if cfg and cfg.get('type') == 'Pretrained'), None)
 
 
 def check_heads(arch: dict | str) -> None:

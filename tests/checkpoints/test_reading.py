@@ -34,7 +34,8 @@ def test_history_of_mmengine_is_read_without_its_classes(tmp_path):
 def test_wrappings(tmp_path, key):
     state = dict(weight=torch.ones(2))
     torch.save({key: state, 'epoch': 3} if key else state | dict(epoch=3), tmp_path / 'x.pth')
-    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == ['weight']
+    expected = 'teacher.weight' if key == 'teacher' else 'weight'
+    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == [expected]
 
 
 def test_safetensors_with_metadata(tmp_path):

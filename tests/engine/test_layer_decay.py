@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmpatchmix.models.detection import DetectionViT, WindowedViT
+from tests.models.tiny import tiny_model
 
 DEPTH, RATE, LR, DECAY = 12, 0.7, 1e-3, 0.05
 ARCH = {'embed_dims': 12, 'num_layers': DEPTH, 'num_heads': 3, 'feedforward_channels': 24}
@@ -88,6 +90,26 @@ def test_frozen_parameters_are_left_out():
     model.backbone.patch_embed.requires_grad_(False)
     found, _ = settings(model)
     assert not any('patch_embed' in name for name in found)
+
+
+def test_pre_training_is_as_tabulated_and_decays_as_its_recipe():
+    """Weights decay, biases and 1-D parameters do not; the momentum encoder is left out."""
+    cfg = Config.fromfile('configs/patchmix_vit-s_continue.py')
+    model = tiny_model()  # two blocks
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {'layers.0': 0.75**2, 'layers.1': 0.75, 'ln1': 1.0}
+    seen = 0
+    for group in wrapper.optimizer.param_groups:
+        for name, parameter in zip(group['param_names'], group['params'], strict=True):
+            part = '.'.join(name.removeprefix('backbone.').split('.')[:2])
+            rate = rates.get(part, rates.get(part.split('.')[0], 0.75**3))
+            expected = rate if name.startswith('backbone.') else 1.0
+            assert group['lr'] == pytest.approx(expected * 2.5e-5), name
+            assert group['weight_decay'] == (0.04 if parameter.ndim > 1 else 0.0), name
+            seen += 1
+    assert seen == sum(parameter.requires_grad for parameter in model.parameters())
+    # Embeddings, two blocks and the rest: weights apart from 1-D parameters
+    assert len(wrapper.optimizer.param_groups) == 8
 
 
 def test_a_model_without_vit_is_named():

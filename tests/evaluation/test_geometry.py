@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from mmpatchmix.evaluation import geometry
-from mmpatchmix.evaluation.geometry import alignment, rank_me, uniformity
+from mmpatchmix.evaluation.geometry import (
+    alignment,
+    nearest_others,
+    rank_me,
+    share_kept,
+    uniformity,
+)
 
 
 def test_alignment_of_the_same_of_opposite_and_of_orthogonal_views():
@@ -47,3 +53,23 @@ def test_rank_me_of_a_known_spectrum():
     shares = (values / 8).tolist()
     entropy = -sum(share * math.log(share) for share in shares)
     assert rank_me(torch.diag(values)) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_neighbours_are_those_of_a_sorted_list():
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    unit = F.normalize(features, dim=1).tolist()
+
+    def cosine(i, j):
+        return sum(a * b for a, b in zip(unit[i], unit[j], strict=True))
+
+    for i, row in enumerate(nearest_others(features, 3).tolist()):
+        others = sorted((j for j in range(9) if j != i), key=lambda j: -cosine(i, j))
+        assert row == others[:3]
+    assert nearest_others(torch.ones(6, 2), 3).shape == (6, 3)  # of equal rows, any three
+
+
+def test_share_of_neighbours_kept():
+    before = torch.tensor([[1, 2, 3], [0, 2, 3]])
+    now = torch.tensor([[3, 9, 1], [4, 5, 6]])  # two of three, none of three
+    assert share_kept(before, now) == pytest.approx(1 / 3)
+    assert share_kept(before, before.flip(1)) == 1.0

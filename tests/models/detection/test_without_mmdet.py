@@ -16,6 +16,7 @@ from mmpatchmix.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 assert MODELS.get('PatchMix') and MODELS.get('WindowedViT')
 assert MODELS.get('FullPrecisionRPNHead') is None
 assert OPTIM_WRAPPER_CONSTRUCTORS.get('DetectorLayerDecayConstructor')
+assert OPTIM_WRAPPER_CONSTRUCTORS.get('LayerDecayConstructor')
 assert not any(name.split('.')[0] == 'mmdet' for name in sys.modules)
 """
 

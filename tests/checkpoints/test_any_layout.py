@@ -1,0 +1,287 @@
+"""Backbones of every known layout, loaded into ours: the features stay those of the source."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from mmpretrain.models.backbones import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch.nn import functional as F
+from vits import SPEC, images, make_published_checkpoint, make_timm_vit, randomise
+
+from mmpatchmix.checkpoints import build_vit, load_backbone, read_backbone
+from mmpatchmix.models import PatchMixViT
+
+NAMED = dict(meta=dict(mmpatchmix=SPEC.as_dict()))
+
+
+def scaled_timm_vit(**options):
+    """timm's ViT with layer scale: DINOv2's names."""
+    vit = TimmViT(
+        img_size=SPEC.img_size, patch_size=SPEC.patch_size, embed_dim=SPEC.embed_dims,
+        depth=SPEC.num_layers, num_heads=SPEC.num_heads, num_classes=0, init_values=1.0, **options,
+    )  # fmt: skip
+    return randomise(vit).eval()
+
+
+def own(folder):
+    query, momentum = (randomise(build_vit(SPEC), seed) for seed in (1, 2))
+    state = {f'backbone.{key}': value for key, value in query.state_dict().items()}
+    for key, value in momentum.state_dict().items():
+        state[f'momentum_encoder.backbone.{key}'] = value
+    torch.save(dict(state_dict=state | {'neck.fc0.weight': torch.ones(2)}), folder / 'x.pth')
+    return folder / 'x.pth', lambda x: momentum(x)[-1]
+
+
+def published(folder):
+    momentum = make_timm_vit(seed=2)
+    torch.save(make_published_checkpoint(make_timm_vit(seed=1), momentum), folder / 'x.pth')
+    return folder / 'x.pth', momentum
+
+
+def timm(folder):
+    vit = make_timm_vit(num_classes=5)
+    torch.save(vit.state_dict(), folder / 'x.pth')
+    vit.reset_classifier(0)
+    return folder / 'x.pth', vit
+
+
+def mae(folder):
+    """Names of MAE's published code, decoder included."""
+    vit = make_timm_vit()
+    decoder = ('mask_token', 'decoder_pos_embed', 'decoder_embed.weight', 'decoder_norm.bias')
+    decoder += ('decoder_blocks.0.attn.qkv.weight', 'decoder_pred.weight')
+    state = vit.state_dict() | {key: torch.ones(1, 2) for key in decoder}
+    torch.save(dict(model=state, epoch=1), folder / 'x.pth')
+    return folder / 'x.pth', vit
+
+
+def dino(folder):
+    """Names of DINO's training code; its student is wrapped for several GPUs."""
+    student, teacher = make_timm_vit(seed=1), make_timm_vit(seed=2)
+    head = {'head.mlp.0.weight': torch.ones(2), 'head.last_layer.weight_v': torch.ones(2)}
+    states = [
+        {f'backbone.{key}': value for key, value in vit.state_dict().items()} | head
+        for vit in (student, teacher)
+    ]
+    content = dict(
+        student={f'module.{key}': value for key, value in states[0].items()},
+        teacher=states[1],
+        optimizer=dict(state={}),
+        epoch=3,
+    )
+    torch.save(content, folder / 'x.pth')
+    return folder / 'x.pth', teacher
+
+
+def dinov2(folder):
+    """Names of DINOv2's published files."""
+    vit = scaled_timm_vit()
+    torch.save(vit.state_dict() | {'mask_token': torch.ones(1, 24)}, folder / 'x.pth')
+    return folder / 'x.pth', vit
+
+
+def dinov2_run(folder):
+    """Names of DINOv2's training code: a teacher alone, its blocks in chunks."""
+    vit = scaled_timm_vit()
+    state = {'backbone.mask_token': torch.ones(1, 24), 'dino_head.mlp.0.bias': torch.ones(2)}
+    for key, value in vit.state_dict().items():
+        state['backbone.' + key.replace('blocks.', 'blocks.0.', 1)] = value
+    torch.save(dict(teacher=state), folder / 'x.pth')
+    return folder / 'x.pth', vit
+
+
+def mmpretrain_with_layer_scale(folder):
+    vit = build_vit(SPEC, layer_scale_init_value=1.0)
+    randomise(vit)
+    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
+    torch.save(dict(state_dict=state), folder / 'x.pth')
+    return folder / 'x.pth', lambda x: vit(x)[-1]
+
+
+def hugging_face(folder, name, config, **options):
+    transformers = pytest.importorskip('transformers')
+    config = getattr(transformers, config)(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+        image_size=16, patch_size=4, layer_norm_eps=1e-6, **options,
+    )  # fmt: skip
+    model = randomise(getattr(transformers, name)(config)).eval()
+    model.save_pretrained(folder / 'hf')
+    return folder / 'hf', model
+
+
+def vit_folder(folder):
+    path, model = hugging_face(folder, 'ViTModel', 'ViTConfig')
+    return path, lambda x: model(x).last_hidden_state[:, 0]
+
+
+def vit_classifier_folder(folder):
+    path, model = hugging_face(folder, 'ViTForImageClassification', 'ViTConfig')
+    return path, lambda x: model.vit(x).last_hidden_state[:, 0]
+
+
+def mae_folder(folder):
+    sizes = dict(decoder_hidden_size=12, decoder_num_hidden_layers=1, decoder_intermediate_size=12)
+    path, model = hugging_face(
+        folder, 'ViTMAEForPreTraining', 'ViTMAEConfig', mask_ratio=0.0,
+        decoder_num_attention_heads=2, **sizes,
+    )  # fmt: skip
+    return path, lambda x: model.vit(x).last_hidden_state[:, 0]
+
+
+def dinov2_folder(folder):
+    path, model = hugging_face(folder, 'Dinov2Model', 'Dinov2Config', mlp_ratio=4)
+    return path, lambda x: model(x).last_hidden_state[:, 0]
+
+
+LAYOUTS = [
+    own, published, timm, mae, dino, dinov2, dinov2_run, mmpretrain_with_layer_scale,
+    vit_folder, vit_classifier_folder, mae_folder, dinov2_folder,
+]  # fmt: skip
+
+
+def make_vit(path, **options):
+    options = dict(arch=dict(SPEC.arch), img_size=16, patch_size=4) | options
+    return PatchMixViT(init_cfg=dict(type='Pretrained', checkpoint=str(path)), **options)
+
+
+@pytest.mark.parametrize('make', LAYOUTS, ids=lambda make: make.__name__)
+def test_features_are_those_of_the_source(make, tmp_path):
+    path, source = make(tmp_path)
+    vit = make_vit(path)
+    vit.init_weights()
+    vit.eval()
+    with torch.no_grad():
+        expected, features = source(images()), vit(images())[-1]
+    assert expected.std(dim=0).max() > 0.1  # images are told apart
+    assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_the_student_of_dino_is_the_query_encoder(tmp_path):
+    path, _ = dino(tmp_path)
+    backbone = read_backbone(path, 'query', num_heads=3)
+    assert (backbone.layout.name, backbone.layout.prefix) == ('dino', 'student.backbone.')
+    assert torch.equal(backbone.state_dict['pos_embed'], make_timm_vit(seed=1).pos_embed)
+    assert read_backbone(path, num_heads=3).layout.prefix == 'teacher.backbone.'
+    by_hand = read_backbone(path, prefix='student.backbone.', num_heads=3)
+    assert by_hand.layout == backbone.layout
+    with pytest.raises(ValueError, match=r"No encoder has the prefix 'x\.'; there are \['student"):
+        read_backbone(path, prefix='x.')
+
+
+def test_encoders_that_cannot_be_told_apart_are_asked_for(tmp_path):
+    state = {}
+    for name in ('one', 'two'):
+        state |= {f'{name}.{key}': value for key, value in make_timm_vit().state_dict().items()}
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r"several encoders, \['one\.', 'two\.'\].*prefix="):
+        read_backbone(tmp_path / 'x.pth')
+
+
+def test_what_was_done_to_the_weights_is_said(tmp_path):
+    report = str(load_backbone(build_vit(SPEC), dinov2(tmp_path)[0]))
+    assert 'layer scale: 4 factors multiplied into the weights' in report  # two per block
+    assert 'dropped on purpose: mask_token (1)' in report
+    assert 'assumed: num_heads=3 (not in the file; the model has them)' in report
+
+
+@pytest.mark.parametrize('num_channels', [1, 2, 5])
+def test_a_patch_embedding_of_3_channels_fits_any_number(num_channels, tmp_path):
+    path, source = timm(tmp_path)
+    vit = make_vit(path, in_channels=num_channels)
+    vit.init_weights()
+    vit.eval()
+    grey = images()[:, :1]
+    with torch.no_grad():
+        expected = source(grey.expand(-1, 3, -1, -1))
+        features = vit(grey.expand(-1, num_channels, -1, -1))[-1]
+        kernels = source.patch_embed.proj.weight
+        given = vit.patch_embed.projection.weight
+    if num_channels == 1:  # what three equal channels gave
+        assert torch.allclose(features, expected, atol=1e-5)
+    for channel in range(num_channels if num_channels > 1 else 0):
+        assert torch.allclose(given[:, channel], kernels[:, channel % 3] * 3 / num_channels)
+
+
+def test_weights_of_other_channels_are_not_made_to_fit(tmp_path):
+    four = make_vit(timm(tmp_path)[0], in_channels=4)
+    four.init_weights()
+    torch.save(four.state_dict(), tmp_path / 'four.pth')
+    again = make_vit(tmp_path / 'four.pth', in_channels=4)
+    again.init_weights()
+    assert torch.equal(again.patch_embed.projection.weight, four.patch_embed.projection.weight)
+    with pytest.raises(ValueError, match=r'\(24, 4, 4, 4\) instead of \(24, 1, 4, 4\)'):
+        make_vit(tmp_path / 'four.pth', in_channels=1).init_weights()
+
+
+def test_positions_become_those_of_the_size_of_the_recipe(tmp_path):
+    path, source = timm(tmp_path)
+    vit = make_vit(path, img_size=32)
+    vit.init_weights()
+    tokens = source.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    larger = F.interpolate(tokens, (8, 8), mode='bicubic', align_corners=False)
+    assert torch.allclose(vit.pos_embed[:, 1:], larger.flatten(2).transpose(1, 2), atol=1e-6)
+    assert torch.equal(vit.pos_embed[:, :1], source.pos_embed[:, :1])
+
+
+def vit_with(**extra):
+    return make_timm_vit().state_dict() | extra
+
+
+def without(*names):
+    return {key: value for key, value in vit_with().items() if not key.startswith(names)}
+
+
+REFUSED = {
+    'rotary positions': without('pos_embed') | {'rope_embed.periods': torch.ones(4)},
+    'no learned positions; they may be rotary': without('pos_embed'),
+    'register tokens, for which': vit_with(register_tokens=torch.ones(1, 4, 24)),
+    'register tokens': vit_with(reg_token=torch.ones(1, 4, 24)),
+    'a distillation token': vit_with(dist_token=torch.ones(1, 1, 24)),
+    'gated feed-forward': without('blocks.0.mlp') | {'blocks.0.mlp.w12.weight': torch.ones(2)},
+    'a norm of the mean': without('norm.') | {'fc_norm.weight': torch.ones(24)},
+    'norms of queries': vit_with(**{'blocks.0.attn.q_norm.weight': torch.ones(8)}),
+}
+
+
+@pytest.mark.parametrize('reason', REFUSED)
+def test_other_networks_are_refused_with_the_reason(reason, tmp_path):
+    torch.save(REFUSED[reason], tmp_path / 'x.pth')
+    vit = make_vit(tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=f'The file has {reason}'):
+        vit.init_weights()
+
+
+def test_folders_of_other_networks_are_refused_with_the_reason(tmp_path):
+    pytest.importorskip('transformers')
+    sizes = dict(num_channels=3, mlp_ratio=4)
+    path, _ = hugging_face(tmp_path / 'r', 'Dinov2WithRegistersModel',
+                           'Dinov2WithRegistersConfig', **sizes)  # fmt: skip
+    with pytest.raises(ValueError, match='register tokens'):
+        read_backbone(path)
+    path, _ = hugging_face(tmp_path / '3', 'DINOv3ViTModel', 'DINOv3ViTConfig')
+    with pytest.raises(ValueError, match=r'rotary|register'):
+        read_backbone(path)
+    path, _ = hugging_face(tmp_path / 'a', 'ViTModel', 'ViTConfig', hidden_act='gelu_new')
+    with pytest.raises(ValueError, match="hidden_act='gelu_new'"):
+        read_backbone(path)
+
+
+def test_a_list_of_init_cfg_loads_as_strictly(tmp_path):
+    torch.save(without('blocks.1'), tmp_path / 'x.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
+    others = dict(type='Constant', val=0.0, layer='Linear')
+    vit = PatchMixViT(arch=dict(SPEC.arch), img_size=16, patch_size=4,
+                      init_cfg=[others, pretrained])  # fmt: skip
+    with pytest.raises(ValueError, match='num_layers: 1 in the file, 2 in the model'):
+        vit.init_weights()
+
+
+def test_known_heads_are_checked(tmp_path):
+    """ViT-S of timm has 6 heads, ours 12: the shapes are the same."""
+    spec = replace(SPEC, embed_dims=384, num_heads=6, feedforward_channels=1536)
+    torch.save(make_timm_vit(spec).state_dict(), tmp_path / 'x.pth')
+    vit = make_vit(tmp_path / 'x.pth', arch=spec.arch | dict(num_heads=12))
+    with pytest.raises(ValueError, match='num_heads: 6 in the file, 12 in the model'):
+        vit.init_weights()
+    assert isinstance(vit, VisionTransformer)

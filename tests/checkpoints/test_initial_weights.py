@@ -1,0 +1,120 @@
+"""--init: a recipe that starts from a checkpoint, and what is refused on the way."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from vits import images, make_timm_vit, randomise
+
+from mmpatchmix.checkpoints import ViTSpec, build_vit
+from mmpatchmix.cli import train
+from mmpatchmix.cli.describe_run import describe_run
+from mmpatchmix.models import PatchMix
+from mmpatchmix.registry import MODELS
+from tests.engine.tiny_run import tiny_run_config
+
+# Another network than the tiny run's in all: width, depth, heads, patch, image.
+SPEC = ViTSpec(
+    embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=96, patch_size=4, img_size=16
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A timm file that says its heads, and its model."""
+    vit = make_timm_vit(SPEC)
+    content = dict(state_dict=vit.state_dict(), meta=dict(mmpatchmix=SPEC.as_dict()))
+    torch.save(content, tmp_path / 'timm.pth')
+    return str(tmp_path / 'timm.pth'), vit
+
+
+def apply(cfg, *arguments):
+    train.apply_arguments(cfg, train.parse_args(['config.py', *arguments]))
+    return cfg
+
+
+def test_the_network_is_that_of_the_file(checkpoint, tmp_path, capsys):
+    path, source = checkpoint
+    cfg = apply(tiny_run_config(tmp_path), '--init', path)
+    said = capsys.readouterr().out
+    assert "layout 'timm', images of 16" in said and 'num_heads 3 (the recipe: 2)' in said
+    assert 'patch_size 4 (the recipe: 8)' in said
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.eval()
+    assert model.data_preprocessor.patch_size == 4
+    assert model.backbone.pos_embed.shape[1] == 1 + 8 * 8  # the recipe's images have 32 pixels
+    query, momentum = model.backbone.state_dict(), model.momentum_encoder.backbone.state_dict()
+    assert all(torch.equal(query[key], momentum[key]) for key in query)
+    small = MODELS.build(dict(cfg.model, backbone=dict(cfg.model.backbone, img_size=16)))
+    small.init_weights()
+    small.eval()
+    with torch.no_grad():
+        expected = source(images())
+        assert torch.allclose(small.extract_feat(images()), expected, atol=1e-5)
+        assert torch.allclose(small.backbone(images())[-1], expected, atol=1e-5)
+
+
+def test_it_is_config_and_nothing_else(checkpoint, tmp_path):
+    """A plain Runner, and whoever reads the copy of the config in the work dir, does the same."""
+    cfg = apply(tiny_run_config(tmp_path, epochs=1), '--init', checkpoint[0])
+    cfg.dump(tmp_path / 'copy.py')
+    again = Config.fromfile(tmp_path / 'copy.py')
+    assert again.model == cfg.model
+    runner = Runner.from_cfg(again)
+    assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner))
+    runner.train()
+    # With other heads the same shapes would be another network.
+    again.experiment_name += '-other'
+    again.model.backbone.update(arch=again.model.backbone.arch | dict(num_heads=4), init_cfg=None)
+    with pytest.raises(ValueError, match='3 attention heads and the config has 4'):
+        Runner.from_cfg(again).load_checkpoint(str(tmp_path / 'epoch_1.pth'))
+
+
+def test_heads_that_the_file_does_not_say_are_said(tmp_path, capsys):
+    torch.save(make_timm_vit(SPEC).state_dict(), tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
+        cfg = tiny_run_config(tmp_path)
+        cfg.model.backbone.arch.num_heads = 5
+        apply(cfg, '--init', str(tmp_path / 'x.pth'))
+    cfg = apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'x.pth'))
+    assert cfg.model.backbone.arch.num_heads == 2
+    assert 'num_heads=2 (not in the file; the model has them)' in capsys.readouterr().out
+
+
+def test_what_has_no_such_backbone_is_told_the_way(checkpoint, tmp_path):
+    cfg = Config.fromfile('configs/linear/vit-s_cifar10.py')
+    with pytest.raises(ValueError, match=r'pre-training recipes.*model\.backbone\.checkpoint=FILE'):
+        apply(cfg, '--init', checkpoint[0])
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'none.pth'))
+
+
+def test_a_backbone_in_the_place_of_a_model_gets_a_hint(checkpoint, tmp_path):
+    cfg = tiny_run_config(tmp_path)
+    cfg.load_from = checkpoint[0]
+    with pytest.raises(ValueError, match=r'does not fit the model.*--init FILE'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_a_raw_file_of_another_network_does_not_train(checkpoint, tmp_path):
+    cfg = tiny_run_config(tmp_path)
+    pretrained = dict(type='Pretrained', checkpoint=checkpoint[0])
+    cfg.model.backbone.init_cfg = pretrained
+    with pytest.raises(ValueError, match='embed_dims: 24 in the file, 12 in the model'):
+        Runner.from_cfg(cfg).train()
+    with pytest.raises(ValueError, match='load_from=FILE loads all of a model, --init FILE'):
+        PatchMix(backbone={}, neck={}, head={}, init_cfg=pretrained)
+
+
+def test_our_own_checkpoints_start_a_run_of_another_image_size(tmp_path):
+    vit = randomise(build_vit(SPEC))
+    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
+    arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
+    text = f'model = dict(backbone=dict(arch=dict({arch}), patch_size=4, img_size=16))'
+    torch.save(dict(state_dict=state, meta=dict(cfg=text)), tmp_path / 'own.pth')
+    cfg = apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'own.pth'))
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    assert model.backbone.arch_settings['num_heads'] == 3
+    assert torch.equal(model.backbone.layers[2].ln1.weight, vit.layers[2].ln1.weight)

@@ -12,6 +12,8 @@ VERBS = {
     'train': 'train what a config describes',
     'test': 'evaluate a checkpoint as its config says',
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
+    'embed': 'write the features of a folder of images, for numpy and pandas',
+    'neighbours': 'find the nearest images of given ones, and near-duplicates',
     'convert': "translate a checkpoint's backbone for another library",
     'benchmark': 'measure whether data or training step limits the speed',
     'show-config': 'print a config without running it',

@@ -146,7 +146,8 @@ def test_near_duplicates(embedded, tmp_path, capsys):
     assert (tmp_path / 'near_duplicates.png').is_file()
 
 
-def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path):
+def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the log goes to work_dirs/
     folder, _ = run
     (tmp_path / 'new').mkdir()
     (tmp_path / 'new' / 'x.jpg').write_bytes((folder / 'images/dogs/3.jpg').read_bytes())

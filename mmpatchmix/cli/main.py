@@ -14,7 +14,7 @@ VERBS = {
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'embed': 'write the features of a folder of images, for numpy and pandas',
     'neighbours': 'find the nearest images of given ones, and near-duplicates',
-    'convert': "translate a checkpoint's backbone for another library",
+    'convert': "translate a checkpoint's backbone for another library, or export it",
     'benchmark': 'measure whether data or training step limits the speed',
     'show-config': 'print a config without running it',
     'replay': 'repeat the step at which a run met NaN',

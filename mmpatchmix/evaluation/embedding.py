@@ -123,7 +123,7 @@ def embed(
         batches = _share(remaining, dataloader.batch_size)
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,
+            batch_sampler=_Lists(batches),
             num_workers=dataloader.num_workers,
             collate_fn=dataloader.collate_fn,
             worker_init_fn=dataloader.worker_init_fn,
@@ -204,6 +204,19 @@ def _share(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     num_batches = max(1, math.ceil(len(indices) / batch_size))
     batches = [batch for batch in np.array_split(indices, num_batches) if len(batch)]
     return batches[dist.get_rank() :: dist.get_world_size()]
+
+
+class _Lists:
+    """Give batches as lists, one at a time: data sets want Python's numbers, which are large."""
+
+    def __init__(self, batches: list[np.ndarray]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
 
 
 class _Rows:

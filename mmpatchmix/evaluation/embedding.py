@@ -287,7 +287,8 @@ def _is_of(sample: Any, dataset: Dataset, index: int) -> bool:
 
 
 def _root(dataset: Dataset) -> str:
-    return os.path.abspath(getattr(dataset, 'img_prefix', '') or '.')
+    prefix = getattr(dataset, 'img_prefix', '')
+    return os.path.abspath(prefix) if prefix else ''
 
 
 def _finish(folder: Path, dataset: Dataset) -> None:
@@ -302,7 +303,7 @@ def _finish(folder: Path, dataset: Dataset) -> None:
         writer.writerow(['file', 'readable'])
         for index, state in enumerate(states):
             name = _path(dataset, index)
-            name = os.path.relpath(name, root) if name else ''
+            name = os.path.relpath(name, root) if name and root else name
             writer.writerow([name, int(state == _DONE)])
     (partial / _STATES).unlink()
     partial.rename(folder)

@@ -54,7 +54,7 @@ def set_images(cfg: Any, data_root: str | None) -> None:
         raise ValueError(f'{cfg.filename} describes no test view (test_dataloader).')
     if data_root:
         pipeline = list(loader.dataset.get('pipeline') or [])
-        if not any(step['type'].endswith('LoadImageFromFile') for step in pipeline):
+        if not any(str(step['type']).endswith('LoadImageFromFile') for step in pipeline):
             pipeline.insert(0, dict(type='LoadImageFromFile'))  # of data sets kept in memory
         loader['dataset'] = dict(
             type='mmpatchmix.ImageFolder',

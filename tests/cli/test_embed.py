@@ -1,4 +1,4 @@
-"""From a folder of images to features, neighbours and near-duplicates, as a user calls them."""
+"""What a user of unlabelled images calls: features, neighbours, near-duplicates, geometry."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from mmpatchmix.cli import embed, neighbours
+from mmpatchmix.cli import embed, evaluate, neighbours, test
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,3 +183,30 @@ def test_mistakes(embedded, arguments, message):
 def test_no_embedding(tmp_path):
     with pytest.raises(SystemExit, match='there is no embedding'):
         neighbours.main([str(tmp_path / 'none'), '--near-duplicates', '0.9'])
+
+
+@pytest.fixture
+def unlabelled(run, tmp_path):
+    """Arguments of verbs that judge: config, work dir and a folder without classes."""
+    folder, _ = run
+    arguments = [str(folder / 'tiny.py'), str(folder / 'work')]
+    options = dict(data_root=folder / 'images', work_dir=tmp_path, workers=0)
+    return arguments + [f'--{name.replace("_", "-")}={value}' for name, value in options.items()]
+
+
+def test_geometry_of_unlabelled_images_from_one_extraction(unlabelled, tmp_path, capsys):
+    evaluate.main(unlabelled)
+    assert [path.name for path in (tmp_path / 'features').iterdir()] == ['bank.safetensors']
+    metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']
+    assert not any('knn' in name or 'linear' in name for name in metrics)
+    assert 1 < metrics['geometry/rank_me'] <= 6 and metrics['geometry/lidar_images'] == 6
+    assert 1 < metrics['geometry/lidar'] <= 5 and 0 < metrics['geometry/alignment'] < 2
+    text = capsys.readouterr().out
+    assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
+
+
+def test_test_takes_a_work_dir_and_says_why_it_is_silent(unlabelled, tmp_path):
+    test.main(unlabelled)
+    text = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert 'skipped: the images have no labels' in text
+    assert 'Epoch(test)' not in text and 'empty dict' not in text

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mmpatchmix.evaluation import geometry
-from mmpatchmix.evaluation.geometry import alignment, lidar, rank_me, uniformity
+from mmpatchmix.evaluation.geometry import alignment, encode_views, lidar, rank_me, uniformity
 
 
 def test_alignment_of_the_same_of_opposite_and_of_orthogonal_views():
@@ -106,3 +106,39 @@ def test_lidar_needs_images_and_views():
     for shape in ((1, 5, 3), (5, 1, 3), (5, 3)):
         with pytest.raises(ValueError, match='at least two images and two views'):
             lidar(torch.ones(shape))
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Two views of image i: around i, and around 1000 + i, both with three drawn digits."""
+
+    def __len__(self):
+        return 45
+
+    def __getitem__(self, index):
+        first = index + np.random.randint(100) / 100 + torch.rand(()).item() / 100
+        views = {'view_1': first, 'view_2': 1000 + index + torch.rand(()).item()}
+        return dict(inputs={name: torch.tensor([value]) for name, value in views.items()})
+
+
+class Plain(torch.nn.Module):
+    """The features of a view are the view."""
+
+    def data_preprocessor(self, data, training):
+        assert not training
+        return data
+
+    def extract_feat(self, inputs):
+        return inputs
+
+
+def test_views_are_in_order_the_same_each_time_and_leave_random_states_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    views = encode_views(Plain(), Drawn(), num_images=20, num_pairs=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    # Every third of 45 images is 15; more than 20 are never taken.
+    assert views.shape == (15, 4, 1)
+    expected = torch.arange(0, 45, 3)[:, None] + torch.tensor([0, 1000, 0, 1000])
+    assert torch.equal(views[..., 0].floor().long(), expected)
+    assert (views[:, 0] != views[:, 2]).all()  # drawn anew
+    assert torch.equal(encode_views(Plain(), Drawn(), 20, 2), views)

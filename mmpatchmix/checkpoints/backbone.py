@@ -160,7 +160,9 @@ def load_backbone(
     backbone.load_state_dict(weights, strict=True)
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
-    here, there = backbone.ln1.eps, source.spec.norm_eps
+    there = source.spec.norm_eps
+    norms = (module for module in backbone.modules() if isinstance(module, nn.LayerNorm))
+    here = next((norm.eps for norm in norms), there)
     if here != there:
         report.assumed.append(
             f'LayerNorm adds {here:g} to the variance, as the model says, and not {there:g}, as '

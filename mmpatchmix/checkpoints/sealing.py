@@ -72,7 +72,9 @@ def find_damage(path: str | Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, ValueError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError,
+    ) as error:  # fmt: skip
         return f'{type(error).__name__}: {error}'
     return member and f'{member} differs from its CRC'
 

@@ -189,7 +189,7 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     assert 0.5 < metrics['similarity/auroc'] < 0.9
     assert 1 < metrics['geometry/lidar'] < 96 and metrics['geometry/lidar_images'] == 719
     assert 1 < metrics['geometry/rank_me'] < 96 and metrics['geometry/uniformity'] < 0
-    assert 0 < metrics['geometry/alignment'] < 2
+    assert 0 < metrics['geometry/alignment'] < 4
     assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
         assert row in done.stdout

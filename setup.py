@@ -31,6 +31,8 @@ TRAINING = [
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
 # To write checkpoints for Hugging Face's ViT.
 EXCHANGE = ['transformers>=4.50']
+# To write ONNX, and to prove it.
+EXPORT = ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.22']
 TEST = [
     'pytest>=8',
     'pytest-randomly>=3.16',
@@ -76,7 +78,8 @@ setup(
     extras_require={
         'detection': DETECTION,
         'exchange': EXCHANGE,
-        'all': DETECTION + EXCHANGE + TEST,
+        'export': EXPORT,
+        'all': DETECTION + EXCHANGE + EXPORT + TEST,
     },
     entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},

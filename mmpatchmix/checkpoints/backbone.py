@@ -19,6 +19,7 @@ from mmpatchmix.checkpoints.layouts import (
     to_hub,
 )
 from mmpatchmix.checkpoints.matching import KeyReport, fit_state_dict, match_state_dict
+from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from mmpatchmix.checkpoints.reading import METADATA_KEY, Checkpoint, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import (
     ViTSpec,
@@ -39,18 +40,24 @@ class Backbone(NamedTuple):
         spec: Its size.
         layout: How the file named them.
         report: What became of every key of the file.
+        preprocessing: What has to be done to images.
     """
 
     state_dict: dict[str, Tensor]
     spec: ViTSpec
     layout: Layout
     report: KeyReport
+    preprocessing: Preprocessing
 
 
 def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
     """Build mmpretrain's Vision Transformer of a size, in evaluation mode."""
     vit = VisionTransformer(
-        arch=spec.arch, img_size=spec.img_size, patch_size=spec.patch_size, **options
+        arch=spec.arch,
+        img_size=spec.img_size,
+        patch_size=spec.patch_size,
+        norm_cfg=dict(type='LN', eps=spec.norm_eps),
+        **options,
     )
     vit.eval()  # returns nothing in mmpretrain's backbones
     return vit
@@ -111,8 +118,9 @@ def read_backbone(
         expected = build_vit(spec, in_channels=num_channels).state_dict()
     wanted = {layout.prefix + k: v for k, v in from_hub(expected, layout.library).items()}
     taken, report = match_state_dict(state, wanted, layout.drop)
+    preprocessing, note = read_preprocessing(checkpoint.meta, spec.img_size)
     report.dropped = outside + report.dropped
-    report.assumed = assumed + ([layout.note] if layout.note else [])
+    report.assumed = [text for text in (*assumed, layout.note, note) if text]
     if num_scales:
         report.notes.append(f'layer scale: {num_scales} factors multiplied into the weights')
     report.raise_unless_fits(
@@ -120,10 +128,10 @@ def read_backbone(
         say_what_differs(state) or 'Variants with other parts are not read.',
     )
     assert len(taken) == len(wanted)
-    return Backbone({key: hub[key] for key in expected}, spec, layout, report)
+    return Backbone({key: hub[key] for key in expected}, spec, layout, report, preprocessing)
 
 
-def _said(checkpoint: Checkpoint) -> dict[str, int]:
+def _said(checkpoint: Checkpoint) -> dict[str, int | float]:
     """Read what the file states about the network beside its weights."""
     meta = checkpoint.meta
     if METADATA_KEY in meta:
@@ -183,6 +191,14 @@ def load_backbone(
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
     report.notes = source.report.notes + notes
+    there = source.spec.norm_eps
+    norms = (module for module in backbone.modules() if isinstance(module, nn.LayerNorm))
+    here = next((norm.eps for norm in norms), there)
+    if here != there:
+        report.assumed.append(
+            f'LayerNorm adds {here:g} to the variance, as the model says, and not {there:g}, as '
+            f"the file does; model.backbone.norm_cfg=dict(type='LN', eps={there:g}) would"
+        )
     MMLogger.get_current_instance().info(
         f'backbone loaded from {path} (layout {source.layout.name!r}, '
         f'{source.layout.prefix or "no prefix"}):\n{report}'

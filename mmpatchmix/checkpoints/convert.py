@@ -6,32 +6,40 @@ Every library loads the weights in its own way, strictly, and runs its own code.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpatchmix.checkpoints.backbone import Backbone, build_vit, read_backbone
 from mmpatchmix.checkpoints.layouts import DINOV2, from_hub
+from mmpatchmix.checkpoints.loading import (
+    FeatureFunction,
+    features_of_file,
+    features_of_vit,
+    load_transformers,
+)
+from mmpatchmix.checkpoints.preprocessing import Preprocessing
+from mmpatchmix.checkpoints.programs import describe, preprocessing_file, write_program
 from mmpatchmix.checkpoints.reading import METADATA_KEY
-from mmpatchmix.checkpoints.vit_spec import TRANSFORMERS_NAMES, ViTSpec
+from mmpatchmix.checkpoints.vit_spec import NORM_EPS, TRANSFORMERS_NAMES, ViTSpec
 
+_PROGRAMS = ('onnx', 'torch-export')
 # What a file for each library may be called; that of transformers is a folder.
 _SUFFIXES = {
     'mmpretrain': ('.pth',),
     'mmdet': ('.pth',),
     'timm': ('.safetensors', '.pth'),
     'transformers': ('',),
+    'onnx': ('.onnx',),
+    'torch-export': ('.pt2',),
 }
 TARGETS = tuple(_SUFFIXES)
 # Features are of size 1 (a LayerNorm comes last); float32 differs by about 1e-6.
 TOLERANCE = 1e-4
-# (N, 3, H, W) float32 to (N, D) float32: the class token.
-FeatureFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Conversion:
             and mmpretrain, at the file's image size.
         target_difference: The same between mmpretrain and the library it was written for, at the
             written image size.
+        note: What the user of the written file has to know, or nothing.
     """
 
     backbone: Backbone
@@ -53,6 +62,7 @@ class Conversion:
     path: Path
     source_difference: float
     target_difference: float
+    note: str = ''
 
     def __str__(self) -> str:
         """Return the report as shown to the user."""
@@ -64,7 +74,7 @@ class Conversion:
             f'patch {spec.patch_size}, image {spec.img_size}\n'
             f'largest difference of features, {layout.library} to mmpretrain: '
             f'{self.source_difference:.1e}, to the written file: {self.target_difference:.1e} '
-            f'(allowed: {TOLERANCE:.0e})\n'
+            f'(allowed: {TOLERANCE:.0e})\n{self.note}'
             f'wrote {self.path}'
         )
 
@@ -86,7 +96,8 @@ def convert_checkpoint(
     Args:
         source: See :func:`~mmpatchmix.checkpoints.read_backbone`.
         destination: A ``.pth`` file for mmpretrain and mmdet, ``.safetensors`` or ``.pth`` for
-            timm, a folder for transformers.
+            timm, a folder for transformers, ``.onnx``, or ``.pt2`` for torch-export. The
+            preprocessing is in the folder or, of the last two, in a JSON file beside.
         target: One of :data:`TARGETS`. For mmpretrain the keys start with ``backbone.``; for
             mmdet they are bare.
         encoder: ``'momentum'`` or ``'query'``.
@@ -113,7 +124,7 @@ def convert_checkpoint(
             f'{source} takes images of {num_channels} channels; files for other libraries are '
             'written and compared for 3 only.'
         )
-    hub = _features_of_vit(backbone.spec, backbone.state_dict)
+    hub = features_of_vit(backbone.spec, backbone.state_dict)
     original = _features_of_source(Path(source), backbone)
     names = f'{source} in {backbone.layout.library}', 'mmpretrain'
     source_difference = _compare(original, hub, backbone.spec.img_size, *names)
@@ -128,6 +139,7 @@ def convert_checkpoint(
         build_vit(spec)._prepare_pos_embed(state, prefix='')
     layout = backbone.layout
     about = dict(source=Path(source).name, layout=layout.name, encoder=layout.prefix.rstrip('.'))
+    about['preprocessing'] = backbone.preprocessing.to(spec.img_size)
     try:
         _write(destination, target, state, spec, about)
         # Where the image size changes, hub interpolates the old positions as it runs.
@@ -136,10 +148,32 @@ def convert_checkpoint(
         target_difference = _compare(hub, written, spec.img_size, *names)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # of transformers; of others a file
-        if destination.is_file():
-            destination.unlink()
+        for file in _files(destination, target):
+            if file.is_file():
+                file.unlink()
         raise
-    return Conversion(backbone, spec, destination, source_difference, target_difference)
+    note = _note_on_eps(target, state, spec)
+    return Conversion(backbone, spec, destination, source_difference, target_difference, note)
+
+
+def _files(destination: Path, target: str) -> list[Path]:
+    return [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
+
+
+def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
+    """Say what becomes of an unusual eps, which files of these libraries cannot carry."""
+    if spec.norm_eps == NORM_EPS or target not in ('mmpretrain', 'mmdet', 'timm'):
+        return ''
+    usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
+    difference = _difference(features_of_vit(spec, state), usual, spec.img_size)
+    way = "norm_cfg=dict(type='LN', eps={})"
+    if target == 'timm':
+        way = 'norm_layer=functools.partial(torch.nn.LayerNorm, eps={})'
+    return (
+        f'LayerNorm of this network adds {spec.norm_eps:g} to the variance, that of {target} '
+        f'{NORM_EPS:g}, unless it is built with {way.format(f"{spec.norm_eps:g}")}; without, '
+        f'features differ by up to {difference:.1e}\n'
+    )
 
 
 def _check_destination(destination: Path, target: str) -> None:
@@ -148,28 +182,44 @@ def _check_destination(destination: Path, target: str) -> None:
     if destination.suffix not in _SUFFIXES[target]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
-    if destination.exists():
-        raise FileExistsError(f'{destination} exists already; remove it or choose another name.')
+    for file in _files(destination, target):
+        if file.exists():
+            raise FileExistsError(f'{file} exists already; remove it or choose another name.')
 
 
 def _write(
-    path: Path, target: str, state: dict[str, Tensor], spec: ViTSpec, about: dict[str, str]
+    path: Path, target: str, state: dict[str, Tensor], spec: ViTSpec, about: dict[str, Any]
 ) -> None:
     """Write what the target library reads, with metadata for what no weight can say."""
+    preprocessing: Preprocessing | None = about.get('preprocessing')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if target in _PROGRAMS:
+        vit = build_vit(spec)
+        vit.load_state_dict(state, strict=True)
+        write_program(vit, path, spec.img_size)
+        _write_json(preprocessing_file(path), describe(preprocessing))
+        return
     metadata = spec.as_dict() | about
+    if preprocessing:
+        metadata['preprocessing'] = asdict(preprocessing)
     library = target if target in ('timm', 'transformers') else 'mmpretrain'
     state = {key: value.contiguous().clone() for key, value in from_hub(state, library).items()}
     if target == 'mmpretrain':
         state = {f'backbone.{key}': value for key, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     if target == 'transformers':
         path.mkdir()
-        (path / 'config.json').write_text(json.dumps(_transformers_config(spec), indent=2) + '\n')
+        _write_json(path / 'config.json', _transformers_config(spec))
+        if preprocessing:
+            _write_json(path / 'preprocessor_config.json', preprocessing.to_transformers())
         path = path / 'model.safetensors'
     if path.suffix == '.safetensors':
         save_file(state, path, {'format': 'pt', METADATA_KEY: json.dumps(metadata)})
     else:
         torch.save({'state_dict': state, 'meta': {METADATA_KEY: metadata}}, path)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 def _transformers_config(spec: ViTSpec) -> dict:
@@ -181,7 +231,6 @@ def _transformers_config(spec: ViTSpec) -> dict:
         num_channels=3,
         qkv_bias=True,
         hidden_act='gelu',
-        layer_norm_eps=1e-6,  # transformers' own default is 1e-12
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
@@ -195,10 +244,7 @@ def _compare(
     Raises:
         ValueError: If it is too large.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, img_size, img_size, generator=generator)
-    with torch.no_grad():
-        difference = (first(images) - second(images)).abs().max().item()
+    difference = _difference(first, second, img_size)
     # Written so that NaN is refused too.
     if not difference <= TOLERANCE:
         raise ValueError(
@@ -208,80 +254,24 @@ def _compare(
     return difference
 
 
-def _features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
-    """Load weights under mmpretrain's names into its ViT; takes images of any size."""
-    vit = build_vit(spec)
-    vit.load_state_dict(state, strict=True)
-    return lambda images: vit(images)[-1]  # (N, D)
+def _difference(first: FeatureFunction, second: FeatureFunction, img_size: int) -> float:
+    generator = torch.Generator().manual_seed(0)
+    # Three: a program that is right for the number of images it was made with only shows.
+    images = torch.randn(3, 3, img_size, img_size, generator=generator)
+    with torch.no_grad():
+        return (first(images) - second(images)).abs().max().item()
 
 
 def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
     """Load what was read from a file into the library that the file came from."""
     library, spec = backbone.layout.library, backbone.spec
     if library == 'mmpretrain':
-        return _features_of_vit(spec, backbone.state_dict)
+        return features_of_vit(spec, backbone.state_dict)
     if path.is_dir():  # transformers, with its own config and perhaps a pooler
-        return _by_transformers(path)[0]
+        return load_transformers(path)[0]
     if library == DINOV2:
         library = 'transformers'  # without layer scale its ViT is the same function
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, f'copy{_SUFFIXES[library][0]}')
         _write(copy, library, backbone.state_dict, spec, {})
         return features_of_file(copy, library, spec)
-
-
-def features_of_file(path: Path, target: str, spec: ViTSpec) -> FeatureFunction:
-    """Load a converted file or folder the way the users of the library ``target`` do.
-
-    Raises:
-        ValueError: If the library does not find all keys or finds others.
-    """
-    if target == 'timm':
-        return _by_timm(path, spec)
-    if target == 'transformers':
-        features, info = _by_transformers(path)
-        if problems := {kind: keys for kind, keys in info.items() if keys}:
-            raise ValueError(f'transformers does not load {path} completely: {problems}.')
-        return features
-    # As init_cfg=dict(type='Pretrained', ...) reads it, but insisting on every key.
-    content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')['state_dict']
-    prefix = 'backbone.' if target == 'mmpretrain' else ''
-    return _features_of_vit(spec, {key.removeprefix(prefix): content[key] for key in content})
-
-
-def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
-    from timm.models import load_state_dict
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = VisionTransformer(
-        img_size=spec.img_size,
-        patch_size=spec.patch_size,
-        embed_dim=spec.embed_dims,
-        depth=spec.num_layers,
-        num_heads=spec.num_heads,
-        mlp_ratio=spec.feedforward_channels / spec.embed_dims,
-        num_classes=0,
-        global_pool='token',
-    )
-    model.load_state_dict(load_state_dict(str(path)), strict=True)
-    return model.eval()
-
-
-def _by_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
-    """Load a folder; return also what transformers says about its keys."""
-    try:
-        from transformers import AutoConfig, Dinov2Model, ViTModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'Converting from or to transformers is proved with the library itself, and it is not '
-            'installed. Install it: pip install transformers'
-        ) from error
-    logging.disable_progress_bar()
-    options = dict(output_loading_info=True, local_files_only=True)
-    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == 'dinov2':
-        model, info = Dinov2Model.from_pretrained(folder, **options)
-    else:
-        model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
-    model.eval()
-    return lambda images: model(images).last_hidden_state[:, 0], info

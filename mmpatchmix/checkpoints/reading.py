@@ -283,7 +283,10 @@ def _read_folder(folder: Path) -> Checkpoint:
             'checkpoint file, or the folder of a model of Hugging Face transformers.'
         )
     state, meta = _read_safetensors(files[1])
-    try:
-        return Checkpoint(state, meta | {'transformers': json.loads(files[0].read_text())})
-    except ValueError as error:
-        raise ValueError(f'{files[0]} is damaged ({error}). Copy it again.') from error
+    names = {'transformers': files[0], 'preprocessor': folder / 'preprocessor_config.json'}
+    for name, file in names.items():
+        try:
+            meta |= {name: json.loads(file.read_text())} if file.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f'{file} is damaged ({error}). Copy it again.') from error
+    return Checkpoint(state, meta)

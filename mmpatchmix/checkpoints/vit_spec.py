@@ -21,7 +21,10 @@ TRANSFORMERS_NAMES = {
     'feedforward_channels': 'intermediate_size',
     'patch_size': 'patch_size',
     'img_size': 'image_size',
+    'norm_eps': 'layer_norm_eps',
 }
+# What is added to the variance in LayerNorm, where a library is told nothing.
+NORM_EPS, TRANSFORMERS_NORM_EPS = 1e-6, 1e-12
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class ViTSpec:
         feedforward_channels: Hidden width of a block's two-layer network.
         patch_size: Pixels per side of a patch.
         img_size: Pixels per side of the image the positions are for.
+        norm_eps: What LayerNorm adds to the variance; mmpretrain's and timm's default.
     """
 
     embed_dims: int
@@ -43,6 +47,7 @@ class ViTSpec:
     feedforward_channels: int
     patch_size: int
     img_size: int
+    norm_eps: float = NORM_EPS
 
     @property
     def arch(self) -> dict[str, int]:
@@ -50,14 +55,14 @@ class ViTSpec:
         keys = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
         return {key: getattr(self, key) for key in keys}
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | float]:
         """Return all fields, for a file's metadata."""
         return asdict(self)
 
 
 def read_spec(
     state: Mapping[str, Tensor],
-    said: Mapping[str, int],
+    said: Mapping[str, int | float],
     layout: str,
     default_heads: int | None = None,
 ) -> tuple[ViTSpec, list[str]]:
@@ -112,20 +117,35 @@ def read_spec(
             'network has, and the weights cannot tell. Convert it once with the right num_heads, '
             'mmpatchmix convert FILE NEW_FILE --to mmpretrain --num-heads N, and use the new file.'
         )
-    return ViTSpec(num_heads=heads, **found), assumed
+    eps = said.get('norm_eps', NORM_EPS)
+    return ViTSpec(num_heads=heads, norm_eps=eps, **found), assumed
 
 
-def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int]:
+def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int | float]:
     """Read the backbone's size off the config text in an mmengine checkpoint.
-
-    The text is Python, but only its literals and ``dict(...)`` are read; nothing
-    is executed.
 
     Args:
         meta: mmengine's ``meta``.
 
     Returns:
         dict: Fields of :class:`ViTSpec`, empty where nothing is said.
+    """
+    backbone = read_config_text(meta, 'model').get('backbone')
+    return _backbone_fields(backbone) if isinstance(backbone, dict) else {}
+
+
+def read_config_text(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Read one dict of the config text in an mmengine checkpoint.
+
+    The text is Python, but only its literals and ``dict(...)`` are read; nothing
+    is executed.
+
+    Args:
+        meta: mmengine's ``meta``.
+        name: Such as ``'model'``.
+
+    Returns:
+        dict: Empty where nothing is said; what could not be read in it is None.
     """
     text = meta.get('cfg')
     if not isinstance(text, str):
@@ -135,34 +155,39 @@ def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int]:
     except SyntaxError:
         return {}
     for statement in statements:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == 'model':
-            model = _literal(statement.value)
-            backbone = model.get('backbone') if isinstance(model, dict) else None
-            return _backbone_fields(backbone) if isinstance(backbone, dict) else {}
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            value = _literal(statement.value)
+            return value if isinstance(value, dict) else {}
     return {}
 
 
-def _backbone_fields(backbone: dict[str, Any]) -> dict[str, int]:
+def _backbone_fields(backbone: dict[str, Any]) -> dict[str, int | float]:
     arch = backbone.get('arch')
     if isinstance(arch, str):
         arch = VisionTransformer.arch_zoo.get(arch.lower())
     fields = dict(arch) if isinstance(arch, dict) else {}
     fields |= {key: backbone[key] for key in ('patch_size', 'img_size') if key in backbone}
     known = ViTSpec.__dataclass_fields__
-    return {key: value for key, value in fields.items() if key in known and type(value) is int}
+    fields = {key: value for key, value in fields.items() if key in known and type(value) is int}
+    norm = backbone.get('norm_cfg')
+    if isinstance(norm, dict) and isinstance(norm.get('eps'), float):
+        fields['norm_eps'] = norm['eps']
+    return fields
 
 
 def _literal(node: ast.AST) -> Any:
-    """Return the value of literals and ``dict(...)``; None for anything else."""
+    """Return the value of literals, ``dict(...)`` and lists of them; None for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List):
+        return [_literal(element) for element in node.elts]
     try:
         return ast.literal_eval(node)
     except ValueError:
         return None
 
 
-def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
+def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int | float]:
     """Read fields of :class:`ViTSpec` off ``config.json`` of Hugging Face transformers' ViT.
 
     Raises:
@@ -173,4 +198,5 @@ def spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int]:
             f'config.json says hidden_act={activation!r}; the ViT here has the exact GELU, with '
             'which these weights are another network.'
         )
-    return {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
+    fields = {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
+    return {'norm_eps': TRANSFORMERS_NORM_EPS} | fields

@@ -1,16 +1,21 @@
-"""Translate a checkpoint's backbone for another library, and prove that it is the same.
+"""Translate a checkpoint's backbone for another library, or export it, and prove it is the same.
 
 mmpatchmix convert work_dirs/RUN/epoch_300.pth vit-s.safetensors --to timm
 mmpatchmix convert published.pth vit-s.pth --to mmpretrain
+mmpatchmix convert work_dirs/RUN vit-s.onnx --to onnx --img-size 224
+
+ONNX and torch-export take normalised images of one size, any number of them; what to do to an image
+before is in vit-s.preprocessing.json, and for transformers in preprocessor_config.json.
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_trust_checkpoint, add_verbose, new_parser
 from mmpatchmix.cli.errors import exit_on_user_error
 
-TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers')
+TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers', 'onnx', 'torch-export')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -18,15 +23,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser('convert', __doc__)
     parser.add_argument(
         'source',
-        help='checkpoint of mmpatchmix, mmpretrain, published PatchMix, MoCo v3 or timm, or a '
-        'folder of a transformers ViT',
+        help='checkpoint of mmpatchmix, mmpretrain, published PatchMix, MoCo v3 or timm, a work '
+        'dir for its last, or a folder of a transformers ViT',
     )
     parser.add_argument(
         'destination',
         help='.pth for mmpretrain and mmdet, .safetensors or .pth for timm, a new folder for '
-        'transformers',
+        'transformers, .onnx, .pt2 for torch-export',
     )
-    parser.add_argument('--to', required=True, choices=TARGETS, help='the library it is for')
+    parser.add_argument('--to', required=True, choices=TARGETS, help='whom it is for')
     parser.add_argument(
         '--encoder',
         default='momentum',
@@ -50,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         quiet_stack()  # before what it silences is imported
         from mmpatchmix.checkpoints import convert_checkpoint
         from mmpatchmix.checkpoints.reading import trust_checkpoints
+        from mmpatchmix.cli.work_dir import find_checkpoint
 
         if args.trust_checkpoint:
             trust_checkpoints()
+        source = args.source
+        if Path(source).is_dir() and not Path(source, 'config.json').is_file():
+            source = find_checkpoint(source)
         print(
             convert_checkpoint(
-                args.source, args.destination, args.to, args.encoder, args.num_heads, args.img_size
+                source, args.destination, args.to, args.encoder, args.num_heads, args.img_size
             )
         )

@@ -1,4 +1,4 @@
-"""Judge a pre-trained checkpoint: kNN, linear, few labels, similarity, fine-tuning.
+"""Judge a pre-trained checkpoint: kNN, linear, few labels, similarity, geometry, fine-tuning.
 
 mmpatchmix evaluate patchmix_vit-digits work_dirs/digits --finetune finetune/vit-digits
 
@@ -19,7 +19,7 @@ from mmpatchmix.cli.arguments import (
 )
 from mmpatchmix.cli.errors import exit_on_user_error
 
-JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity')
+JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,6 +103,8 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         if 'similarity' in args.what:
             metrics |= judge.judge_similarity(runner, test, work_dir)
+        if 'geometry' in args.what:
+            metrics |= judge.judge_geometry(runner, test)
         about = dict(config=args.config, checkpoint=checkpoint, finetune=args.finetune)
         path, table = judge.write_report(work_dir, metrics, about)
         print(f'\n{table}\n\nwritten to {path}')

@@ -63,6 +63,21 @@ def extract_features(
         ValueError: If the loader does not visit every image, its order is not repeatable, some
             images have labels and others none, or an output is not ``(N, D)``.
     """
+    forward = feature_function(model, data_preprocessor)
+    with evaluation_mode(unwrap_model(model)):
+        return collect(dataloader, forward, title)
+
+
+def feature_function(
+    model: nn.Module, data_preprocessor: nn.Module | None = None, num_axes: int = 2
+) -> Callable[[dict], Tensor]:
+    """Return what makes features of a batch; see :func:`extract_features`.
+
+    Args:
+        model: See :func:`extract_features`.
+        data_preprocessor: See :func:`extract_features`.
+        num_axes: Of the output: 2 for ``(N, D)``, 3 for tokens ``(N, T, D)``.
+    """
     model = unwrap_model(model)
     preprocess = data_preprocessor or getattr(model, 'data_preprocessor', None)
     if preprocess is None:
@@ -76,15 +91,15 @@ def extract_features(
         outputs = model.extract_feat(inputs) if hasattr(model, 'extract_feat') else model(inputs)
         while isinstance(outputs, (tuple, list)):
             outputs = outputs[-1]
-        if outputs.ndim != 2:
+        if outputs.ndim != num_axes:
             raise ValueError(
-                f'{type(model).__name__} gives {tuple(outputs.shape)} for a batch, not (N, D). '
+                f'{type(model).__name__} gives {tuple(outputs.shape)} for a batch, not '
+                f'{"(N, D)" if num_axes == 2 else "(N, T, D)"}. '
                 "Ask for one vector per image, for instance out_type='cls_token' in the backbone."
             )
         return outputs
 
-    with evaluation_mode(model):
-        return collect(dataloader, forward, title)
+    return forward
 
 
 def extract_pixels(dataloader: DataLoader, title: str = 'pixels') -> Features:

@@ -18,15 +18,18 @@ from mmpatchmix import __version__
 from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
 from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
 from mmpatchmix.evaluation.features import Features, extract_features, is_labelled
+from mmpatchmix.evaluation.geometry import alignment, encode_views, lidar, rank_me, uniformity
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
 from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
 from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.visualization.similarity_figure import draw_similarity
 
-JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity')
+JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
 # What `similarity` looks at: images that vote for each other's class; mixed images and draws.
 _MAX_COMPARED, _NUM_MIXED, _NUM_DRAWS = 10_000, 128, 16
+# What `geometry` looks at: images, and pairs of training views of each.
+_NUM_VIEWED, _NUM_PAIRS = 1000, 5
 
 
 def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Features]:
@@ -165,6 +168,34 @@ def judge_similarity(runner: Runner, test: Features, folder: str | Path) -> dict
     return metrics
 
 
+def judge_geometry(runner: Runner, test: Features) -> dict[str, float]:
+    """Judge how features lie in their space; needs no labels. In one process.
+
+    Args:
+        runner: As for :func:`load_features`, with the checkpoint loaded.
+        test: Test set; of more than 10,000 images every n-th.
+
+    Returns:
+        dict: ``geometry/rank_me``, ``geometry/uniformity`` and ``geometry/width`` (D) of the test
+        views; of a PatchMix model ``geometry/lidar`` and ``geometry/alignment`` of training views
+        of ``geometry/lidar_images`` images.
+    """
+    features = test.features[:: -(-len(test.features) // _MAX_COMPARED)]
+    metrics = {
+        'geometry/rank_me': rank_me(features),
+        'geometry/uniformity': uniformity(features),
+        'geometry/width': float(features.shape[1]),
+    }
+    model = unwrap_model(runner.model)
+    if isinstance(model, PatchMix) and runner.cfg.get('train_dataloader'):
+        dataset = runner.train_dataloader.dataset
+        views = encode_views(model, dataset, _NUM_VIEWED, _NUM_PAIRS)
+        metrics['geometry/lidar'] = lidar(views)
+        metrics['geometry/lidar_images'] = float(len(views))
+        metrics['geometry/alignment'] = alignment(views[:, 0], views[:, 1])
+    return metrics
+
+
 def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, float]:
     """Fine-tune from a checkpoint as a config says.
 
@@ -248,6 +279,8 @@ def format_table(metrics: dict[str, float]) -> str:
         rows.append(_row(metrics, title, 'finetune/top1', 'finetune/top5'))
     if any(name.startswith('similarity/') for name in metrics):
         rows += [('', '', ''), *_similarity_rows(metrics)]
+    if 'geometry/rank_me' in metrics:
+        rows += [('', '', ''), *_geometry_rows(metrics)]
     width = max(len(row[0]) for row in rows)
     return '\n'.join(f'  {a:<{width}}  {b:>12}  {c:>8}'.rstrip() for a, b, c in rows)
 
@@ -265,3 +298,16 @@ def _similarity_rows(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
     found = {title: metrics.get(f'similarity/{name}') for name, title in titles.items()}
     rows = [(title, f'{value:.3f}', '') for title, value in found.items() if value is not None]
     return [('similarity', '', ''), *rows]
+
+
+def _geometry_rows(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+    width = f'of {metrics["geometry/width"]:g} dimensions'
+    titles = {
+        'rank_me': f'RankMe, {width}',
+        'lidar': f'LiDAR, {width}, {metrics.get("geometry/lidar_images", 0):g} images',
+        'alignment': 'alignment of two views (0 best, 2 unrelated)',
+        'uniformity': 'uniformity (lower is better, 0 collapsed)',
+    }
+    found = {title: metrics.get(f'geometry/{name}') for name, title in titles.items()}
+    rows = [(title, f'{value:.3g}', '') for title, value in found.items() if value is not None]
+    return [('geometry, without labels', '', ''), *rows]

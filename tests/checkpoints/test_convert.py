@@ -7,26 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from vits import SPEC, images, make_published_checkpoint, make_timm_vit, randomise
+from vits import SPEC, images, make_published_checkpoint, make_timm_vit
 
 from mmpatchmix.checkpoints import build_vit, convert_checkpoint, read_backbone
 
 ROOT = Path(__file__).parents[2]
 ENDINGS = dict(mmpretrain='.pth', mmdet='.pth', timm='.safetensors', transformers='')
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A pre-training checkpoint of ours: query and momentum encoder differ."""
-    query, momentum = (randomise(build_vit(SPEC), seed).state_dict() for seed in (1, 2))
-    state = {f'backbone.{key}': value for key, value in query.items()}
-    state |= {f'momentum_encoder.backbone.{key}': value for key, value in momentum.items()}
-    state |= {'neck.fc0.weight': torch.ones(2), 'head.predictor.fc0.weight': torch.ones(2)}
-    state |= {'momentum_encoder.neck.fc0.weight': torch.ones(2)}
-    arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
-    cfg = f'model = dict(backbone=dict(arch=dict({arch}), patch_size=4, img_size=16))'
-    torch.save(dict(state_dict=state, meta=dict(cfg=cfg)), tmp_path / 'own.pth')
-    return tmp_path / 'own.pth', query, momentum
 
 
 def assert_same(state, expected):
@@ -192,13 +178,14 @@ def test_contradictions_are_named(own, tmp_path):
 
 def test_features_that_differ_are_refused_and_nothing_is_left(own, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'mmpatchmix.checkpoints.convert.features_of_file', lambda *_: lambda x: x.new_zeros(2, 24)
+        'mmpatchmix.checkpoints.convert.features_of_file',
+        lambda *_: lambda x: x.new_zeros(len(x), 24),
     )
     for target, name in (('transformers', 'hf'), ('mmdet', 'x.pth')):
         with pytest.raises(ValueError, match='not the same network'):
             convert_checkpoint(own[0], tmp_path / name, target)
         assert not (tmp_path / name).exists()
-    nan = lambda *_: lambda x: x.new_full((2, 24), float('nan'))  # noqa: E731
+    nan = lambda *_: lambda x: x.new_full((len(x), 24), float('nan'))  # noqa: E731
     monkeypatch.setattr('mmpatchmix.checkpoints.convert.features_of_file', nan)
     with pytest.raises(ValueError, match='differ by up to nan'):
         convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
@@ -253,4 +240,6 @@ def test_metadata_travels(own, tmp_path):
     expected = SPEC.as_dict() | dict(
         source='own.pth', layout='own', encoder='momentum_encoder.backbone'
     )
+    imagenet = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    expected['preprocessing'] = dict(resize=18, crop=16, **imagenet)
     assert torch.load(tmp_path / 'x.pth')['meta']['mmpatchmix'] == expected

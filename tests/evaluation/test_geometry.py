@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 
 from mmpatchmix.evaluation import geometry
 from mmpatchmix.evaluation.geometry import (
     alignment,
+    encode_views,
+    lidar,
     nearest_others,
     rank_me,
     share_kept,
@@ -73,3 +77,96 @@ def test_share_of_neighbours_kept():
     now = torch.tensor([[3, 9, 1], [4, 5, 6]])  # two of three, none of three
     assert share_kept(before, now) == pytest.approx(1 / 3)
     assert share_kept(before, before.flip(1)) == 1.0
+
+
+def spread(views, scale=0.1):
+    """Views at +s and -s from the image along every axis in turn: W is a multiple of I."""
+    dims = views.shape[1]
+    steps = scale * torch.cat([torch.eye(dims), -torch.eye(dims)])  # (2D, D)
+    return views[:, None] + steps  # (n, 2D, D)
+
+
+@pytest.mark.parametrize('rank', [1, 3, 8])
+def test_lidar_of_images_spread_evenly_over_some_axes_is_their_number(rank):
+    images = F.pad(torch.cat([torch.eye(rank), -torch.eye(rank)]), (0, 8 - rank))
+    assert lidar(spread(images)) == pytest.approx(rank, rel=1e-4)
+
+
+def test_lidar_of_known_variances():
+    # Variances 4, 2, 1, 1 between, the same within on each axis: the shares are theirs.
+    scales = torch.tensor([4.0, 2.0, 1.0, 1.0]).sqrt()
+    images = torch.cat([torch.diag(scales), -torch.diag(scales)])
+    entropy = -sum(share * math.log(share) for share in (0.5, 0.25, 0.125, 0.125))
+    assert lidar(spread(images)) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_lidar_equals_the_equation_loop_by_loop():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 4, generator=generator) * torch.tensor([3.0, 1.0, 1.0, 0.1])
+    noise = torch.randn(7, 5, 4, generator=generator) * torch.tensor([1.5, 2.0, 0.5, 0.5])
+    features = (images + noise).double().numpy()
+    mean = sum(view for image in features for view in image) / 35
+    between, within = np.zeros((4, 4)), 1e-4 * np.eye(4)
+    for image in features:
+        own = sum(image) / 5
+        between += np.outer(own - mean, own - mean) / 7
+        for view in image:
+            within += np.outer(view - own, view - own) / 35
+    root = np.linalg.inv(scipy.linalg.sqrtm(within))
+    values = np.linalg.eigvals(root @ between @ root).real
+    shares = values / np.abs(values).sum() + 1e-7
+    expected = math.exp(-sum(share * math.log(share) for share in shares))
+    assert 1.2 < expected < 3.8
+    assert lidar(torch.from_numpy(features)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lidar_does_not_count_what_differs_between_views_alone():
+    """RankMe is fooled by noise that says nothing about the image; LiDAR is not."""
+    generator = torch.Generator().manual_seed(0)
+    images = F.pad(torch.randn(200, 1, 2, generator=generator), (0, 6))
+    noise = F.pad(torch.randn(200, 50, 6, generator=generator), (2, 0))
+    features = images + noise
+    assert rank_me(features.flatten(0, 1)) > 6
+    assert lidar(features) < 2.1
+
+
+def test_lidar_needs_images_and_views():
+    for shape in ((1, 5, 3), (5, 1, 3), (5, 3)):
+        with pytest.raises(ValueError, match='at least two images and two views'):
+            lidar(torch.ones(shape))
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Two views of image i: around i, and around 1000 + i, both with three drawn digits."""
+
+    def __len__(self):
+        return 45
+
+    def __getitem__(self, index):
+        first = index + np.random.randint(100) / 100 + torch.rand(()).item() / 100
+        views = {'view_1': first, 'view_2': 1000 + index + torch.rand(()).item()}
+        return dict(inputs={name: torch.tensor([value]) for name, value in views.items()})
+
+
+class Plain(torch.nn.Module):
+    """The features of a view are the view."""
+
+    def data_preprocessor(self, data, training):
+        assert not training
+        return data
+
+    def extract_feat(self, inputs):
+        return inputs
+
+
+def test_views_are_in_order_the_same_each_time_and_leave_random_states_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    views = encode_views(Plain(), Drawn(), num_images=20, num_pairs=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    # Every third of 45 images is 15; more than 20 are never taken.
+    assert views.shape == (15, 4, 1)
+    expected = torch.arange(0, 45, 3)[:, None] + torch.tensor([0, 1000, 0, 1000])
+    assert torch.equal(views[..., 0].floor().long(), expected)
+    assert (views[:, 0] != views[:, 2]).all()  # drawn anew
+    assert torch.equal(encode_views(Plain(), Drawn(), 20, 2), views)

@@ -142,6 +142,9 @@ def test_table():
         'finetune/epochs': 2.0,
         'similarity/auroc': 0.75,
         'similarity/share_error_m2': 0.1234,
+        'geometry/rank_me': 12.34,
+        'geometry/uniformity': -3.456,
+        'geometry/width': 96.0,
     }
     lines = [line.split() for line in format_table(metrics).splitlines()]
     assert lines[1:] == [
@@ -155,6 +158,10 @@ def test_table():
         ['similarity'],
         ['AUROC,', 'same', 'class', 'nearer', 'than', 'another', '(chance', '0.5)', '0.750'],
         ['share', 'of', 'a', 'mix', 'of', '2,', 'error', 'of', 'the', 'curve', '0.123'],
+        [],
+        ['geometry,', 'without', 'labels'],
+        ['RankMe,', 'of', '96', 'dimensions', '12.3'],
+        ['uniformity', '(lower', 'is', 'better,', '0', 'collapsed)', '-3.46'],
     ]
 
 
@@ -180,6 +187,9 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     for m in (2, 3, 4):  # random weights say that all sources are alike
         assert 0.05 < metrics[f'similarity/share_error_m{m}'] < 0.4
     assert 0.5 < metrics['similarity/auroc'] < 0.9
+    assert 1 < metrics['geometry/lidar'] < 96 and metrics['geometry/lidar_images'] == 719
+    assert 1 < metrics['geometry/rank_me'] < 96 and metrics['geometry/uniformity'] < 0
+    assert 0 < metrics['geometry/alignment'] < 4
     assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
         assert row in done.stdout

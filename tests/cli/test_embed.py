@@ -1,0 +1,212 @@
+"""What a user of unlabelled images calls: features, neighbours, near-duplicates, geometry."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+from mmpatchmix.cli import embed, evaluate, neighbours, test
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A recipe with a toy network, a work dir with a checkpoint of it, and images."""
+    folder = tmp_path_factory.mktemp('run')
+    config = folder / 'tiny.py'
+    config.write_text(f"""
+_base_ = '{ROOT}/configs/patchmix_vit-s_folder.py'
+arch = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
+model = dict(
+    backbone=dict(arch=arch),
+    neck=dict(in_channels=12, hid_channels=16, out_channels=8),
+    head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
+)
+test_dataloader = dict(num_workers=0, persistent_workers=False)
+""")
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    (folder / 'work').mkdir()
+    torch.save(dict(state_dict=model.state_dict()), folder / 'work' / 'epoch_1.pth')
+    rng = np.random.default_rng(0)
+    for name in ('cats/1.jpg', 'cats/2.jpg', 'dogs/1.jpg', 'dogs/2.jpg', 'dogs/3.jpg'):
+        path = folder / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(path)
+    (folder / 'images' / 'copy.jpg').write_bytes((folder / 'images/dogs/2.jpg').read_bytes())
+    return folder, model
+
+
+def call_embed(folder, out, *more):
+    embed.main([
+        str(folder / 'tiny.py'), str(folder / 'work'), '--data-root', str(folder / 'images'),
+        '--work-dir', str(folder / 'log'), '--out', str(folder / out), *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def embedded(run):
+    folder, _ = run
+    call_embed(folder, 'embedded')
+    return folder / 'embedded'
+
+
+def read(path):
+    with open(path, encoding='utf-8', newline='') as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_features_are_those_of_the_momentum_backbone_on_the_test_view(run, embedded):
+    folder, model = run
+    files = [file for file, _ in read(embedded / 'files.csv')]
+    assert files == [
+        'cats/1.jpg', 'cats/2.jpg', 'copy.jpg', 'dogs/1.jpg', 'dogs/2.jpg', 'dogs/3.jpg',
+    ]  # fmt: skip
+    images = []
+    for file in files:  # the test view, by PIL alone
+        image = Image.open(folder / 'images' / file).resize((341, 256), Image.Resampling.BICUBIC)
+        images.append(np.asarray(image.crop((58, 16, 282, 240)), np.float32))
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    pixels = torch.from_numpy((np.stack(images) - mean) / std).float().permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = model.eval().momentum_encoder.backbone(pixels)[-1]
+    features = np.load(embedded / 'features.npy')
+    assert features.shape == (6, 12)
+    # JPEG decoders differ by a grey level or so; the images differ by far more.
+    assert np.abs(features - expected.numpy()).max() < 0.05 * np.ptp(features, axis=0).max()
+    about = json.loads((embedded / 'about.json').read_text())
+    assert (about['num_images'], about['width'], about['patch_tokens']) == (6, 12, 0)
+    assert about['root'] == str(folder / 'images')
+
+
+def test_an_embedding_is_not_overwritten(run, embedded, capsys):
+    with pytest.raises(SystemExit) as end:
+        call_embed(run[0], 'embedded')
+    assert 'exists already; remove it or choose another --out' in str(end.value)
+
+
+def test_patch_tokens(run):
+    call_embed(run[0], 'tokens', '--patch-tokens')
+    tokens = np.load(run[0] / 'tokens' / 'patch_tokens.npy', mmap_mode='r')
+    assert tokens.shape == (6, 196, 12)
+    alone = np.load(run[0] / 'embedded' / 'features.npy')
+    assert np.allclose(np.load(run[0] / 'tokens' / 'features.npy'), alone, atol=1e-4)
+
+
+def cosines(embedded):
+    features = np.load(embedded / 'features.npy').astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features @ features.T
+
+
+def test_neighbours_of_named_images(run, embedded, capsys, tmp_path):
+    folder, _ = run
+    path = str(folder / 'images' / 'cats' / '1.jpg')
+    neighbours.main([str(embedded), '--of', 'dogs/2.jpg', path, '-k', '3', '--out', str(tmp_path)])
+    files = [file for file, _ in read(embedded / 'files.csv')]
+    rows = read(tmp_path / 'neighbours.csv')
+    assert [row[0] for row in rows] == ['dogs/2.jpg'] * 3 + ['cats/1.jpg'] * 3
+    for name in ('dogs/2.jpg', 'cats/1.jpg'):
+        index = files.index(name)
+        similar = cosines(embedded)[index]
+        order = [i for i in np.argsort(-similar, kind='stable') if i != index][:3]
+        found = [row[1:] for row in rows if row[0] == name]
+        assert [file for file, _ in found] == [files[i] for i in order]
+        assert np.allclose([float(c) for _, c in found], similar[order], atol=1e-5)
+    assert rows[0][1] == 'copy.jpg'
+    text = capsys.readouterr().out
+    assert f'dogs/2.jpg\n  {float(rows[0][2]):.4f}  copy.jpg' in text
+    with Image.open(tmp_path / 'neighbours.png') as sheet:
+        assert sheet.size == (4 * 116 + 4, 2 * 132 + 4)
+        first, copy = (np.asarray(sheet.crop((x, 4, x + 112, 116)), int) for x in (4, 120))
+    # The image itself and its copy, which is not blank.
+    assert np.array_equal(first, copy) and first.std() > 10
+
+
+def test_near_duplicates(embedded, tmp_path, capsys):
+    matrix = cosines(embedded)
+    others = [matrix[i, j] for i in range(6) for j in range(i) if (j, i) != (2, 4)]
+    threshold = (1 + max(others)) / 2
+    assert max(others) < threshold < matrix[2, 4]
+    command = [str(embedded), '--near-duplicates', f'{threshold:.8f}', '--out', str(tmp_path)]
+    neighbours.main(command)
+    ((first, second, cosine),) = read(tmp_path / 'near_duplicates.csv')
+    assert (first, second) == ('copy.jpg', 'dogs/2.jpg') and float(cosine) == pytest.approx(1)
+    assert '1 near-duplicates' in capsys.readouterr().out
+    assert (tmp_path / 'near_duplicates.png').is_file()
+
+
+def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the log goes to work_dirs/
+    folder, _ = run
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'x.jpg').write_bytes((folder / 'images/dogs/3.jpg').read_bytes())
+    neighbours.main([
+        str(tmp_path / 'queries'), '--embed', str(folder / 'tiny.py'), str(folder / 'work'),
+        '--data-root', str(tmp_path / 'new'), '--of', 'x.jpg',
+    ])  # fmt: skip
+    assert read(tmp_path / 'queries' / 'neighbours.csv') == []  # of one image
+    neighbours.main([str(embedded), '--queries', str(tmp_path / 'queries'), '-k', '1',
+                     '--out', str(tmp_path / 'out')])  # fmt: skip
+    ((file, neighbour, cosine),) = read(tmp_path / 'out' / 'neighbours.csv')
+    assert (file, neighbour) == ('x.jpg', 'dogs/3.jpg') and float(cosine) == pytest.approx(1)
+    about = json.loads((tmp_path / 'queries' / 'about.json').read_text())
+    about['digests']['checkpoint'] = 'another'
+    (tmp_path / 'queries' / 'about.json').write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match='of another checkpoint: their features cannot be'):
+        neighbours.main([str(embedded), '--queries', str(tmp_path / 'queries')])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--of', 'dogs/22.jpg'], 'did you mean dogs/2.jpg'),
+        (['--of', 'cats/1.jpg', '-k', '0'], 'at least 1 neighbour'),
+        (['--near-duplicates', '97'], 'is a cosine'),
+    ],
+)
+def test_mistakes(embedded, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        neighbours.main([str(embedded), *arguments])
+
+
+def test_no_embedding(tmp_path):
+    with pytest.raises(SystemExit, match='there is no embedding'):
+        neighbours.main([str(tmp_path / 'none'), '--near-duplicates', '0.9'])
+
+
+@pytest.fixture
+def unlabelled(run, tmp_path):
+    """Arguments of verbs that judge: config, work dir and a folder without classes."""
+    folder, _ = run
+    arguments = [str(folder / 'tiny.py'), str(folder / 'work')]
+    options = dict(data_root=folder / 'images', work_dir=tmp_path, workers=0)
+    return arguments + [f'--{name.replace("_", "-")}={value}' for name, value in options.items()]
+
+
+def test_geometry_of_unlabelled_images_from_one_extraction(unlabelled, tmp_path, capsys):
+    evaluate.main(unlabelled)
+    assert [path.name for path in (tmp_path / 'features').iterdir()] == ['bank.safetensors']
+    metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']
+    assert not any('knn' in name or 'linear' in name for name in metrics)
+    assert 1 < metrics['geometry/rank_me'] <= 6 and metrics['geometry/lidar_images'] == 6
+    assert 1 < metrics['geometry/lidar'] <= 5 and 0 < metrics['geometry/alignment'] < 4
+    text = capsys.readouterr().out
+    assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
+
+
+def test_test_takes_a_work_dir_and_says_why_it_is_silent(unlabelled, tmp_path):
+    test.main(unlabelled)
+    text = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert 'skipped: the images have no labels' in text
+    assert 'Epoch(test)' not in text and 'empty dict' not in text

@@ -1,0 +1,207 @@
+"""Features on disk: the same as in memory, in order, by name, after cuts and on several ranks."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import default_collate
+from mmpretrain.registry import MODELS
+from PIL import Image
+from test_features import Numbers, Sums, expected_features, make_loader
+from torch.utils.data import DataLoader
+
+from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.evaluation import embedding
+from mmpatchmix.evaluation.embedding import embed, read_embedding
+
+ABOUT = dict(digests=dict(checkpoint='a'))
+WIDE = 1024
+
+
+class Wide(Sums):
+    """Features of 4 kB."""
+
+    def extract_feat(self, inputs):
+        return inputs.float().mean(dim=(1, 2, 3))[:, None].expand(-1, WIDE) + torch.arange(WIDE)
+
+
+class Dying(Sums):
+    """Ends its process without a word in the fourth batch."""
+
+    def extract_feat(self, inputs):
+        self.calls = getattr(self, 'calls', 0) + 1
+        if self.calls == 5:  # the first is not of a batch: it tells the shape
+            os._exit(9)
+        return super().extract_feat(inputs)
+
+
+class Counting(Sums):
+    def extract_feat(self, inputs):
+        self.seen = [*getattr(self, 'seen', []), *inputs[:, 0, 0, 0].tolist()]
+        return super().extract_feat(inputs)
+
+
+class Many(Numbers):
+    def __getitem__(self, index):
+        return super().__getitem__(index % 256)
+
+
+def grow(folder):
+    """Note the peak memory in MiB after 2,000 and after 16,000 images; then be cut off."""
+    peaks = []
+    for size in (2000, 16_000):
+        embed(Wide(), make_loader(Many(size), batch_size=100), folder / f'{size}', {})
+        peak = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+        peaks.append(int(peak[1]) / 1024)
+    (folder / 'peaks.json').write_text(json.dumps(peaks))
+    embedding._SYNC_SECONDS = 0
+    embed(Dying(), make_loader(Numbers(23)), folder / 'cut', ABOUT)
+
+
+@pytest.fixture(scope='module')
+def grown(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('grown')
+    code = f'from test_embedding import *; grow(Path({str(folder)!r}))'
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent,
+        env={**os.environ, 'PYTHONPATH': str(Path.cwd())},
+    )  # fmt: skip
+    assert done.returncode == 9, done.stderr
+    return folder, json.loads((folder / 'peaks.json').read_text())
+
+
+def test_memory_does_not_grow_with_the_images(grown):
+    folder, (few, many) = grown
+    features = np.load(folder / '16000' / 'features.npy', mmap_mode='r')
+    assert features.shape == (16_000, WIDE) and features.nbytes > 60 * 2**20
+    assert features[12_345, 3] == 12_345 % 256 + 3
+    assert many - few < 8
+
+
+def _continue_on_rank(rank, world_size, port, folder):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=world_size)
+    torch.set_num_threads(1)
+    model = Counting()
+    embed(model, make_loader(Numbers(23), batch_size=3), folder / 'cut', ABOUT)
+    with pytest.raises(FileExistsError, match='exists already'):  # on both
+        embed(model, make_loader(Numbers(23)), folder / 'cut', ABOUT)
+    torch.save(model.seen, folder / f'seen-{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_a_run_that_was_killed_continues_on_two_ranks(grown):
+    folder, _ = grown
+    with pytest.raises(FileNotFoundError, match=r'cut\.partial is not finished'):
+        read_embedding(folder / 'cut')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_continue_on_rank, (2, port, folder), nprocs=2)
+    features = read_embedding(folder / 'cut').features
+    assert np.allclose(features, expected_features(23))
+    seen = [torch.load(folder / f'seen-{rank}.pt') for rank in range(2)]
+    # Image 0 tells the shape (twice: the second embed() is refused only then); 12 were done.
+    assert all(each[:1] == each[-1:] == [0] for each in seen)
+    assert sorted(seen[0][1:-1] + seen[1][1:-1]) == list(range(12, 23))
+    assert len(seen[0]) > 5 and len(seen[1]) > 5
+    assert sorted(path.name for path in (folder / 'cut').iterdir()) == [
+        'about.json', 'features.npy', 'files.csv',
+    ]  # fmt: skip
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path):
+    model = Counting()
+    forward = model.extract_feat
+
+    def interrupt(inputs):
+        if len(getattr(model, 'seen', [])) == 9:
+            raise KeyboardInterrupt
+        return forward(inputs)
+
+    model.extract_feat = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, make_loader(Numbers(11)), tmp_path / 'x', ABOUT)
+    with pytest.raises(ValueError, match=r'x\.partial was begun with other digests: remove it'):
+        embed(Sums(), make_loader(Numbers(11)), tmp_path / 'x', dict(digests=1))
+    again = Counting()
+    assert embed(again, make_loader(Numbers(11), batch_size=2), tmp_path / 'x', ABOUT) == 0
+    assert again.seen == [0, 8, 9, 10]
+    assert np.allclose(read_embedding(tmp_path / 'x').features, expected_features(11))
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        embedding.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11 * 2 * 4)
+    )
+    with pytest.raises(ValueError, match=r'would take 0\.0 GiB, and 0\.0 GiB are free'):
+        embed(Sums(), make_loader(Numbers(11)), tmp_path / 'x', ABOUT)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images, the third of which is none, one with a comma in its name."""
+    (tmp_path / 'images' / 'sub').mkdir(parents=True)
+    for index, name in enumerate(('a.png', 'b, c.png', 'no.png', 'sub/d.png', 'sub/é.png')):
+        path = tmp_path / 'images' / name
+        Image.new('RGB', (8, 8), (40 * index, 10, 20)).save(path)
+    (tmp_path / 'images' / 'no.png').write_bytes(b'no image')
+    return ImageFolder(
+        str(tmp_path / 'images'), labels=False, max_unreadable=1.0, test_mode=True,
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='mmpretrain.PackInputs')],
+    )  # fmt: skip
+
+
+def folder_loader(data, num_workers=0):
+    return DataLoader(data, 2, collate_fn=default_collate, num_workers=num_workers)
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_rows_have_the_names_of_their_files_and_unreadable_ones_are_marked(
+    photos, tmp_path, num_workers
+):
+    assert embed(Sums(), folder_loader(photos, num_workers), tmp_path / 'x', ABOUT) == 1
+    with open(tmp_path / 'x' / 'files.csv', encoding='utf-8', newline='') as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ['file', 'readable']
+    names = ['a.png', 'b, c.png', 'no.png', 'sub/d.png', 'sub/é.png']
+    assert rows[1:] == [[name, '0' if name == 'no.png' else '1'] for name in names]
+    features = np.load(tmp_path / 'x' / 'features.npy')
+    means = np.array([(40 * index + 30) / 3 for index in (0, 1, 3, 4)])
+    assert np.allclose(features[[0, 1, 3, 4], 0], means, atol=1e-3)
+    assert np.isnan(features[2]).all()
+    found = read_embedding(tmp_path / 'x')
+    assert found.readable.tolist() == [True, True, False, True, True]
+    assert found.about['root'] == str(tmp_path / 'images')
+
+
+def test_patch_tokens_are_those_of_the_vit(photos, tmp_path):
+    arch = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16)
+    backbone = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=8, patch_size=4)
+    preprocessor = dict(type='mmpretrain.ClsDataPreprocessor')
+    model = dict(type='mmpretrain.ImageClassifier', data_preprocessor=preprocessor)
+    model = MODELS.build(dict(model, backbone=backbone))
+    model.init_weights()
+    model.eval()
+    pixels = torch.stack([photos[index]['inputs'] for index in (0, 1, 3, 4)]).float()
+    with torch.no_grad():
+        model.backbone.out_type = 'raw'
+        expected = model.backbone(pixels)[-1].numpy()  # (4, 1 + 4, 8)
+        model.backbone.out_type = 'cls_token'
+    embed(model, folder_loader(photos), tmp_path / 'x', ABOUT, patch_tokens=True)
+    tokens = np.load(tmp_path / 'x' / 'patch_tokens.npy', mmap_mode='r')
+    assert tokens.shape == (5, 4, 8) and tokens.dtype == np.float16
+    assert np.allclose(tokens[[0, 1, 3, 4]], expected[:, 1:], atol=2e-3)
+    features = np.load(tmp_path / 'x' / 'features.npy')
+    assert np.allclose(features[[0, 1, 3, 4]], expected[:, 0], atol=1e-5)
+    with pytest.raises(ValueError, match='no ViT of mmpretrain: no patch tokens'):
+        embed(Sums(), folder_loader(photos), tmp_path / 'y', ABOUT, patch_tokens=True)

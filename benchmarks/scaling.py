@@ -76,6 +76,14 @@ def block_flops(model: PatchMix, side: int) -> int:
     return (vit.num_layers - 1) * block + last
 
 
+def recomputed_flops(model: PatchMix, side: int) -> int:
+    """Operations of recomputing all blocks: nobody wants the result of the last linear layer."""
+    vit = model.backbone
+    layer = 2 * vit.embed_dims * vit.layers[0].ffn.layers[0][0].out_features
+    tokens = (side // vit.patch_size) ** 2 + 1
+    return block_flops(model, side) - ((vit.num_layers - 1) * tokens + 1) * layer
+
+
 def head_flops(*modules: nn.Module) -> int:
     """Operations of a row in the linear layers of projector or predictor."""
     layers = [layer for each in modules for layer in each.modules()]
@@ -88,15 +96,15 @@ def step_flops(
     """Operations of a step per image, without the contrasts.
 
     Queries are view 1, mixed view 2, and every local crop as it is and mixed. Their backward
-    takes twice the forward, but images need no gradient; recomputed blocks a forward more. Keys
-    take a forward.
+    takes twice the forward, but images need no gradient. Keys take a forward.
     """
     views = {global_side: 2, local_side: 2 * num_local}
-    times = 4 if model.backbone.with_cp else 3
     queries = sum(
-        number * (times * block_flops(model, side) + 2 * embed_flops(model, side))
+        number * (3 * block_flops(model, side) + 2 * embed_flops(model, side))
         for side, number in views.items()
     )
+    if model.backbone.with_cp:
+        queries += sum(number * recomputed_flops(model, side) for side, number in views.items())
     heads = 3 * sum(views.values()) * head_flops(model.neck, model.head.predictor)
     key = block_flops(model, global_side) + embed_flops(model, global_side)
     return queries + heads + NUM_KEYS * (key + head_flops(model.neck))

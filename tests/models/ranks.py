@@ -3,6 +3,7 @@
 import os
 import socket
 from functools import partial
+from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -111,6 +112,16 @@ def compute_in_float64(model):
         encoder.backbone.double().register_forward_pre_hook(lambda _, args: (args[0].double(),))
         encoder.neck.double()
     model.head.double()
+    for name in ('predict', 'gather'):  # which ask for float32
+        setattr(model.head, name, with_float64_for_float32(getattr(model.head, name)))
+
+
+def with_float64_for_float32(function):
+    def call(*args):
+        with mock.patch.object(torch.Tensor, 'float', torch.Tensor.double):
+            return function(*args)
+
+    return call
 
 
 def copy_whole(state):

@@ -14,6 +14,7 @@ VERBS = {
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'convert': "translate a checkpoint's backbone for another library",
     'benchmark': 'measure whether data or training step limits the speed',
+    'stats': 'print what your images are, and mean and std for the config',
     'show-config': 'print a config without running it',
     'replay': 'repeat the step at which a run met NaN',
 }

@@ -9,6 +9,10 @@ from mmengine import fileio
 from mmpatchmix.datasets.decode_image import DecodedImage, decode_image
 from mmpatchmix.registry import TRANSFORMS
 
+# Endings of files that it reads.
+EXTENSIONS = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm', '.pgm')
+EXTENSIONS += ('.npy', '.dcm')
+
 
 class UnfitImageError(OSError):
     """A readable image is not what the config says."""

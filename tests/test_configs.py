@@ -132,11 +132,11 @@ def reduce(cfg, path, data_root):
             loader.dataset = dict(
                 type='mmpatchmix.Digits', split=split, indices=12, pipeline=dataset.pipeline
             )
-    if path.stem.endswith('_folder'):
+    if path.stem.endswith(('_folder', '_any')):
         data_root = data_root / 'train'
-    if 'in1k' in path.stem or 'folder' in path.stem:
+    if path.stem.endswith(('in1k', '_folder', '_any')):
         set_data_root(cfg, str(data_root))
-    if 'folder' in path.stem:
+    if path.stem.endswith(('_folder', '_any')):
         for loader in loaders:
             loader.dataset.holdout = 0.4
 
@@ -165,7 +165,8 @@ def test_dry_run_takes_a_real_step(path, data_root, tmp_path):
     check_run(runner)
     text = '\n'.join(describe_run(runner))
     assert 'learning rate 0 -> ' in text and 'weight decay' in text
-    views = '2 of 224 and 8 of 96' if 'in1k' in path.stem or 'folder' in path.stem else '2 of 32'
+    is_large = path.stem.endswith(('in1k', '_folder', '_any'))
+    views = '2 of 224 and 8 of 96' if is_large else '2 of 32'
     views = '2 per image, by' if 'digits' in path.stem else views
     assert views in text
     result = run_one_step(runner)

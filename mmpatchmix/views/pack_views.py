@@ -66,6 +66,9 @@ def _check_views(views: dict[str, Tensor]) -> None:
                 f'PackViews needs uint8 or float32 crops, got {name} of {view.dtype} '
                 f'and shape {tuple(view.shape)}'
             )
+    kinds = sorted({str(view.dtype) for view in views.values()}, reverse=True)
+    if len(kinds) > 1:
+        raise ValueError(f'PackViews needs crops of one kind, got {" and ".join(kinds)}')
     first, second = (tuple(views[name].shape) for name in ('view_1', 'view_2'))
     if first != second:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Made images of every kind: known values, written by the libraries that cameras' files come from."""
+"""Made images of every kind, with known values, as the libraries of cameras write them."""
 
 import io
 

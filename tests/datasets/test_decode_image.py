@@ -161,7 +161,7 @@ def as_dicom(values: np.ndarray, **changes) -> bytes:
         setattr(dataset, name, value)
     dataset.PixelData = values.tobytes()
     file = io.BytesIO()
-    pydicom.dcmwrite(file, dataset, enforce_file_format=True, **{})
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
 
 

@@ -1,6 +1,7 @@
 """Decode a file to all the values it holds: every channel, every bit, nothing converted."""
 
 import io
+import logging
 from typing import NamedTuple
 
 import cv2
@@ -56,9 +57,11 @@ def decode_image(content: bytes, path: str) -> DecodedImage:
         if content[128:132] == b'DICM':
             return _decode_dicom(content, path)
         return _decode_with_opencv(content, path)
-    except (OSError, MissingPackageError):
+    except MissingPackageError:
         raise
     except Exception as error:  # what libraries raise at damaged files has no common name
+        if isinstance(error, OSError) and path in str(error):
+            raise
         raise OSError(f'not an image, or an incomplete one: {path} ({error})') from error
 
 
@@ -71,7 +74,8 @@ def _decode_with_opencv(content: bytes, path: str) -> DecodedImage:
     orientation = 1
     if kind is not None:
         header = kind(io.BytesIO(content))
-        orientation = header.getexif().get(ORIENTATION, 1)
+        if kind is not PngImageFile or b'eXIf' in content:  # where a PNG has none, all is decoded
+            orientation = header.getexif().get(ORIENTATION, 1)
         num_frames = getattr(header, 'n_frames', 1)
         if num_frames > 1 and kind is not JpegImageFile:  # of a JPEG they are previews
             raise OSError(f'holds {num_frames} frames, not one image: {path}')
@@ -84,8 +88,9 @@ def _decode_with_opencv(content: bytes, path: str) -> DecodedImage:
 
 
 def _decode_tiff(content: bytes, path: str) -> DecodedImage:
-    import tifffile  # takes as long to import as the rest of this package's data sets
+    import tifffile
 
+    logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # it tells what it raises, too
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = [
             each

@@ -242,9 +242,7 @@ class ImageFolder(SkipUnreadable):
         elif len(folders) < 2:
             why = f'all images lie in {folders[0]}'
         elif all(NUMBERED_PART.fullmatch(name) for name in folders):
-            why = (
-                f'{folders[0]}, {folders[1]} ... are numbered parts; labels=True makes them classes'
-            )
+            why = f'{_shorten(folders)} are numbered parts; labels=True makes them classes'
         else:
             doubt = all(name.isdecimal() for name in folders)
             note = '  <- only numbered: labels=False if they are no classes' if doubt else ''

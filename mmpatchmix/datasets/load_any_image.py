@@ -91,12 +91,11 @@ class LoadAnyImage(LoadImageFromFile):
         return scaled.astype(np.float32, copy=False)
 
     def _check_kind(self, values: np.ndarray) -> None:
-        num_channels = values.shape[2]
+        height, width, num_channels = values.shape
         if num_channels != self.channels:
-            turned = ' (is it C x H x W?)' if values.shape[0] == self.channels else ''
             raise UnfitImageError(
-                f'{num_channels} channel{"" if num_channels == 1 else "s"}{turned}, the config '
-                f'says channels={self.channels}'
+                f'{num_channels} channel{"" if num_channels == 1 else "s"} of {height} x {width} '
+                f'pixels, the config says channels={self.channels}'
             )
         if values.dtype.kind == 'f' and not np.isfinite(values).all():
             raise UnfitImageError('values that are no numbers (NaN or infinite)')

@@ -12,6 +12,7 @@ from tests.datasets.any_images import as_npy, as_pillow, as_png, as_tiff, make_l
 
 GREY, RGB = make_noise((20, 30)), make_noise((20, 30, 3))
 FIVE = make_noise((20, 30, 5), 'uint16', 65536)
+CONTIG = dict(photometric='minisblack', planarconfig='contig')
 FLOATS = np.random.default_rng(2).normal(0, 100, (20, 30)).astype(np.float32)
 
 
@@ -33,18 +34,19 @@ def decode(content: bytes):
         (as_tiff(GREY), GREY, (0, 255)),
         (as_tiff(RGB), RGB, (0, 255)),
         (as_tiff(make_levels(4081)), make_levels(4081), (0, 65535)),
-        (as_tiff(FIVE, photometric='minisblack', planarconfig='contig'), FIVE, (0, 65535)),
+        (as_tiff(FIVE, **CONTIG), FIVE, (0, 65535)),
         (
             as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack', planarconfig='separate'),
             FIVE,
             (0, 65535),
         ),
         (as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack'), FIVE, (0, 65535)),  # pages
-        (as_tiff(FIVE, photometric='minisblack', compression='zlib'), FIVE, (0, 65535)),
+        (as_tiff(FIVE, **CONTIG, compression='zlib'), FIVE, (0, 65535)),
         (as_tiff(FIVE.transpose(2, 0, 1), imagej=True), FIVE, (0, 65535)),
         (as_tiff(FLOATS), FLOATS, (None, None)),
         (as_tiff(FLOATS.astype(np.int16)), FLOATS.astype(np.int16), (-32768, 32767)),
-        (as_tiff(GREY > 99), GREY > 99, (0, 1)),
+        (as_tiff(GREY > 99, photometric='minisblack'), GREY > 99, (0, 1)),
+        (as_tiff(GREY > 99, photometric='miniswhite'), GREY <= 99, (0, 1)),
         (as_tiff(GREY, photometric='miniswhite'), 255 - GREY, (0, 255)),
         (as_tiff(GREY, byteorder='>'), GREY, (0, 255)),
         (as_tiff(GREY, bigtiff=True), GREY, (0, 255)),
@@ -77,13 +79,13 @@ def test_images_are_turned_as_the_file_says(orientation):
 def test_overviews_of_a_tiff_are_left_alone():
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
-        writer.write(FIVE, photometric='minisblack', subifds=1)
-        writer.write(FIVE[::2, ::2].copy(), photometric='minisblack', subfiletype=1)
+        writer.write(FIVE, **CONTIG, subifds=1)
+        writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
     assert np.array_equal(decode(file.getvalue()).values, FIVE)
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:  # as GDAL writes them
-        writer.write(FIVE, photometric='minisblack')
-        writer.write(FIVE[::2, ::2].copy(), photometric='minisblack', subfiletype=1)
+        writer.write(FIVE, **CONTIG)
+        writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
     assert np.array_equal(decode(file.getvalue()).values, FIVE)
 
 
@@ -108,7 +110,8 @@ def movie() -> bytes:
         (b'no image', 'not an image'),
         (b'', 'not an image'),
         (as_png(RGB)[:100], 'not an image'),
-        (as_tiff(FIVE, photometric='minisblack')[:-100], 'it ends too early'),
+        (as_tiff(FIVE, **CONTIG)[:-100], 'it ends too early'),
+        (as_tiff(FIVE, **CONTIG, compression='zlib')[:-1], 'it ends too early'),
         (as_tiff(RGB)[:20], 'not an image'),
         (as_npy(FIVE)[:-100], 'not an image'),
         (as_npy(np.zeros((2, 3, 4, 5))), r'float64 of shape \(2, 3, 4, 5\)'),

@@ -44,11 +44,11 @@ def own_images_config(tmp_path, root, channels, size=16, values='0,4095'):
         ),
         'model.backbone.in_channels': channels,
         'model.backbone.img_size': size,
-        'model.backbone.patch_size': 8,
+        'model.backbone.patch_size': 4,
         'model.data_preprocessor.mean': [20.0] * channels,
         'model.data_preprocessor.std': [20.0] * channels,
         'model.data_preprocessor.to_rgb': False,
-        'model.data_preprocessor.patch_size': 8,
+        'model.data_preprocessor.patch_size': 4,
         'model.data_preprocessor.augment': {
             name: dict(type='mmpatchmix.ViewAugment')
             for name in ('view_1', 'view_2', 'local_views')
@@ -81,10 +81,10 @@ def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
     assert 'none: images lie in no folder' in text and 'mean, std' not in text
     result = run_one_step(runner)
     assert 0.2 < result['loss_local'] < 20
-    assert runner.model.backbone.patch_embed.projection.weight.shape == (12, 5, 8, 8)
+    assert runner.model.backbone.patch_embed.projection.weight.shape == (12, 5, 4, 4)
     if size == (16, 32):
         assert '2 of 16x32 and 2 of 8' in text
-        assert runner.model.backbone.pos_embed.shape[1] == 1 + 2 * 4
+        assert runner.model.backbone.pos_embed.shape[1] == 1 + 4 * 8
     before = torch.get_rng_state()
     figure = draw_contact_sheet(runner, tmp_path / 'sheet.png', num_images=3)
     assert torch.equal(torch.get_rng_state(), before)

@@ -8,7 +8,6 @@ from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatchmix.cli.preflight import compare_data
-from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
 from mmpatchmix.views import channels_first
@@ -45,7 +44,8 @@ def _check_held_out(runner: Runner) -> None:
     """Refuse to judge by images that are trained on, and by other classes."""
     train = runner.train_dataloader.dataset
     test = runner.val_loop.dataloader.dataset if runner.val_loop else None
-    if not (isinstance(train, ImageFolder) and isinstance(test, ImageFolder)):
+    # By what ImageFolder has: the train loader's is wrapped in one that seeds its samples.
+    if not (hasattr(train, 'understood') and hasattr(test, 'understood')):
         return
     if not test.metainfo['labelled']:
         return  # nothing is judged

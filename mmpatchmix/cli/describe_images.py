@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from torch import nn
 
-from mmpatchmix.datasets import ImageFolder, LoadAnyImage
+from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 
 NUM_SAMPLED = 50
@@ -19,7 +19,8 @@ def describe_images(dataset: Any, preprocessor: nn.Module | None = None) -> dict
         dataset: Of the train loader.
         preprocessor: Whose mean and std are compared with those of the sample.
     """
-    if not isinstance(dataset, ImageFolder) or not is_main_process():
+    # Not by its class: the train loader's is wrapped in one that seeds its samples.
+    if not hasattr(dataset, 'understood') or not is_main_process():
         return {}
     load = dataset.pipeline.transforms[0]
     keeps_all = isinstance(load, LoadAnyImage)

@@ -127,7 +127,7 @@ def set_stats(cfg: Any, progress: Any = show_progress) -> None:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataset = DATASETS.build({**described, 'pipeline': []})
     load = described.pipeline[0]
-    is_any = load.type == 'mmpatchmix.LoadAnyImage'
+    is_any = load['type'] == 'mmpatchmix.LoadAnyImage'
     scale = TRANSFORMS.build(load).scale if is_any else as_rgb8
     survey = survey_images(sample_paths(dataset, NUM_SAMPLED), scale, show=progress)
     mean, std = survey.mean_and_std()

@@ -26,9 +26,10 @@ def make_microscope(root, num=24, channels=5):
     for number in range(num):
         shape = (40 + number, 50, channels)
         values = rng.integers(0, 128, shape) * 2 ** np.arange(channels)
-        (root / f'{number:02d}.tif').write_bytes(
-            as_tiff(values.astype(np.uint16), photometric='minisblack', planarconfig='contig')
-        )
+        values = values.astype(np.uint16)
+        planar = dict(planarconfig='contig') if channels > 1 else {}
+        content = as_tiff(values.squeeze(), photometric='minisblack', **planar)
+        (root / f'{number:02d}.tif').write_bytes(content)
     return root
 
 

@@ -107,7 +107,9 @@ def test_images_that_do_not_fit_are_refused_by_name(tmp_path, values, settings, 
 
 def test_unfit_images_are_counted_with_their_reason(tmp_path, caplog):
     for number in range(5):
-        (tmp_path / f'{number}.tif').write_bytes(as_tiff(FIVE, photometric='minisblack', planarconfig='contig'))
+        (tmp_path / f'{number}.tif').write_bytes(
+            as_tiff(FIVE, photometric='minisblack', planarconfig='contig')
+        )
     (tmp_path / 'x.tif').write_bytes(as_tiff(FIVE[:, :, 0]))
     dataset = ImageFolder(str(tmp_path), pipeline=[LoadAnyImage(channels=5)])
     assert dataset.prepare_data(0)['img'].shape == (40, 50, 5)

@@ -27,12 +27,15 @@ TRAINING = [
     'matplotlib>=3.8',
     'tensorboard>=2.15',
     'safetensors>=0.4',
+    'tifffile>=2024.1',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
 # To write checkpoints for Hugging Face's ViT.
 EXCHANGE = ['transformers>=4.50']
 # To write ONNX, and to prove it.
 EXPORT = ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.22']
+# DICOM, and TIFFs with compression that tifffile cannot read by itself.
+IMAGES = ['pydicom>=3', 'imagecodecs>=2024.1']
 TEST = [
     'pytest>=8',
     'pytest-randomly>=3.16',
@@ -79,7 +82,8 @@ setup(
         'detection': DETECTION,
         'exchange': EXCHANGE,
         'export': EXPORT,
-        'all': DETECTION + EXCHANGE + EXPORT + TEST,
+        'images': IMAGES,
+        'all': DETECTION + EXCHANGE + EXPORT + IMAGES + TEST,
     },
     entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},

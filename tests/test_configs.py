@@ -133,7 +133,7 @@ def reduce(cfg, path, data_root):
             loader.dataset = dict(
                 type='mmpatchmix.Digits', split=split, indices=12, pipeline=dataset.pipeline
             )
-    of_a_folder = path.stem.endswith(('_folder', '_continue'))
+    of_a_folder = path.stem.endswith(('_folder', '_continue', '_any'))
     if of_a_folder:
         data_root = data_root / 'train'
     if 'in1k' in path.stem or of_a_folder:

@@ -1,5 +1,6 @@
 """Refuse what would fail, or silently go wrong, once training is under way."""
 
+import os.path as osp
 import warnings
 
 import torch
@@ -31,11 +32,39 @@ def check_run(runner: Runner) -> None:
     if not isinstance(model, PatchMix):
         return
     with random_states_kept():
+        _check_held_out(runner)
         _check_batch(runner, model)
         _check_micro_batches(runner, model)
         _check_compiler(runner, model)
         _check_views(runner, model)
         _check_schedule_end(runner)
+
+
+def _check_held_out(runner: Runner) -> None:
+    """Refuse to judge by images that are trained on, and by other classes."""
+    train = runner.train_dataloader.dataset
+    test = runner.val_loop.dataloader.dataset if runner.val_loop else None
+    # By what ImageFolder has: the train loader's is wrapped in one that seeds its samples.
+    if not (hasattr(train, 'understood') and hasattr(test, 'understood')):
+        return
+    if not test.metainfo['labelled']:
+        return  # nothing is judged
+    tested = {osp.abspath(test.get_data_info(n)['img_path']) for n in range(len(test))}
+    paths = (osp.abspath(train.get_data_info(n)['img_path']) for n in range(len(train)))
+    if shared := sorted(tested.intersection(paths)):
+        raise ValueError(
+            f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
+            f'as {shared[0]}: what is measured on them is not held out. Give both data sets the '
+            'same labels and holdout, and split="train" and "val" (labels never reach the '
+            'training), or separate folders or lists.'
+        )
+    known = set(train.metainfo.get('classes') or ())
+    if train.metainfo['labelled'] and known != set(test.metainfo['classes']):
+        other = sorted(known.symmetric_difference(test.metainfo['classes']))
+        raise ValueError(
+            f'train_dataloader and val_dataloader have different classes ({", ".join(other[:5])}), '
+            'so that their numbers mean different things: give both dataset.classes=[...].'
+        )
 
 
 def _check_batch(runner: Runner, model: PatchMix) -> None:
@@ -121,18 +150,27 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
         )
     preprocessor = model.data_preprocessor
     for name, view in inputs.items():
-        view = channels_first(view)
+        view = channels_first(view, preprocessor.num_channels)
         _check_view(name, view, model)
+        if name != 'local_views':
+            _check_shape(name, view, model)
         height, width = view.shape[-2:]
         num_patches = height * width // preprocessor.patch_size**2
         draw_groups(num_patches, max(preprocessor.num_mix_choices))
     if runner.val_loop is not None:
         test_view = runner.val_loop.dataloader.dataset[0]['inputs']
         _check_view('the test view (val_dataloader)', test_view, model)
+        _check_shape('the test view (val_dataloader)', test_view, model)
 
 
 def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
     num_channels, height, width = view.shape[-3:]  # (C, H, W), or (L, C, H, W)
+    num_means = model.data_preprocessor.num_channels
+    if num_channels != num_means:
+        raise ValueError(
+            f'{name} of shape {tuple(view.shape)} has not the {num_means} channels that '
+            'model.data_preprocessor.mean and std have values for: change the pipeline, or both.'
+        )
     expected = getattr(model.backbone.patch_embed.projection, 'in_channels', num_channels)
     if num_channels != expected:
         raise ValueError(
@@ -149,6 +187,19 @@ def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
                 f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
                 'divide: change the size in the pipeline or the patch size.'
             )
+
+
+def _check_shape(name: str, view: torch.Tensor, model: PatchMix) -> None:
+    """Refuse views whose positions would be squeezed: of another aspect ratio than learned."""
+    learned = getattr(model.backbone, 'img_size', None)
+    height, width = view.shape[-2:]
+    if learned is not None and height * learned[1] != width * learned[0]:
+        raise ValueError(
+            f'{name} is {height}x{width} pixels, model.backbone.img_size='
+            f'{learned[0]}x{learned[1]}: give both the same height and width. '
+            'mmpatchmix.LoadMultiCrop, MultiCrop (global_size) and ResizeCentre (size) take '
+            '(height, width).'
+        )
 
 
 def _check_schedule_end(runner: Runner) -> None:

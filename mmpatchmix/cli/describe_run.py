@@ -5,6 +5,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch import nn
 
+from mmpatchmix.cli.describe_images import describe_images
 from mmpatchmix.cli.describe_machine import cores_per_process
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from mmpatchmix.models import unwrap_model
@@ -29,6 +30,7 @@ def describe_run(runner: Runner) -> list[str]:
     micro_batch = cfg.model.get('micro_batch_size')
     facts = {
         'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}',
+        **describe_images(loader.dataset, unwrap_model(runner.model).data_preprocessor),
         **_views(cfg),
         'batch': f'{per_rank} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else '')
@@ -50,13 +52,17 @@ def _views(cfg) -> dict[str, str]:
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for crops in pipeline:
         if 'global_size' in crops:
-            text = f'2 of {crops["global_size"]}'
+            text = f'2 of {_size(crops["global_size"])}'
             if crops.get('num_local'):
-                text += f' and {crops["num_local"]} of {crops.get("local_size", 96)}'
+                text += f' and {crops["num_local"]} of {_size(crops.get("local_size", 96))}'
             return {'crops': f'{text} pixels per image'}
         if crops.get('type') == 'mmpatchmix.TransformViews':
             return {'views': f'2 per image, by {", ".join(step.type for step in crops.transforms)}'}
     return {}
+
+
+def _size(size: int | list | tuple) -> str:
+    return str(size) if isinstance(size, int) else f'{size[0]}x{size[1]}'
 
 
 def _workers(num_workers: int) -> str:

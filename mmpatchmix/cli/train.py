@@ -69,6 +69,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='build everything, print the recipe, take one step and stop; writes nothing',
     )
+    parser.add_argument(
+        '--contact-sheet',
+        metavar='FILE',
+        help='with --dry-run, draw augmented views as the model sees them into this PNG file',
+    )
+    parser.add_argument(
+        '--stats',
+        choices=['auto'],
+        help='take mean and standard deviation from a sample of the training images',
+    )
     return parser.parse_args(argv)
 
 
@@ -78,6 +88,12 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
         from mmpatchmix.cli.initial_weights import set_initial_weights
 
         set_initial_weights(cfg, args.init)
+    if args.contact_sheet and not args.dry_run:
+        raise ValueError('--contact-sheet belongs to --dry-run; a run draws mixed.png by itself.')
+    if args.stats:
+        from mmpatchmix.cli.stats import set_stats
+
+        set_stats(cfg)
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
     set_precision(cfg, args.amp)
@@ -127,6 +143,7 @@ def train(args: argparse.Namespace) -> None:
     from mmpatchmix.cli.describe_run import describe_run
     from mmpatchmix.cli.dry_run import run_one_step
     from mmpatchmix.cli.work_dir import settle_work_dir
+    from mmpatchmix.visualization.views_sheet import draw_views
 
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         args.resume = 'auto'  # --max-restarts of torchrun.sh: the run has begun before
@@ -145,6 +162,8 @@ def train(args: argparse.Namespace) -> None:
         recipe = '\n'.join(describe_run(runner)).replace(cfg.work_dir, work_dir)
         runner.logger.info(f'{Path(args.config).stem}\n{recipe}')
         if args.dry_run:
+            if args.contact_sheet and is_main_process():
+                draw_views(runner, args.contact_sheet)
             result = run_one_step(runner)
     if not args.dry_run:
         try:
@@ -155,4 +174,5 @@ def train(args: argparse.Namespace) -> None:
             raise KeyboardInterrupt(way_on) from error
     elif is_main_process():
         print('one step: ' + ', '.join(f'{name} {value:.4g}' for name, value in result.items()))
-        print('Everything builds and trains; nothing was written.')
+        written = args.contact_sheet or 'nothing'
+        print(f'Everything builds and trains; {written} was written.')

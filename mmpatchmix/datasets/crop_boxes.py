@@ -62,14 +62,17 @@ def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def choose_reduction(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
+def choose_reduction(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> int:
     """Return the largest of 8, 4, 2 and 1 that leaves every box as large as its crop.
 
     Args:
         boxes: In pixels of the whole image.
-        sizes: Side of the square that each box is resized to.
+        sizes: Height and width that each box is resized to.
     """
-    room = min(min(box.height, box.width) // s for box, s in zip(boxes, sizes, strict=True))
+    room = min(
+        min(box.height // height, box.width // width)
+        for box, (height, width) in zip(boxes, sizes, strict=True)
+    )
     return next((reduction for reduction in (8, 4, 2) if reduction <= room), 1)
 
 

@@ -1,8 +1,9 @@
-"""A folder of one's own images: flat or by class, labelled or not."""
+"""A folder or a list of one's own images: flat or by class, labelled or not."""
 
 import hashlib
 import os
 import os.path as osp
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -10,12 +11,19 @@ import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
 from mmengine.logging import MMLogger
 
+from mmpatchmix.datasets.image_list import is_list, number_labels, read_image_list
 from mmpatchmix.datasets.skip_unreadable import SkipUnreadable
 from mmpatchmix.registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 # Folders of these names are parts of a dataset, not classes.
-SPLIT_NAMES = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing'))
+TRAIN_NAMES = ('train', 'training')
+VAL_NAMES = ('val', 'valid', 'validation', 'test', 'testing')  # the first of these that is there
+SPLIT_NAMES = frozenset(TRAIN_NAMES + VAL_NAMES)
+NUMBERED_PART = re.compile(
+    r'(part|shard|chunk|batch|block|bucket|dir|disk|folder|fold|set|split|vol|volume)s?[-_. ]?\d+',
+    re.IGNORECASE,
+)
 HOW_TO_SET = (
     'Set it with --data-root PATH, or with --cfg-options train_dataloader.dataset.data_root=PATH'
 )
@@ -24,22 +32,28 @@ SHARDS = "type='mmpatchmix.ShardedImages' (docs/data.md)"
 
 @DATASETS.register_module()
 class ImageFolder(SkipUnreadable):
-    """All images below a folder; also the loader of ImageNet-1K.
+    """All images below a folder, or of a list; also the loader of ImageNet-1K.
 
     Hidden files and folders are left out. With labels, the class is the top-level folder
     an image lies in (at any depth), classes are sorted by name, and a folder without
     images still counts as a class, so that a train and a val folder agree. Without labels
     the samples have no ``gt_label``. ``metainfo`` tells what was found: ``labelled`` (bool),
-    ``split``, and, with labels, ``classes``.
+    ``split``, and, with labels, ``classes``; ``understood`` tells it in words, with the reasons.
+
+    A list is a ``.csv`` of path, perhaps label, perhaps split ('train' or 'val'), with or without
+    a line that names them, or a ``.txt`` of paths; paths are relative to the list. What it names
+    is read whatever its ending. Labels that are whole numbers are sorted as numbers.
 
     Args:
-        data_root: The folder, or the parent that ``data_prefix`` starts from.
+        data_root: The folder, or the parent that ``data_prefix`` starts from, or a list.
         data_prefix: Folder of the images below ``data_root``.
         labels: True, False, or 'auto': labelled when every image lies exactly one level
             down, in two or more folders that are not named like splits ('train', 'val', ...).
-        split: With labels, 'val' takes a share of the images and 'train' the others; which
-            ones depends on a hash of the relative path only, not on a seed or on the other
-            files. Without labels both are the whole folder.
+        split: 'train' or 'val': the folder of that name where images lie in folders such as
+            train and val, or the lines of a list that say so. Otherwise, with labels, 'val'
+            takes a share of the images and 'train' the others; which ones depends on a hash of
+            the relative path only, not on a seed or on the other files. Without labels both
+            are the whole folder.
         holdout: Share of the images in 'val', in (0, 1).
         max_unreadable: Share of files that may be unreadable, in [0, 1]; they are skipped and
             counted in ``num_unreadable``. More, and more than 3, stop the run. With 0 the
@@ -86,9 +100,20 @@ class ImageFolder(SkipUnreadable):
         self.holdout = holdout
         self.max_unreadable = max_unreadable
         self.extensions = tuple(ending.lower() for ending in extensions)
+        self.understood: dict[str, str] = {}  # what was found, in words
+        data_root = osp.expanduser(data_root)
+        self.list_file = data_root if is_list(data_root) else None
+        if self.list_file:
+            if data_prefix:
+                raise ValueError(
+                    f'ImageFolder: data_prefix={data_prefix!r} is a folder below data_root, which '
+                    f'is the list {data_root}. Leave it out, as configs/patchmix_vit-s_folder.py '
+                    'does'
+                )
+            data_root = osp.dirname(data_root) or '.'
         super().__init__(
             ann_file='',
-            data_root=osp.expanduser(data_root),
+            data_root=data_root,
             data_prefix=data_prefix,
             serialize_data=False,  # the array of load_data_list is smaller
             **kwargs,
@@ -100,16 +125,10 @@ class ImageFolder(SkipUnreadable):
         One array, which the workers share: per image it takes the bytes of the longest path
         and 4 more.
         """
-        names, folders = self._list_images()
-        labelled = self.labels is True or (self.labels == 'auto' and self._looks_labelled(names))
-        self._metainfo.update(labelled=labelled, split=self.split)
-        if labelled:
-            number_of = self._number_classes(names, folders)
-            names = self._take_split(names)
+        names, labels = self._read_list() if self.list_file else self._read_folder()
         paths = np.array([os.fsencode(name) for name in names])
         data_list = np.empty(len(names), [('path', paths.dtype), ('label', np.int32)])
-        data_list['path'] = paths
-        data_list['label'] = [number_of[_top(name)] for name in names] if labelled else -1
+        data_list['path'], data_list['label'] = paths, labels
         return data_list
 
     @force_full_init
@@ -119,6 +138,71 @@ class ImageFolder(SkipUnreadable):
         path = osp.join(self.img_prefix, os.fsdecode(path))
         info = {'img_path': path, 'sample_idx': idx % len(self)}
         return info | {'gt_label': int(label)} if label >= 0 else info
+
+    def _read_folder(self) -> tuple[list[str], list[int] | int]:
+        """Return relative paths and class numbers; -1 without labels."""
+        names, folders = self._list_images()
+        names, folders, is_split = self._enter_split(names, folders)
+        labelled = self.labels is True or (self.labels == 'auto' and self._looks_labelled(names))
+        self._metainfo.update(labelled=labelled, split=self.split)
+        if not labelled:
+            self.understood.setdefault('labels', f'none (labels={self.labels})')
+            return names, -1
+        number_of = self._number_classes(names, folders)
+        self.understood.setdefault('labels', f'{len(number_of)} folders are classes (labels=True)')
+        if not is_split:
+            names = self._take_split(names)
+        return names, [number_of[_top(name)] for name in names]
+
+    def _read_list(self) -> tuple[list[str], list[int] | int]:
+        """Return paths and class numbers of the list; -1 without labels."""
+        names, labels, splits = read_image_list(self.list_file)
+        labelled = labels is not None and self.labels is not False
+        if self.labels is True and not labelled:
+            raise ValueError(f'ImageFolder: labels=True, but {self.list_file} has no labels')
+        self._metainfo.update(labelled=labelled, split=self.split)
+        classes = self._metainfo.setdefault('classes', number_labels(labels)) if labelled else ()
+        if unknown := sorted(set(labels or ()) - set(classes)) if labelled else ():
+            raise ValueError(
+                f'ImageFolder: {self.list_file} has labels that are not in the given classes: '
+                f'{", ".join(unknown[:5])}'
+            )
+        number_of = {name: number for number, name in enumerate(classes)}
+        self.understood['labels'] = f'{len(classes)} classes of the list' if labelled else 'none'
+        if labels is not None and not labelled:
+            self.understood['labels'] = 'none (labels=False; the list has some)'
+        if num_again := len(names) - len(set(names)):
+            self.understood['repeated'] = f'{num_again} lines of the list name an image again'
+        if splits and self.split:
+            rows = [row for row, split in enumerate(splits) if split == self.split]
+            if not rows:
+                raise ValueError(f'ImageFolder: no line of {self.list_file} is of {self.split!r}')
+            self._tell_split(len(names) - len(rows), len(names), 'as the list says')
+        elif labelled:
+            taken = set(self._take_split(names))
+            rows = [row for row, name in enumerate(names) if name in taken]
+        else:
+            rows = range(len(names))
+        numbers = [number_of[labels[row]] for row in rows] if labelled else -1
+        return [names[row] for row in rows], numbers
+
+    def _enter_split(
+        self, names: list[str], folders: list[str]
+    ) -> tuple[list[str], list[str], bool]:
+        """Keep to the folder of the split, where there are such folders; True if so."""
+        parts = sorted({_top(name) for name in names})
+        train = next((part for part in TRAIN_NAMES if part in parts), None)
+        if self.split is None or train is None or not SPLIT_NAMES.issuperset(parts):
+            return names, folders, False
+        val = next((part for part in VAL_NAMES if part in parts), None)
+        part = val if val and self.split == 'val' else train
+        inside = [name.removeprefix(f'{part}/') for name in names if _top(name) == part]
+        self.data_prefix['img_path'] = osp.join(self.img_prefix, part)
+        if val:
+            self.understood['folders'] = f'{train} is trained on, {val} held out' + ''.join(
+                f', {each} left alone' for each in parts if each not in (train, val)
+            )
+        return inside, list_folders(self.img_prefix), val is not None
 
     def _list_images(self) -> tuple[list[str], list[str]]:
         """Return relative paths of the images and names of the top-level folders, sorted."""
@@ -131,11 +215,15 @@ class ImageFolder(SkipUnreadable):
         found = list(_walk(root))
         folders = [name[:-1] for name in found if name.find('/') == len(name) - 1]
         names = [name for name in found if name.lower().endswith(self.extensions)]
+        endings = Counter(
+            osp.splitext(name)[1].lower() or 'no extension'
+            for name in found
+            if name[-1] != '/' and not name.lower().endswith(self.extensions)
+        )
+        counts = ', '.join(f'{count:,} x {ending}' for ending, count in endings.most_common(5))
+        if counts:
+            self.understood['left out'] = f'{counts}, by their endings (dataset.extensions)'
         if not names:
-            endings = Counter(
-                osp.splitext(name)[1].lower() or 'no extension' for name in found if name[-1] != '/'
-            )
-            counts = ', '.join(f'{count} x {ending}' for ending, count in endings.most_common(5))
             if '.tar' in endings:
                 counts += f'. Tar files of images are read by {SHARDS}'
             raise ValueError(
@@ -145,17 +233,30 @@ class ImageFolder(SkipUnreadable):
         return sorted(names), sorted(folders)
 
     def _looks_labelled(self, names: list[str]) -> bool:
+        folders = sorted({_top(name) for name in names})
         if any(name.count('/') != 1 for name in names):
-            return False
-        folders = {_top(name) for name in names}
-        if folders <= SPLIT_NAMES:
+            flat = all('/' not in name for name in names)
+            why = 'images lie in no folder' if flat else 'images lie at several depths'
+        elif SPLIT_NAMES.issuperset(folders):
+            why = f'{", ".join(folders)} are parts of a set'
             MMLogger.get_current_instance().warning(
-                f'{self.img_prefix} holds {", ".join(sorted(folders))}: taken as parts of one '
+                f'{self.img_prefix} holds {", ".join(folders)}: taken as parts of one '
                 "unlabelled set. Use one of them with data_prefix='train'; labels=True makes "
                 'them classes'
             )
-            return False
-        return len(folders) >= 2
+        elif len(folders) < 2:
+            why = f'all images lie in {folders[0]}'
+        elif all(NUMBERED_PART.fullmatch(name) for name in folders):
+            why = f'{_shorten(folders)} are numbered parts; labels=True makes them classes'
+        else:
+            doubt = all(name.isdecimal() for name in folders)
+            note = '  <- only numbered: labels=False if they are no classes' if doubt else ''
+            self.understood['labels'] = (
+                f'{len(folders)} folders are classes: {_shorten(folders)}{note}'
+            )
+            return True
+        self.understood['labels'] = f'none: {why}'
+        return False
 
     def _number_classes(self, names: list[str], folders: list[str]) -> dict[str, int]:
         """Return the number of each class folder; set ``metainfo['classes']``."""
@@ -190,6 +291,8 @@ class ImageFolder(SkipUnreadable):
         is_val = self.split == 'val'
         taken = [name for name in names if (hash_name(name) / 2**64 < self.holdout) == is_val]
         self._check_split(len(taken), len(names))
+        why = 'chosen by their names (dataset.holdout)'
+        self._tell_split(len(names) - len(taken), len(names), why)
         return taken
 
     def _check_split(self, num_taken: int, num_images: int) -> None:
@@ -199,6 +302,10 @@ class ImageFolder(SkipUnreadable):
                 f'{self.img_prefix} leaves none for split={self.split!r}. Change holdout, or use '
                 'separate folders for training and validation'
             )
+
+    def _tell_split(self, num_others: int, num_all: int, why: str) -> None:
+        num_val = num_all - num_others if self.split == 'val' else num_others
+        self.understood['held out'] = f'{num_val:,} of {num_all:,}, {why}'
 
 
 def _walk(root: str, folder: str = '', above: tuple = ()) -> Iterator[str]:
@@ -221,6 +328,16 @@ def _walk(root: str, folder: str = '', above: tuple = ()) -> Iterator[str]:
                 yield from _walk(root, f'{folder}{entry.name}/', (*above, here))
             else:
                 yield folder + entry.name
+
+
+def list_folders(root: str) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if osp.isdir(e.path) and e.name[0] != '.')
+
+
+def _shorten(names: list[str]) -> str:
+    return ', '.join(names[:4]) + (' ...' if len(names) > 4 else '')
 
 
 def _top(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the workers do per image: draw crops and resize them to uint8.
+"""What the workers do per image: draw crops and resize them.
 
 Everything photometric, the flip included, happens in the data preprocessor
 (:class:`mmpatchmix.views.ViewAugment`).
@@ -13,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmpatchmix.datasets.crop_boxes import Box, draw_box
 from mmpatchmix.registry import TRANSFORMS
 
+SIZE = 'a whole number >= 1, or two of them: (height, width)'
 # What torchvision's antialiased bicubic resize of uint8 tensors ends in. Its own way there
 # copies, dispatches and allocates, which for ten small crops takes a fifth of the time.
 _resize = torch.ops.aten._upsample_bicubic2d_aa.out
@@ -20,43 +21,45 @@ _resize = torch.ops.aten._upsample_bicubic2d_aa.out
 
 @TRANSFORMS.register_module()
 class MultiCrop(BaseTransform):
-    """Two global crops and any number of local crops of one image, as uint8.
+    """Two global crops and any number of local crops of one image.
 
     The boxes are torchvision's (``RandomResizedCrop.get_params``), the resize is
-    its antialiased bicubic on uint8 tensors, straight from the decoded array into the crops,
+    its antialiased bicubic, straight from the decoded array into the crops,
     whose channels come last in memory.
 
-    **Required keys**: ``img``, a uint8 array of shape (H, W, 3), any channel order.
+    **Required keys**: ``img``, a uint8 array of shape (H, W, C), any channel order, or a
+    float32 one of values from 0 to 255 (:class:`LoadAnyImage`).
 
-    **Added keys**: ``view_1`` and ``view_2``, uint8 tensors of shape
-    (3, global_size, global_size); ``local_views``, a uint8 tensor of shape
-    (num_local, 3, local_size, local_size), only when ``num_local > 0``.
+    **Added keys**: ``view_1`` and ``view_2``, tensors of the same type and of shape
+    (C, height, width); ``local_views``, likewise, of shape (num_local, C, height, width), only
+    when ``num_local > 0``.
 
     Args:
-        global_size: Side of the two global crops, in pixels.
+        global_size: Side of the two global crops in pixels, or (height, width).
         global_scale: Smallest and largest share of the image's area that a global crop covers.
-        local_size: Side of the local crops, in pixels.
+        local_size: Side of the local crops in pixels, or (height, width).
         local_scale: The same share for local crops.
         num_local: Number of local crops.
-        ratio: Smallest and largest width / height of a crop box.
+        ratio: Smallest and largest width / height of a crop box, as a multiple of the crop's
+            own: (1, 1) never squeezes.
 
     Raises:
-        ValueError: If an argument is out of its range, or an image is not (H, W, 3) uint8.
+        ValueError: If an argument is out of its range, or an image is of another kind.
     """
 
     def __init__(
         self,
-        global_size: int = 224,
+        global_size: int | Sequence = 224,
         global_scale: tuple[float, float] = (0.35, 1.0),
-        local_size: int = 96,
+        local_size: int | Sequence = 96,
         local_scale: tuple[float, float] = (0.05, 0.35),
         num_local: int = 0,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         area = 'two shares of the area, 0 < smallest <= largest <= 1'
         for name, value, is_good, wanted in (
-            ('global_size', global_size, _is_whole(global_size, 1), 'a whole number >= 1'),
-            ('local_size', local_size, _is_whole(local_size, 1), 'a whole number >= 1'),
+            ('global_size', global_size, is_size(global_size), SIZE),
+            ('local_size', local_size, is_size(local_size), SIZE),
             ('num_local', num_local, _is_whole(num_local, 0), 'a whole number >= 0'),
             ('global_scale', global_scale, _is_range(global_scale, 1), area),
             ('local_scale', local_scale, _is_range(local_scale, 1), area),
@@ -72,9 +75,9 @@ class MultiCrop(BaseTransform):
         self.ratio = tuple(ratio)
 
     @property
-    def crop_sizes(self) -> list[int]:
-        """Side of each crop in pixels, in the order of :meth:`draw_boxes`."""
-        return [self.global_size] * 2 + [self.local_size] * self.num_local
+    def crop_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each crop in pixels, in the order of :meth:`draw_boxes`."""
+        return [to_pair(self.global_size)] * 2 + [to_pair(self.local_size)] * self.num_local
 
     def transform(self, results: dict) -> dict:
         """Add the crops of ``results['img']``; see the class."""
@@ -90,29 +93,32 @@ class MultiCrop(BaseTransform):
             width: Of the image, in pixels.
         """
         scales = [self.global_scale] * 2 + [self.local_scale] * self.num_local
-        return [draw_box(height, width, scale, self.ratio) for scale in scales]
+        return [
+            draw_box(height, width, scale, tuple(each * (w / h) for each in self.ratio))
+            for scale, (h, w) in zip(scales, self.crop_sizes, strict=True)
+        ]
 
     def cut(self, img: np.ndarray, boxes: Sequence[Box]) -> dict[str, torch.Tensor]:
         """Crop an image and resize the crops.
 
         Args:
-            img: (H, W, 3) uint8.
+            img: (H, W, C) uint8 or float32.
             boxes: As from :meth:`draw_boxes`.
 
         Returns:
             The added keys of the class.
         """
-        views = {name: _allocate(self.global_size) for name in ('view_1', 'view_2')}
-        if self.num_local:
-            views['local_views'] = _allocate(self.local_size, self.num_local)
         # Views, not copies: the fast uint8 resize wants channels last on both sides.
-        image = np.ascontiguousarray(img).transpose(2, 0, 1)[None]  # (1, 3, H, W)
+        image = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]  # (1, C, H, W)
+        size = to_pair(self.global_size)
+        views = {name: _allocate(image, size) for name in ('view_1', 'view_2')}
         places = [views['view_1'][None], views['view_2'][None]]
         if self.num_local:
-            places += views['local_views'].split(1)  # (1, 3, h, w) each
+            views['local_views'] = _allocate(image, to_pair(self.local_size), self.num_local)
+            places += views['local_views'].split(1)  # (1, C, h, w) each
         for place, (top, left, height, width) in zip(places, boxes, strict=True):
             crop = image[:, :, top : top + height, left : left + width]
-            _resize(torch.from_numpy(crop), place.shape[-2:], False, out=place)
+            resize(crop, place)
         return views
 
     def __repr__(self) -> str:
@@ -124,9 +130,33 @@ def _is_whole(value, smallest: int) -> bool:
     return isinstance(value, int) and value >= smallest
 
 
-def _allocate(size: int, *num: int) -> torch.Tensor:
-    """Return uint8 crops, (*num, 3, size, size), channels last in memory as in an image."""
-    return torch.empty(*num, size, size, 3, dtype=torch.uint8).movedim(-1, -3)
+def is_size(value) -> bool:
+    """Tell whether a value is a side in pixels, or a pair of them."""
+    if isinstance(value, list | tuple):
+        return len(value) == 2 and all(_is_whole(each, 1) for each in value)
+    return _is_whole(value, 1)
+
+
+def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size as :class:`MultiCrop` takes it."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def resize(image: torch.Tensor, out: torch.Tensor) -> None:
+    """Resize to the size of ``out``: antialiased bicubic, overshoot cut to 0 to 255.
+
+    Args:
+        image: (1, C, H, W) uint8 or float32, the channels last in memory.
+        out: (1, C, h, w) of the same type, likewise; written to.
+    """
+    _resize(image, out.shape[-2:], False, out=out)
+    if out.is_floating_point():
+        out.clamp_(0, 255)  # eight bits do so by themselves
+
+
+def _allocate(image: torch.Tensor, size: tuple[int, int], *num: int) -> torch.Tensor:
+    """Return crops, (*num, C, *size), channels last in memory as in an image."""
+    return image.new_empty(*num, *size, image.shape[1]).movedim(-1, -3)
 
 
 def _is_range(pair, largest: float = float('inf')) -> bool:
@@ -134,7 +164,7 @@ def _is_range(pair, largest: float = float('inf')) -> bool:
 
 
 def check_image(owner: str, img, path: str | None) -> None:
-    """Raise ValueError unless an image is a uint8 array of shape (H, W, 3).
+    """Raise ValueError unless an image is (H, W, C) of uint8, or of float32 from 0 to 255.
 
     Args:
         owner: Name of the transform that asks.
@@ -142,11 +172,11 @@ def check_image(owner: str, img, path: str | None) -> None:
         path: File of the image, if it has one.
     """
     is_array = isinstance(img, np.ndarray)
-    if is_array and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3:
+    if is_array and img.ndim == 3 and img.dtype in (np.uint8, np.float32):
         return
     found = f'{img.dtype} of shape {img.shape}' if is_array else f'a {type(img).__name__}'
     raise ValueError(
-        f'{owner} needs a uint8 image of shape (H, W, 3), got {found}'
-        f'{f" from {path}" if path else ""}: load with color_type="color", and put it before '
-        'anything that converts to float'
+        f'{owner} needs a uint8 or float32 image of shape (H, W, C), got {found}'
+        f'{f" from {path}" if path else ""}: load with mmpatchmix.LoadAnyImage, or with '
+        'color_type="color"'
     )

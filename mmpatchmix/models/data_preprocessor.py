@@ -1,9 +1,10 @@
-"""From the workers' uint8 crops to augmented, normalised, mixed views on the device."""
+"""From the workers' crops to augmented, normalised, mixed views on the device."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
@@ -24,30 +25,31 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
 
     Workers decode and crop; what is photometric happens here: batched where the tensors are
     on an accelerator, image by image in threads where they are on the CPU, see
-    :class:`mmpatchmix.ViewAugment`. In training the batch ``inputs`` (uint8, from
-    ``mmpatchmix.PackViews``, or with the channels before height and width)
+    :class:`mmpatchmix.ViewAugment`. In training the batch ``inputs`` (uint8, or float32 from 0 to
+    255, from ``mmpatchmix.PackViews``, or with the channels before height and width)
 
-    - ``view_1``, ``view_2``: ``(N, H, W, 3)``
-    - ``local_views``, with local crops: ``(N, L, h, w, 3)``
+    - ``view_1``, ``view_2``: ``(N, H, W, C)``
+    - ``local_views``, with local crops: ``(N, L, h, w, C)``
 
-    becomes (float32, RGB, normalised)
+    becomes (float32, normalised, three channels as RGB)
 
-    - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, 3, H, W)``
-    - ``local_views``, ``mixed_local_views``: ``(L, N, 3, h, w)``
+    - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, C, H, W)``
+    - ``local_views``, ``mixed_local_views``: ``(L, N, C, h, w)``
     - ``mix_to_source``, ``mix_to_mix``, ``local_mix_to_source``: soft targets, see
       :mod:`mmpatchmix.models.mixing`
     - ``groups``: what was mixed, by view: ``(T,)`` int64, ``(L, T)`` for local crops; only of
       PatchMix itself, not of another ``mixing``
 
     Every mix draws its own permutation, from torch's generator on the CPU. In
-    evaluation ``inputs`` is one ``(N, 3, H, W)`` tensor, which is normalised only.
+    evaluation ``inputs`` is one ``(N, C, H, W)`` tensor, which is normalised only.
     ``data_samples`` of a training batch stay where they are: nothing reads them.
 
     Source: https://arxiv.org/abs/2306.12243.
 
     Args:
-        mean: Channel means in RGB order on the scale 0-255.
-        std: Channel standard deviations, likewise.
+        mean: One mean per channel, of three in RGB order, on the scale 0-255. As many as there
+            are say how many channels images have.
+        std: Standard deviations, likewise.
         num_mix: ``M``, images per mix: an integer of at least 1 or a list to draw
             from, one draw per batch. 1 mixes nothing.
         patch_size: Patch size of the mix in pixels. It must divide the views; it
@@ -59,7 +61,8 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             ``mmpatchmix.resize_mix``), the rest its arguments.
         augment: Configs of ``mmpatchmix.ViewAugment`` by view: ``view_1``, ``view_2``,
             ``local_views``. Views left out are not augmented.
-        to_rgb: Whether the channels arrive in BGR order (as mmcv loads them).
+        to_rgb: Whether three channels arrive in BGR order (as mmcv loads them, but not
+            ``mmpatchmix.LoadAnyImage``).
         non_blocking: Whether copies to the device may overlap with the host.
 
     Raises:
@@ -78,7 +81,13 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         to_rgb: bool = True,
         non_blocking: bool = True,
     ) -> None:
-        super().__init__(mean=mean, std=std, to_rgb=to_rgb, non_blocking=non_blocking)
+        # mmengine's takes 1 or 3 values, so it gets none.
+        super().__init__(to_rgb=to_rgb, non_blocking=non_blocking)
+        self.num_channels = _check_channels(mean, std, to_rgb)
+        self._enable_normalize = True
+        for name, values in (('mean', mean), ('std', std)):
+            values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # (C, 1, 1)
+            self.register_buffer(name, values, persistent=False)
         choices = list(num_mix) if isinstance(num_mix, list | tuple) else [num_mix]
         if not choices or not all(isinstance(m, int) and m >= 1 for m in choices):
             raise ValueError(
@@ -99,6 +108,13 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         self.mix_prob = mix_prob
         self.mixing = _find_mixing(mixing)
         self.augment = nn.ModuleDict({view: MODELS.build(cfg) for view, cfg in augment.items()})
+        if self.num_channels != 3 and self.augment:
+            print_log(
+                f'{self.num_channels} channel{"" if self.num_channels == 1 else "s"}: saturation, '
+                'hue, greyscale and solarize are left out of the augmentation, for they are made '
+                'for RGB; brightness, contrast, blur and flip stay.',
+                'current',
+            )
 
     @torch.no_grad()
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -116,7 +132,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             samples = data.get('data_samples')
             return super().forward(dict(inputs=data['inputs'], data_samples=samples), training)
         views = {
-            name: self.photometric(name, channels_first(view))
+            name: self.photometric(name, channels_first(view, self.num_channels))
             for name, view in self.cast_data(data['inputs']).items()
         }
         inputs = views | (self.mix(views) if training else {})
@@ -127,15 +143,23 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
 
         Args:
             name: One of ``view_1``, ``view_2``, ``local_views``.
-            view: ``(N, 3, H, W)`` or ``(N, L, 3, h, w)`` uint8, on the device, of any
-                strides.
+            view: ``(N, C, H, W)`` or ``(N, L, C, h, w)`` uint8 or float32, on the device, of
+                any strides.
 
         Returns:
-            Tensor: ``(N, 3, H, W)`` or ``(L, N, 3, h, w)`` float32, RGB, normalised.
+            Tensor: ``(N, C, H, W)`` or ``(L, N, C, h, w)`` float32, normalised.
+
+        Raises:
+            ValueError: If the view has another number of channels.
         """
+        if view.shape[-3] != self.num_channels:
+            raise ValueError(
+                f'{name} of shape {tuple(view.shape)} has not the {self.num_channels} channels '
+                'that data_preprocessor.mean and std have values for.'
+            )
         if view.ndim == 5:
-            view = view.transpose(0, 1)  # (L, N, 3, h, w)
-        images = view.flatten(0, -4)  # (L * N, 3, h, w)
+            view = view.transpose(0, 1)  # (L, N, C, h, w)
+        images = view.flatten(0, -4)  # (L * N, C, h, w)
         if name in self.augment:
             images = self.augment[name](images, self.mean, self.std, self._channel_conversion)
             return images.view(view.shape)
@@ -175,15 +199,15 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         return mixed
 
     def _mix_local_views(self, crops: Tensor, mixed: dict, mix: Callable) -> None:
-        """Add the mixtures of local crops ``(L, N, 3, h, w)``; all crops have the same shares."""
+        """Add the mixtures of local crops ``(L, N, C, h, w)``; all crops have the same shares."""
         if self.mixing:  # shares are drawn: one draw for all crops, as if they were channels
-            as_channels = crops.transpose(0, 1).flatten(1, 2)  # (N, L * 3, h, w)
+            as_channels = crops.transpose(0, 1).flatten(1, 2)  # (N, L * C, h, w)
             views, shares = mix(as_channels)
             views = views.unflatten(1, (len(crops), -1)).transpose(0, 1)
         else:
             views, (shares, *_), groups = zip(*map(mix, crops), strict=True)
             views, mixed['groups']['local_views'] = torch.stack(views), torch.stack(groups)
-        mixed['mixed_local_views'] = views  # (L, N, 3, h, w)
+        mixed['mixed_local_views'] = views  # (L, N, C, h, w)
         mixed['local_mix_to_source'] = shares_to_source(shares)
 
     def _mix_patches(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,6 +216,21 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         groups = draw_groups(num_patches, num_mix)
         mixed = mix_patches(view, groups, self.patch_size)
         return mixed, group_shares(groups, num_mix), groups
+
+
+def _check_channels(mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> int:
+    """Return how many channels there are."""
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise ValueError(
+            'data_preprocessor.mean and std need one value per channel each, and no standard '
+            f'deviation may be 0; got {mean!r} and {std!r}.'
+        )
+    if to_rgb and len(mean) != 3:
+        raise ValueError(
+            f'data_preprocessor.to_rgb=True turns BGR around, but mean has {len(mean)} values, '
+            'not 3: set to_rgb=False.'
+        )
+    return len(mean)
 
 
 def _find_mixing(mixing: dict | None) -> Callable | None:

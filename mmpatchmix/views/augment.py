@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmpatchmix.registry import MODELS
 from mmpatchmix.views import on_cpu, on_device
-from mmpatchmix.views.plan import HUE, Plan
+from mmpatchmix.views.plan import HUE, Plan, without_colours
 
 
 @MODELS.register_module()
@@ -18,7 +18,11 @@ class ViewAugment(nn.Module):
 
     The device of the images chooses who applies what was drawn: :mod:`~mmpatchmix.views.on_cpu`
     goes image by image and rounds to whole grey levels in between, as transforms of images do;
-    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round.
+    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round. Images of float32
+    and of other than three channels always go there.
+
+    Images of other than three channels are no colours: of the jitter they get brightness and
+    contrast, and no greyscale and no solarize.
 
     All random numbers come from torch's global generator on the CPU, wherever the images
     are. So the same seed draws the same on every device, and no device is waited for.
@@ -41,8 +45,7 @@ class ViewAugment(nn.Module):
         flip_prob: Share of the images that are mirrored left to right.
 
     Raises:
-        ValueError: If an argument is out of its range, or the images are not (N, 3, H, W)
-            uint8.
+        ValueError: If an argument is out of its range, or the images are of another kind.
     """
 
     def __init__(
@@ -74,22 +77,27 @@ class ViewAugment(nn.Module):
         """Augment and normalise a batch.
 
         Args:
-            images: (N, 3, H, W) uint8 of any strides. Local crops come flattened to
-                (N * L, 3, h, w). Not modified.
-            mean: (3, 1, 1), subtracted in the end; in RGB order, on the scale 0-255.
-            std: (3, 1, 1), divided by after that.
-            to_rgb: Whether the channels come in BGR order.
+            images: (N, C, H, W) uint8, or float32 from 0 to 255, of any strides. Local crops
+                come flattened to (N * L, C, h, w). Not modified.
+            mean: (C, 1, 1), subtracted in the end; of three in RGB order; on the scale 0-255.
+            std: (C, 1, 1), divided by after that.
+            to_rgb: Whether three channels come in BGR order.
 
         Returns:
-            Tensor: (N, 3, H, W) float32, RGB.
+            Tensor: (N, C, H, W) float32, three channels in RGB order.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        num_channels = len(mean)
+        is_kind = images.dtype in (torch.uint8, torch.float32)
+        if images.ndim != 4 or images.shape[1] != num_channels or not is_kind:
             raise ValueError(
-                f'ViewAugment needs (N, 3, H, W) uint8 images, got {images.dtype} of shape '
-                f'{tuple(images.shape)}'
+                f'ViewAugment needs (N, {num_channels}, H, W) images of uint8 or float32, got '
+                f'{images.dtype} of shape {tuple(images.shape)}'
             )
         plan = self.draw(len(images), min(images.shape[-2:]))
-        place = on_cpu if images.device.type == 'cpu' else on_device
+        if num_channels != 3:
+            plan = without_colours(plan)
+        is_photo = images.dtype == torch.uint8 and num_channels == 3
+        place = on_cpu if is_photo and images.device.type == 'cpu' else on_device
         return place.augment(images, plan, mean, std, to_rgb)
 
     def draw(self, num_images: int, size: int) -> Plan:

@@ -16,14 +16,14 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
     and the device is never asked for a value.
 
     Args:
-        images: (N, 3, H, W) uint8 of any strides. Not modified.
-        plan: What to do to each image.
-        mean: (3, 1, 1), in RGB order, on the scale 0-255.
-        std: (3, 1, 1), likewise.
+        images: (N, C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
+        plan: What to do to each image; without colours where C is not 3.
+        mean: (C, 1, 1), in RGB order, on the scale 0-255.
+        std: (C, 1, 1), likewise.
         to_rgb: Whether the channels come in BGR order.
 
     Returns:
-        Tensor: (N, 3, H, W) float32, RGB, normalised.
+        Tensor: (N, C, H, W) float32, three channels in RGB order, normalised.
     """
     # What only moves values moves bytes; the rest needs float32: half precision has 8 bits for
     # 256 grey levels, and hue is a quotient of differences.
@@ -32,7 +32,8 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
     if plan.flip.any():
         flip = _send(plan.flip.view(-1, 1, 1, 1), images)
         images = torch.where(flip, images.flip(3), images)
-    images = images.to(torch.float32, memory_format=torch.contiguous_format)  # 0 to 255
+    # A copy, of float32 too: the rest changes it in place. From 0 to 255.
+    images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     with torch.autocast(images.device.type, enabled=False):
         _jitter(images, plan)
         images = _change(images, plan.grey, lambda some, rows: _find_grey(some).expand_as(some))
@@ -77,7 +78,7 @@ def _jitter(images: Tensor, plan: Plan) -> None:
     shares = 1 - factors.gather(1, order)
     blends = torch.stack([shares, order == CONTRAST, order == SATURATION])  # (3, K, 4)
     place, blends = _send(rows, images), _send(blends, images)
-    some = images.index_select(0, place)  # (K, 3, H, W)
+    some = images.index_select(0, place)  # (K, C, H, W)
     for step in range(3):
         num = int((place_of_hue > step).sum())
         _blend(some[:num], *blends[:, :num, step])
@@ -93,9 +94,10 @@ def _blend(images: Tensor, share: Tensor, is_contrast: Tensor, is_saturation: Te
     """Change brightness, contrast or saturation in place.
 
     Each moves an image away from, or towards, another one: black, its mean grey, its greys.
+    Channels that are no colours have a mean each, and no greys.
 
     Args:
-        images: (K, 3, H, W), 0 to 255.
+        images: (K, C, H, W), 0 to 255.
         share: (K,), of the other image: 1 less the factor.
         is_contrast: (K,), 1 where it is the mean grey, 0 elsewhere.
         is_saturation: (K,), 1 where it is the greys, 0 elsewhere.
@@ -105,9 +107,9 @@ def _blend(images: Tensor, share: Tensor, is_contrast: Tensor, is_saturation: Te
     share, is_contrast, is_saturation = (
         each.view(-1, 1, 1, 1) for each in (share, is_contrast, is_saturation)
     )
-    grey = _find_grey(images)
-    mean = grey.mean((2, 3), keepdim=True)  # (K, 1, 1, 1)
-    other = torch.addcmul(is_contrast * mean, is_saturation, grey)  # (K, 1, H, W)
+    grey = _find_grey(images) if images.shape[1] == 3 else images
+    mean = grey.mean((2, 3), keepdim=True)  # (K, 1 or C, 1, 1)
+    other = torch.addcmul(is_contrast * mean, is_saturation, grey)  # (K, 1 or C, H, W)
     images.lerp_(other, share).clamp_(0, 255)
 
 
@@ -151,7 +153,7 @@ def _blur(images: Tensor, plan: Plan, rows: Tensor) -> Tensor:
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-0.5 * (offsets / plan.sigma[rows, None]) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    kernels = _send(kernels, images)[:, None]  # (K * 3, 1, side)
+    kernels = _send(kernels, images)[:, None]  # (K * C, 1, side)
     padded = F.pad(images, [radius] * 4, mode='reflect')
     planes = padded.view(1, num * channels, height + 2 * radius, width + 2 * radius)
     planes = F.conv2d(planes, kernels[:, :, None], groups=num * channels)

@@ -1,7 +1,7 @@
 """The last step of the training pipeline: what of a sample goes into the batch, and how."""
 
 from mmpretrain.datasets.transforms import PackInputs
-from torch import Tensor, uint8
+from torch import Tensor, float32, uint8
 
 from mmpatchmix.registry import TRANSFORMS
 
@@ -12,11 +12,11 @@ VIEWS = ('view_1', 'view_2', 'local_views')
 class PackViews(PackInputs):
     """Pack the crops of :class:`MultiCrop` into ``dict(inputs=..., data_samples=DataSample)``.
 
-    ``inputs`` holds the crops by name, uint8, with their channels last, as decoders write them
-    and the resize leaves them: collation then copies whole crops.
+    ``inputs`` holds the crops by name, uint8 or float32, with their channels last, as decoders
+    write them and the resize leaves them: collation then copies whole crops.
 
-    - ``view_1``, ``view_2``: (H, W, 3)
-    - ``local_views``: (L, h, w, 3), only where there are any
+    - ``view_1``, ``view_2``: (H, W, C)
+    - ``local_views``: (L, h, w, C), only where there are any
 
     Args:
         algorithm_keys: More keys to store in the data sample.
@@ -24,8 +24,8 @@ class PackViews(PackInputs):
             besides, where there is one.
 
     Raises:
-        ValueError: If crops are missing, are not uint8 of 3 channels, or the global ones
-            differ in size.
+        ValueError: If crops are missing, are neither uint8 nor float32, or the global ones
+            differ in size or number of channels.
     """
 
     def __init__(self, algorithm_keys=(), meta_keys=('sample_idx', 'img_path')) -> None:
@@ -42,13 +42,14 @@ class PackViews(PackInputs):
         return sample
 
 
-def channels_first(view: Tensor) -> Tensor:
-    """Return crops as (..., 3, H, W), without a copy.
+def channels_first(view: Tensor, num_channels: int = 3) -> Tensor:
+    """Return crops as (..., C, H, W), without a copy.
 
     Args:
-        view: (..., H, W, 3), as :class:`PackViews` gives them, or (..., 3, H, W).
+        view: (..., H, W, C), as :class:`PackViews` gives them, or (..., C, H, W).
+        num_channels: C.
     """
-    return view.movedim(-1, -3) if view.shape[-1] == 3 else view
+    return view.movedim(-1, -3) if view.shape[-1] == num_channels else view
 
 
 def _check_views(views: dict[str, Tensor]) -> None:
@@ -60,14 +61,17 @@ def _check_views(views: dict[str, Tensor]) -> None:
             "dict(type='mmpatchmix.MultiCrop') before it in the pipeline"
         )
     for name, view in views.items():
-        if view.dtype != uint8 or view.shape[-3] != 3:
+        if view.dtype not in (uint8, float32):
             raise ValueError(
-                f'PackViews needs uint8 crops of shape (3, H, W), got {name} of {view.dtype} '
+                f'PackViews needs uint8 or float32 crops, got {name} of {view.dtype} '
                 f'and shape {tuple(view.shape)}'
             )
+    kinds = sorted({str(view.dtype) for view in views.values()}, reverse=True)
+    if len(kinds) > 1:
+        raise ValueError(f'PackViews needs crops of one kind, got {" and ".join(kinds)}')
     first, second = (tuple(views[name].shape) for name in ('view_1', 'view_2'))
     if first != second:
         raise ValueError(
-            'PackViews needs global crops of one size, got view_1 of shape '
+            'PackViews needs global crops of one shape, got view_1 of shape '
             f'{first} and view_2 of shape {second}'
         )

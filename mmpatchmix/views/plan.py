@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # The operations of colour jitter, as numbered in `Plan.order` and in `Plan.factors`.
@@ -40,3 +41,11 @@ class Plan(NamedTuple):
     blur_side: int
     solarize: Tensor
     solarize_from: float
+
+
+def without_colours(plan: Plan) -> Plan:
+    """Return a plan without what is made for RGB: saturation, hue, greyscale and solarize."""
+    factors = plan.factors.clone()
+    factors[:, SATURATION], factors[:, HUE] = 1, 0
+    none = torch.zeros_like(plan.grey)
+    return plan._replace(factors=factors, grey=none, solarize=none)

@@ -9,6 +9,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 
+def to_picture(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Make normalised images visible.
+
+    Three channels are shown as the colours they are. Of another number the first, or the first
+    three, is shown with 2.5 standard deviations below and above the mean as black and white.
+
+    Args:
+        images: ``(N, C, H, W)`` float, normalised.
+        mean: ``(C, 1, 1)``, on the scale 0-255.
+        std: ``(C, 1, 1)``, likewise.
+
+    Returns:
+        ``(N, 3, H, W)`` in about [0, 1].
+    """
+    num_channels = images.shape[1]
+    if num_channels == 3:
+        return (images * std + mean) / 255
+    shown = images[:, :3] if num_channels > 3 else images[:, :1].expand(-1, 3, -1, -1)
+    return shown / 5 + 0.5
+
+
 def draw_mixed(
     sources: Tensor, mixed: Tensor, groups: Tensor | None, patch_size: int, path: str | Path
 ) -> Figure:

@@ -13,7 +13,7 @@ from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 from mmpatchmix.visualization.curves import draw_curves
-from mmpatchmix.visualization.mixed_figure import draw_mixed
+from mmpatchmix.visualization.mixed_figure import draw_mixed, to_picture
 
 
 @HOOKS.register_module()
@@ -85,10 +85,10 @@ class RunReportHook(Hook):
             inputs = preprocessor(batch, training=True)['inputs']
         if 'mixed_view_1' not in inputs:
             return
-        mean, std = preprocessor.mean.cpu() / 255, preprocessor.std.cpu() / 255
+        mean, std = preprocessor.mean.cpu(), preprocessor.std.cpu()
         draw_mixed(
-            inputs['view_1'].cpu() * std + mean,
-            inputs['mixed_view_1'].cpu() * std + mean,
+            to_picture(inputs['view_1'].cpu(), mean, std),
+            to_picture(inputs['mixed_view_1'].cpu(), mean, std),
             inputs['groups']['view_1'] if 'groups' in inputs else None,
             preprocessor.patch_size,
             path,

@@ -57,6 +57,7 @@ WRONG = {
         ('default_hooks.momentum.momentum', '0.99'),
         ('default_hooks.momentum.end_momentum', [1]),
         ('train_dataloader.dataset.pipeline.0.global_size', 224.0),
+        ('train_dataloader.dataset.pipeline.0.local_size', '96x96'),
         ('train_dataloader.dataset.pipeline.0.global_scale', 0.5),
         ('train_dataloader.dataset.pipeline.0.num_local', None),
         ('train_dataloader.dataset.pipeline.0.num_local', 'eight'),

@@ -75,6 +75,7 @@ SIZES = [
     ('configs/patchmix_vit-s_in1k.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-b_in1k.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-s_folder.py', 224, 160, {256: 182}),
+    ('configs/patchmix_vit-s_any.py', 224, 160, {}),
     ('configs/linear/vit-s_in1k.py', 224, 160, {256: 182}),
     ('configs/finetune/vit-t_in1k.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-t_cifar100.py', 32, 48, {36: 54}),
@@ -91,7 +92,7 @@ def test_one_key_changes_all_sizes(path, size, other, edges, monkeypatch):
     shipped = dict(walk(read(path).to_dict()))
     monkeypatch.setenv('PATCHMIX_IMG_SIZE', str(other))
     changed = dict(walk(read(path).to_dict()))
-    names = {'img_size', 'image_size', 'global_size', 'crop_size', 'scale'}
+    names = {'img_size', 'image_size', 'global_size', 'crop_size', 'scale', 'size'}
     # Not the scale of an affine transform, a pair of factors.
     sizes = {k for k, v in shipped.items() if k.rpartition('.')[2] in names and type(v) is int}
     assert {key for key in shipped if shipped[key] != changed[key]} == sizes

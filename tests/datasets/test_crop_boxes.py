@@ -25,13 +25,15 @@ def test_boxes_and_random_numbers_are_torchvisions(shape, ratio):
 
 def test_reduction_is_the_largest_that_every_crop_bears():
     boxes = [Box(0, 0, 448, 900), Box(3, 5, 97, 400)]
-    assert choose_reduction(boxes[:1], [224]) == 2
-    assert choose_reduction(boxes[:1], [225]) == 1
-    assert choose_reduction(boxes[:1], [56]) == 8
-    assert choose_reduction(boxes, [112, 48]) == 2  # 97 / 2 >= 48, 97 / 4 < 48
-    assert choose_reduction(boxes, [56, 24]) == 4
-    assert choose_reduction(boxes, [2, 2]) == 8  # libjpeg goes no further
-    assert choose_reduction(boxes, [500, 24]) == 1
+    assert choose_reduction(boxes[:1], [(224, 224)]) == 2
+    assert choose_reduction(boxes[:1], [(225, 224)]) == 1
+    assert choose_reduction(boxes[:1], [(224, 451)]) == 1
+    assert choose_reduction(boxes[:1], [(56, 56)]) == 8
+    assert choose_reduction(boxes[:1], [(56, 112)]) == 8
+    assert choose_reduction(boxes, [(112, 112), (48, 48)]) == 2  # 97 / 2 >= 48, 97 / 4 < 48
+    assert choose_reduction(boxes, [(56, 56), (24, 24)]) == 4
+    assert choose_reduction(boxes, [(2, 2), (2, 2)]) == 8  # libjpeg goes no further
+    assert choose_reduction(boxes, [(500, 500), (24, 24)]) == 1
 
 
 def test_reduced_boxes_stay_inside_and_keep_what_crops_need():
@@ -42,7 +44,7 @@ def test_reduced_boxes_stay_inside_and_keep_what_crops_need():
         size = int(rng.integers(1, 300))
         torch.manual_seed(int(rng.integers(2**31)))
         box = draw_box(height, width, (0.05, 1.0), (3 / 4, 4 / 3))
-        reduction = choose_reduction([box], [size])
+        reduction = choose_reduction([box], [(size, size)])
         seen.add(reduction)
         small = reduce_box(box, reduction)
         assert small.top >= 0 and small.left >= 0

@@ -278,3 +278,63 @@ def test_holdout_that_takes_nothing(tmp_path):
 def test_wrong_arguments_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         ImageFolder(**{'data_root': str(tmp_path), **settings})
+
+
+# What was understood, in words
+
+
+def test_train_and_val_folders_are_used_as_such(tmp_path):
+    make_classes(tmp_path / 'train', 3)
+    make_classes(tmp_path / 'val', 2, ('ant', 'cow'))
+    (tmp_path / 'val/bee').mkdir()
+    make_classes(tmp_path / 'test', 1)
+    train, val = (ImageFolder(str(tmp_path), split=split) for split in ('train', 'val'))
+    assert len(train) == 9 and list_labels(train) == [0] * 3 + [1] * 3 + [2] * 3
+    assert list_names(val) == [f'{c}/00{n}.jpg' for c in ('ant', 'cow') for n in range(2)]
+    assert list_labels(val) == [0, 0, 2, 2]
+    assert val.img_prefix == str(tmp_path / 'val')
+    told = 'train is trained on, val held out, test left alone'
+    assert train.understood['folders'] == val.understood['folders'] == told
+
+
+def test_a_train_folder_alone_holds_out_by_names(tmp_path):
+    make_classes(tmp_path / 'train', 100)
+    train, val = (ImageFolder(str(tmp_path), split=split) for split in ('train', 'val'))
+    assert len(train) + len(val) == 300 and 0 < len(val) < 50
+    assert (
+        train.understood['held out']
+        == f'{len(val)} of 300, chosen by their names (dataset.holdout)'
+    )
+    assert set(list_names(train)).isdisjoint(list_names(val))
+
+
+@pytest.mark.parametrize(
+    ('names', 'labelled', 'told'),
+    [
+        (['a.jpg', 'b.jpg'], False, 'none: images lie in no folder'),
+        (['a.jpg', 'x/b.jpg'], False, 'none: images lie at several depths'),
+        (['x/a.jpg', 'x/b.jpg'], False, 'none: all images lie in x'),
+        (['x/a.jpg', 'y/b.jpg'], True, '2 folders are classes: x, y'),
+        (
+            ['shard_00/a.jpg', 'shard_01/b.jpg'],
+            False,
+            'none: shard_00, shard_01 are numbered parts',
+        ),
+        (['part-1/a.jpg', 'Part2/b.jpg'], False, 'none: Part2, part-1 are numbered parts'),
+        (['0/a.jpg', '1/b.jpg'], True, '2 folders are classes: 0, 1  <- only numbered'),
+        (['n01/a.jpg', 'n02/b.jpg'], True, '2 folders are classes: n01, n02'),
+    ],
+)
+def test_labels_come_with_the_reason(tmp_path, names, labelled, told):
+    dataset = ImageFolder(str(make_folder(tmp_path, *names)))
+    assert dataset.metainfo['labelled'] is labelled
+    assert dataset.understood['labels'].startswith(told)
+
+
+def test_files_left_out_by_their_endings_are_counted(tmp_path):
+    make_folder(tmp_path, 'a.jpg')
+    for number in range(50):
+        (tmp_path / f'{number}.gif').touch()
+    (tmp_path / 'README').touch()
+    told = ImageFolder(str(tmp_path)).understood['left out']
+    assert told == '50 x .gif, 1 x no extension, by their endings (dataset.extensions)'

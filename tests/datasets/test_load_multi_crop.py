@@ -59,7 +59,7 @@ def full_size_crops(path, boxes, reduction, sizes):
         box = [reduction * edge for edge in (left, top, left + width, top + height)]
         # The last pixel of the smaller image may stand for less than a whole one.
         box[2:] = min(box[2], image.width), min(box[3], image.height)
-        crop = image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
+        crop = image.resize(size[::-1], Image.Resampling.BICUBIC, box=tuple(box))
         crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
     return crops
 

@@ -38,5 +38,5 @@ def test_the_views_are_what_the_transforms_give():
 
 
 def test_views_that_are_no_uint8_images_are_refused():
-    with pytest.raises(ValueError, match='TransformViews needs a uint8 image'):
+    with pytest.raises(ValueError, match='TransformViews needs a uint8 or float32 image'):
         TransformViews(AFFINE[:1])(dict(img=image()))

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torchvision import transforms as T
 import mmpatchmix.registry  # noqa: F401
 from mmpatchmix.views import ViewAugment, on_cpu, on_device
 from mmpatchmix.views.augment import derive_blur_kernel
+from mmpatchmix.views.plan import BRIGHTNESS, CONTRAST
 from tests.views.plans import MEAN, STD, make_images, run
 
 OFF = dict(color_jitter=None, grayscale_prob=0.0, blur_prob=0.0, solarize_prob=0.0, flip_prob=0.0)
@@ -231,9 +233,57 @@ def test_wrong_arguments_are_refused(settings, message):
 
 @pytest.mark.parametrize(
     'images',
-    [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8).byte(), torch.zeros(2, 1, 8, 8).byte()],
-    ids=['floating point', 'no batch', 'one channel'],
+    [torch.zeros(2, 3, 8, 8).double(), torch.zeros(3, 8, 8).byte(), torch.zeros(2, 1, 8, 8).byte()],
+    ids=['double', 'no batch', 'one channel'],
 )
 def test_wrong_images_are_refused(images):
-    with pytest.raises(ValueError, match=r'\(N, 3, H, W\) uint8'):
+    with pytest.raises(ValueError, match=r'\(N, 3, H, W\) images of uint8'):
         ViewAugment()(images, MEAN, STD)
+
+
+# Images that are no photos
+
+
+@pytest.mark.parametrize('channels', [1, 2, 5])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
+def test_other_channels_get_brightness_contrast_blur_and_flip(channels, dtype):
+    num = 12
+    images = torch.randint(0, 256, (num, channels, 24, 20), dtype=torch.uint8).to(dtype)
+    before = images.clone()
+    settings = dict(grayscale_prob=1.0, solarize_prob=1.0, color_jitter_prob=1.0, blur_prob=0.5)
+    augment = ViewAugment((0.4, 0.4, 0.2, 0.1), **settings)
+    mean, std = torch.full((channels, 1, 1), 10.0), torch.full((channels, 1, 1), 3.0)
+    torch.manual_seed(3)
+    out = augment(images, mean, std)
+    assert torch.equal(images, before)
+    torch.manual_seed(3)
+    plan = augment.draw(num, 20)
+    for n in range(num):  # by hand, one image after another, in float64
+        img = before[n].double()
+        img = img.flip(2) if plan.flip[n] else img
+        for operation in plan.order[n].tolist():
+            factor = plan.factors[n, operation].double()
+            if operation == BRIGHTNESS:
+                img = (img * factor).clamp(0, 255)
+            if operation == CONTRAST:
+                centre = img.mean((1, 2), keepdim=True)
+                img = (centre + (img - centre) * factor).clamp(0, 255)
+        if plan.blur[n]:
+            kernel = cv2.getGaussianKernel(plan.blur_side, float(plan.sigma[n]), cv2.CV_64F)
+            planes = [
+                cv2.sepFilter2D(plane, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+                for plane in img.numpy()
+            ]
+            img = torch.from_numpy(np.stack(planes))
+        torch.testing.assert_close(out[n].double() * 3 + 10, img, atol=2e-3, rtol=1e-5)
+    assert plan.blur.any() and plan.flip.any() and not plan.blur.all()
+
+
+def test_float_photos_get_all_that_bytes_get():
+    images = make_images()
+    augment = ViewAugment(grayscale_prob=0.3, solarize_prob=0.3)
+    torch.manual_seed(0)
+    floats = augment(images.float(), MEAN, STD, to_rgb=True)
+    torch.manual_seed(0)
+    expected = run(on_device, images.flip(1), augment.draw(len(images), 20), is_bgr=True)
+    assert torch.equal(floats, expected)

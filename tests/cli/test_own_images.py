@@ -1,0 +1,251 @@
+"""What a user is told of the own images, before training: dry run, statistics, contact sheet."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from PIL import Image
+
+from mmpatchmix.cli import stats
+from mmpatchmix.cli.check_run import check_run
+from mmpatchmix.cli.describe_images import describe_images
+from mmpatchmix.cli.describe_run import describe_run
+from mmpatchmix.cli.dry_run import run_one_step
+from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.visualization.views_sheet import draw_views
+from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
+from tests.datasets.folders import PIPELINE, make_classes, make_folder
+from tests.engine.tiny_run import tiny_run_config
+
+
+def make_microscope(root, num=24, channels=5):
+    """12-bit images of several channels, each about twice as bright as the one before."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(num):
+        shape = (40 + number, 50, channels)
+        values = rng.integers(0, 128, shape) * 2 ** np.arange(channels)
+        values = values.astype(np.uint16)
+        planar = dict(planarconfig='contig') if channels > 1 else {}
+        content = as_tiff(values.squeeze(), photometric='minisblack', **planar)
+        (root / f'{number:02d}.tif').write_bytes(content)
+    return root
+
+
+def own_images_config(tmp_path, root, channels, size=16, values='0,4095'):
+    """The tiny run on images of any kind."""
+    load = dict(type='mmpatchmix.LoadAnyImage', channels=channels, value_range=values)
+    crops = dict(type='mmpatchmix.MultiCrop', global_size=size, num_local=2, local_size=8)
+    cfg = tiny_run_config(tmp_path / 'run', num_images=None)
+    images = dict(type='mmpatchmix.ImageFolder', data_root=str(root), _delete_=True)
+    cfg.merge_from_dict({
+        'train_dataloader.dataset': dict(
+            **images, pipeline=[load, crops, dict(type='mmpatchmix.PackViews')], split='train'
+        ),
+        'model.backbone.in_channels': channels,
+        'model.backbone.img_size': size,
+        'model.backbone.patch_size': 4,
+        'model.data_preprocessor.mean': [20.0] * channels,
+        'model.data_preprocessor.std': [20.0] * channels,
+        'model.data_preprocessor.to_rgb': False,
+        'model.data_preprocessor.patch_size': 4,
+        'model.data_preprocessor.augment': {
+            name: dict(type='mmpatchmix.ViewAugment')
+            for name in ('view_1', 'view_2', 'local_views')
+        },
+    })  # fmt: skip
+    test_view = dict(type='mmpatchmix.ResizeCentre', size=size)
+    tested = dict(**images, pipeline=[load, test_view, dict(type='PackInputs')], split='val')
+    tested['test_mode'] = True
+    cfg.merge_from_dict({
+        'val_dataloader.dataset': tested,
+        'test_dataloader.dataset': tested,
+        'val_cfg.bank_dataloader.dataset': tested,
+        'test_cfg.bank_dataloader.dataset': tested,
+    })  # fmt: skip
+    return cfg
+
+
+# From files to a step
+
+
+@pytest.mark.parametrize('size', [16, (16, 32)], ids=str)
+def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
+    root = make_microscope(tmp_path / 'images')
+    cfg = own_images_config(tmp_path, root, 5, size)
+    stats.set_stats(cfg)
+    runner = Runner.from_cfg(cfg)
+    check_run(runner)
+    text = '\n'.join(describe_run(runner))
+    assert '24 x 5 channels uint16' in text and '40 x 50 to 63 x 50 pixels' in text
+    assert 'none: images lie in no folder' in text and 'mean, std' not in text
+    result = run_one_step(runner)
+    assert 0.2 < result['loss_local'] < 20
+    assert runner.model.backbone.patch_embed.projection.weight.shape == (12, 5, 4, 4)
+    if size == (16, 32):
+        assert '2 of 16x32 and 2 of 8' in text
+        assert runner.model.backbone.pos_embed.shape[1] == 1 + 4 * 8
+    before = torch.get_rng_state()
+    figure = draw_views(runner, tmp_path / 'sheet.png', num_images=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(figure.axes) == 3 * 8 and '5 channels, shown: 3' in figure.get_suptitle()
+    assert cv2.imread(str(tmp_path / 'sheet.png')).std() > 10
+
+
+def test_the_contact_sheet_shows_photos_in_their_colours(tmp_path):
+    root = tmp_path / 'images'
+    root.mkdir()
+    colours = [(200, 30, 60), (20, 180, 40), (90, 60, 220)]
+    for number, colour in enumerate(colours * 4):
+        Image.new('RGB', (30, 30), colour).save(root / f'{number:02d}.png')
+    cfg = own_images_config(tmp_path, root, 3, values='dtype')
+    cfg.model.data_preprocessor.augment = {}
+    runner = Runner.from_cfg(cfg)
+    figure = draw_views(runner, tmp_path / 'sheet.png', num_images=12)
+    for column, colour in enumerate(colours * 4):
+        shown = figure.axes[column].images[0].get_array()
+        np.testing.assert_allclose(shown.mean((0, 1)) * 255, colour, atol=0.01)
+    with pytest.raises(ValueError, match=r'must end in \.png'):
+        draw_views(runner, tmp_path / 'sheet.pdf')
+
+
+def refusal(cfg):
+    with pytest.raises(ValueError) as caught:
+        check_run(Runner.from_cfg(cfg))
+    return str(caught.value)
+
+
+def test_shapes_that_do_not_go_together_are_refused(tmp_path):
+    root = make_microscope(tmp_path / 'images')
+    cfg = own_images_config(tmp_path, root, 5)
+    cfg.model.backbone.img_size = (16, 32)
+    message = refusal(cfg)
+    assert 'view_1 is 16x16 pixels' in message and 'img_size=16x32' in message
+    cfg = own_images_config(tmp_path, root, 5, (16, 32))
+    cfg.val_dataloader.dataset.pipeline[1].size = 16
+    assert 'the test view (val_dataloader) is 16x16' in refusal(cfg)
+
+
+def test_channels_that_do_not_go_together_are_refused(tmp_path):
+    root = make_microscope(tmp_path / 'images')
+    cfg = own_images_config(tmp_path, root, 5)
+    cfg.model.backbone.in_channels = 3
+    assert 'view_1 has 5 channels, model.backbone.in_channels=3' in refusal(cfg)
+    cfg = own_images_config(tmp_path, root, 5)
+    cfg.model.data_preprocessor.update(mean=[1.0] * 4, std=[1.0] * 4)
+    assert 'has not the 4 channels' in refusal(cfg)
+    cfg = own_images_config(tmp_path, root, 3)
+    message = refusal(cfg)
+    assert '5 channels of' in message and 'the config says channels=3' in message
+
+
+# What is evaluated is not trained on
+
+
+def folder_config(tmp_path, root, **train):
+    cfg = own_images_config(tmp_path, root, 3, values='dtype')
+    cfg.train_dataloader.dataset.update(train)
+    return cfg
+
+
+def test_images_that_are_trained_on_are_no_held_out_ones(tmp_path):
+    root = make_classes(tmp_path / 'images', 40)
+    check_run(Runner.from_cfg(folder_config(tmp_path, root)))
+    num_val = len(ImageFolder(str(root), split='val'))
+    message = refusal(folder_config(tmp_path, root, labels=False))
+    assert f'{num_val} of the {num_val} images of val_dataloader are trained on too' in message
+    assert 'trained on too' in refusal(folder_config(tmp_path, root, split=None))
+    # By another name of the same folder.
+    message = refusal(folder_config(tmp_path, root, labels=False, data_root=f'{root}/../images'))
+    assert 'trained on too' in message
+
+
+def test_classes_must_agree(tmp_path):
+    make_classes(tmp_path / 'images/train', 8)
+    make_classes(tmp_path / 'images/val', 4, ('ant', 'dog'))
+    message = refusal(folder_config(tmp_path, tmp_path / 'images'))
+    assert 'different classes (bee, cow, dog)' in message
+
+
+# What was understood
+
+
+def test_a_recipe_that_loses_depth_is_said(tmp_path):
+    make_microscope(tmp_path / 'images', num=3, channels=1)
+    (tmp_path / 'images/x.png').write_bytes(as_png(make_noise((20, 20, 3))))
+    (tmp_path / 'images/broken.png').write_bytes(b'no image')
+    facts = describe_images(ImageFolder(str(tmp_path / 'images'), pipeline=PIPELINE))
+    assert facts['kinds'].startswith('3 x 1 channel uint16, 1 x 3 channels uint8  <- this recipe')
+    assert facts['damaged'].startswith('1 of 5 sampled, such as ')
+    assert 'broken.png (not an image, or an incomplete one)' in facts['damaged']
+    photos = make_folder(tmp_path / 'photos', 'a.jpg', 'b.png')
+    facts = describe_images(ImageFolder(str(photos), pipeline=PIPELINE))
+    assert facts['kinds'] == '2 x 3 channels uint8' and facts['sizes'] == '20 x 24 pixels'
+    assert 'unfit' not in facts and 'damaged' not in facts
+
+
+def test_mean_and_std_of_something_else_are_said(tmp_path):
+    root = make_microscope(tmp_path / 'images')
+    cfg = own_images_config(tmp_path, root, 5)
+    cfg.model.data_preprocessor.update(mean=[127.5] * 5, std=[127.5] * 5)
+    text = '\n'.join(describe_run(Runner.from_cfg(cfg)))
+    assert '--stats auto takes them' in text
+
+
+# Statistics
+
+
+def test_stats_are_those_of_the_pixels(tmp_path, capsys):
+    root = make_microscope(tmp_path / 'images', num=7)
+    (root / 'bad.tif').write_bytes(b'no image')
+    (root / 'grey.tif').write_bytes(as_tiff(np.zeros((9, 9), np.uint16)))
+    stats.main([str(root)])
+    text = capsys.readouterr().out
+    assert '9 images, a sample of 9' in text
+    assert '7 x 5 channels uint16, 1 x 1 channel uint16' in text
+    assert 'bad.tif' in text and '1 do not fit, such as ' in text
+    # 127 * 16 = 2032 needs 11 bits.
+    assert 'PATCHMIX_CHANNELS=5 PATCHMIX_VALUES=0,2047' in text
+    import tifffile
+
+    images = [tifffile.imread(root / f'{n:02d}.tif') * (255 / 2047) for n in range(7)]
+    mean = np.mean([img.mean((0, 1)) for img in images], 0)
+    std = np.sqrt(np.mean([(img**2).mean((0, 1)) for img in images], 0) - mean**2)
+    (line,) = (line for line in text.splitlines() if line.startswith('  mean '))
+    np.testing.assert_allclose(eval(line[7:]), mean, atol=0.006)
+    (line,) = (line for line in text.splitlines() if line.startswith('  std  '))
+    np.testing.assert_allclose(eval(line[7:]), std, atol=0.006)
+
+
+def test_stats_suggest_what_fits(tmp_path, capsys):
+    for name, values, suggested in (
+        ('bytes', make_noise((9, 9, 3)), 'dtype'),
+        ('bits', np.eye(9, dtype=np.uint8), '0,1'),
+        ('floats', np.linspace(-1, 3, 81).reshape(9, 9), '-1,3'),
+        ('signed', np.arange(81, dtype=np.int16).reshape(9, 9) - 40, '-40,40'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'a.npy').write_bytes(as_npy(values))
+        stats.main([str(tmp_path / name)])
+        assert f'PATCHMIX_VALUES={suggested} ' in capsys.readouterr().out
+    for wrong in (['--values', '2,1'], ['--channels', '4'], ['--sample', '0']):
+        with pytest.raises(SystemExit):
+            stats.main([str(tmp_path / 'bytes'), *wrong])
+
+
+def test_stats_auto_follows_the_loader_of_the_recipe(tmp_path):
+    root = make_folder(tmp_path / 'images', *(f'{n}.png' for n in range(6)))
+    cfg = folder_config(tmp_path, root)
+    stats.set_stats(cfg)
+    rgb = np.stack([cv2.imread(str(root / f'{n}.png'))[:, :, ::-1] for n in range(6)]) / 1.0
+    np.testing.assert_allclose(cfg.model.data_preprocessor.mean, rgb.mean((0, 1, 2)), atol=0.006)
+    np.testing.assert_allclose(cfg.model.data_preprocessor.std, rgb.std((0, 1, 2)), atol=0.006)
+    for to_rgb in (True, False):  # of what mmcv loads, in the order in which it is normalised
+        cfg.train_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile')
+        cfg.model.data_preprocessor.to_rgb = to_rgb
+        stats.set_stats(cfg)
+        expected = rgb.mean((0, 1, 2))[:: 1 if to_rgb else -1]
+        np.testing.assert_allclose(cfg.model.data_preprocessor.mean, expected, atol=0.006)
+    with pytest.raises(ValueError, match=r'this config trains on mmpatchmix\.Digits'):
+        stats.set_stats(tiny_run_config(tmp_path))

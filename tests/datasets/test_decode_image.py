@@ -1,0 +1,182 @@
+"""Files of every kind: each channel, each bit, as displayed, or refused."""
+
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+from mmpatchmix.datasets.decode_image import decode_image
+from tests.datasets.any_images import as_npy, as_pillow, as_png, as_tiff, make_levels, make_noise
+
+GREY, RGB = make_noise((20, 30)), make_noise((20, 30, 3))
+FIVE = make_noise((20, 30, 5), 'uint16', 65536)
+CONTIG = dict(photometric='minisblack', planarconfig='contig')
+FLOATS = np.random.default_rng(2).normal(0, 100, (20, 30)).astype(np.float32)
+
+
+def decode(content: bytes):
+    return decode_image(content, 'a file')
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected', 'ends'),
+    [
+        (as_png(GREY), GREY, (0, 255)),
+        (as_png(RGB), RGB, (0, 255)),
+        (as_png(make_noise((20, 30, 4))), make_noise((20, 30, 4)), (0, 255)),
+        (as_png(make_levels(4081)), make_levels(4081), (0, 65535)),
+        (as_png(FIVE[:, :, :3]), FIVE[:, :, :3], (0, 65535)),
+        (as_pillow(RGB, 'BMP'), RGB, (0, 255)),
+        (as_pillow(GREY > 99, 'PNG'), (GREY > 99) * 255, (0, 255)),
+        (as_pillow(RGB, 'WEBP', lossless=True), RGB, (0, 255)),
+        (as_tiff(GREY), GREY, (0, 255)),
+        (as_tiff(RGB), RGB, (0, 255)),
+        (as_tiff(make_levels(4081)), make_levels(4081), (0, 65535)),
+        (as_tiff(FIVE, **CONTIG), FIVE, (0, 65535)),
+        (
+            as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack', planarconfig='separate'),
+            FIVE,
+            (0, 65535),
+        ),
+        (as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack'), FIVE, (0, 65535)),  # pages
+        (as_tiff(FIVE, **CONTIG, compression='zlib'), FIVE, (0, 65535)),
+        (as_tiff(FIVE.transpose(2, 0, 1), imagej=True), FIVE, (0, 65535)),
+        (as_tiff(FLOATS), FLOATS, (None, None)),
+        (as_tiff(FLOATS.astype(np.int16)), FLOATS.astype(np.int16), (-32768, 32767)),
+        (as_tiff(GREY > 99, photometric='minisblack'), GREY > 99, (0, 1)),
+        (as_tiff(GREY > 99, photometric='miniswhite'), GREY <= 99, (0, 1)),
+        (as_tiff(GREY, photometric='miniswhite'), 255 - GREY, (0, 255)),
+        (as_tiff(GREY, byteorder='>'), GREY, (0, 255)),
+        (as_tiff(GREY, bigtiff=True), GREY, (0, 255)),
+        (as_npy(FLOATS), FLOATS, (None, None)),
+        (as_npy(FIVE), FIVE, (0, 65535)),
+    ],
+)
+def test_all_values_come_through(content, expected, ends):
+    values, low, high = decode(content)
+    expected = expected[:, :, None] if expected.ndim == 2 else expected
+    assert values.shape == expected.shape
+    assert np.array_equal(values, expected)
+    assert (low, high) == ends
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_turned_as_the_file_says(orientation):
+    image = Image.fromarray(RGB)
+    image.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(as_pillow(RGB, 'PNG', orientation)).values, expected)
+    tags = [(274, 'H', 1, orientation, True)]
+    assert np.array_equal(decode(as_tiff(RGB, extratags=tags)).values, expected)
+    jpeg = as_pillow(RGB, 'JPEG', orientation)
+    theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg))))
+    difference = np.abs(decode(jpeg).values.astype(int) - theirs)
+    assert difference.mean() < 1  # two decoders
+
+
+def test_overviews_of_a_tiff_are_left_alone():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(FIVE, **CONTIG, subifds=1)
+        writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
+    assert np.array_equal(decode(file.getvalue()).values, FIVE)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:  # as GDAL writes them
+        writer.write(FIVE, **CONTIG)
+        writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
+    assert np.array_equal(decode(file.getvalue()).values, FIVE)
+
+
+def two_sizes() -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(GREY)
+        writer.write(GREY[:10])
+    return file.getvalue()
+
+
+def movie() -> bytes:
+    file = io.BytesIO()
+    frames = [Image.fromarray(np.roll(RGB, n, 0)) for n in range(3)]
+    frames[0].save(file, 'WEBP', save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (b'no image', 'not an image'),
+        (b'', 'not an image'),
+        (as_png(RGB)[:100], 'not an image'),
+        (as_tiff(FIVE, **CONTIG)[:-100], 'it ends too early'),
+        (as_tiff(FIVE, **CONTIG, compression='zlib')[:-1], 'it ends too early'),
+        (as_tiff(RGB)[:20], 'not an image'),
+        (as_npy(FIVE)[:-100], 'not an image'),
+        (as_npy(np.zeros((2, 3, 4, 5))), r'float64 of shape \(2, 3, 4, 5\)'),
+        (as_npy(np.zeros((2, 3), complex)), 'complex128 of shape'),
+        (two_sizes(), r'2 images of shapes \(20, 30\), \(10, 30\)'),
+        (as_tiff(make_noise((4, 20, 30, 3)), photometric='rgb'), r'\(4, 20, 30, 3\)'),
+        (as_tiff(make_noise((4, 3, 20, 30), 'uint16'), imagej=True), r'\(4, 3, 20, 30\)'),
+        (as_pillow(RGB, 'TIFF', quality=1)[:50], 'not an image'),
+        (movie(), '3 frames'),
+    ],
+)
+def test_what_is_no_one_image_is_refused(content, reason):
+    with pytest.raises(OSError, match=f'(?s){reason}.*a file|a file.*{reason}'):
+        decode(content)
+
+
+def test_a_palette_is_refused():
+    colormap = np.zeros((3, 256), np.uint16)
+    with pytest.raises(OSError, match='palette'):
+        decode(as_tiff(GREY, photometric='palette', colormap=colormap))
+
+
+def test_no_pickle_is_read(tmp_path):
+    with pytest.raises(OSError, match='not an image'):
+        decode(as_npy(np.array([[{}, None]], dtype=object)))
+
+
+def test_lzw_is_read_or_the_package_for_it_is_named():
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, 'TIFF', compression='tiff_lzw')
+    try:
+        import imagecodecs  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match=r'a file is a TIFF with LZW .*mmpatchmix\[images\]'):
+            decode(file.getvalue())
+    else:
+        assert np.array_equal(decode(file.getvalue()).values[:, :, 0], GREY)
+
+
+def as_dicom(values: np.ndarray, **changes) -> bytes:
+    pydicom = pytest.importorskip('pydicom', reason='pip install "mmpatchmix[images]"')
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns = values.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, 'MONOCHROME2'
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelRepresentation = 0
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = values.tobytes()
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_dicom_in_its_own_units():
+    levels = make_levels(4081)
+    ids = dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.2', SOPInstanceUID='1.2.3')
+    values, low, high = decode(as_dicom(levels, **ids))
+    assert np.array_equal(values[:, :, 0], levels) and (low, high) == (0, 4095)
+    values, low, high = decode(as_dicom(levels, RescaleSlope='2', RescaleIntercept='-1024', **ids))
+    assert np.array_equal(values[:, :, 0], 2.0 * levels - 1024)
+    assert (low, high) == (-1024, 2 * 4095 - 1024)
+    values = decode(as_dicom(levels, PhotometricInterpretation='MONOCHROME1', **ids)).values
+    assert np.array_equal(values[:, :, 0], 4095 - levels)
+    with pytest.raises(OSError, match='not an image'):
+        decode(as_dicom(levels, **ids)[:-100])

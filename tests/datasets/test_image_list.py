@@ -1,0 +1,127 @@
+"""Lists of images: what is a path, a label, a split, and what is refused with its line."""
+
+import os
+
+import pytest
+
+from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.datasets.image_list import read_image_list
+from tests.datasets.folders import PIPELINE, make_folder
+from tests.datasets.test_image_folder import list_labels, list_names
+
+NAMES = ('ant/1.jpg', 'ant/2.jpg', 'bee/3.jpg', 'bee/with space 4.jpg')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path, *NAMES)
+
+
+def write(folder, text, name='images.csv'):
+    path = folder / name
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def test_paths_alone_are_unlabelled(folder):
+    for name, text in (
+        ('a.csv', '\n'.join(NAMES)),
+        ('b.txt', '# mine\n\n' + '\r\n'.join(NAMES) + '\n'),
+        ('c.csv', '\ufeffpath\n' + '\n'.join(NAMES)),
+    ):
+        dataset = ImageFolder(write(folder, text, name), pipeline=PIPELINE)
+        assert list_names(dataset) == [*NAMES]
+        assert list_labels(dataset) == [None] * 4
+        assert dataset.metainfo['labelled'] is False
+        assert dataset[3]['inputs']['view_1'].shape == (16, 16, 3)
+
+
+def test_labels_are_names_or_numbers(folder):
+    lines = [f'{name},{label}' for name, label in zip(NAMES, 'bbac', strict=True)]
+    dataset = ImageFolder(write(folder, '\n'.join(lines)))
+    assert dataset.metainfo['classes'] == ('a', 'b', 'c') and list_labels(dataset) == [1, 1, 0, 2]
+    text = 'class,x,set,file\n' + ''.join(
+        f'{label},-,train,{name}\n' for name, label in zip(NAMES, (10, 9, 9, 2), strict=True)
+    )
+    dataset = ImageFolder(write(folder, text, 'b.csv'))
+    assert dataset.metainfo['classes'] == ('2', '9', '10')
+    assert list_labels(dataset) == [2, 1, 1, 0]
+    for separator in ('\t', ' '):
+        text = ''.join(f'{name}{separator}{n // 2}\n' for n, name in enumerate(NAMES))
+        dataset = ImageFolder(write(folder, text, 'c.txt'))
+        assert (list_names(dataset), list_labels(dataset)) == ([*NAMES], [0, 0, 1, 1])
+    ignored = ImageFolder(write(folder, '\n'.join(lines)), labels=False)
+    assert list_labels(ignored) == [None] * 4
+
+
+def test_paths_are_relative_to_the_list_or_absolute(folder, tmp_path):
+    (folder / 'lists').mkdir()
+    path = write(folder / 'lists', f'../{NAMES[0]}\n{folder}/{NAMES[2]}\n')
+    dataset = ImageFolder(path)
+    paths = [dataset.get_data_info(n)['img_path'] for n in range(2)]
+    assert [os.path.samefile(p, folder / n) for p, n in zip(paths, NAMES[::2], strict=True)]
+
+
+def test_whatever_a_list_names_is_tried_and_counted(folder):
+    path = write(folder, '\n'.join([*NAMES, 'no.jpg', 'images.csv']))
+    dataset = ImageFolder(path, pipeline=PIPELINE)
+    assert len(dataset) == 6
+    assert [dataset.prepare_data(n) is None for n in range(6)] == [False] * 4 + [True] * 2
+    assert dataset.num_unreadable == 2
+
+
+def test_splits_of_the_list(folder):
+    splits = ('train', 'val', 'Training', 'test')
+    lines = [f'{n},x{i % 2},{s}' for i, (n, s) in enumerate(zip(NAMES, splits, strict=True))]
+    path = write(folder, '\n'.join(lines))
+    train, val = (ImageFolder(path, split=split) for split in ('train', 'val'))
+    assert list_names(train) == [NAMES[0], NAMES[2]] and list_labels(train) == [0, 0]
+    assert list_names(val) == [NAMES[1], NAMES[3]] and list_labels(val) == [1, 1]
+    assert val.metainfo['classes'] == train.metainfo['classes'] == ('x0', 'x1')
+    assert val.understood['held out'] == train.understood['held out'] == '2 of 4, as the list says'
+    assert len(ImageFolder(path)) == 4
+
+
+def test_without_splits_names_decide_as_in_a_folder(folder):
+    make_folder(folder, *(f'{c}/{n:03d}.jpg' for c in ('ant', 'bee') for n in range(60)))
+    names = [f'{c}/{n:03d}.jpg' for c in ('ant', 'bee') for n in range(60)]
+    path = write(folder, '\n'.join(f'{name},{name[:3]}' for name in names))
+    listed, found = (ImageFolder(p, split='val', holdout=0.3) for p in (path, str(folder)))
+    assert list_names(listed) == [name for name in list_names(found) if name in names]
+    assert set(list_labels(listed)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'names no image'),
+        ('path,label\n', 'names no image'),
+        ('a.jpg,x\nb.jpg\n', r'line 2 of .* has no label, though others'),
+        ('a.jpg,x,train\nb.jpg,y,\n', 'line 2 of .* has no split'),
+        ('a.jpg,x,some\n', "line 1 of .* has the split 'some'; it is one of train, "),
+        ('path,label\na.jpg,x\n,y\n', 'line 3 of .* has no path'),
+    ],
+)
+def test_incomplete_lists_are_refused_with_their_line(folder, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_image_list(write(folder, text))
+
+
+def test_what_a_list_cannot_be(folder):
+    with pytest.raises(FileNotFoundError, match=r'there is no list .*none\.csv'):
+        ImageFolder(str(folder / 'none.csv'))
+    path = write(folder, '\n'.join(NAMES))
+    with pytest.raises(ValueError, match=r'labels=True, but .* has no labels'):
+        ImageFolder(path, labels=True)
+    with pytest.raises(ValueError, match="data_prefix='train' is a folder"):
+        ImageFolder(path, data_prefix='train')
+    with pytest.raises(ValueError, match='not in the given classes: ant'):
+        ImageFolder(write(folder, f'{NAMES[0]},ant'), classes=['bee'])
+    with pytest.raises(ValueError, match=r"no line of .* is of 'val'"):
+        ImageFolder(write(folder, f'{NAMES[0]},ant,train'), split='val')
+
+
+def test_lines_that_name_an_image_again_are_said(folder):
+    dataset = ImageFolder(write(folder, '\n'.join([*NAMES, *NAMES[:2]])))
+    assert len(dataset) == 6
+    assert dataset.understood['repeated'].startswith('2 lines')

@@ -1,0 +1,188 @@
+"""Pixel values followed from the file to the network, and what does not fit refused by name."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import default_collate
+from mmpretrain.registry import TRANSFORMS as MMPRETRAIN_TRANSFORMS
+
+from mmpatchmix.datasets import ImageFolder, LoadAnyImage, MultiCrop, ResizeCentre
+from mmpatchmix.datasets.load_any_image import UnfitImageError, parse_value_range
+from mmpatchmix.models import PatchMixDataPreprocessor
+from mmpatchmix.registry import TRANSFORMS
+from mmpatchmix.views import PackViews
+from tests.datasets.any_images import as_npy, as_png, as_tiff, make_levels, make_noise
+
+FIVE = make_noise((40, 50, 5), 'uint16', 4096)
+
+
+def load(tmp_path, content: bytes, name: str = 'a.tif', **settings) -> np.ndarray:
+    path = tmp_path / name
+    path.write_bytes(content)
+    results = LoadAnyImage(**settings).transform({'img_path': str(path)})
+    img = results['img']
+    assert img.dtype == np.float32
+    assert results['img_shape'] == results['ori_shape'] == img.shape[:2]
+    return img
+
+
+# Values
+
+
+@pytest.mark.parametrize('write', [as_png, as_tiff, as_npy])
+def test_12_bits_keep_their_levels_up_to_the_network(tmp_path, write):
+    levels = make_levels(4081)
+    img = load(tmp_path, write(levels), channels=1, value_range=(0, 4095))
+    np.testing.assert_allclose(img[:, :, 0], levels * (255 / 4095), rtol=1e-6)
+    # The whole image as its crop: the resize then changes nothing.
+    crops = MultiCrop(global_size=64, global_scale=(1, 1), ratio=(1, 1)).transform({'img': img})
+    batch = default_collate([PackViews().transform(crops)] * 2)
+    assert batch['inputs']['view_1'].shape == (2, 64, 64, 1)
+    off = dict(color_jitter=None, grayscale_prob=0, blur_prob=0, flip_prob=0)
+    preprocessor = PatchMixDataPreprocessor(
+        mean=[100.0],
+        std=[50.0],
+        to_rgb=False,
+        augment=dict(view_1=dict(type='mmpatchmix.ViewAugment', **off)),
+    )
+    inputs = preprocessor(batch, training=True)['inputs']
+    for name in ('view_1', 'view_2'):  # augmented, and not
+        seen = inputs[name][0, 0]
+        assert len(seen.unique()) == 4081
+        expected = torch.from_numpy((levels * (255 / 4095) - 100) / 50).float()
+        torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_ends_of_each_kind_of_range(tmp_path):
+    assert np.array_equal(
+        load(tmp_path, as_png(make_noise((9, 9, 3))), 'a.png'), make_noise((9, 9, 3))
+    )
+    img = load(tmp_path, as_tiff(FIVE, photometric='minisblack', planarconfig='contig'), channels=5)
+    np.testing.assert_allclose(img, FIVE * (255 / 65535), rtol=1e-6)
+    signed = np.array([[-32768, 0, 32767]], np.int16)
+    img = load(tmp_path, as_npy(signed), channels=1)
+    np.testing.assert_allclose(img[0, :, 0], [0, 32768 / 65535 * 255, 255], rtol=1e-6)
+    metres = np.array([[-400.0, 0.0, 8848.0]])
+    img = load(tmp_path, as_npy(metres), channels=1, value_range='-400,8848')
+    np.testing.assert_allclose(img[0, :, 0], [0, 400 / 9248 * 255, 255], rtol=1e-6)
+
+
+def test_percentiles_are_those_of_each_channel(tmp_path):
+    values = FIVE.astype(np.float64) * [1, 10, 100, 1e3, 1e6]
+    img = load(tmp_path, as_npy(values), channels=5, value_range=('percentile', 1, 99))
+    for channel in range(5):
+        ordered = np.sort(values[:, :, channel].ravel())
+        low, high = (
+            np.interp(share * (len(ordered) - 1), np.arange(len(ordered)), ordered)
+            for share in (0.01, 0.99)
+        )
+        expected = np.clip((values[:, :, channel] - low) / (high - low), 0, 1) * 255
+        np.testing.assert_allclose(img[:, :, channel], expected, atol=1e-3)
+    assert (img == 0).any() and (img == 255).any()
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ('values', 'settings', 'reason'),
+    [
+        (FIVE, dict(channels=3), '5 channels of 40 x 50 pixels, the config says channels=3'),
+        (FIVE[:, :, 0], dict(channels=3), '1 channel of 40 x 50 pixels, the config says'),
+        (FIVE.transpose(2, 0, 1), dict(channels=5), '50 channels of 5 x 40 pixels'),
+        (FIVE, dict(channels=5, value_range=(0, 1023)), r'values from \d+ to 409\d, the config'),
+        (FIVE.astype('f4'), dict(channels=5), r'float32 values.*\(low, high\) says'),
+        (np.full((4, 4), np.nan), dict(channels=1, value_range=(0, 1)), 'no numbers'),
+        (
+            np.zeros((4, 4)),
+            dict(channels=1, value_range=('percentile', 1, 99)),
+            'percentiles 1 and 99 of channel 0 are both 0',
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_by_name(tmp_path, values, settings, reason):
+    with pytest.raises(UnfitImageError, match=rf'{reason}.*a\.tif'):
+        load(tmp_path, as_npy(values), **settings)
+
+
+def test_unfit_images_are_counted_with_their_reason(tmp_path, caplog):
+    for number in range(5):
+        (tmp_path / f'{number}.tif').write_bytes(
+            as_tiff(FIVE, photometric='minisblack', planarconfig='contig')
+        )
+    (tmp_path / 'x.tif').write_bytes(as_tiff(FIVE[:, :, 0]))
+    dataset = ImageFolder(str(tmp_path), pipeline=[LoadAnyImage(channels=5)])
+    assert dataset.prepare_data(0)['img'].shape == (40, 50, 5)
+    with caplog.at_level('WARNING'):
+        from mmengine.logging import MMLogger
+
+        logger = MMLogger.get_current_instance()
+        logger.addHandler(caplog.handler)
+        try:
+            assert dataset.prepare_data(5) is None
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert dataset.num_unreadable == 1
+    assert 'x.tif (UnfitImageError: 1 channel of 40 x 50 pixels, the config' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'value', ['floats', (1, 1), (2, 1), (1, 2, 3), ('percentile', -1, 50), 'percentile,1', None, 3]
+)
+def test_wrong_settings_are_refused(value):
+    with pytest.raises((ValueError, TypeError)):
+        parse_value_range(value)
+    with pytest.raises(ValueError, match='channels must be at least 1'):
+        LoadAnyImage(channels=0)
+
+
+def test_a_range_can_be_a_text():
+    assert parse_value_range('0,4095') == parse_value_range([0, 4095]) == ('given', 0.0, 4095.0)
+    assert parse_value_range('percentile, 1, 99') == ('percentile', 1.0, 99.0)
+    assert parse_value_range('dtype') == ('dtype', None, None)
+
+
+# Crops and test views
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 5])
+def test_float_crops_equal_those_of_bytes_but_for_rounding(channels):
+    # Of so little contrast that no overshoot is cut between the two passes of bytes.
+    img = 80 + make_noise((90, 120, channels), high=96)
+    crop = MultiCrop(global_size=(32, 64), local_size=16, num_local=2)
+    torch.manual_seed(0)
+    floats = crop.transform({'img': img.astype(np.float32)})
+    torch.manual_seed(0)
+    whole = crop.transform({'img': img})
+    assert floats['view_1'].shape == (channels, 32, 64)
+    assert floats['local_views'].shape == (2, channels, 16, 16)
+    for name in ('view_1', 'view_2', 'local_views'):
+        assert whole[name].dtype == torch.uint8 and floats[name].dtype == torch.float32
+        assert floats[name].min() >= 0 and floats[name].max() <= 255
+        # Bytes round after each of two passes.
+        assert (floats[name] - whole[name].float()).abs().max() <= 2
+
+
+@pytest.mark.parametrize('shape', [(300, 400), (500, 333), (224, 224), (100, 90)])
+def test_the_test_view_of_photos_is_mmpretrains(shape):
+    img = make_noise((*shape, 3))
+    theirs = {'img': img}
+    for step in (
+        dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=224),
+    ):
+        theirs = MMPRETRAIN_TRANSFORMS.build(step)(theirs)
+    ours = TRANSFORMS.build(dict(type='mmpatchmix.ResizeCentre', size=224))({'img': img})
+    assert ours['img'].shape == (224, 224, 3) == theirs['img'].shape
+    assert np.abs(ours['img'].astype(int) - theirs['img']).max() <= 2
+
+
+def test_the_test_view_of_other_shapes_keeps_the_proportions():
+    # A ramp along each axis: after resizing, the steps are equal in both.
+    rows, columns = np.mgrid[0:210, 0:400].astype(np.float32)
+    img = np.stack([rows / 2, columns / 2], -1)
+    view = ResizeCentre((64, 128)).transform({'img': img})['img']
+    assert view.shape == (64, 128, 2)
+    steps = np.diff(view[10:-10, :, 0], axis=0).mean(), np.diff(view[:, 10:-10, 1], axis=1).mean()
+    assert steps[0] == pytest.approx(steps[1], rel=0.01)
+    assert view[31:33, 63:65].mean((0, 1)) == pytest.approx([52, 99.5], abs=1)

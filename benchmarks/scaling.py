@@ -28,7 +28,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpatchmix.cli.preflight import _leaves
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP, SafeCheckpointHook
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
@@ -194,7 +193,6 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
 def plan_data(num_images: float, num_ranks: int, images_per_second: float, args: Namespace) -> dict:
     """Return what the images and the ranks take besides: memory of a rank, disks and cores."""
     peak, seconds = measure_sampler(2 * 10**6)
-    facts = len(json.dumps(dict(_leaves(build('vit-b_in1k')[0]))))
     return {
         'images': f'{num_images:.3g}',
         'ranks': num_ranks,
@@ -203,7 +201,7 @@ def plan_data(num_images: float, num_ranks: int, images_per_second: float, args:
         'order (s)': seconds * num_images,
         'read (GB/s)': images_per_second * args.image_kb / 1e6,
         'worker cores': images_per_second * args.worker_ms / 1e3,
-        'preflight (GB)': facts * num_ranks**2 / GB,
+        'preflight (GB)': len('{"digest": ""}' + 64 * '0') * num_ranks**2 / GB,
     }
 
 

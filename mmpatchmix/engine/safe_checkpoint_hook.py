@@ -18,12 +18,12 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import (
-    find_damage,
-    find_good_checkpoint,
     move_into_place,
     seal,
     write_text,
 )
+from mmpatchmix.engine.best_checkpoint import KeepsFiles, SavesAside
+from mmpatchmix.engine.choose_checkpoint import choose_checkpoint
 from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
 from mmpatchmix.engine.patchmix_fsdp import gather_whole, local_share
 from mmpatchmix.engine.stop_signals import StopSignals, exit_code
@@ -98,7 +98,7 @@ class SafeCheckpointHook(CheckpointHook):
                 if runner._train_loop is not None:
                     lock_work_dir(runner.work_dir)
                 if not runner._has_loaded:
-                    choice[0] = _choose(runner)
+                    choice[0] = choose_checkpoint(runner)
             except ValueError as error:
                 choice[1] = str(error)
         dist.broadcast_object_list(choice)
@@ -208,7 +208,7 @@ class SafeCheckpointHook(CheckpointHook):
         return isinstance(self.file_backend, LocalBackend)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        runner = runner.runner if isinstance(runner, _SavesAside) else runner
+        runner = runner.runner if isinstance(runner, SavesAside) else runner
         if not self._is_local():
             runner.call_hook('prepare_checkpoint')
             super()._save_checkpoint_with_step(runner, step, meta)
@@ -301,63 +301,12 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.save_best or not self._is_local():
             super()._save_best_checkpoint(runner, metrics)
             return
-        backend, self.file_backend = self.file_backend, _KeepsFiles()
+        backend, self.file_backend = self.file_backend, KeepsFiles()
         try:
-            super()._save_best_checkpoint(_SavesAside(runner, self), metrics)
+            super()._save_best_checkpoint(SavesAside(runner, self), metrics)
             outdated = self.file_backend.outdated
         finally:
             self.file_backend = backend
         best = getattr(self, 'best_ckpt_path_dict', None) or {'': self.best_ckpt_path}
         for path in outdated - set(best.values()):
             os.unlink(path)
-
-
-class _KeepsFiles(LocalBackend):
-    """A file backend that notes down what it is asked to remove."""
-
-    def __init__(self) -> None:
-        self.outdated: set[str] = set()
-
-    def remove(self, filepath: str) -> None:
-        self.outdated.add(str(filepath))
-
-
-class _SavesAside:
-    """The Runner as mmengine's hook sees it when it saves the best checkpoint."""
-
-    def __init__(self, runner: Runner, hook: SafeCheckpointHook) -> None:
-        self.runner, self.hook = runner, hook
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.runner, name)
-
-    def save_checkpoint(self, out_dir: str, filename: str, **settings: Any) -> None:
-        for name in ('file_client_args', 'backend_args'):
-            settings.pop(name)
-        self.runner.call_hook('prepare_checkpoint')
-        self.hook._refuse_infinite_weights(self.runner)
-        if dist.is_main_process():
-            self.hook._write(self.runner, self.runner.save_checkpoint, filename, **settings)
-
-
-def _choose(runner: Runner) -> str | None:
-    """Return the file to load, verified."""
-    named = runner._load_from
-    if named is not None:
-        damage = find_damage(named) if os.path.isfile(named) else None
-        if damage is None:
-            return named
-        good, _ = find_good_checkpoint(Path(named).parent)
-        way_on = f' A good one is {good}.' if good else ''
-        raise ValueError(f'{named} cannot be read: it is damaged ({damage}).{way_on}')
-    if not runner._resume:
-        return None
-    good, damaged = find_good_checkpoint(runner.work_dir)
-    listed = ''.join(f'\n  {path}: {damage}' for path, damage in damaged.items())
-    if damaged and good is None:
-        raise ValueError(f'every checkpoint of {runner.work_dir} is damaged:{listed}')
-    if damaged:
-        runner.logger.warning(f'Damaged checkpoints are passed over:{listed}')
-    elif good is not None and not Path(runner.work_dir, 'last_checkpoint').is_file():
-        runner.logger.warning(f'last_checkpoint is missing; {good} is the newest good one.')
-    return good and str(good)

@@ -36,9 +36,11 @@ def write_capsule(
         str | None: The file; None where the weights are lost (another optimizer), the samples are
         not known (another sampler) or the disk fails.
     """
-    loop, wrapper, rank = runner.train_loop, runner.optim_wrapper, dist.get_rank()
-    is_exact = isinstance(loop, ExactTrainLoop) and find_sampler(loop.dataloader) is not None
-    if getattr(wrapper, 'broken', None) is None or not is_exact:
+    wrapper, rank = runner.optim_wrapper, dist.get_rank()
+    if getattr(wrapper, 'broken', None) is None:
+        return None
+    loop = runner.train_loop
+    if not isinstance(loop, ExactTrainLoop) or find_sampler(loop.dataloader) is None:
         return None
     batch, indices = _read_batch(loop, iteration)
     capsule = {

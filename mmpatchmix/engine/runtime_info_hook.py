@@ -66,7 +66,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self._bring_to_host(runner)
 
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
-        if all(value.device.type == 'cpu' for value in self._pending[-1][2].values()):
+        if self._lie_on_host(self._pending[-1][2]):
             return True  # nothing to wait for
         if self.end_of_epoch(runner.train_dataloader, batch_idx):
             return True
@@ -77,6 +77,10 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
             if by_iteration and self.every_n_train_iters(runner, hook.interval):
                 return True
         return False
+
+    @staticmethod
+    def _lie_on_host(outputs: dict[str, Tensor]) -> bool:
+        return all(value.device.type == 'cpu' for value in outputs.values())
 
     def _bring_to_host(self, runner: Runner) -> None:
         pending, self._pending = self._pending, []

@@ -71,6 +71,11 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def as_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(DeferredRuntimeInfoHook, '_lie_on_host', lambda hook, outputs: False)
+
+
 def train_with(hook, length, *hooks):
     """What a Runner does with a hook in an epoch; after each iteration, what is logged."""
     hub = MessageHub(f'test-{id(hook)}')
@@ -81,6 +86,7 @@ def train_with(hook, length, *hooks):
         epoch=0,
         message_hub=hub,
         work_dir='nowhere',
+        optim_wrapper=None,
     )
     logged = []
     for index in range(length):
@@ -91,7 +97,12 @@ def train_with(hook, length, *hooks):
     return hub, logged
 
 
-def test_losses_come_to_the_host_where_the_log_wants_them():
+def test_losses_of_a_cpu_are_logged_at_once():
+    _, logged = train_with(DeferredRuntimeInfoHook(), 3, LoggerHook(interval=2))
+    assert logged == [1, 2, 3]
+
+
+def test_losses_come_to_the_host_where_the_log_wants_them(as_on_an_accelerator):
     with CountReads() as counter:
         hub, logged = train_with(DeferredRuntimeInfoHook(), 10, LoggerHook(interval=4))
     assert logged == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]  # every fourth and the last
@@ -100,18 +111,19 @@ def test_losses_come_to_the_host_where_the_log_wants_them():
     assert hub.log_scalars['train/acc'].data[0].tolist() == [0.5] * 10
 
 
-def test_losses_are_checked_before_a_checkpoint_by_iteration():
+def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerator):
     _, logged = train_with(DeferredRuntimeInfoHook(), 7, CheckpointHook(interval=3, by_epoch=False))
     assert logged == [0, 0, 3, 3, 3, 6, 7]
 
 
-def test_what_waits_is_named_by_its_own_iteration():
+def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
     hook = DeferredRuntimeInfoHook()
     runner = SimpleNamespace(
         hooks=[],
         train_dataloader=range(3),
         epoch=4,
         work_dir='nowhere',
+        optim_wrapper=None,
         message_hub=MessageHub('x'),
     )
     for index, value in enumerate([1.0, float('nan')]):

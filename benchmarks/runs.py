@@ -120,9 +120,14 @@ def append_result(path: Path, line: dict) -> None:
 
 
 def describe_code() -> str:
-    """Return the commit, and whether the code differed from it."""
-    command = ['git', '-C', str(HERE), 'describe', '--always', '--dirty', '--abbrev=12']
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """Return the commit, and whether the code differed from it; results are no code."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(HERE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git('status', '--porcelain', '-uno', '--', '.', ':!benchmarks/results')
+    return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if changed else '')
 
 
 def round_floats(value):

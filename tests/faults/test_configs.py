@@ -55,7 +55,7 @@ def test_random_configs_stopped_and_resumed(imported, tmp_path_factory, record_p
 
     # Smaller examples would be looked for for minutes; the options are small as they are.
     @settings(
-        max_examples=(SOAK or 6) // 2,
+        max_examples=(SOAK or 2) // 2,
         deadline=None,
         derandomize=not SOAK,
         phases=[Phase.generate],

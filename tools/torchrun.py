@@ -16,7 +16,7 @@ from torch.distributed.run import main
 
 EXIT_AGAIN, EXIT_INTERRUPTED = 75, 130
 # Until processes that were asked to stop are killed: an iteration and a checkpoint.
-STOP_SECONDS = int(os.environ.get('STOP_SECONDS', 120))
+STOP_SECONDS = int(os.environ['STOP_SECONDS'])  # of torchrun.sh
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -37,6 +37,8 @@ for argument in "$@"; do  # take --max-restarts N out
 done
 whole NNODES "$NNODES"
 whole MEETING_SECONDS "${MEETING_SECONDS:=60}"
+whole STOP_SECONDS "${STOP_SECONDS:=120}"
+export STOP_SECONDS
 whole --max-restarts "$MAX_RESTARTS"
 [ "$NNODES" -ge 1 ] || { echo "NNODES must be at least 1" >&2; exit 2; }
 if [ "$NNODES" -gt 1 ]; then

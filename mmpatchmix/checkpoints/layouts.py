@@ -152,12 +152,11 @@ def _choose(prefixes: list[str], encoder: str) -> tuple[str, str]:
 
 def say_what_differs(state: Iterable[str]) -> str:
     """Return a sentence on what makes a file another network than a plain ViT, or nothing."""
-    for part, what in _OTHER_NETWORKS.items():
-        if any(re.search(part, key) for key in state):
-            return f'The file has {what}.'
-    if not any('pos' in key for key in state):
-        return 'The file has no learned positions; they may be rotary (DINOv3, EVA-02).'
-    return ''
+    found = [w for part, w in _OTHER_NETWORKS.items() if any(re.search(part, k) for k in state)]
+    # Before registers, say: without those the network would still be another one.
+    if not any(re.search('pos|rope', key) for key in state):
+        found.insert(0, 'no learned positions; they may be rotary (DINOv3, EVA-02)')
+    return f'The file has {found[0]}.' if found else ''
 
 
 def fold_layer_scale(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:

@@ -117,7 +117,7 @@ def test_a_step_in_bfloat16_is_near_the_one_in_float32(name, scenes, tmp_path):
     for half in (False, True):
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
             found = model.rpn_head.loss(model.extract_feat(data['inputs']), data['data_samples'])
-        losses[half] = {key: float(sum(value)) for key, value in found.items()}
+        losses[half] = {key: sum(value).item() for key, value in found.items()}
     for key, value in losses[False].items():
         assert losses[True][key] == pytest.approx(value, rel=0.02)
 

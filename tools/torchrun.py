@@ -34,6 +34,7 @@ if __name__ == '__main__':
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         ended = codes & {EXIT_AGAIN, EXIT_INTERRUPTED}
-        if not ended:
-            raise
-        sys.exit(max(ended))
+        if ended:
+            sys.exit(max(ended))
+        rank, failure = error.get_first_failure()
+        sys.exit(f'rank {rank} ended first, exit code {failure.exitcode}; what it said is above')

@@ -28,7 +28,7 @@ def start(folder, what):
     environment = {**os.environ, 'VIRTUAL_ENV': sys.prefix}
     environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{environment["PATH"]}'
     return subprocess.Popen(
-        [str(part) for part in command], env=environment, stderr=subprocess.DEVNULL
+        [str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -48,4 +48,8 @@ def test_usr1_to_torchrun_is_passed_on_and_asks_for_another_start(tmp_path):
 
 @pytest.mark.parametrize(('code', 'expected'), [('75', 75), ('3', 1)])
 def test_the_exit_code_of_the_processes_counts(tmp_path, code, expected):
-    assert start(tmp_path, code).wait(60) == expected
+    agent = start(tmp_path, code)
+    said = agent.communicate(timeout=60)[1]
+    assert agent.returncode == expected
+    assert ('rank 0 ended first, exit code 3' in said) == (code == '3')
+    assert 'Traceback' not in said

@@ -1,11 +1,10 @@
 """A folder or a list of one's own images: flat or by class, labelled or not."""
 
-import hashlib
 import os
 import os.path as osp
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
@@ -13,6 +12,7 @@ from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.image_list import is_list, number_labels, read_image_list
 from mmpatchmix.datasets.skip_unreadable import SkipUnreadable
+from mmpatchmix.datasets.walk_folder import hash_name, list_folders, walk
 from mmpatchmix.registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -212,7 +212,7 @@ class ImageFolder(SkipUnreadable):
             if root.endswith('.tar'):
                 what += f', or read it as a shard: {SHARDS}'
             raise FileNotFoundError(f'ImageFolder: there is no folder {what}. {HOW_TO_SET}')
-        found = list(_walk(root))
+        found = list(walk(root))
         folders = [name[:-1] for name in found if name.find('/') == len(name) - 1]
         names = [name for name in found if name.lower().endswith(self.extensions)]
         endings = Counter(
@@ -308,43 +308,9 @@ class ImageFolder(SkipUnreadable):
         self.understood['held out'] = f'{num_val:,} of {num_all:,}, {why}'
 
 
-def _walk(root: str, folder: str = '', above: tuple = ()) -> Iterator[str]:
-    """Yield relative paths of all files and, with '/' at the end, of all folders.
-
-    Linked folders are followed, but not back to one that they lie in: that would never end.
-    """
-    status = os.stat(osp.join(root, folder))
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    if folder:
-        yield folder
-    with os.scandir(osp.join(root, folder)) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            # A link is asked by its path: its entry raises where it leads to itself.
-            if osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                yield from _walk(root, f'{folder}{entry.name}/', (*above, here))
-            else:
-                yield folder + entry.name
-
-
-def list_folders(root: str) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones."""
-    with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if osp.isdir(e.path) and e.name[0] != '.')
-
-
 def _shorten(names: list[str]) -> str:
     return ', '.join(names[:4]) + (' ...' if len(names) > 4 else '')
 
 
 def _top(name: str) -> str:
     return name.split('/', 1)[0]
-
-
-def hash_name(name: str) -> int:
-    """Return a number in [0, 2**64) that depends on the name only, evenly spread over names."""
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-    return int.from_bytes(digest, 'big')

@@ -22,9 +22,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.checkpoints.sealing import move_into_place, write_text
-from mmpatchmix.datasets.image_folder import EXTENSIONS, ImageFolder, hash_name
+from mmpatchmix.datasets.image_folder import EXTENSIONS, ImageFolder
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
+from mmpatchmix.datasets.walk_folder import hash_name
 
 PLAN = 'pack.json'
 DEFAULT_QUALITY = 90  # of JPEGs that are resized

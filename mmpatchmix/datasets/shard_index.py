@@ -17,7 +17,7 @@ import numpy as np
 from mmengine.logging import MMLogger
 
 from mmpatchmix.checkpoints.sealing import move_into_place
-from mmpatchmix.datasets.image_folder import hash_name
+from mmpatchmix.datasets.walk_folder import hash_name
 
 # Key and ending of a member, as the webdataset library splits them: at the first dot.
 MEMBER = re.compile(r'((?:.*/|)[^.]+)\.([^/]*)', re.DOTALL)

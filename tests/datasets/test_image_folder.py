@@ -149,7 +149,7 @@ def test_names_of_any_length_and_letters(tmp_path):
 
 def test_memory_per_image_is_the_longest_name_and_four_bytes(tmp_path, monkeypatch):
     names = [f'n{i % 100:08d}/n{i % 100:08d}_{i:06d}.JPEG' for i in range(20_000)]
-    monkeypatch.setattr('mmpatchmix.datasets.image_folder._walk', lambda root: iter(names))
+    monkeypatch.setattr('mmpatchmix.datasets.image_folder.walk', lambda root: iter(names))
     dataset = ImageFolder(str(tmp_path), classes=[f'n{i:08d}' for i in range(100)])
     assert sorted(list_names(dataset)) == sorted(names)
     assert len(names[0]) == 31

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmengine.fileio import get
+
+from mmpatchmix.datasets import ShardedImages
+from tests.datasets.folders import PIPELINE
 
 
 def encode_image(number: int) -> bytes:
@@ -33,3 +37,17 @@ def make_shards(root: Path, num_images: int, per_shard: int, labelled: bool = Tr
                 members[f'{number:05d}.cls'] = str(number % 3).encode()
         write_tar(root / f'train-{shard:06d}.tar', members)
     return root
+
+
+def open_shards(root, **settings) -> ShardedImages:
+    return ShardedImages(str(root), pipeline=PIPELINE, **settings)
+
+
+def read_number(dataset, index: int) -> int:
+    """Decode a sample; its pixels are its number."""
+    content = get(dataset.get_data_info(index)['img_path'])
+    return int(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[0, 0, 0])
+
+
+def read_all(dataset) -> list[int]:
+    return [read_number(dataset, index) for index in range(len(dataset))]

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -130,7 +131,11 @@ def test_after_sigterm_data_workers_are_gone(receiver, uninterrupted, tmp_path, 
 def end_beside(folder, point, number, record_property):
     """Send a signal to the second rank at a point of an iteration; the first must end in time."""
     hooks = {1: (at(point, 6, send(number)),)}
-    options = {'env_cfg.dist_cfg.timeout': TIMEOUT, 'default_hooks.logger.interval': 50}
+    options = {
+        'env_cfg.dist_cfg.timeout': TIMEOUT,
+        'default_hooks.rank_watch.seconds': TIMEOUT / 3,
+        'default_hooks.logger.interval': 50,
+    }
     first, second = start_ranks(folder, 2, hooks, **options)
     try:
         lost = lambda: (read_stat(second.pid) or 'X')[0] in 'TZX'  # noqa: E731
@@ -144,6 +149,9 @@ def end_beside(folder, point, number, record_property):
             process.join()
     assert first.exitcode != 0
     assert numbers(folder / 'saved.txt')[-1] == 6
+    if number == signal.SIGSTOP:  # long before the timeout; a killed one closes its connections
+        name = f'rank 1 ({socket.gethostname()}, process {second.pid})'
+        assert f'{name} gives no sign of life' in read_log(folder)
 
 
 def test_a_stopped_rank_ends_the_other(imported, tmp_path, record_property):

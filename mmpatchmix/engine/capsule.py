@@ -22,8 +22,8 @@ def write_capsule(
 
     The batch is read again, for samples depend on seed, epoch and index alone. The weights are
     those before the step, as :class:`~mmpatchmix.engine.BF16OptimWrapper` leaves them. On an
-    accelerator a failure is seen when losses are logged: by then the momentum encoder has come
-    nearer to them by as many updates.
+    accelerator and among several ranks a failure is seen when losses are logged: by then the
+    momentum encoder has come nearer to them by as many updates.
 
     Args:
         runner: Of the run.

@@ -38,7 +38,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Tell iteration and learning rates, and note down the random states."""
         super().before_train_iter(runner, batch_idx, data_batch)
-        self._states = read_random_states()
+        if hasattr(runner.optim_wrapper, 'broken'):  # else no step can be repeated
+            self._states = read_random_states()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
@@ -66,8 +67,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self._bring_to_host(runner)
 
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
-        if self._lie_on_host(self._pending[-1][2]):
-            return True  # nothing to wait for
+        if dist.get_world_size() == 1 and self._lie_on_host(self._pending[-1][2]):
+            return True  # neither a device to wait for nor other ranks
         if self.end_of_epoch(runner.train_dataloader, batch_idx):
             return True
         for hook in runner.hooks:

@@ -57,11 +57,11 @@ def main() -> int:
     """Run, print, keep."""
     if not SOAK:
         return 'this is what `make soak` runs'
-    tally, began = Tally(), time.monotonic()
-    code = pytest.main(['tests/faults', '-p', 'no:randomly', '-p', 'no:cacheprovider'], [tally])
     commit = subprocess.run(
         ['git', 'describe', '--always', '--dirty'], capture_output=True, text=True
     ).stdout.strip()
+    tally, began = Tally(), time.monotonic()
+    code = pytest.main(['tests/faults', '-p', 'no:randomly', '-p', 'no:cacheprovider'], [tally])
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         minutes = round((time.monotonic() - began) / 60)

@@ -100,7 +100,7 @@ STEPS: dict[str, Callable[[float], None]] = {  # of saving, in their order
 POINTS = {  # of training
     'before an iteration': 'before_train_iter',
     'after an iteration': 'after_train_iter',
-    'in an evaluation': 'after_val_iter',
+    'in an evaluation': 'before_val_epoch',
 }
 OUTSIDE = 'at any time, from outside'
 GROUPS = (tuple(STEPS), tuple(POINTS), (OUTSIDE,))

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mmpatchmix.engine.best_checkpoint import KeepsFiles, SavesAside
 from mmpatchmix.engine.choose_checkpoint import choose_checkpoint
 from mmpatchmix.engine.exact_train_loop import ExactTrainLoop
 from mmpatchmix.engine.patchmix_fsdp import gather_whole, local_share
+from mmpatchmix.engine.rank_agreement import RankAgreement
 from mmpatchmix.engine.stop_signals import StopSignals, exit_code
 from mmpatchmix.engine.work_dir_lock import lock_work_dir
 from mmpatchmix.models import unwrap_model
@@ -49,7 +49,7 @@ class SafeCheckpointHook(CheckpointHook):
     - With ``mmpatchmix.ExactTrainLoop``, checkpoints are also written within an epoch, as
       ``iter_N.pth``; the newest two are kept.
     - SIGTERM, SIGUSR1, SIGHUP and Ctrl-C to any rank save after the iteration and end the run with
-      exit code 75 (run me again), 130 after Ctrl-C.
+      exit code 75 (run me again), 130 after Ctrl-C. Ranks ask each other once a second.
 
     Remote file systems are left to mmengine.
 
@@ -80,8 +80,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.iterations = iterations
         self._saved_at = time.monotonic()
         self._signals = StopSignals()
-        self._group: Any = None  # of all ranks, over gloo
-        self._patience: timedelta | None = None  # with one of them; torch's own by default
+        self._ranks = RankAgreement()
         self._failure: str | None = None  # why the newest state is not saved
         self._whole: dict[str, dict] = {}  # what the ranks of FSDP hold together, on rank 0
 
@@ -111,8 +110,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self._saved_at = time.monotonic()
         dist_cfg = (runner.cfg.get('env_cfg') or {}).get('dist_cfg') or {}
-        if dist_cfg.get('timeout'):
-            self._patience = timedelta(seconds=dist_cfg['timeout'])
+        self._ranks.timeout = dist_cfg.get('timeout')
         if isinstance(runner.train_loop, ExactTrainLoop):
             self._signals.install()
         if dist.is_main_process() and self._is_local():
@@ -123,14 +121,16 @@ class SafeCheckpointHook(CheckpointHook):
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Save where a checkpoint is due within the epoch."""
         super().after_train_iter(runner, batch_idx, *args, **kwargs)
-        late = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
-        # The clock of the first rank counts, and a signal to any.
-        is_late, number = self._agree(late and dist.is_main_process(), self._signals.received)
         if not self._can_save_here(runner):
             return
+        at_end = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        late = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
+        # The clock of the first rank counts, and a signal to any.
+        mine = late and dist.is_main_process(), self._signals.received
+        is_late, number = self._ranks.listen(*mine, at_once=at_end)
         if number:
             self._stop(runner, number)
-        if self.end_of_epoch(runner.train_dataloader, batch_idx):
+        if at_end:
             return  # the end of the epoch saves, or the next iteration does
         by_iteration = self.iterations and (runner.iter + 1) % self.iterations == 0
         if self.by_epoch and (is_late or by_iteration):
@@ -177,23 +177,13 @@ class SafeCheckpointHook(CheckpointHook):
         is_whole_step = (runner.iter + 1) % accumulation == 0
         return isinstance(runner.train_loop, ExactTrainLoop) and is_whole_step
 
-    def _agree(self, *numbers: int) -> list[int]:
-        """Return the largest of each number over the ranks, without waiting for a GPU."""
-        if dist.get_world_size() == 1:
-            return list(numbers)
-        if self._group is None:
-            self._group = torch.distributed.new_group(backend='gloo', timeout=self._patience)
-        values = torch.tensor(numbers, dtype=torch.int64)
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._group)
-        return values.tolist()
-
     def _stop(self, runner: Runner, number: int) -> None:
         """Save, end the data workers and leave; called on all ranks."""
         if self.by_epoch:
             self.save_within_epoch(runner)
         else:
             self._save_checkpoint(runner)
-        self._agree(0)  # nobody leaves before the checkpoint is there
+        self._ranks.agree(0)  # nobody leaves before the checkpoint is there
         if shut_down := getattr(runner.train_loop.batches, '_shutdown_workers', None):
             shut_down()
         self._signals.restore()
@@ -242,7 +232,7 @@ class SafeCheckpointHook(CheckpointHook):
             runner, runner.save_checkpoint, name, meta=meta, **settings
         )
         # All ranks know: with save_best mmengine saves again where there is a last checkpoint.
-        if any(self._agree(saved)):
+        if any(self._ranks.agree(saved)):
             self.last_ckpt = str(path)
         else:
             runner.message_hub.update_info('last_ckpt', former)
@@ -289,7 +279,7 @@ class SafeCheckpointHook(CheckpointHook):
         weights = [local_share(p) for p in unwrap_model(runner.model).parameters()]
         checks = [torch.isfinite(weight).all() for weight in weights]
         # Ranks may hold shares: one that is not finite anywhere stops all.
-        if any(self._agree(bool(checks) and not bool(torch.stack(checks).all()))):
+        if any(self._ranks.agree(bool(checks) and not bool(torch.stack(checks).all()))):
             good = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
             raise FloatingPointError(
                 f'the weights are not finite after iteration {runner.iter}; they were not saved. '

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from functools import partial
 from unittest import mock
 
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
+from mmpatchmix.engine.rank_agreement import RankAgreement
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
@@ -55,8 +57,29 @@ def work(rank, num_ranks, port, folder):
         run_runners(folder, records)
     else:
         records['fsdp'] = train(partial(PatchMixFSDP, ranks_per_copy=2), rank)
+    records['heard'] = hear_a_signal(rank, num_ranks)
     torch.save(records, f'{folder}/rank{rank}.pth')
     torch.distributed.destroy_process_group()
+
+
+def hear_a_signal(rank, num_ranks):
+    """Take iterations of 10 ms and more; the last rank gets a signal in the 30th."""
+    ranks, asked, heard = RankAgreement(), 0, 0
+    agree = ranks.agree
+
+    def counted(*numbers):
+        nonlocal asked
+        asked += 1
+        return agree(*numbers)
+
+    ranks.agree = counted
+    for iteration in range(400):
+        time.sleep(0.01 * (1 + rank))
+        mine = 10 if rank == num_ranks - 1 and iteration >= 30 else 0
+        (heard,) = ranks.listen(mine, at_once=iteration == 20)
+        if heard:
+            break
+    return dict(iteration=iteration, signal=heard, asked=asked)
 
 
 def prepare(model, rank, step):

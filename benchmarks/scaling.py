@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from harness import parse_args, report
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -241,6 +243,8 @@ def print_plan(args: Namespace) -> None:
 def work(rank: int, num_ranks: int, port: int, folder: str, repeats: int, batch: int) -> None:
     """Train with either wrapper and write what rank 0 saw."""
     torch.set_num_threads(1)
+    MMLogger.get_instance('benchmark', log_level='ERROR')  # else each weight's start is told
+    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')  # nobody adds to features in place
     torch.distributed.init_process_group(
         'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=num_ranks
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forks import call_tool
+
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix}
 ENV['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{ENV["PATH"]}'
@@ -29,10 +31,6 @@ def call(*command, ok=True, **env):
     )
     assert (result.returncode == 0) == ok, result.stdout[-4000:]
     return result.stdout
-
-
-def python(tool, *arguments, **kwargs):
-    return call(sys.executable, f'tools/{tool}', *arguments, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +59,8 @@ default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=3))
 def trained(config, tmp_path_factory):
     """A run of two epochs: its folder and its console."""
     work_dir = tmp_path_factory.mktemp('run') / 'work'
-    text = python('train.py', config, '--work-dir', work_dir, '--epochs', 2, '--seed', 3)
+    options = ('--work-dir', work_dir, '--epochs', 2, '--seed', 3)
+    text = call(sys.executable, 'tools/train.py', config, *options)
     return work_dir, text
 
 
@@ -85,14 +84,16 @@ def test_training_tells_and_writes_what_a_user_looks_for(trained):
 
 def test_a_second_run_does_not_bury_the_first(config, trained):
     work_dir, _ = trained
-    text = python('train.py', config, '--work-dir', work_dir, ok=False)
+    text = call_tool('train.py', config, '--work-dir', work_dir, ok=False)
     assert 'holds an earlier run' in text and '--resume' in text and 'Traceback' not in text
 
 
 def test_resume_continues(config, trained, tmp_path):
     work_dir, _ = trained
     checkpoint = work_dir / 'epoch_1.pth'
-    text = python('train.py', config, '--work-dir', tmp_path, '--epochs', 2, '--resume', checkpoint)
+    text = call_tool(
+        'train.py', config, '--work-dir', tmp_path, '--epochs', 2, '--resume', checkpoint
+    )
     assert 'Epoch(train) [2][6/6]' in text and 'Epoch(train) [1]' not in text
     state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
     assert (state['meta']['epoch'], state['meta']['iter']) == (2, 12)
@@ -102,7 +103,7 @@ def test_offline_knn_equals_the_online_one_on_one_and_two_ranks(config, trained,
     work_dir, text = trained
     online = reported(text)
     checkpoint, out = work_dir / 'epoch_2.pth', tmp_path / 'metrics.json'
-    python('test.py', config, checkpoint, '--work-dir', tmp_path, '--out', out)
+    call_tool('test.py', config, checkpoint, '--work-dir', tmp_path, '--out', out)
     assert json.loads(out.read_text())['knn/top1'] == pytest.approx(online, abs=1e-4)
     two = call('bash', 'tools/dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path / 'two')
     assert reported(two) == pytest.approx(online, abs=1e-4)
@@ -134,7 +135,7 @@ def test_two_nodes_train_together(config, tmp_path):
 
 
 def test_dry_run_writes_nothing(config, tmp_path):
-    text = python('train.py', config, '--work-dir', tmp_path / 'none', '--dry-run', '--amp')
+    text = call_tool('train.py', config, '--work-dir', tmp_path / 'none', '--dry-run', '--amp')
     assert 'one step: loss' in text and 'bfloat16 autocast' in text
     assert not (tmp_path / 'none').exists()
     assert str(tmp_path / 'none') in text
@@ -151,7 +152,7 @@ def test_dry_run_writes_nothing(config, tmp_path):
 )
 def test_mistakes_end_in_one_message(config, tmp_path, arguments, message):
     arguments = [argument.format(config=config) for argument in arguments]
-    text = python('train.py', *arguments, '--work-dir', tmp_path, ok=False)
+    text = call_tool('train.py', *arguments, '--work-dir', tmp_path, ok=False)
     assert message in text and 'Traceback' not in text
 
 

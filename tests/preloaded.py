@@ -1,0 +1,17 @@
+"""What the server of ``forks.py`` imports, in the order of the tools: first the quiet."""
+
+from importlib import import_module
+
+from mmengine.registry import Registry
+
+from mmpatchmix.cli.console import quiet_stack
+
+quiet_stack()
+registry = import_module('mmpatchmix.registry')
+for name in ('train', 'test', 'benchmark'):
+    import_module(f'mmpatchmix.cli.{name}')
+for name in ('mmpretrain.models', 'mmpretrain.datasets', 'torch.utils.tensorboard'):
+    import_module(name)
+for each in vars(registry).values():
+    if isinstance(each, Registry):
+        each.import_from_location()

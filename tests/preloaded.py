@@ -1,4 +1,4 @@
-"""What the server of ``forks.py`` imports, in the order of the tools: first the quiet."""
+"""What the server of ``calls.py`` imports, in the order of the tools: first the quiet."""
 
 from importlib import import_module
 

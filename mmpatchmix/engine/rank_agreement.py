@@ -14,7 +14,10 @@ class RankAgreement:
 
     Attributes:
         timeout: Seconds to wait for another rank; torch's own by default.
+        seconds: About how often ``listen`` asks.
     """
+
+    seconds = 1.0
 
     def __init__(self) -> None:
         self.timeout: float | None = None
@@ -36,7 +39,7 @@ class RankAgreement:
         return values.tolist()
 
     def listen(self, *numbers: int, at_once: bool) -> list[int]:
-        """Return the largest of each number over the ranks about once a second, else zeros.
+        """Return the largest of each number over the ranks every ``seconds``, else zeros.
 
         Called after each iteration on all ranks. An exchange each time would be the first thing
         that a thousand ranks wait for. After how many iterations the next one comes, the ranks
@@ -52,7 +55,7 @@ class RankAgreement:
         if self._unasked < self._ask_after and not at_once:
             return [0] * len(numbers)
         now = time.monotonic()
-        per_second = int(self._unasked / (now - self._asked_at))
-        *numbers, slowest = self.agree(*numbers, -per_second)
+        wished = int(self.seconds * self._unasked / (now - self._asked_at))
+        *numbers, slowest = self.agree(*numbers, -wished)
         self._ask_after, self._unasked, self._asked_at = -slowest, 0, now
         return numbers

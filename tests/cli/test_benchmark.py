@@ -1,13 +1,12 @@
 """The verb ``benchmark`` as a user calls it: one process, two ranks, no images at hand."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.calls import call, call_tool
 
 ROOT = Path(__file__).parents[2]
 TINY_NETWORK = """
@@ -29,21 +28,10 @@ def benchmark():
     with tempfile.TemporaryDirectory() as folder:
 
         def run(*command, ok=True):
-            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-            env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': folder, 'PATH': path}
-            env['VIRTUAL_ENV'] = sys.prefix
-            done = subprocess.run(
-                [str(part) for part in command],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=300,
-            )
-            assert (done.returncode == 0) == ok, done.stdout[-4000:]
-            assert 'Traceback' not in done.stdout
-            return done.stdout
+            calling = call if command[0] == 'bash' else call_tool
+            said = calling(*command, ok=ok, TMPDIR=folder)
+            assert 'Traceback' not in said
+            return said
 
         before = sorted(ROOT.glob('work_dirs/*'))
         yield run
@@ -92,7 +80,7 @@ def figures_of(text):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
     options = ('--seconds', 0.2, '--workers', workers, '--json')
-    text = benchmark(sys.executable, 'tools/benchmark.py', digits, *options)
+    text = benchmark('benchmark.py', digits, *options)
     figures = figures_of(text)
     assert (figures['num_images'], figures['num_epochs']) == (48, 80)
     assert [figures[f'num_{name}'] for name in ('workers', 'ranks')] == [workers, 1]
@@ -101,7 +89,7 @@ def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
 
 def test_without_images_at_hand(benchmark, folder_of_images):
     options = ('--synthetic', '--seconds', 0.2, '--batch-size', 4, '--workers', 1, '--no-amp')
-    text = benchmark(sys.executable, 'tools/benchmark.py', folder_of_images, *options, '--json')
+    text = benchmark('benchmark.py', folder_of_images, *options, '--json')
     figures = figures_of(text)
     assert (figures['num_workers'], figures['batch_size']) == (1, 4)
     assert (figures['num_images'], figures['num_epochs']) == (1_281_167, 300)
@@ -115,5 +103,5 @@ def test_two_ranks_measure_together_and_one_tells(benchmark, digits):
 
 
 def test_a_config_without_a_folder_of_images_cannot_be_synthetic(benchmark, digits):
-    text = benchmark(sys.executable, 'tools/benchmark.py', digits, '--synthetic', ok=False)
+    text = benchmark('benchmark.py', digits, '--synthetic', ok=False)
     assert 'ValueError: --synthetic: this config reads mmpatchmix.Digits' in text

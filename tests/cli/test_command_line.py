@@ -11,26 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.forks import call_tool
+from tests.calls import call, call_tool, environment
 
 ROOT = Path(__file__).parents[2]
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix}
-ENV['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{ENV["PATH"]}'
-
-
-def call(*command, ok=True, **env):
-    """Run a tool; return what it printed."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**ENV, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-    )
-    assert (result.returncode == 0) == ok, result.stdout[-4000:]
-    return result.stdout
 
 
 @pytest.fixture(scope='module')
@@ -122,7 +105,7 @@ def test_two_nodes_train_together(config, tmp_path):
             subprocess.Popen(
                 [*command, '--epochs', '1'],
                 cwd=ROOT,
-                env={**ENV, **env},
+                env=environment(**env),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

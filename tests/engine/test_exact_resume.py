@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -26,14 +25,6 @@ from tests.engine.tiny_run import tiny_run_config
 EPOCHS, PER_EPOCH, BATCH = 3, 4, 8
 ITERS = EPOCHS * PER_EPOCH
 LOGGED = ('loss', 'acc_source', 'lr', 'momentum')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """Formatting the config takes most of the time of a small checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(lambda cfg: f'{cfg.to_dict()}'))
-        yield
 
 
 def build(work_dir, checkpoint=None, epochs=EPOCHS, workers=(0, False), **options):

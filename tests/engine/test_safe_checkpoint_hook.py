@@ -5,19 +5,12 @@ import signal
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import find_damage
 from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
 from tests.engine.tiny_run import tiny_run_config
-
-
-@pytest.fixture(autouse=True)
-def unformatted_configs(monkeypatch):
-    """Formatting the config takes most of the time of a small checkpoint."""
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: f'{cfg.to_dict()}'))
 
 
 def build(work_dir, epochs=3, resume=False, val_interval=9, **checkpoint):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -53,8 +52,6 @@ def train(work_dir: Path, options: dict, hooks: tuple[Hook, ...] = (), keep: boo
         hooks: To register.
         keep: Whether all checkpoints stay.
     """
-    # Formatting the config takes most of the time of a small checkpoint.
-    Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
     work_dir.mkdir(exist_ok=True)
     if keep:
         safe_checkpoint_hook.NUM_BETWEEN = 99

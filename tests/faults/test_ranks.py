@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from mmpatchmix.engine.rank_agreement import RankAgreement
 from tests.faults.processes import (
     finish,
     free_port,
@@ -67,7 +68,8 @@ def two_ranks(imported, tmp_path_factory):
 
 def test_two_ranks_stopped_by_a_signal_to_one_resume_bit_for_bit(two_ranks, tmp_path):
     folder = tmp_path / 'run'
-    hooks = {1: (at('before_train_iter', 6, send(signal.SIGUSR1)),)}
+    eager = at('before_train_iter', 0, lambda: setattr(RankAgreement, 'seconds', 0))
+    hooks = {0: (eager,), 1: (eager, at('before_train_iter', 6, send(signal.SIGUSR1)))}
     finish_ranks(folder, start_ranks(folder, 2, hooks), 75)
     assert 'Stopped by SIGUSR1 after iteration 7 of 15' in read_log(folder)
     assert numbers(folder / 'saved.txt')[-1] == 7

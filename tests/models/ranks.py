@@ -7,7 +7,6 @@ from functools import partial
 from unittest import mock
 
 import torch
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch.distributed.tensor import DTensor
@@ -171,7 +170,6 @@ def count_calls(name):
 
 def run_runners(folder, records):
     """Two epochs with either wrapper, and the second one again from checkpoints of FSDP."""
-    Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')  # formatting takes most of it
     ddp = dict(type='mmpatchmix.PatchMixDDP', broadcast_buffers=False)
     fsdp = dict(type='mmpatchmix.PatchMixFSDP')
     run_runner(f'{folder}/ddp', ddp)

@@ -150,7 +150,6 @@ def test_corrupt_files_of_a_run_stop_it_when_they_are_many(tmp_path):
         data_root=str(images),
         pipeline=[dict(type='LoadImageFromFile'), *cfg.train_dataloader.dataset.pipeline],
     )
-    cfg.default_hooks.pop('report')
     runner = Runner.from_cfg(cfg)
     torch.manual_seed(0)
     with pytest.raises((ValueError, RuntimeError), match=r'unreadable|cannot be'):

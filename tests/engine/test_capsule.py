@@ -20,7 +20,6 @@ def build(work_dir, **options):
     cfg = tiny_run_config(work_dir, epochs=2, **options)
     cfg.train_cfg.val_interval = 9
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
-    cfg.default_hooks.pop('report')
     cfg.model.backbone.drop_path_rate = 0.3
     return Runner.from_cfg(cfg)
 

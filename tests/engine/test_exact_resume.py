@@ -34,7 +34,6 @@ def build(work_dir, checkpoint=None, epochs=EPOCHS, workers=(0, False), **option
     cfg.train_cfg.val_interval = 1
     cfg.train_dataloader.update(num_workers=workers[0], persistent_workers=workers[1])
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
-    cfg.default_hooks.pop('report')
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
     cfg.model.backbone.drop_path_rate = 0.2
     cfg.merge_from_dict(options)

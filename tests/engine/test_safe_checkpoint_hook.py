@@ -17,7 +17,6 @@ def build(work_dir, epochs=3, resume=False, val_interval=9, **checkpoint):
     cfg = tiny_run_config(work_dir, epochs, num_images=24)  # 3 iterations an epoch
     cfg.train_cfg.val_interval = val_interval
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
-    cfg.default_hooks.pop('report')
     cfg.default_hooks.checkpoint.update(checkpoint)
     cfg.resume = resume
     return Runner.from_cfg(cfg)

@@ -7,11 +7,18 @@ from mmengine.config import Config
 CONFIG = 'configs/patchmix_vit-digits.py'
 
 
-def tiny_run_config(work_dir, epochs=2, num_images=48, batch_size=8, **options) -> Config:
-    """The digits recipe with a toy network; ``num_images // batch_size`` iterations an epoch."""
+def tiny_run_config(
+    work_dir, epochs=2, num_images=48, batch_size=8, report=False, **options
+) -> Config:
+    """The digits recipe with a toy network; ``num_images // batch_size`` iterations an epoch.
+
+    Without ``report`` no figures are drawn, which takes longer than such a run.
+    """
     from mmpatchmix.cli.arguments import set_epochs
 
     cfg = Config.fromfile(CONFIG)
+    if not report:
+        cfg.default_hooks.pop('report')
     set_epochs(cfg, epochs)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'test-{uuid.uuid4().hex}'  # mmengine keeps loggers by this name

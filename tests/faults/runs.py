@@ -34,7 +34,6 @@ def build(
     cfg = tiny_run_config(work_dir, EPOCHS, num_images, batch_size)
     cfg.train_cfg.val_interval = 1
     cfg.default_hooks.checkpoint.update(interval=1, iterations=2, max_keep_ckpts=1)
-    cfg.default_hooks.pop('report')
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
     cfg.model.backbone.drop_path_rate = 0.2
     cfg.resume = True

@@ -195,7 +195,6 @@ def run_runner(work_dir, wrapper, checkpoint=None):
     cfg.model_wrapper_cfg = wrapper
     cfg.optim_wrapper.optimizer.eps = ADAMW['eps']
     cfg.randomness = dict(seed=3, diff_rank_seed=True)
-    cfg.default_hooks.pop('report')
     cfg.default_hooks.checkpoint.save_best = 'knn/top1'
     cfg.train_cfg.val_interval = 1
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)

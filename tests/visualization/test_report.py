@@ -67,7 +67,7 @@ def test_curves_join_a_run_that_was_resumed(tmp_path):
 
 
 def losses(work_dir, report):
-    cfg = tiny_run_config(work_dir, epochs=1, num_images=24)
+    cfg = tiny_run_config(work_dir, epochs=1, num_images=24, report=True)
     if not report:
         cfg.default_hooks.pop('report')
     runner = Runner.from_cfg(cfg)
@@ -102,7 +102,7 @@ def test_a_figure_that_fails_ends_no_run(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError('no space left on device')
 
-    cfg = tiny_run_config(tmp_path, epochs=1, num_images=16)
+    cfg = tiny_run_config(tmp_path, epochs=1, num_images=16, report=True)
     runner = Runner.from_cfg(cfg)
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', fail)
     runner.train()

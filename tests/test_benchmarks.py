@@ -16,15 +16,18 @@ PARTS = {'harness', 'runs', 'data_peers', 'step_peers', 'methods_run', 'evidence
 SCRIPTS = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in PARTS)
 
 
-# One process imports the stack, which takes seconds; each script runs in a fork of it.
+# One process imports what they need, which takes seconds; each script runs in a fork of it.
 EACH_IN_A_FORK = """
 import os, runpy, sys
 import torch, mmpatchmix.registry, mmpretrain.models
-for path in sys.argv[1:]:
+paths = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(paths[0]))
+for path in paths:
+    runpy.run_path(path)  # what it imports
+for path in paths:
     child = os.fork()
     if child == 0:
         sys.argv = [path, '--help']
-        sys.path.insert(0, os.path.dirname(path))
         runpy.run_path(path, run_name='__main__')
         os._exit(1)  # --help should have ended it
     print(path, 'ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from mmpatchmix.evaluation.judge import (
     judge_neighbors,
     load_features,
 )
+from tests.calls import call_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,11 +172,10 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     model.init_weights()
     meta = dict(cfg=config.pretty_text)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'epoch_0.pth')
-    command = [sys.executable, 'tools/evaluate.py', 'configs/patchmix_vit-digits.py']
-    command += [str(tmp_path / 'epoch_0.pth'), '--work-dir', str(tmp_path / 'out')]
-    command += ['--linear-epochs', '2', '--finetune', 'configs/finetune/vit-digits.py']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    options = ('--work-dir', tmp_path / 'out', '--linear-epochs', 2)
+    options += ('--finetune', 'configs/finetune/vit-digits.py')
+    digits = 'configs/patchmix_vit-digits.py'
+    said = call_tool('evaluate.py', digits, tmp_path / 'epoch_0.pth', *options)
     report = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())
     metrics = report['metrics']
     assert report['checkpoint'].endswith('epoch_0.pth') and 'torch' in report['versions']
@@ -192,5 +190,5 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     assert 0 < metrics['geometry/alignment'] < 4
     assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
-        assert row in done.stdout
+        assert row in said
     assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

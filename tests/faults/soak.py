@@ -1,10 +1,15 @@
 """Run tests/faults at full length; print one table and keep it in benchmarks/results/soak.txt.
 
-make soak
+    make soak
+    SOAK=100 python -m tests.faults.soak tests/faults/test_kills.py   # one part of it
+
+The parts that are not run keep their rows, so a soak that was cut continues part by part.
 """
 
 import contextlib
+import glob
 import io
+import json
 import subprocess
 import sys
 import time
@@ -53,23 +58,33 @@ class Tally:
         ]
 
 
-def main() -> int:
-    """Run, print, keep."""
+def former_rows() -> dict[str, dict]:
+    """Return the rows of the kept table by what they are about."""
+    if not RESULT.is_file():
+        return {}
+    kept = json.loads(RESULT.read_text().strip().splitlines()[-1])
+    since = {key: kept[key] for key in ('commit', 'date') if key in kept}
+    return {row['what']: row | {k: row.get(k, v) for k, v in since.items()} for row in kept['rows']}
+
+
+def main(parts: list[str]) -> int:
+    """Run all parts or the given ones; print and keep the table after each of them."""
     if not SOAK:
         return 'this is what `make soak` runs'
-    commit = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], capture_output=True, text=True
-    ).stdout.strip()
-    tally, began = Tally(), time.monotonic()
-    code = pytest.main(['tests/faults', '-p', 'no:randomly', '-p', 'no:cacheprovider'], [tally])
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        minutes = round((time.monotonic() - began) / 60)
-        report('soak', tally.rows(), commit=commit or 'unknown', minutes=minutes)
-    print(text.getvalue())
-    RESULT.write_text(text.getvalue().lstrip())
+    describe = ['git', 'describe', '--always', '--dirty']
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or 'unknown'
+    date, code = time.strftime('%Y-%m-%d'), 0
+    for part in parts or sorted(glob.glob('tests/faults/test_*.py')):
+        tally = Tally()
+        code |= pytest.main([part, '-p', 'no:randomly', '-p', 'no:cacheprovider'], [tally])
+        found = {row['what']: row | dict(commit=commit, date=date) for row in tally.rows()}
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            report('soak', list((former_rows() | found).values()))
+        RESULT.write_text(text.getvalue().lstrip())
+    print(RESULT.read_text())
     return int(code)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -168,26 +168,27 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
                 )
             if view.ndim == 5:
                 view = view.transpose(0, 1)  # (L, N, C, h, w)
+            if name in self.augment and not goes_to_cpu(view):
+                # Drawn in this order, applied to all images of a kind together.
+                plan = self.augment[name].plan(view, self.num_channels)
+                kind = view.shape[-3:], plan.blur_side, plan.solarize_from
+                batches[kind].append((name, view, plan))
+                continue
             images = view.flatten(0, -4)  # (L * N, C, h, w)
-            if name not in self.augment:
-                done[name] = self._normalise(images).view(view.shape)
-            elif goes_to_cpu(images):
+            if name in self.augment:
                 augment = self.augment[name]
-                out = augment(images, self.mean, self.std, self._channel_conversion)
-                done[name] = out.view(view.shape)
-            else:  # drawn in this order, applied to all images of a kind together
-                plan = self.augment[name].plan(images, self.num_channels)
-                kind = images.shape[1:], plan.blur_side, plan.solarize_from
-                batches[kind].append((name, view.shape, images, plan))
+                images = augment(images, self.mean, self.std, self._channel_conversion)
+            else:
+                images = self._normalise(images)
+            done[name] = images.view(view.shape)
         for batch in batches.values():
-            names, shapes, images, plans = zip(*batch, strict=True)
-            sizes = [len(part) for part in images]
-            images = torch.cat(images) if len(images) > 1 else images[0]
-            out = on_device.augment(
-                images, join(plans), self.mean, self.std, self._channel_conversion
+            names, parts, plans = zip(*batch, strict=True)
+            out = on_device.augment_views(
+                parts, join(plans), self.mean, self.std, self._channel_conversion
             )
-            parts = zip(names, shapes, out.split(sizes), strict=True)
-            done |= {name: part.view(shape) for name, shape, part in parts}
+            sizes = [part.shape[:-3].numel() for part in parts]
+            for name, part, images in zip(names, parts, out.split(sizes), strict=True):
+                done[name] = images.view(part.shape)
         return {name: done[name] for name in views}
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     # A line of p pixels within a patch is contiguous, so the mix is one
     # selection among such lines: (L * N * C * rows * p * columns, p).
     batches = groups.view(-1, 1, rows * columns)  # (L, 1, T)
-    image = torch.arange(num_images, device=groups.device)[:, None]
-    batch = torch.arange(len(batches), device=groups.device).view(-1, 1, 1)
+    image = torch.arange(num_images).to(groups)[:, None]
+    batch = torch.arange(len(batches)).to(groups).view(-1, 1, 1)
     source = batch * num_images + (image + batches) % num_images  # (L, N, T)
     lines_per_image = channels * height * columns
     source = send((source * lines_per_image).int(), images)

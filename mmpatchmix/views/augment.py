@@ -92,14 +92,14 @@ class ViewAugment(nn.Module):
         return place.augment(images, plan, mean, std, to_rgb)
 
     def plan(self, images: Tensor, num_channels: int) -> Plan:
-        """Check images, as in :meth:`forward`, and draw what is to happen to each."""
+        """Check images, ``(..., C, H, W)``, and draw what is to happen to each."""
         is_kind = images.dtype in (torch.uint8, torch.float32)
-        if images.ndim != 4 or images.shape[1] != num_channels or not is_kind:
+        if images.ndim < 4 or images.shape[-3] != num_channels or not is_kind:
             raise ValueError(
                 f'ViewAugment needs (N, {num_channels}, H, W) images of uint8 or float32, got '
                 f'{images.dtype} of shape {tuple(images.shape)}'
             )
-        plan = self.draw(len(images), min(images.shape[-2:]))
+        plan = self.draw(images.shape[:-3].numel(), min(images.shape[-2:]))
         return plan if num_channels == 3 else without_colours(plan)
 
     def draw(self, num_images: int, size: int) -> Plan:

@@ -16,26 +16,27 @@ from torch import Tensor
 from mmpatchmix.views.colours import blends, mix_grey
 from mmpatchmix.views.plan import CONTRAST, HUE, Plan, choose_work_dtype, send
 
+COMPILED_ON = ('cuda',)  # kinds of devices
 _works = True  # until the compiler fails, in this process
 
 
-def try_apply(images: Tensor, plan: Plan) -> Tensor | None:
-    """Jitter and grey a batch with compiled kernels.
+def try_apply(views: Sequence[Tensor], plan: Plan) -> Tensor | None:
+    """Jitter and grey views of one size with compiled kernels.
 
     Args:
-        images: (N, C, H, W) uint8 or float32, contiguous.
+        views: (N, C, H, W) each, uint8 or float32, contiguous.
         plan: What to do to each image; without colours where C is not 3.
 
     Returns:
-        Tensor: (N, C, H, W) from 0 to 255, of half precision for bytes and float32 otherwise;
-        None where nothing is compiled: off CUDA devices, and once the compiler has failed, which
-        is said.
+        Tensor: (all images, C, H, W) from 0 to 255, of half precision for bytes and float32
+        otherwise; None where nothing is compiled: off CUDA devices, and once the compiler has
+        failed, which is said.
     """
-    if images.device.type != 'cuda' or not _works or torch._dynamo.config.disable:
+    if views[0].device.type not in COMPILED_ON or not _works or torch._dynamo.config.disable:
         return None
-    arguments = [send(values, images) for values in arrange(plan)]
+    images = torch.cat(views) if len(views) > 1 else views[0]
     try:
-        return _compile()(images, *arguments)
+        return _compile()(images, send(arrange(plan), images))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many types: no Triton, no C compiler, a device too old
@@ -63,15 +64,14 @@ def _give_up(error: Exception) -> None:
     )
 
 
-def arrange(plan: Plan) -> tuple[Tensor, ...]:
-    """Arrange a plan as the arguments of :func:`apply`.
+def arrange(plan: Plan) -> Tensor:
+    """Arrange a plan as :func:`apply` wants it, in one tensor to send.
 
     Twice: as it is, and only what comes before contrast, for contrast needs the mean grey there.
 
     Returns:
-        tuple: ``weights`` (2, 6, 3, N) float32, of six steps, three before hue
-        and three after, see :func:`~mmpatchmix.views.colours.blends`; ``turns`` (2, N) float32;
-        ``grey`` (N,) bool.
+        Tensor: (39, N) float32: 2 x 6 x 3 weights of six steps, three before hue and three after,
+        see :func:`~mmpatchmix.views.colours.blends`; 2 turns; whether to grey, 1 or 0.
     """
     place = torch.arange(4)
     place_of_hue, place_of_contrast = (
@@ -85,20 +85,18 @@ def arrange(plan: Plan) -> tuple[Tensor, ...]:
     def steps(weights: Tensor) -> Tensor:
         before = torch.where(place < place_of_hue, weights, idle)[..., :3]
         after = torch.where(place > place_of_hue, weights, idle)[..., 1:]
-        return torch.cat([before, after], 2).permute(2, 0, 1)  # (6, 3, N)
+        return torch.cat([before, after], 2).permute(2, 0, 1).flatten(0, 1)  # (6 * 3, N)
 
     early = torch.where(place < place_of_contrast, weights, idle)
-    return (
-        torch.stack([steps(early), steps(weights)]),
-        torch.stack([torch.where(is_early[:, 0], turns, 0.0), turns]),
-        plan.grey,
-    )
+    rows = [steps(early), steps(weights), torch.where(is_early[:, 0], turns, 0.0), turns, plan.grey]
+    return torch.cat([each.float().view(-1, len(turns)) for each in rows])
 
 
-def apply(images: Tensor, weights: Tensor, turns: Tensor, grey: Tensor) -> Tensor:
+def apply(images: Tensor, arranged: Tensor) -> Tensor:
     """Jitter and grey a batch; see :func:`try_apply` and :func:`arrange`."""
     channels = [channel.float() for channel in images.unbind(1)]  # (N, H, W) each
-    weights, turns = weights[..., None, None], turns[..., None, None]
+    arranged = arranged[..., None, None]
+    weights, turns, grey = arranged[:36].unflatten(0, (2, 6, 3)), arranged[36:38], arranged[38]
     nothing = [torch.zeros_like(turns[0])] * len(channels)  # no contrast yet, so no mean
     early = _jitter(channels, weights[0], turns[0], nothing)
     if len(channels) == 3:
@@ -108,7 +106,7 @@ def apply(images: Tensor, weights: Tensor, turns: Tensor, grey: Tensor) -> Tenso
     channels = _jitter(channels, weights[1], turns[1], means)
     if len(channels) == 3:
         greys = mix_grey(*channels)
-        channels = [torch.where(grey.view(-1, 1, 1), greys, channel) for channel in channels]
+        channels = [torch.where(grey > 0, greys, channel) for channel in channels]
     dtype = choose_work_dtype(images)
     return torch.stack([channel.to(dtype) for channel in channels], 1)
 

@@ -1,6 +1,6 @@
 """Augment a batch on an accelerator: few operations on many images, none that waits for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +11,49 @@ from mmpatchmix.views.plan import Plan, choose_work_dtype, send
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-    """Augment and normalise a batch.
+    """Augment and normalise a batch; see :func:`augment_views`, of which this has one."""
+    return augment_views([images], plan, mean, std, to_rgb)
+
+
+def augment_views(
+    views: Sequence[Tensor], plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False
+) -> Tensor:
+    """Augment and normalise views of one size together.
 
     The plan is on the host, so only the images that an operation applies to are processed,
-    and the device is never asked for a value. Where a compiler is there, all that happens to
-    single pixels is one kernel, see :mod:`~mmpatchmix.views.fused_colours`.
+    and the device is never asked for a value. Where a compiler is there, colours are three
+    kernels, see :mod:`~mmpatchmix.views.fused_colours`.
 
     Args:
-        images: (N, C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
-        plan: What to do to each image; without colours where C is not 3.
+        views: ``(N, C, H, W)`` or ``(L, N, C, H, W)`` each, uint8, or float32 from 0 to 255, of any
+            strides. Not modified.
+        plan: What to do to each image, view by view; without colours where C is not 3.
         mean: (C, 1, 1), in RGB order, on the scale 0-255.
         std: (C, 1, 1), likewise.
         to_rgb: Whether the channels come in BGR order.
 
     Returns:
-        Tensor: (N, C, H, W), three channels in RGB order, normalised; float32, under autocast of
-        its type.
+        Tensor: (all images, C, H, W), three channels in RGB order, normalised; float32, under
+        autocast of its type.
     """
-    out = torch.empty(images.shape, dtype=choose_dtype(images), device=images.device)
     # bfloat16 has 8 bits for 256 grey levels, and hue is a quotient of differences.
-    with torch.autocast(images.device.type, enabled=False):
-        images = _take(images, plan, to_rgb)
-        work = fused_colours.try_apply(images, plan)
+    dtype, work_dtype = choose_dtype(views[0]), choose_work_dtype(views[0])
+    with torch.autocast(views[0].device.type, enabled=False):
+        sizes = [view.shape[:-3].numel() for view in views]
+        taken = [
+            _take(view, flip, to_rgb)
+            for view, flip in zip(views, plan.flip.split(sizes), strict=True)
+        ]
+        work = fused_colours.try_apply(taken, plan)
         if work is None:
-            work = images.to(choose_work_dtype(images))
+            work = taken[0].new_empty((sum(sizes), *taken[0].shape[1:]), dtype=work_dtype)
+            torch.cat(taken, out=work)
             colours.jitter(work, plan)
             _change(work, plan.grey, lambda some: colours.find_grey(some).expand_as(some))
         _blur(work, plan)
         start = plan.solarize_from
         _change(work, plan.solarize, lambda some: torch.where(some >= start, 255 - some, some))
+        out = torch.empty_like(work, dtype=dtype)
         return torch.addcmul(-mean / std, work, 1 / std, out=out)
 
 
@@ -50,17 +64,18 @@ def choose_dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if is_on else torch.float32
 
 
-def _take(images: Tensor, plan: Plan, to_rgb: bool) -> Tensor:
-    """Copy the batch: contiguous, RGB, mirrored where the plan says so."""
-    num, channels, height, width = images.shape
-    image, channel, row, column = (
-        torch.arange(size, device=images.device) for size in (num, channels, height, width)
-    )
+def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
+    """Copy a view as one batch: contiguous, RGB, mirrored where ``flip`` says so."""
+    *leading, channels, height, width = view.shape
+    channel = torch.arange(channels, device=view.device)
     if to_rgb:
         channel = channel.flip(0)
-    # Counted from the other end where an image is mirrored. (N, 1, 1, W)
-    column = (column - send((width - 1) * plan.flip.view(-1, 1, 1, 1), images)).abs_()
-    return images[image.view(-1, 1, 1, 1), channel.view(-1, 1, 1), row.view(-1, 1), column]
+    place = torch.arange(max(height, width), device=view.device)
+    # Counted from the other end where an image is mirrored. (images, 1, 1, W)
+    column = (place[:width] - send((width - 1) * flip.view(-1, 1, 1, 1), view)).abs_()
+    image = torch.cartesian_prod(*(torch.arange(size) for size in leading)).view(len(flip), -1)
+    image = send(image, view)[..., None, None, None].unbind(1)
+    return view[*image, channel.view(-1, 1, 1), place[:height, None], column]
 
 
 def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
@@ -84,7 +99,8 @@ def _blur(images: Tensor, plan: Plan) -> None:
     kernels = send(kernels.to(images.dtype), images)[:, None]  # (K * C, 1, side)
     place = send(rows, images)
     # One pass takes the images and reflects them beyond their borders.
-    y, x = (send(_reflect(size, radius), images) for size in (height, width))
+    y = send(_reflect(height, radius), images)
+    x = y if width == height else send(_reflect(width, radius), images)
     channel = torch.arange(channels, device=images.device)
     padded = images[place.view(-1, 1, 1, 1), channel.view(-1, 1, 1), y.view(-1, 1), x]
     planes = padded.view(1, -1, *padded.shape[2:])  # (1, K * C, H + 2 * radius, W + 2 * radius)

@@ -21,20 +21,21 @@ from collections import defaultdict
 from contextlib import nullcontext
 from unittest import mock
 
-import step as steps
 import torch
 from harness import parse_args, report
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from paper import Kernel, Paper, use_compiled_colours
+from step import CONFIG, OurStep
 from torch._inductor import metrics
 
 from mmpatchmix.engine.runtime_info_hook import stack_numbers
+from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS as REGISTRY
 from mmpatchmix.views import ViewAugment, fused_colours
 
-CONFIGS = steps.CONFIG.parent
+CONFIGS = CONFIG.parent
 # (bytes/s, operations/s in bfloat16) of data sheets: A100 and H100 with 80 GB (SXM), H200.
 DEVICES = {
     'A100': (2.04e12, 312e12),
@@ -61,17 +62,33 @@ PARTS = (
 @functools.cache
 def count_step(model: str, num_crops: int, batch: int, is_compiled: bool) -> tuple[Kernel, ...]:
     """Return the kernels of a training step of a recipe, and of logging it."""
-    paper = Paper(default='joining views')
     torch.manual_seed(0)
     cfg = Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
-    cfg.optim_wrapper.enabled = False  # autocast comes from outside
     with torch.device('meta'):
         net = REGISTRY.build(cfg.model).train()
+    return take_step(net, cfg.optim_wrapper, make_batch(batch, num_crops - 2), is_compiled)
+
+
+def take_step(
+    net: PatchMix, optim_wrapper: dict, batch: dict, is_compiled: bool
+) -> tuple[Kernel, ...]:
+    """Take a step on paper.
+
+    Args:
+        net: The model, whose weights are lost.
+        optim_wrapper: Config of the optimizer.
+        batch: As collated; its values are lost.
+        is_compiled: Whether colours are.
+    """
+    paper = Paper(default='joining views')
     with paper.fake:
         net.to_empty(device='cpu')
-        inputs = make_batch(batch, num_crops - 2)
-    step = steps.OurStep.__new__(steps.OurStep)
-    step.model, step.optimizer = net, build_optim_wrapper(net, cfg.optim_wrapper)
+        inputs = {
+            name: torch.empty_like(view, device='cpu') for name, view in batch['inputs'].items()
+        }
+    step = OurStep.__new__(OurStep)
+    # Autocast comes from outside.
+    step.model, step.optimizer = net, build_optim_wrapper(net, optim_wrapper | {'enabled': False})
     for owner, method, part in [
         (net.data_preprocessor, 'forward', 'preprocessor'),
         (net, 'parse_losses', 'losses'),
@@ -89,13 +106,16 @@ def count_step(model: str, num_crops: int, batch: int, is_compiled: bool) -> tup
         paper.mark(owner, method, part)
     for module, part in ((net.backbone, 'encoders'), (net.neck, 'heads'), (net.head, 'heads')):
         paper.mark_parameters(module, part)
-    logs = []
+    logs: list[dict] = []
     net.parse_losses = keep_logs(net.parse_losses, logs)
     colours = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
     with paper, colours:
         for _ in range(2):  # the first step makes the optimizer's moments
             paper.kernels.clear()
-            step.step_from_workers(inputs, lambda: torch.autocast('cpu', dtype=torch.bfloat16))
+            step.step_from_workers(
+                {'inputs': inputs, 'data_samples': None},
+                lambda: torch.autocast('cpu', dtype=torch.bfloat16),
+            )
         with paper.part('logging'):
             stack_numbers(LOG_INTERVAL * [*logs[-1].values(), step.optimizer.broken])
     return tuple(paper.kernels)
@@ -106,7 +126,9 @@ def make_batch(num_images: int, num_local: int) -> dict:
     shapes = dict.fromkeys(('view_1', 'view_2'), (num_images, 224, 224, 3))
     if num_local:
         shapes['local_views'] = (num_images, num_local, 96, 96, 3)
-    inputs = {name: torch.empty(shape, dtype=torch.uint8) for name, shape in shapes.items()}
+    inputs = {
+        name: torch.empty(shape, dtype=torch.uint8, device='meta') for name, shape in shapes.items()
+    }
     return {'inputs': inputs, 'data_samples': None}
 
 

@@ -56,9 +56,9 @@ def _give_up(error: Exception) -> None:
     _works = False
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     print_log(
-        f'Augmentation is not compiled on this device ({reason}). Colours take about 60 passes per '
-        'resolution instead of 3, with the same result. The usual cause is that Triton finds no C '
-        'compiler: install gcc.',
+        f'Colours are not compiled on this device ({reason}). Augmentation goes on pass by pass, '
+        'which draws the same and takes more of the device. The usual cause is that Triton finds '
+        'no C compiler: install gcc.',
         'current',
         logging.WARNING,
     )

@@ -73,8 +73,8 @@ def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
     place = torch.arange(max(height, width), device=view.device)
     # Counted from the other end where an image is mirrored. (images, 1, 1, W)
     column = (place[:width] - send((width - 1) * flip.view(-1, 1, 1, 1), view)).abs_()
-    image = torch.cartesian_prod(*(torch.arange(size) for size in leading)).view(len(flip), -1)
-    image = send(image, view)[..., None, None, None].unbind(1)
+    image = torch.cartesian_prod(*(torch.arange(size) for size in leading))
+    image = send(image.view(len(flip), len(leading)), view)[..., None, None, None].unbind(1)
     return view[*image, channel.view(-1, 1, 1), place[:height, None], column]
 
 

@@ -70,6 +70,7 @@ class Paper:
         # device is to be chosen as for an accelerator.
         for where, name, value in [
             (data_preprocessor, 'goes_to_cpu', lambda images: False),
+            (on_device, 'SLOW_TO_INDEX', ()),
             (on_device, 'choose_work_dtype', half_for_bytes),
             (fused_colours, 'choose_work_dtype', half_for_bytes),
             (vit, 'PLAIN_UP_TO', 0),

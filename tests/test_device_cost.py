@@ -51,12 +51,14 @@ def usual(take_step):
     return take_step()
 
 
-def test_a_step_beside_the_encoders_is_bounded(usual):
+def test_a_step_beside_the_encoders_is_bounded(take_step, usual):
+    """Bounds are what it takes now and a little more: more is to be noticed."""
+    assert take_step(is_compiled=True)['preprocessor'] <= 95
     counts = usual
     assert counts['momentum encoder'] == 1
-    assert counts['optimizer'] <= 12
-    assert counts['logging'] <= 60  # of 50 iterations
-    assert counts['losses'] <= 420
+    assert counts['optimizer'] <= 20
+    assert counts['logging'] <= 110  # of 50 iterations
+    assert counts['losses'] <= 350
     assert counts['preprocessor'] <= 240
     assert set(counts) == {*FIXED, 'joining views', 'heads', 'encoders'}
 

@@ -88,8 +88,8 @@ def arrange(plan: Plan) -> Tensor:
         return torch.cat([before, after], 2).permute(2, 0, 1).flatten(0, 1)  # (6 * 3, N)
 
     early = torch.where(place < place_of_contrast, weights, idle)
-    rows = [steps(early), steps(weights), torch.where(is_early[:, 0], turns, 0.0), turns, plan.grey]
-    return torch.cat([each.float().view(-1, len(turns)) for each in rows])
+    others = torch.stack([torch.where(is_early[:, 0], turns, 0.0), turns, plan.grey.float()])
+    return torch.cat([steps(early), steps(weights), others])
 
 
 def apply(images: Tensor, arranged: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from mmpatchmix.views import colours, fused_colours
 from mmpatchmix.views.plan import Plan, choose_work_dtype, send
 
+SLOW_TO_INDEX = ('cpu',)  # kinds of devices that copy more quickly than they gather
+
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
     """Augment and normalise a batch; see :func:`augment_views`, of which this has one."""
@@ -21,7 +23,7 @@ def augment_views(
     """Augment and normalise views of one size together.
 
     The plan is on the host, so only the images that an operation applies to are processed,
-    and the device is never asked for a value. Where a compiler is there, colours are three
+    and the device is never asked for a value. Where a compiler is there, colours are two
     kernels, see :mod:`~mmpatchmix.views.fused_colours`.
 
     Args:
@@ -67,6 +69,11 @@ def choose_dtype(images: Tensor) -> torch.dtype:
 def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
     """Copy a view as one batch: contiguous, RGB, mirrored where ``flip`` says so."""
     *leading, channels, height, width = view.shape
+    if view.device.type in SLOW_TO_INDEX:
+        images = view.flatten(0, -4)
+        images = images.flip(1) if to_rgb else images
+        return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images).contiguous()
+    # One pass copies, whatever the order in memory.
     channel = torch.arange(channels, device=view.device)
     if to_rgb:
         channel = channel.flip(0)
@@ -98,15 +105,22 @@ def _blur(images: Tensor, plan: Plan) -> None:
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     kernels = send(kernels.to(images.dtype), images)[:, None]  # (K * C, 1, side)
     place = send(rows, images)
-    # One pass takes the images and reflects them beyond their borders.
-    y = send(_reflect(height, radius), images)
-    x = y if width == height else send(_reflect(width, radius), images)
-    channel = torch.arange(channels, device=images.device)
-    padded = images[place.view(-1, 1, 1, 1), channel.view(-1, 1, 1), y.view(-1, 1), x]
+    padded = _take_padded(images, place, radius)
     planes = padded.view(1, -1, *padded.shape[2:])  # (1, K * C, H + 2 * radius, W + 2 * radius)
     planes = F.conv2d(planes, kernels[:, :, None], groups=len(kernels))
     planes = F.conv2d(planes, kernels[..., None], groups=len(kernels))
     images.index_copy_(0, place, planes.view(-1, channels, height, width))
+
+
+def _take_padded(images: Tensor, place: Tensor, radius: int) -> Tensor:
+    """Copy some of the images, reflected beyond their borders."""
+    if images.device.type in SLOW_TO_INDEX:
+        return F.pad(images.index_select(0, place), [radius] * 4, mode='reflect')
+    channels, height, width = images.shape[1:]
+    y = send(_reflect(height, radius), images)
+    x = y if width == height else send(_reflect(width, radius), images)
+    channel = torch.arange(channels, device=images.device)
+    return images[place.view(-1, 1, 1, 1), channel.view(-1, 1, 1), y.view(-1, 1), x]
 
 
 def _reflect(size: int, radius: int) -> Tensor:

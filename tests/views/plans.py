@@ -53,11 +53,12 @@ def make_jitter(name: str, values: list[float]) -> Plan:
 
 
 class Fused:
-    """What the compiler is given, without the compiler."""
+    """What CUDA devices do, but for the compiler and for half precision."""
 
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
         with (
+            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
             mock.patch.object(fused_colours, 'COMPILED_ON', ('cpu', 'meta')),
             mock.patch.object(fused_colours, '_compile', lambda: fused_colours.apply),
         ):
@@ -71,7 +72,10 @@ class InHalf:
 
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
-        with mock.patch.object(on_device, 'choose_work_dtype', lambda images: torch.float16):
+        with (
+            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
+            mock.patch.object(on_device, 'choose_work_dtype', lambda images: torch.float16),
+        ):
             return on_device.augment(*args, **kwargs)
 
 

@@ -45,9 +45,9 @@ DEVICES = {
 MODELS = ('vit-s', 'vit-b')
 CROPS = (2, 10)
 LOG_INTERVAL = 50  # iterations, of the recipes; the cost of logging is spread over them
-# Kernels of compiled colours for views of one size, and bytes per value. `--table compiled` says one
-# and 3 for CPU cores: a byte read, two written. A GPU does the mean in a kernel of its own, which
-# reads the images once more.
+# Kernels of compiled colours for views of one size, and bytes per value. `--table compiled` says
+# one and 3 for CPU cores: a byte read, two written. A GPU does the mean in a kernel of its own,
+# which reads the images once more.
 COMPILED = (2, 4)
 PARTS = (
     'preprocessor',
@@ -238,7 +238,7 @@ def model_steps(args) -> list[dict]:
                         f'{device}: views (ms)': 1000 * seconds['preprocessor'],
                         f'{device}: x encoders': round(step / encoders, 3),
                     }
-                rows.append(row)
+                rows.append(row | {'measured (ms)': None})
     return rows
 
 

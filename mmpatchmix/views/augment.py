@@ -18,8 +18,9 @@ class ViewAugment(nn.Module):
 
     The device of the images chooses who applies what was drawn: :mod:`~mmpatchmix.views.on_cpu`
     goes image by image and rounds to whole grey levels in between, as transforms of images do;
-    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round. Images of float32
-    and of other than three channels always go there.
+    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round, but keeps bytes in
+    half precision on accelerators. Images of float32 and of other than three channels always go
+    there.
 
     Images of other than three channels are no colours: of the jitter they get brightness and
     contrast, and no greyscale and no solarize.

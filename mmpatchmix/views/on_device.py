@@ -49,7 +49,8 @@ def augment_views(
         work = fused_colours.try_apply(taken, plan)
         if work is None:
             work = taken[0].new_empty((sum(sizes), *taken[0].shape[1:]), dtype=work_dtype)
-            torch.cat(taken, out=work)
+            for part, images in zip(work.split(sizes), taken, strict=True):
+                part.copy_(images)
             colours.jitter(work, plan)
             _change(work, plan.grey, lambda some: colours.find_grey(some).expand_as(some))
         _blur(work, plan)
@@ -82,7 +83,7 @@ def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
     column = (place[:width] - send((width - 1) * flip.view(-1, 1, 1, 1), view)).abs_()
     image = torch.cartesian_prod(*(torch.arange(size) for size in leading))
     image = send(image.view(len(flip), len(leading)), view)[..., None, None, None].unbind(1)
-    return view[*image, channel.view(-1, 1, 1), place[:height, None], column]
+    return view[(*image, channel.view(-1, 1, 1), place[:height, None], column)]
 
 
 def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor], Tensor]) -> None:

@@ -39,7 +39,8 @@ demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of dig
 # Threads as torch chooses them: nothing else should run beside.
 BENCHMARKS := mixing momentum data knn knn:--queries:50000:--bank:32768:--memory memory freed_memory \
   step:--crops:2:--precision:fp32 \
-  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts
+  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts \
+  device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
 
 benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt

@@ -39,7 +39,6 @@ from sklearn.datasets import load_sample_images
 
 from mmpatchmix.datasets.sample_photos import write_sample_photos
 from mmpatchmix.registry import MODELS, TRANSFORMS
-from mmpatchmix.views import on_device
 
 CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
 ENDINGS = ('.jpg', '.jpeg')
@@ -112,7 +111,7 @@ def preprocessor_candidates(cfg: Config, batch: dict) -> dict[str, Callable[[], 
         torch.set_num_threads(num_threads)
 
     def run_batched() -> None:
-        with mock.patch('mmpatchmix.views.augment.on_cpu', on_device):
+        with mock.patch('mmpatchmix.models.data_preprocessor.goes_to_cpu', lambda images: False):
             preprocessor(batch, training=True)
 
     return {

@@ -12,7 +12,7 @@ from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
 # What they import beside each other.
-PARTS = {'harness', 'runs', 'data_peers', 'step_peers', 'methods_run', 'evidence_tables'}
+PARTS = {'harness', 'runs', 'data_peers', 'step_peers', 'methods_run', 'evidence_tables', 'paper'}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in PARTS)
 
 

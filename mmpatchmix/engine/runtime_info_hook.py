@@ -85,23 +85,34 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
 
     def _bring_to_host(self, runner: Runner) -> None:
         pending, self._pending = self._pending, []
-        values = [v.float().mean() for _, _, outputs, _ in pending for v in outputs.values()]
+        values = [value for _, _, outputs, _ in pending for value in outputs.values()]
         if not values:
             return
-        device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
-        stacked = torch.stack([value.to(device) for value in values])
+        stacked = stack_numbers(values)
         dist.all_reduce(stacked, 'mean')
         numbers = iter(stacked.tolist())
         for iteration, epoch, outputs, states in pending:
             row = {name: next(numbers) for name in outputs}
             losses = {name: value for name, value in row.items() if 'loss' in name}
             if row.pop(BROKEN, 0) or not all(map(math.isfinite, losses.values())):
-                own = {name: float(outputs[name].float().mean()) for name in losses}
+                own = {name: float(_average(outputs[name])) for name in losses}
                 _stop(
                     runner, iteration, epoch, losses, write_capsule(runner, iteration, states, own)
                 )
             for name, value in row.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
+
+
+def stack_numbers(values: list[Tensor]) -> Tensor:
+    """Put the means of tensors of any shapes into one, on the accelerator if one of them is."""
+    device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
+    return torch.stack([_average(value).to(device) for value in values])
+
+
+def _average(value: Tensor) -> Tensor:
+    # Nearly all are such a number already, and each kernel on it would be one of hundreds.
+    is_number = value.ndim == 0 and value.dtype == torch.float32
+    return value if is_number else value.float().mean()
 
 
 def _stop(

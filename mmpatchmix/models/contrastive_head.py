@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mmpatchmix.models.mixing import Target
 from mmpatchmix.registry import MODELS
+from mmpatchmix.views.plan import send
 
 
 class Contrast(NamedTuple):
@@ -107,12 +108,15 @@ class ContrastiveHead(BaseModule):
         num_images = len(keys) // dist.get_world_size()
         if target is None:
             target = torch.zeros(1, dtype=torch.int64), torch.ones(1)
-        offsets, weights = (part.to(device, non_blocking=True) for part in target)
+        offsets, weights = target
+        # Whatever follows from the target alone is worked out where it is: on the host.
+        images = images or range(num_images)
+        image = images.start + torch.arange(len(queries)).to(offsets) % len(images)
+        matches = (image[:, None] + offsets) % num_images + dist.get_rank() * num_images
+        entropy = self._target_entropy(offsets, weights, num_images, len(keys))
+        matches, weights = send(matches, queries), send(weights, queries)
         with torch.autocast(device.type, enabled=False):
             logits = queries @ keys.T / self.temperature  # (V * N, W * N)
-        images = images or range(num_images)
-        image = images.start + torch.arange(len(queries), device=device) % len(images)
-        matches = (image[:, None] + offsets) % num_images + dist.get_rank() * num_images
         matched = logits.gather(1, matches)  # (V * N, K)
         log_partition = logits.logsumexp(1)
         loss = log_partition - (1 - self.label_smoothing) * (matched * weights).sum(1)
@@ -123,7 +127,7 @@ class ContrastiveHead(BaseModule):
             # Ties count as hits: the best match is at least as near as any key.
             likely = matched.masked_fill(weights == 0, -torch.inf).amax(1)
             accuracy = (likely >= logits.amax(1)).float().mean()
-            kl = loss - self._target_entropy(offsets, weights, num_images, len(keys))
+            kl = loss - entropy
         return Contrast(loss, accuracy, kl)
 
     def _target_entropy(

@@ -1,5 +1,6 @@
 """From the workers' crops to augmented, normalised, mixed views on the device."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,7 +17,10 @@ from mmpatchmix.models.mixing import (
     shares_to_source,
 )
 from mmpatchmix.registry import FUNCTIONS, MODELS
+from mmpatchmix.views import on_device
+from mmpatchmix.views.augment import goes_to_cpu
 from mmpatchmix.views.pack_views import VIEWS, channels_first
+from mmpatchmix.views.plan import join
 
 
 @MODELS.register_module()
@@ -31,7 +35,8 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     - ``view_1``, ``view_2``: ``(N, H, W, C)``
     - ``local_views``, with local crops: ``(N, L, h, w, C)``
 
-    becomes (float32, normalised, three channels as RGB)
+    becomes (float32, or on an accelerator under autocast of its type; normalised, three channels as
+    RGB)
 
     - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, C, H, W)``
     - ``local_views``, ``mixed_local_views``: ``(L, N, C, h, w)``
@@ -131,44 +136,67 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             # mmpretrain's takes its values by position.
             samples = data.get('data_samples')
             return super().forward(dict(inputs=data['inputs'], data_samples=samples), training)
-        views = {
-            name: self.photometric(name, channels_first(view, self.num_channels))
-            for name, view in self.cast_data(data['inputs']).items()
-        }
+        views = self.photometric(
+            {
+                name: channels_first(view, self.num_channels)
+                for name, view in self.cast_data(data['inputs']).items()
+            }
+        )
         inputs = views | (self.mix(views) if training else {})
         return {'inputs': inputs, 'data_samples': data.get('data_samples')}
 
-    def photometric(self, name: str, view: Tensor) -> Tensor:
-        """Augment and normalise one view of the batch.
+    def photometric(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Augment and normalise the views of the batch.
 
         Args:
-            name: One of ``view_1``, ``view_2``, ``local_views``.
-            view: ``(N, C, H, W)`` or ``(N, L, C, h, w)`` uint8 or float32, on the device, of
-                any strides.
+            views: ``view_1``, ``view_2`` ``(N, C, H, W)`` and perhaps ``local_views``
+                ``(N, L, C, h, w)``, uint8 or float32, on the device, of any strides.
 
         Returns:
-            Tensor: ``(N, C, H, W)`` or ``(L, N, C, h, w)`` float32, normalised.
+            dict: ``(N, C, H, W)`` or ``(L, N, C, h, w)``, normalised; float32, or on an
+            accelerator under autocast of its type.
 
         Raises:
-            ValueError: If the view has another number of channels.
+            ValueError: If a view has another number of channels.
         """
-        if view.shape[-3] != self.num_channels:
-            raise ValueError(
-                f'{name} of shape {tuple(view.shape)} has not the {self.num_channels} channels '
-                'that data_preprocessor.mean and std have values for.'
+        done, batches = {}, defaultdict(list)
+        for name, view in views.items():
+            if view.shape[-3] != self.num_channels:
+                raise ValueError(
+                    f'{name} of shape {tuple(view.shape)} has not the {self.num_channels} channels '
+                    'that data_preprocessor.mean and std have values for.'
+                )
+            if view.ndim == 5:
+                view = view.transpose(0, 1)  # (L, N, C, h, w)
+            if name in self.augment and not goes_to_cpu(view):
+                # Drawn in this order, applied to all images of a kind together.
+                plan = self.augment[name].plan(view, self.num_channels)
+                kind = view.shape[-3:], plan.blur_side, plan.solarize_from
+                batches[kind].append((name, view, plan))
+                continue
+            images = view.flatten(0, -4)  # (L * N, C, h, w)
+            if name in self.augment:
+                augment = self.augment[name]
+                images = augment(images, self.mean, self.std, self._channel_conversion)
+            else:
+                images = self._normalise(images)
+            done[name] = images.view(view.shape)
+        for batch in batches.values():
+            names, parts, plans = zip(*batch, strict=True)
+            out = on_device.augment_views(
+                parts, join(plans), self.mean, self.std, self._channel_conversion
             )
-        if view.ndim == 5:
-            view = view.transpose(0, 1)  # (L, N, C, h, w)
-        images = view.flatten(0, -4)  # (L * N, C, h, w)
-        if name in self.augment:
-            images = self.augment[name](images, self.mean, self.std, self._channel_conversion)
-            return images.view(view.shape)
+            sizes = [part.shape[:-3].numel() for part in parts]
+            for name, part, images in zip(names, parts, out.split(sizes), strict=True):
+                done[name] = images.view(part.shape)
+        return {name: done[name] for name in views}
+
+    def _normalise(self, images: Tensor) -> Tensor:
         if self._channel_conversion:
             images = images.flip(1)
         # All reordering happens in this one pass, which reads a byte per value.
         images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        images = torch.addcmul(-self.mean / self.std, images, 1 / self.std, out=images)
-        return images.view(view.shape)
+        return torch.addcmul(-self.mean / self.std, images, 1 / self.std, out=images)
 
     def mix(self, views: dict[str, Tensor]) -> dict:
         """Mix every view by itself and derive the soft targets.
@@ -205,17 +233,19 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             views, shares = mix(as_channels)
             views = views.unflatten(1, (len(crops), -1)).transpose(0, 1)
         else:
-            views, (shares, *_), groups = zip(*map(mix, crops), strict=True)
-            views, mixed['groups']['local_views'] = torch.stack(views), torch.stack(groups)
+            views, shares, mixed['groups']['local_views'] = mix(crops)
         mixed['mixed_local_views'] = views  # (L, N, C, h, w)
         mixed['local_mix_to_source'] = shares_to_source(shares)
 
     def _mix_patches(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix ``(N, C, H, W)``, or ``(L, N, C, h, w)`` by groups ``(L, T)``."""
         height, width = view.shape[-2:]
         num_patches = (height // self.patch_size) * (width // self.patch_size)
-        groups = draw_groups(num_patches, num_mix)
-        mixed = mix_patches(view, groups, self.patch_size)
-        return mixed, group_shares(groups, num_mix), groups
+        draws = [
+            draw_groups(num_patches, num_mix) for _ in range(len(view) if view.ndim == 5 else 1)
+        ]
+        groups = torch.stack(draws) if view.ndim == 5 else draws[0]
+        return mix_patches(view, groups, self.patch_size), group_shares(draws[0], num_mix), groups
 
 
 def _check_channels(mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> int:

@@ -17,6 +17,8 @@ the image ``(n + offsets[i]) mod N`` with ``weights[i]``.
 import torch
 from torch import Tensor
 
+from mmpatchmix.views.plan import send
+
 # (offsets, weights), both (K,): the shared sparse row of a soft target.
 Target = tuple[Tensor, Tensor]
 
@@ -60,40 +62,42 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     whatever the number of images per mix.
 
     Args:
-        images: ``(N, C, H, W)``, any dtype and device.
-        groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`).
+        images: ``(N, C, H, W)``, any dtype and device; or ``(L, N, C, H, W)``, L batches that
+            are mixed each on its own.
+        groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`); ``(L, T)``.
         patch_size: ``p``, in pixels; it must divide ``H`` and ``W``.
 
     Returns:
-        Tensor: ``(N, C, H, W)``, new memory, dtype and device of ``images``.
+        Tensor: Shape, dtype and device of ``images``, new memory.
 
     Raises:
         ValueError: If the patch size does not divide the image, or ``groups``
             does not have one entry per position.
     """
-    num_images, channels, height, width = images.shape
+    num_images, channels, height, width = images.shape[-4:]
     if height % patch_size or width % patch_size:
         raise ValueError(
             f'the mixing patch_size={patch_size} must divide the view of {height}x{width} pixels: '
             'change patch_size of the data preprocessor or the crop size of the pipeline.'
         )
     rows, columns = height // patch_size, width // patch_size
-    if groups.numel() != rows * columns:
+    if groups.shape[-1] != rows * columns:
         raise ValueError(
-            f'groups has {groups.numel()} entries, but {height}x{width} pixels in patches of '
+            f'groups has {groups.shape[-1]} entries, but {height}x{width} pixels in patches of '
             f'{patch_size} have {rows * columns} positions.'
         )
     # A line of p pixels within a patch is contiguous, so the mix is one
-    # selection among such lines: (N * C * rows * p * columns, p).
-    device = images.device
-    image_index = torch.arange(num_images, device=device).view(-1, 1, 1, 1, 1)
-    shift = groups.to(device, non_blocking=True).view(1, 1, rows, 1, columns)
+    # selection among such lines: (L * N * C * rows * p * columns, p).
+    batches = groups.view(-1, 1, rows * columns)  # (L, 1, T)
+    image = torch.arange(num_images).to(groups)[:, None]
+    batch = torch.arange(len(batches)).to(groups).view(-1, 1, 1)
+    source = batch * num_images + (image + batches) % num_images  # (L, N, T)
     lines_per_image = channels * height * columns
-    line = torch.arange(lines_per_image, device=device)
-    line = line.view(1, channels, rows, patch_size, columns)
-    source = (image_index + shift) % num_images * lines_per_image + line
-    lines = images.reshape(-1, patch_size)
-    return lines.index_select(0, source.flatten()).view(images.shape)
+    source = send((source * lines_per_image).int(), images)
+    line = torch.arange(lines_per_image, dtype=torch.int32, device=images.device)
+    line = line.view(channels, rows, patch_size, columns)
+    lines = source.view(len(batches), num_images, 1, rows, 1, columns) + line
+    return images.reshape(-1, patch_size).index_select(0, lines.flatten()).view(images.shape)
 
 
 def group_shares(groups: Tensor, num_mix: int) -> Tensor:

@@ -18,8 +18,9 @@ class ViewAugment(nn.Module):
 
     The device of the images chooses who applies what was drawn: :mod:`~mmpatchmix.views.on_cpu`
     goes image by image and rounds to whole grey levels in between, as transforms of images do;
-    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round. Images of float32
-    and of other than three channels always go there.
+    :mod:`~mmpatchmix.views.on_device` takes the whole batch and does not round, but keeps bytes in
+    half precision on accelerators. Images of float32 and of other than three channels always go
+    there.
 
     Images of other than three channels are no colours: of the jitter they get brightness and
     contrast, and no greyscale and no solarize.
@@ -84,21 +85,23 @@ class ViewAugment(nn.Module):
             to_rgb: Whether three channels come in BGR order.
 
         Returns:
-            Tensor: (N, C, H, W) float32, three channels in RGB order.
+            Tensor: (N, C, H, W), three channels in RGB order; float32, or on an accelerator under
+            autocast of its type.
         """
-        num_channels = len(mean)
+        plan = self.plan(images, len(mean))
+        place = on_cpu if goes_to_cpu(images) else on_device
+        return place.augment(images, plan, mean, std, to_rgb)
+
+    def plan(self, images: Tensor, num_channels: int) -> Plan:
+        """Check images, ``(..., C, H, W)``, and draw what is to happen to each."""
         is_kind = images.dtype in (torch.uint8, torch.float32)
-        if images.ndim != 4 or images.shape[1] != num_channels or not is_kind:
+        if images.ndim < 4 or images.shape[-3] != num_channels or not is_kind:
             raise ValueError(
                 f'ViewAugment needs (N, {num_channels}, H, W) images of uint8 or float32, got '
                 f'{images.dtype} of shape {tuple(images.shape)}'
             )
-        plan = self.draw(len(images), min(images.shape[-2:]))
-        if num_channels != 3:
-            plan = without_colours(plan)
-        is_photo = images.dtype == torch.uint8 and num_channels == 3
-        place = on_cpu if is_photo and images.device.type == 'cpu' else on_device
-        return place.augment(images, plan, mean, std, to_rgb)
+        plan = self.draw(images.shape[:-3].numel(), min(images.shape[-2:]))
+        return plan if num_channels == 3 else without_colours(plan)
 
     def draw(self, num_images: int, size: int) -> Plan:
         """Draw what is to happen to each image.
@@ -144,6 +147,12 @@ class ViewAugment(nn.Module):
 
 
 _SETTINGS = ViewAugment.__init__.__annotations__
+
+
+def goes_to_cpu(images: Tensor) -> bool:
+    """Tell whether images, (..., C, H, W), are augmented by :mod:`~mmpatchmix.views.on_cpu`."""
+    is_photo = images.dtype == torch.uint8 and images.shape[-3] == 3
+    return is_photo and images.device.type == 'cpu'
 
 
 def derive_blur_kernel(size: int) -> int:

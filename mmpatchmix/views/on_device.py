@@ -1,161 +1,130 @@
 """Augment a batch on an accelerator: few operations on many images, none that waits for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatchmix.views.plan import CONTRAST, HUE, LUMA, SATURATION, Plan
+from mmpatchmix.views import colours, fused_colours
+from mmpatchmix.views.plan import Plan, choose_work_dtype, send
+
+SLOW_TO_INDEX = ('cpu',)  # kinds of devices that copy more quickly than they gather
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-    """Augment and normalise a batch.
+    """Augment and normalise a batch; see :func:`augment_views`, of which this has one."""
+    return augment_views([images], plan, mean, std, to_rgb)
+
+
+def augment_views(
+    views: Sequence[Tensor], plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False
+) -> Tensor:
+    """Augment and normalise views of one size together.
 
     The plan is on the host, so only the images that an operation applies to are processed,
-    and the device is never asked for a value.
+    and the device is never asked for a value. Where a compiler is there, colours are two
+    kernels, see :mod:`~mmpatchmix.views.fused_colours`.
 
     Args:
-        images: (N, C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
-        plan: What to do to each image; without colours where C is not 3.
+        views: ``(N, C, H, W)`` or ``(L, N, C, H, W)`` each, uint8, or float32 from 0 to 255, of any
+            strides. Not modified.
+        plan: What to do to each image, view by view; without colours where C is not 3.
         mean: (C, 1, 1), in RGB order, on the scale 0-255.
         std: (C, 1, 1), likewise.
         to_rgb: Whether the channels come in BGR order.
 
     Returns:
-        Tensor: (N, C, H, W) float32, three channels in RGB order, normalised.
+        Tensor: (all images, C, H, W), three channels in RGB order, normalised; float32, under
+        autocast of its type.
     """
-    # What only moves values moves bytes; the rest needs float32: half precision has 8 bits for
-    # 256 grey levels, and hue is a quotient of differences.
+    # bfloat16 has 8 bits for 256 grey levels, and hue is a quotient of differences.
+    dtype, work_dtype = choose_dtype(views[0]), choose_work_dtype(views[0])
+    with torch.autocast(views[0].device.type, enabled=False):
+        sizes = [view.shape[:-3].numel() for view in views]
+        taken = [
+            _take(view, flip, to_rgb)
+            for view, flip in zip(views, plan.flip.split(sizes), strict=True)
+        ]
+        work = fused_colours.try_apply(taken, plan)
+        if work is None:
+            work = taken[0].new_empty((sum(sizes), *taken[0].shape[1:]), dtype=work_dtype)
+            for part, images in zip(work.split(sizes), taken, strict=True):
+                part.copy_(images)
+            colours.jitter(work, plan)
+            _change(work, plan.grey, lambda some: colours.find_grey(some).expand_as(some))
+        _blur(work, plan)
+        start = plan.solarize_from
+        _change(work, plan.solarize, lambda some: torch.where(some >= start, 255 - some, some))
+        out = torch.empty_like(work, dtype=dtype)
+        return torch.addcmul(-mean / std, work, 1 / std, out=out)
+
+
+def choose_dtype(images: Tensor) -> torch.dtype:
+    """Return the type in which autocast would have the views: the first layer casts to it."""
+    kind = images.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_on else torch.float32
+
+
+def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
+    """Copy a view as one batch: contiguous, RGB, mirrored where ``flip`` says so."""
+    *leading, channels, height, width = view.shape
+    if view.device.type in SLOW_TO_INDEX:
+        images = view.flatten(0, -4)
+        images = images.flip(1) if to_rgb else images
+        return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images).contiguous()
+    # One pass copies, whatever the order in memory.
+    channel = torch.arange(channels, device=view.device)
     if to_rgb:
-        images = images.flip(1)
-    if plan.flip.any():
-        flip = _send(plan.flip.view(-1, 1, 1, 1), images)
-        images = torch.where(flip, images.flip(3), images)
-    # A copy, of float32 too: the rest changes it in place. From 0 to 255.
-    images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    with torch.autocast(images.device.type, enabled=False):
-        _jitter(images, plan)
-        images = _change(images, plan.grey, lambda some, rows: _find_grey(some).expand_as(some))
-        images = _change(images, plan.blur, lambda some, rows: _blur(some, plan, rows))
-        images = _change(
-            images,
-            plan.solarize,
-            lambda some, rows: torch.where(some >= plan.solarize_from, 255 - some, some),
-        )
-        return torch.addcmul(-mean / std, images, 1 / std, out=images)
+        channel = channel.flip(0)
+    place = torch.arange(max(height, width), device=view.device)
+    # Counted from the other end where an image is mirrored. (images, 1, 1, W)
+    column = (place[:width] - send((width - 1) * flip.view(-1, 1, 1, 1), view)).abs_()
+    image = torch.cartesian_prod(*(torch.arange(size) for size in leading))
+    image = send(image.view(len(flip), len(leading)), view)[..., None, None, None].unbind(1)
+    return view[(*image, channel.view(-1, 1, 1), place[:height, None], column)]
 
 
-def _send(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device, non_blocking=True)
-
-
-def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply ``operation(images, rows)`` to the images whose coin, (N,) bool, says so."""
+def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
+    """Apply an operation in place to the images whose coin, (N,) bool, says so."""
     rows = coins.nonzero()[:, 0]  # (K,), on the host
-    if len(rows) == 0:
-        return images
-    if len(rows) == len(images):
-        return operation(images, rows).contiguous()
-    place = _send(rows, images)
-    return images.index_copy_(0, place, operation(images.index_select(0, place), rows))
+    if len(rows):
+        place = send(rows, images)
+        images.index_copy_(0, place, operation(images.index_select(0, place)))
 
 
-def _jitter(images: Tensor, plan: Plan) -> None:
-    """Jitter the colours in place, each image in its own order.
-
-    Hue takes more than all else, so it happens once for all images, with up to three of the
-    others before it and the rest after it. Images are sorted by how many come before; so those
-    that take part in a pass are neighbours.
-    """
-    rows = plan.jitter.nonzero()[:, 0]  # (K,)
+def _blur(images: Tensor, plan: Plan) -> None:
+    """Blur each image by its own Gaussian in place, first along the rows, then the columns."""
+    rows = plan.blur.nonzero()[:, 0]  # (K,)
     if len(rows) == 0:
         return
-    place_of_hue = (plan.order[rows] == HUE).nonzero()[:, 1]  # (K,), 0 to 3
-    by_place = place_of_hue.argsort(descending=True)
-    rows, place_of_hue = rows[by_place], place_of_hue[by_place]
-    order, factors = plan.order[rows], plan.factors[rows]  # (K, 4) each
-    shares = 1 - factors.gather(1, order)
-    blends = torch.stack([shares, order == CONTRAST, order == SATURATION])  # (3, K, 4)
-    place, blends = _send(rows, images), _send(blends, images)
-    some = images.index_select(0, place)  # (K, C, H, W)
-    for step in range(3):
-        num = int((place_of_hue > step).sum())
-        _blend(some[:num], *blends[:, :num, step])
-    if factors[:, HUE].any():
-        _turn_hue(some, factors[:, HUE])
-    for step in range(1, 4):
-        first = int((place_of_hue >= step).sum())
-        _blend(some[first:], *blends[:, first:, step])
-    images.index_copy_(0, place, some)
-
-
-def _blend(images: Tensor, share: Tensor, is_contrast: Tensor, is_saturation: Tensor) -> None:
-    """Change brightness, contrast or saturation in place.
-
-    Each moves an image away from, or towards, another one: black, its mean grey, its greys.
-    Channels that are no colours have a mean each, and no greys.
-
-    Args:
-        images: (K, C, H, W), 0 to 255.
-        share: (K,), of the other image: 1 less the factor.
-        is_contrast: (K,), 1 where it is the mean grey, 0 elsewhere.
-        is_saturation: (K,), 1 where it is the greys, 0 elsewhere.
-    """
-    if len(images) == 0:
-        return
-    share, is_contrast, is_saturation = (
-        each.view(-1, 1, 1, 1) for each in (share, is_contrast, is_saturation)
-    )
-    grey = _find_grey(images) if images.shape[1] == 3 else images
-    mean = grey.mean((2, 3), keepdim=True)  # (K, 1 or C, 1, 1)
-    other = torch.addcmul(is_contrast * mean, is_saturation, grey)  # (K, 1 or C, H, W)
-    images.lerp_(other, share).clamp_(0, 255)
-
-
-def _find_grey(images: Tensor) -> Tensor:
-    """Return the greys, (K, 1, H, W), of (K, 3, H, W) images."""
-    red, green, blue = images.split(1, dim=1)
-    # Weighed by LUMA, in two passes; three equal values give just that value.
-    return red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp_(blue, LUMA[2])
-
-
-def _turn_hue(images: Tensor, turns: Tensor) -> None:
-    """Turn the colours in place; HSV (hue, saturation, value) stays unwritten.
-
-    Hue is a place on a circle of six steps: red at 0, green at 2, blue at 4. Going round it, a
-    channel stays at the highest value of the pixel for two steps, falls to the lowest within
-    one, stays there for two, and rises again.
-
-    Source: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
-
-    Args:
-        images: (K, 3, H, W), 0 to 255.
-        turns: (K,), shares of the circle.
-    """
-    red, green, blue = images.split(1, dim=1)
-    lowest, highest = torch.aminmax(images, dim=1, keepdim=True)
-    spread = highest - lowest  # (K, 1, H, W)
-    # Steps from red, 0 to 3; the sign says whether towards green or towards blue. Where all are
-    # equal the quotient is 0 / tiny, and any hue will do.
-    steps = (green + blue - red - highest) / spread.clamp(min=1e-30) + 2
-    hue = torch.copysign(steps, green - blue)
-    # From two steps before a channel's own colour: at 0 it is lowest, at 2 highest.
-    ahead = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + 6 * turns.view(-1, 1, 1, 1)
-    distance = (hue + _send(ahead, images)).remainder_(6).sub_(2).abs_().clamp_(1, 2)
-    torch.addcmul(lowest - spread, spread, distance, out=images)
-
-
-def _blur(images: Tensor, plan: Plan, rows: Tensor) -> Tensor:
-    """Blur each image by its own Gaussian, first along the rows, then along the columns."""
-    num, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     radius = plan.blur_side // 2
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-0.5 * (offsets / plan.sigma[rows, None]) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    kernels = _send(kernels, images)[:, None]  # (K * C, 1, side)
-    padded = F.pad(images, [radius] * 4, mode='reflect')
-    planes = padded.view(1, num * channels, height + 2 * radius, width + 2 * radius)
-    planes = F.conv2d(planes, kernels[:, :, None], groups=num * channels)
-    planes = F.conv2d(planes, kernels[..., None], groups=num * channels)
-    return planes.view(images.shape)
+    kernels = send(kernels.to(images.dtype), images)[:, None]  # (K * C, 1, side)
+    place = send(rows, images)
+    padded = _take_padded(images, place, radius)
+    planes = padded.view(1, -1, *padded.shape[2:])  # (1, K * C, H + 2 * radius, W + 2 * radius)
+    planes = F.conv2d(planes, kernels[:, :, None], groups=len(kernels))
+    planes = F.conv2d(planes, kernels[..., None], groups=len(kernels))
+    images.index_copy_(0, place, planes.view(-1, channels, height, width))
+
+
+def _take_padded(images: Tensor, place: Tensor, radius: int) -> Tensor:
+    """Copy some of the images, reflected beyond their borders."""
+    if images.device.type in SLOW_TO_INDEX:
+        return F.pad(images.index_select(0, place), [radius] * 4, mode='reflect')
+    channels, height, width = images.shape[1:]
+    y = send(_reflect(height, radius), images)
+    x = y if width == height else send(_reflect(width, radius), images)
+    channel = torch.arange(channels, device=images.device)
+    return images[place.view(-1, 1, 1, 1), channel.view(-1, 1, 1), y.view(-1, 1), x]
+
+
+def _reflect(size: int, radius: int) -> Tensor:
+    """Return the places, 0 to size - 1, that -radius to size + radius - 1 are mirrored to."""
+    places = torch.arange(-radius, size + radius).abs()
+    return (size - 1) - ((size - 1) - places).abs()

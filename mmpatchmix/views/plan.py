@@ -1,5 +1,6 @@
 """What is to happen to each image of a batch: all its random numbers, as plain tensors."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,3 +50,30 @@ def without_colours(plan: Plan) -> Plan:
     factors[:, SATURATION], factors[:, HUE] = 1, 0
     none = torch.zeros_like(plan.grey)
     return plan._replace(factors=factors, grey=none, solarize=none)
+
+
+def join(plans: Sequence[Plan]) -> Plan:
+    """Return one plan for the images of all, which blur and solarize alike."""
+    return Plan(
+        *(
+            torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+            for parts in zip(*plans, strict=True)
+        )
+    )
+
+
+def send(values: Tensor, images: Tensor) -> Tensor:
+    """Copy what was drawn to the images' device; pinned, for else CUDA may wait."""
+    if images.device.type == 'cuda' and values.device.type == 'cpu':
+        values = values.pin_memory()
+    return values.to(images.device, non_blocking=True)
+
+
+def choose_work_dtype(images: Tensor) -> torch.dtype:
+    """Return the type in which images are kept between operations.
+
+    Half precision holds 0 to 255 to an eighth of a level, and is half the traffic: enough for
+    bytes, which transforms of images round to whole levels. CPU cores are slow in it.
+    """
+    is_half = images.dtype == torch.uint8 and images.device.type != 'cpu'
+    return torch.float16 if is_half else torch.float32

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmpatchmix.models import PatchMixDataPreprocessor, mix_patches, mix_to_mix, mix_to_source
-from mmpatchmix.views import on_device
 from tests.models.tiny import uint8_batch
 
 MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
@@ -126,9 +125,9 @@ def test_the_device_changes_nothing_but_the_rounding(monkeypatch):
     """The same seed draws, mixes and lays out the same; only the augmenting code differs."""
     augment = dict(type='mmpatchmix.ViewAugment', color_jitter=None, grayscale_prob=0.5)
     batch = uint8_batch(num_local=2)
-    augment = dict.fromkeys(('view_1', 'local_views'), augment)
+    augment = dict.fromkeys(('view_1', 'view_2', 'local_views'), augment)  # two of one size
     ours = prepare(batch, augment=augment)
-    monkeypatch.setattr('mmpatchmix.views.augment.on_cpu', on_device)
+    monkeypatch.setattr('mmpatchmix.models.data_preprocessor.goes_to_cpu', lambda images: False)
     theirs = prepare(batch, augment=augment)
     assert set(ours) == set(theirs)
     for name in ('view_1', 'view_2', 'local_views', 'mixed_view_1', 'mixed_local_views'):

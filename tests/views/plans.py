@@ -1,8 +1,11 @@
 """Images and hand-written plans for the tests of augmentation."""
 
+from unittest import mock
+
 import torch
 from torch import Tensor
 
+from mmpatchmix.views import fused_colours, on_device
 from mmpatchmix.views.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan
 
 MEAN, STD = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
@@ -49,8 +52,35 @@ def make_jitter(name: str, values: list[float]) -> Plan:
     return plan._replace(factors=factors)
 
 
+class Fused:
+    """What CUDA devices do, but for the compiler and for half precision."""
+
+    @staticmethod
+    def augment(*args, **kwargs) -> Tensor:
+        with (
+            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
+            mock.patch.object(fused_colours, 'COMPILED_ON', ('cpu', 'meta')),
+            mock.patch.object(fused_colours, '_compile', lambda: fused_colours.apply),
+        ):
+            out = on_device.augment(*args, **kwargs)
+        assert fused_colours._works
+        return out
+
+
+class InHalf:
+    """What accelerators do to bytes: they keep them in half precision."""
+
+    @staticmethod
+    def augment(*args, **kwargs) -> Tensor:
+        with (
+            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
+            mock.patch.object(on_device, 'choose_work_dtype', lambda images: torch.float16),
+        ):
+            return on_device.augment(*args, **kwargs)
+
+
 def run(place, images: Tensor, plan: Plan, is_bgr: bool = False) -> Tensor:
-    """What ``on_cpu`` or ``on_device`` makes of RGB images, as levels from 0 to 255."""
+    """What a place, such as ``on_cpu``, makes of RGB images, as levels from 0 to 255."""
     stored = images.flip(1) if is_bgr else images
     before = stored.clone()
     out = place.augment(stored, plan, MEAN, STD, to_rgb=is_bgr)

@@ -1,0 +1,74 @@
+"""What a step costs an accelerator beside the encoders: counted on tensors without data."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.models.tiny import tiny_config, tiny_model, uint8_batch
+
+FOLDER = Path(__file__).parents[1] / 'benchmarks'
+OPTIM_WRAPPER = dict(
+    type='mmpatchmix.BF16OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, fused=True),
+    constructor='mmpatchmix.DecayGroupsConstructor',
+)
+AUGMENT = {
+    view: dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, solarize_prob=0.5)
+    for view in ('view_1', 'view_2', 'local_views')
+}
+FIXED = ('preprocessor', 'losses', 'momentum encoder', 'optimizer', 'logging')
+
+
+@pytest.fixture(scope='module')
+def take_step():
+    """Count the kernels of a step of a tiny model, small ones too, by part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        import device_cost
+
+    def take(num_images=32, num_local=2, num_mix=2, num_layers=2, is_compiled=False):
+        cfg = tiny_config()
+        cfg.backbone.arch.num_layers = num_layers
+        model = tiny_model(
+            backbone=cfg.backbone,
+            data_preprocessor=dict(
+                type='mmpatchmix.PatchMixDataPreprocessor',
+                patch_size=4,
+                num_mix=num_mix,
+                augment=AUGMENT,
+            ),
+        ).train()
+        batch = uint8_batch(num_images, num_local=num_local)
+        kernels = device_cost.take_step(model, OPTIM_WRAPPER, batch, is_compiled)
+        return Counter(kernel.part for kernel in kernels)
+
+    return take
+
+
+@pytest.fixture(scope='module')
+def usual(take_step):
+    return take_step()
+
+
+def test_a_step_beside_the_encoders_is_bounded(take_step, usual):
+    """Bounds are what it takes now and a little more: more is to be noticed."""
+    assert take_step(is_compiled=True)['preprocessor'] <= 95
+    counts = usual
+    assert counts['momentum encoder'] == 1
+    assert counts['optimizer'] <= 20
+    assert counts['logging'] <= 110  # of 50 iterations
+    assert counts['losses'] <= 350
+    assert counts['preprocessor'] <= 240
+    assert set(counts) == {*FIXED, 'joining views', 'heads', 'encoders'}
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [dict(num_mix=4), dict(num_local=4), dict(num_layers=4)],
+    ids=['M', 'crops', 'layers'],
+)
+def test_kernels_do_not_grow(take_step, usual, changes):
+    counts = take_step(**changes)
+    assert {part: counts[part] for part in FIXED} == {part: usual[part] for part in FIXED}
+    assert (counts['encoders'] > usual['encoders']) == ('num_layers' in changes)

@@ -56,7 +56,7 @@ def describe_start(runner: Runner) -> dict[str, Any]:
         'values': values,
         'max_epochs': loop.max_epochs,
         'max_iters': loop.max_iters,
-        'described': runner.message_hub.runtime_info.get(DESCRIBED) or {},
+        'described': runner.message_hub.get_info(DESCRIBED, {}),
         'machine': machine,
         'versions': {'mmpatchmix': __version__, 'python': platform.python_version()} | _versions(),
     }

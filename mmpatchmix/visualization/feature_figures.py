@@ -71,7 +71,11 @@ def draw_attention(pictures: Tensor, attention: Tensor) -> Figure:
 
 
 def draw_similar(
-    picture: Tensor, others: Tensor, similarities: Mapping[str, Tensor], title: str = ''
+    picture: Tensor,
+    others: Tensor,
+    similarities: Mapping[str, Tensor],
+    names: Sequence[str] = (),
+    name: str = '',
 ) -> Figure:
     """Draw how similar an image is to others: a bar beside each, one colour per checkpoint.
 
@@ -79,7 +83,8 @@ def draw_similar(
         picture: ``(3, H, W)`` in [0, 1].
         others: ``(K, 3, H, W)``.
         similarities: Of each checkpoint ``(K,)`` cosines.
-        title: Of the figure.
+        names: K, what the others are called.
+        name: What the image is called.
     """
     number = len(others)
     figure = Figure(figsize=(7, 0.62 * number + 1.2), layout='constrained', dpi=110)
@@ -89,16 +94,18 @@ def draw_similar(
     middle.imshow(column, aspect='auto', interpolation='nearest', extent=(0, 1, number, 0))
     for axis in (left, middle):
         axis.set(xticks=[], yticks=[])
+    left.set_xlabel(name)
     height = 0.8 / len(similarities)
-    for index, (name, values) in enumerate(similarities.items()):
+    for index, (checkpoint, values) in enumerate(similarities.items()):
         places = np.arange(number) + 0.1 + (index + 0.5) * height
-        bars = right.barh(places, values.numpy(), height=0.92 * height, label=name)
+        bars = right.barh(places, values.numpy(), height=0.92 * height, label=checkpoint)
         right.bar_label(bars, fmt='%.2f', fontsize=8, padding=2)
     lowest = min(0.0, *(float(values.min()) for values in similarities.values()))
-    right.set(ylim=(number, 0), xlim=(1.12 * lowest, 1.12), yticks=[], xlabel='cosine similarity')
+    right.set(ylim=(number, 0), xlim=(1.12 * lowest, 1.12), xlabel='cosine similarity')
+    right.set_yticks(np.arange(number) + 0.5 if names else [], names)
     if len(similarities) > 1:
         figure.legend(loc='outside lower center', fontsize=8)
-    figure.suptitle(title or 'an image, others, and how similar the network finds them')
+    figure.suptitle('an image, others, and how similar the network finds them', fontsize=11)
     return figure
 
 
@@ -167,16 +174,16 @@ def _draw_sheet(
     """Draw rows of framed images with a text above each, in one axis, which is quick."""
     sheet = _tile(pictures, cells, frames)
     step = _CELL + 2 * _FRAME + 2 * _GAP
-    figure = Figure(
-        figsize=(sheet.shape[1] / 64, sheet.shape[0] / 64 + 0.6), layout='constrained', dpi=110
-    )
+    height, width = (side / 110 for side in sheet.shape[:2])
+    figure = Figure(figsize=(width, height + 0.5), layout='constrained', dpi=110)
     axis = figure.subplots()
     axis.imshow(sheet, interpolation='nearest')
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
-            axis.text((column + 0.5) * step, row * step + 1, text, ha='center', va='top', size=8)
+            place = (column + 0.5) * step, row * step + 2 * _GAP - 1
+            axis.text(*place, text, ha='center', va='bottom', fontsize=8)
     axis.axis('off')
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=9)
     return figure
 
 

@@ -17,6 +17,8 @@ from mmpatchmix.visualization.similarity_figure import draw_similarity
 
 # Rows or columns of a picture.
 NUM_SHOWN = 8
+# Others of its own class that an image is compared with.
+_NUM_ALIKE = 3
 # Images and draws for the shares of mixes.
 _NUM_MIXED, _NUM_DRAWS = 64, 8
 
@@ -74,9 +76,19 @@ def draw_similar_by(samples: dict[str, Sample]) -> Figure:
         samples: Of the same images, by name of the checkpoint.
     """
     first = next(iter(samples.values()))
-    query, *others = choose_queries(first, NUM_SHOWN + 1)
+    query, *others = choose_queries(first, len(first.pictures))
+    alike = [index for index in others if first.groups[index] == first.groups[query]]
+    others = [index for index in others if first.groups[index] != first.groups[query]]
+    others = alike[:_NUM_ALIKE] + others[: NUM_SHOWN - len(alike[:_NUM_ALIKE])]
     values = {name: s.features[others] @ s.features[query] for name, s in samples.items()}
-    return feature_figures.draw_similar(first.pictures[query], first.pictures[others], values)
+    names = [first.names[group] for group in first.groups.tolist()]
+    return feature_figures.draw_similar(
+        first.pictures[query],
+        first.pictures[others],
+        values,
+        [names[index] for index in others],
+        names[query],
+    )
 
 
 def draw_map(runner: Runner, sample: Sample) -> Figure:

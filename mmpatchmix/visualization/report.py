@@ -157,14 +157,12 @@ def headline_metrics(run: RunRecord) -> list[tuple[str, bool]]:
 
 
 def tabulate(plot: Plot) -> dict[str, Any]:
-    """Lay out the numbers of a plot, at most 50 rows, for those who do not see it."""
+    """Lay out the numbers of a plot to 6 digits, at most 50 rows, for those who do not see it."""
     titles = [series.label for series in plot.series]
     columns = [dict(zip(series.x, series.y, strict=True)) for series in plot.series]
     steps = sorted({step for column in columns for step in column})
     chosen = thin(steps, NUM_ROWS)
-    rows = [
-        [f'{step:.6g}', *(repr(c[step]) if step in c else '' for c in columns)] for step in chosen
-    ]
+    rows = [[f'{step:.6g}', *(_write(column.get(step)) for column in columns)] for step in chosen]
     return dict(titles=titles, rows=rows, left_out=len(steps) - len(chosen))
 
 
@@ -172,7 +170,7 @@ def tabulate_evaluations(records: Sequence[dict]) -> dict[str, Any]:
     """Lay out all evaluations, a row each."""
     names = {name: None for record in records for name in record if '/' in name}
     rows = [
-        [record['step'], *(record.get(name, '') for name in names)]
+        [record['step'], *(_write(record.get(name)) for name in names)]
         for record in thin(records, 2 * NUM_ROWS)
     ]
     return dict(names=list(names), rows=rows, left_out=len(records) - len(rows))
@@ -241,6 +239,10 @@ def embed_pictures(run: RunRecord, budget: int) -> tuple[list[dict[str, Any]], l
         source = f'data:image/webp;base64,{base64.b64encode(content).decode()}'
         pictures.append(dict(caption=caption, source=source))
     return pictures, left_out
+
+
+def _write(value: Any) -> str:
+    return '' if value is None else f'{value:.6g}' if isinstance(value, float) else str(value)
 
 
 def _shrink(path: Path) -> bytes:

@@ -91,7 +91,7 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     """Name runs by the ends of their paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ['/'.join(part[-length:]) for part in parts]
+        names = [str(Path(*part[-length:])) for part in parts]
         if len(set(names)) == len(names):
             return names
     return [f'{name} ({number})' for number, name in enumerate(names, 1)]

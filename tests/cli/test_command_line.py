@@ -33,7 +33,9 @@ train_dataloader = dict(batch_size=8, dataset=dict(indices=48))
 few = dict(dataset=dict(indices=31))  # odd: two ranks cannot share it evenly
 val_dataloader = test_dataloader = few
 val_cfg = test_cfg = dict(bank_dataloader=few)
-default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=3))
+default_hooks = dict(
+    checkpoint=dict(interval=1), logger=dict(interval=3), report=dict(pictures=False)
+)
 """)
     return path
 

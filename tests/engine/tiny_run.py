@@ -35,6 +35,7 @@ def tiny_run_config(
             'val_cfg.bank_dataloader.dataset.indices': 20,
             'default_hooks.checkpoint.interval': 1,
             'default_hooks.logger.interval': 1,
+            'default_hooks.report.pictures': False,  # they take longer than the run
             **options,
         }
     )

@@ -95,13 +95,15 @@ class RunReportHook(Hook):
         # One rank alone cannot compute with weights that are shared among all.
         if not self.pictures or isinstance(runner.model, PatchMixFSDP):
             return
-        is_known = isinstance(unwrap_model(runner.model), PatchMix) or is_detection(runner)
-        if not is_known or runner.val_loop is None:
+        if runner.val_loop is None:
             return
+        detects = is_detection(runner)
+        if not detects and not isinstance(unwrap_model(runner.model), PatchMix):
+            return
+        if detects and names == REPEATED:
+            return  # once, at the end
         epoch, drawn = self.drawn
         missing = tuple(name for name in names if epoch != runner.epoch or name not in drawn)
-        if is_detection(runner) and names == REPEATED:
-            return  # detectors are drawn once, at the end
         for name, figure in draw_pictures(runner, missing):
             runner.visualizer.add_image(name, to_array(figure), runner.epoch)
         self.drawn = runner.epoch, names

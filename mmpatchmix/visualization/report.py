@@ -192,12 +192,13 @@ def compare(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
         [name, run.about.get('recipe') or '', run.state, *(figures[f][number] for f in figures)]
         for number, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
-    configs = [run.about.get('values') or {} for run in runs]
-    keys = {key: None for config in configs for key in config}
+    configs = [run.about.get('values') for run in runs]
+    known = [config for config in configs if config]
+    keys = {key: None for config in known for key in config}
     differences = [
-        [key, *values]
+        [key, *('not known' if config is None else config.get(key, '') for config in configs)]
         for key in keys
-        if len(set(values := [config.get(key, '') for config in configs])) > 1
+        if len({config.get(key) for config in known}) > 1
     ]
     return dict(
         columns=['run', 'recipe', 'state', *figures],

@@ -47,7 +47,7 @@ class RunRecord:
         """Say whether the run is over."""
         if self.about.get('ended'):
             return 'finished'
-        return 'going on' if self.in_use else 'not finished, and no process holds its work dir'
+        return 'going on' if self.in_use else 'not finished'
 
     @property
     def epochs_per_iter(self) -> float | None:

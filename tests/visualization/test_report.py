@@ -70,6 +70,8 @@ def losses(work_dir, report):
     cfg = tiny_run_config(work_dir, epochs=1, num_images=24, report=True)
     if not report:
         cfg.default_hooks.pop('report')
+    else:
+        cfg.default_hooks.report.pictures = True
     runner = Runner.from_cfg(cfg)
     runner.train()
     training, _ = read_scalars(work_dir)

@@ -37,6 +37,8 @@ TRAINING = (
 EVALUATION = (
     ('Top-1 accuracy', r'.*top1', '%', 'On held-out images.'),
     ('Average precision', r'coco/\w+_mAP', '', ''),
+    ('Average precision by overlap and size', r'coco/\w+_mAP_\w+', '', '-1: no such object.'),
+    ('Average precision by class', r'coco/.+_precision', '', ''),
 )
 # Counters, and what another scalar says already.
 LEFT_OUT = r'epoch|iter|step|base_lr|.*/top\d+_k\d+|.*/top5|eta'

@@ -31,7 +31,7 @@ WARNING = {
 def work_dir(tmp_path_factory):
     """A run of two epochs to its end, and what a hook for its health adds."""
     folder = tmp_path_factory.mktemp('run') / 'first'
-    cfg = tiny_run_config(folder, epochs=2, num_images=24)
+    cfg = tiny_run_config(folder, epochs=2, num_images=24, report=True)
     cfg.default_hooks.report.pictures = True
     runner = Runner.from_cfg(cfg)
     runner.message_hub.update_info(DESCRIBED, {'data': '24 <images>'}, resumed=False)

@@ -251,5 +251,5 @@ def _shrink(path: Path) -> bytes:
         image = image.convert('RGB')
         image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
         file = io.BytesIO()
-        image.save(file, 'webp', quality=82)
+        image.save(file, 'webp', quality=82, method=2)
     return file.getvalue()

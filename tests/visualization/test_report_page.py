@@ -10,6 +10,7 @@ import pytest
 from mmengine.runner import Runner
 
 from mmpatchmix.cli import report, show
+from mmpatchmix.engine.work_dir_lock import lock_work_dir
 from mmpatchmix.visualization import report as pages
 from mmpatchmix.visualization.pictures import PICTURES
 from mmpatchmix.visualization.run_facts import DESCRIBED
@@ -240,10 +241,16 @@ def test_tensorboard_has_the_pictures(work_dir):
 
 
 def test_a_run_that_has_just_begun_and_one_that_is_none(work_dir, tmp_path):
-    (about,) = work_dir.glob('*/run.json')
+    (path,) = work_dir.glob('*/run.json')
+    about = json.loads(path.read_text())
+    del about['ended']
     (tmp_path / 'begun' / 'now').mkdir(parents=True)
-    shutil.copy(about, tmp_path / 'begun' / 'now')
-    text = pages.write_report([tmp_path / 'begun'], tmp_path / 'a.html').read_text()
+    (tmp_path / 'begun' / 'now' / 'run.json').write_text(json.dumps(about))
+    begun = [tmp_path / 'begun']
+    assert 'going on' not in pages.write_report(begun, tmp_path / 'a.html').read_text()
+    lock_work_dir(tmp_path / 'begun')
+    text = pages.write_report(begun, tmp_path / 'a.html').read_text()
+    assert 'going on' in text and 'This page does not renew itself' in text
     assert 'nothing has been logged yet' in text and 'Nothing has been evaluated' in text
     with pytest.raises(FileNotFoundError, match='holds no run'):
         pages.write_report([tmp_path], tmp_path / 'b.html')

@@ -27,6 +27,9 @@ TRAINING = [
     'matplotlib>=3.8',
     'tensorboard>=2.15',
     'safetensors>=0.4',
+    # The run report: its template, and the library for browsers that bokeh's package brings.
+    'jinja2>=3.1',
+    'bokeh>=3.4',
     'tifffile>=2024.1',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
@@ -43,6 +46,7 @@ TEST = [
     'hypothesis>=6.100',
     'lmdb>=1.4',
     'patchmix==0.1',
+    'playwright>=1.40',
     'ruff>=0.8',
     'setuptools>=77',
     'webdataset>=1.0',
@@ -76,6 +80,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmpatchmix', 'mmpatchmix.*']),
+    package_data={'mmpatchmix.visualization': ['*.jinja']},
     python_requires='>=3.10',
     install_requires=TRAINING,
     extras_require={

@@ -11,14 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-from pycocotools.coco import COCO
-
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+from mmpatchmix.cli import show
 from mmpatchmix.cli.errors import exit_on_user_error
 from mmpatchmix.datasets.digit_scenes import write_digit_scenes
 
@@ -82,45 +76,11 @@ def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, 
     return [record for record in records if METRICS['mask AP'] in record][-1]
 
 
-def draw(path: Path, work_dir: Path, data_root: Path, num_scenes: int = 6) -> None:
-    """Draw the first validation scenes: ground truth above, predictions below."""
-    # Only now: mmdet needs the stack that mmpatchmix prepares.
-    from mmdet.apis import inference_detector, init_detector
-
-    model = init_detector(str(CONFIG), str(find_good_checkpoint(work_dir)[0]), device='cpu')
-    truth = COCO(str(data_root / 'annotations/instances_val.json'))
-    figure = Figure(figsize=(2.6 * num_scenes, 5.6), layout='tight')
-    axes = figure.subplots(2, num_scenes)
-    for column, image in enumerate(list(truth.imgs.values())[:num_scenes]):
-        file = str(data_root / 'val' / image['file_name'])
-        annotations = truth.imgToAnns[image['id']]
-        real = [(truth.annToMask(one), str(one['category_id'] - 1)) for one in annotations]
-        found = inference_detector(model, file).pred_instances.numpy()
-        found = found[found.scores > 0.5]
-        seen = [
-            (mask, f'{label} {score:.2f}')
-            for mask, label, score in zip(found.masks, found.labels, found.scores, strict=True)
-        ]
-        draw_objects(axes[0, column], imread(file), real)
-        draw_objects(axes[1, column], imread(file), seen)
-    axes[0, 0].set_title('ground truth', loc='left')
-    axes[1, 0].set_title('predicted, score > 0.5', loc='left')
-    figure.savefig(path, dpi=110)
-
-
-def draw_objects(axis: Axes, image: np.ndarray, objects: list[tuple[np.ndarray, str]]) -> None:
-    """Draw an image, and masks on it in the colour of their digit, which begins their text."""
-    axis.imshow(image, cmap='gray')
-    axis.axis('off')
-    for mask, text in objects:
-        colour = colormaps['tab10'](int(text[0]))
-        layer = np.zeros((*mask.shape, 4))
-        layer[mask > 0] = (*colour[:3], 0.6)
-        axis.imshow(layer)
-        rows, columns = np.nonzero(mask)
-        if len(rows):
-            box = dict(facecolor='black', alpha=0.6, pad=0.5, edgecolor='none')
-            axis.text(columns.min(), rows.min(), text, color=colour, fontsize=8, bbox=box)
+def draw(path: Path, work_dir: Path, data_root: Path) -> None:
+    """Draw the first validation scenes, with annotated objects and with those found."""
+    checkpoint = str(find_good_checkpoint(work_dir)[0])
+    data = [f'--data-root={data_root}', f'--out={path}', f'--work-dir={work_dir / "show"}']
+    show.main(['detections', str(CONFIG), checkpoint, *data])
 
 
 def main() -> None:

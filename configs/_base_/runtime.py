@@ -22,6 +22,8 @@ default_hooks = dict(
     strict_load=dict(type='mmpatchmix.StrictLoadHook'),
     # Among several ranks, says for whom the others wait.
     rank_watch=dict(type='mmpatchmix.RankWatchHook', seconds=60),
+    # Pictures, and report.html in the work dir.
+    report=dict(type='mmpatchmix.RunReportHook'),
 )
 
 env_cfg = dict(

@@ -10,10 +10,13 @@ from mmpatchmix.cli.describe_machine import cores_per_process
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
+from mmpatchmix.visualization.run_facts import DESCRIBED
 
 
 def describe_run(runner: Runner) -> list[str]:
     """Describe data, batch, schedules and model of a run that has not started.
+
+    The report of the run finds the facts in the message hub.
 
     Args:
         runner: The Runner.
@@ -44,6 +47,7 @@ def describe_run(runner: Runner) -> list[str]:
         'evaluation': _evaluation(runner),
         'output': str(runner.work_dir),
     }
+    runner.message_hub.update_info(DESCRIBED, facts, resumed=False)
     return [f'  {name:<14}{fact}' for name, fact in facts.items()]
 
 

@@ -14,6 +14,8 @@ VERBS = {
     'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'embed': 'write the features of a folder of images, for numpy and pandas',
     'neighbours': 'find the nearest images of given ones, and near-duplicates',
+    'show': 'draw a mix, neighbours, a map, attention, detections ... into a PNG file',
+    'report': 'write one page about a run, or comparing several',
     'convert': "translate a checkpoint's backbone for another library, or export it",
     'pack-shards': 'pack a folder of images into tar shards',
     'benchmark': 'measure whether data or training step limits the speed',

@@ -143,7 +143,11 @@ def train(args: argparse.Namespace) -> None:
     from mmpatchmix.cli.describe_run import describe_run
     from mmpatchmix.cli.dry_run import run_one_step
     from mmpatchmix.cli.work_dir import settle_work_dir
+    from mmpatchmix.visualization.saving import check_picture_name, save_picture
     from mmpatchmix.visualization.views_sheet import draw_views
+
+    if args.contact_sheet:
+        check_picture_name(args.contact_sheet)
 
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         args.resume = 'auto'  # --max-restarts of torchrun.sh: the run has begun before
@@ -163,7 +167,7 @@ def train(args: argparse.Namespace) -> None:
         runner.logger.info(f'{Path(args.config).stem}\n{recipe}')
         if args.dry_run:
             if args.contact_sheet and is_main_process():
-                draw_views(runner, args.contact_sheet)
+                save_picture(draw_views(runner), args.contact_sheet)
             result = run_one_step(runner)
     if not args.dry_run:
         try:

@@ -52,3 +52,18 @@ def lock_work_dir(work_dir: str | Path) -> None:
     file.write(f'{" ".join(sys.argv)}\n')
     file.flush()
     _held[path] = file
+
+
+def is_in_use(work_dir: str | Path) -> bool:
+    """Tell whether a process, this one or another, holds the lock of a folder."""
+    path = Path(work_dir).resolve() / NAME
+    if path in _held:  # opening and closing the file would give the lock away
+        return True
+    try:
+        with open(path, encoding='utf-8') as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False

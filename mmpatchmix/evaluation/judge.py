@@ -164,7 +164,7 @@ def judge_similarity(runner: Runner, test: Features, folder: str | Path) -> dict
     if calibrations or agreement:
         path = Path(folder) / 'similarity.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_similarity(calibrations, agreement, path)
+        draw_similarity(calibrations, agreement).savefig(path)
     return metrics
 
 

@@ -1,12 +1,12 @@
-"""A picture of what PatchMix does: sources, mixtures, and which patch came from where."""
-
-from pathlib import Path
+"""A picture of what PatchMix does: sources, mixtures, where patches came from, and the target."""
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from mmpatchmix.models.mixing import Target
 
 
 def to_picture(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -31,12 +31,17 @@ def to_picture(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def draw_mixed(
-    sources: Tensor, mixed: Tensor, groups: Tensor | None, patch_size: int, path: str | Path
+    sources: Tensor,
+    mixed: Tensor,
+    groups: Tensor | None,
+    patch_size: int,
+    target: Target | None = None,
 ) -> Figure:
     """Draw one mix, an image a column.
 
     Row 1 shows the images in frames of their own colours, row 2 the mixtures,
-    row 3 the origin of each patch in those colours.
+    row 3 the origin of each patch in those colours, row 4 the row of the target: how similar
+    the mixture is to be to each image.
 
     Args:
         sources: ``(N, 3, H, W)`` float, RGB in [0, 1], on the CPU.
@@ -44,14 +49,15 @@ def draw_mixed(
         groups: ``(T,)`` int64, the groups of the mix; None, of a mix by other than patches,
             leaves out row 3.
         patch_size: Of the mix, in pixels.
-        path: PNG file to write; its folder must exist.
+        target: Offsets and weights, see :mod:`mmpatchmix.models.mixing`; None leaves out row 4.
 
     Returns:
-        What was written, with 3 x N or 2 x N axes in reading order.
+        Axes in reading order, N in a row.
     """
     num_images, _, height, width = sources.shape
     colours = colormaps['tab10'](np.arange(num_images) % 10)[:, :3]  # (N, 3)
-    labels = ['source images', 'mixed images', 'source of each patch'][: 2 if groups is None else 3]
+    labels = ['source images', 'mixed images']
+    labels += ['source of each patch'] * (groups is not None) + ['target'] * (target is not None)
     size = 1.6 * num_images + 1.1, 1.87 * len(labels)
     figure = Figure(figsize=size, layout='constrained', dpi=110)
     axes = figure.subplots(len(labels), num_images, squeeze=False)
@@ -70,13 +76,28 @@ def draw_mixed(
             f'PatchMix: each mixed image takes its {rows * columns} patches from '
             f'{int(groups.max()) + 1} images of the batch'
         )
-    for axis in axes.flat:
+    for axis in axes[: len(labels) - (target is not None)].flat:
         axis.set(xticks=[], yticks=[])
+    if target is not None:
+        _draw_target(axes[-1], target, colours)
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, fontsize=11)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
     return figure
+
+
+def _draw_target(axes: np.ndarray, target: Target, colours: np.ndarray) -> None:
+    """Draw how similar each mixture is to be to each image, in the images' colours."""
+    num_images = len(axes)
+    for n, axis in enumerate(axes):
+        row = torch.zeros(num_images)
+        offsets, weights = (part.cpu() for part in target)
+        row.index_add_(0, (n + offsets) % num_images, weights.float())
+        bars = axis.bar(range(num_images), row.numpy(), color=colours)
+        labels = [f'{100 * value:.0f}%' if value else '' for value in row.tolist()]
+        axis.bar_label(bars, labels, fontsize=8)
+        axis.set(ylim=(0, 1.15), yticks=[], xticks=range(num_images))
+        axis.tick_params(labelsize=8)
 
 
 def _draw_origin(axes: np.ndarray, origin: np.ndarray, colours: np.ndarray) -> None:

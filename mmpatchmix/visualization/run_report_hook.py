@@ -1,98 +1,117 @@
-"""The report of a run: pictures, kNN before and after, and where everything is."""
+"""What a run shows of itself: pictures, report.html, and a summary at its end."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.dataset import default_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+from mmpatchmix.engine.patchmix_fsdp import PatchMixFSDP
 from mmpatchmix.engine.random_states import random_states_kept
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
-from mmpatchmix.visualization.curves import draw_curves
-from mmpatchmix.visualization.mixed_figure import draw_mixed, to_picture
+from mmpatchmix.visualization.detection_figure import is_detection
+from mmpatchmix.visualization.pictures import PICTURES, draw_mix, draw_pictures
+from mmpatchmix.visualization.report import write_report
+from mmpatchmix.visualization.run_facts import write_end, write_start
+from mmpatchmix.visualization.saving import save_picture, to_array
+
+# Drawn after every evaluation, so that they are seen to change.
+REPEATED = ('neighbours', 'attention')
 
 
 @HOOKS.register_module()
 class RunReportHook(Hook):
-    """Write ``mixed.png`` and ``curves.png`` and close a run with a summary.
+    """Write pictures and ``report.html`` and close a run with a summary.
 
     ``mixed.png`` appears before the first iteration, so that a wrong crop or colour order is
-    seen at once; ``curves.png`` is drawn anew after every evaluation. Random states are
-    restored: a run with this hook is the same run as without. A figure that cannot be drawn
-    gives a warning and ends no run.
+    seen at once. After every evaluation the nearest neighbours and the attention of some images
+    go to the visualizer (TensorBoard, ``vis_data/vis_image``), at the end the other pictures,
+    too; ``report.html`` is written anew each time. Random states are restored: a run with this
+    hook is the same run as without. What cannot be drawn or written gives a warning and ends no
+    run.
 
     Args:
         evaluate_untrained: Evaluate before the first iteration too. That costs
             one evaluation, which at ImageNet size is minutes.
         num_images: Images in ``mixed.png``, at least 2.
+        pictures: Whether to draw pictures of what the model makes of up to 400 held-out images,
+            which takes seconds. With weights that are shared among the ranks none are drawn.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, evaluate_untrained: bool = False, num_images: int = 6) -> None:
+    def __init__(
+        self, evaluate_untrained: bool = False, num_images: int = 6, pictures: bool = True
+    ) -> None:
         if num_images < 2:
             raise ValueError(f'report.num_images={num_images} must be at least 2.')
         self.evaluate_untrained = evaluate_untrained
         self.num_images = num_images
+        self.pictures = pictures
         self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
+        self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch, and pictures drawn then
 
-    def before_train(self, runner) -> None:
-        """Draw a mix and evaluate the untrained encoder."""
-        self.draw(runner, 'mixed.png', self.draw_mix, runner)
+    def before_train(self, runner: Runner) -> None:
+        """Write down what starts, draw a mix, and evaluate the untrained encoder."""
+        self.attempt(runner, 'the start of the run', write_start, runner)
+        if isinstance(unwrap_model(runner.model), PatchMix):
+            self.attempt(runner, 'mixed.png', self.save_mix, runner)
         if self.evaluate_untrained and runner.iter == 0 and runner.val_loop is not None:
             with random_states_kept():
                 runner.val_loop.run()
 
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        """Remember the metrics and redraw the curves."""
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Remember the metrics, draw what is drawn each time, and write the report."""
         self.metrics.append((runner.epoch, dict(metrics or {})))
-        self.draw(runner, 'curves.png', draw_curves, runner.work_dir)
+        self.attempt(runner, 'pictures', self.show_pictures, runner, REPEATED)
+        self.attempt(runner, 'report.html', self.write, runner)
 
     @master_only
-    def after_train(self, runner) -> None:
-        """Draw the curves and print the summary."""
-        self.draw(runner, 'curves.png', draw_curves, runner.work_dir)
+    def after_train(self, runner: Runner) -> None:
+        """Draw what is missing, write the report and print the summary."""
+        self.attempt(runner, 'pictures', self.show_pictures, runner, tuple(PICTURES))
+        self.attempt(runner, 'the end of the run', write_end, runner)
+        self.attempt(runner, 'report.html', self.write, runner)
         runner.logger.info('\n' + '\n'.join(self.summary(runner)))
 
     @master_only
-    def draw(self, runner, name: str, function: Callable, source) -> None:
-        """Draw one figure, or warn why not.
-
-        Args:
-            runner: Of the run.
-            name: File in the work dir.
-            function: Draws ``source`` into the path that it gets as second argument.
-            source: What to draw.
-        """
+    def attempt(self, runner: Runner, name: str, function: Callable, *args) -> None:
+        """Call a function with arguments, or warn that ``name`` was not written."""
         try:
-            function(source, Path(runner.work_dir) / name)
+            function(*args)
         except Exception as error:  # a full disk, a wrong image: training goes on
-            runner.logger.warning(f'{name} was not drawn: {type(error).__name__}: {error}')
+            runner.logger.warning(f'{name} was not written: {type(error).__name__}: {error}')
 
-    def draw_mix(self, runner, path: Path) -> None:
-        """Mix a few training images as in training and draw them into a PNG file."""
-        model = unwrap_model(runner.model)
-        preprocessor = model.data_preprocessor
-        dataset = runner.train_dataloader.dataset
-        with random_states_kept():
-            size = min(self.num_images, len(dataset))
-            step = len(dataset) // size
-            batch = default_collate([dataset[index * step] for index in range(size)])
-            inputs = preprocessor(batch, training=True)['inputs']
-        if 'mixed_view_1' not in inputs:
+    def save_mix(self, runner: Runner) -> None:
+        """Mix a few training images as in training and draw them into ``mixed.png``."""
+        save_picture(draw_mix(runner, self.num_images), Path(runner.work_dir) / 'mixed.png')
+
+    def show_pictures(self, runner: Runner, names: tuple[str, ...]) -> None:
+        """Give pictures of held-out images to the visualizer, each once in an epoch."""
+        # One rank alone cannot compute with weights that are shared among all.
+        if not self.pictures or isinstance(runner.model, PatchMixFSDP):
             return
-        mean, std = preprocessor.mean.cpu(), preprocessor.std.cpu()
-        draw_mixed(
-            to_picture(inputs['view_1'].cpu(), mean, std),
-            to_picture(inputs['mixed_view_1'].cpu(), mean, std),
-            inputs['groups']['view_1'] if 'groups' in inputs else None,
-            preprocessor.patch_size,
-            path,
-        )
+        if runner.val_loop is None:
+            return
+        detects = is_detection(runner)
+        if not detects and not isinstance(unwrap_model(runner.model), PatchMix):
+            return
+        if detects and names == REPEATED:
+            return  # once, at the end
+        epoch, drawn = self.drawn
+        missing = tuple(name for name in names if epoch != runner.epoch or name not in drawn)
+        for name, figure in draw_pictures(runner, missing):
+            runner.visualizer.add_image(name, to_array(figure), runner.epoch)
+        self.drawn = runner.epoch, names
+
+    @staticmethod
+    def write(runner: Runner) -> None:
+        """Write ``report.html`` into the work dir."""
+        write_report([runner.work_dir], Path(runner.work_dir) / 'report.html')
 
     def summary(self, runner) -> list[str]:
         """Return the lines of the closing summary: kNN before and after, and files."""
@@ -106,7 +125,7 @@ class RunReportHook(Hook):
             'log': Path(runner.log_dir) / f'{runner.timestamp}.log',
             'TensorBoard': next(Path(runner.log_dir).glob('vis_data/events.*'), None),
             'a mix': work_dir / 'mixed.png',
-            'curves': work_dir / 'curves.png',
+            'report': work_dir / 'report.html',
         }
         lines += ['', 'Written']
         lines += [

@@ -1,24 +1,17 @@
 """A picture of what similarity tells: the shares of a mix, and the class of the nearest."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
-def draw_similarity(
-    calibrations: Mapping[int, dict], agreement: dict[str, float] | None, path: str | Path
-) -> Figure:
+def draw_similarity(calibrations: Mapping[int, dict], agreement: dict[str, float] | None) -> Figure:
     """Draw predicted against true shares, and how many of the nearest images share the class.
 
     Args:
         calibrations: By ``M``, from :func:`mmpatchmix.evaluation.similarity.calibrate`.
         agreement: From :func:`mmpatchmix.evaluation.similarity.class_agreement`; None without
             labels.
-        path: PNG file to write; its folder must exist.
-
-    Returns:
-        What was written.
     """
     num_axes = bool(calibrations) + bool(agreement)
     figure = Figure(figsize=(5.2 * num_axes, 4.6), layout='constrained', dpi=110)
@@ -56,5 +49,4 @@ def draw_similarity(
             title=f'Do similar images share a class? AUROC {agreement["auroc"]:.3f}',
             ylim=(0, 105),
         )
-    figure.savefig(path)
     return figure

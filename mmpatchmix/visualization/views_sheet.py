@@ -1,7 +1,5 @@
 """Augmented and mixed views of a few training images, as the model sees them."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 from mmengine.dataset import default_collate
 from torch import Tensor
@@ -13,22 +11,19 @@ from mmpatchmix.visualization.mixed_figure import to_picture
 NUM_LOCAL = 2  # local crops of an image that are shown
 
 
-def draw_views(runner, path: str | Path, num_images: int = 8) -> Figure:
+def draw_views(runner, num_images: int = 8) -> Figure:
     """Draw the views of a few training images, an image a column. Random states are kept.
 
     Args:
         runner: With a train loader.
-        path: PNG file to write.
         num_images: Images to show, spread evenly over the training set.
 
     Raises:
-        ValueError: If the model is no PatchMix, or the path ends otherwise.
+        ValueError: If the model is no PatchMix.
     """
     model = unwrap_model(runner.model)
     if not isinstance(model, PatchMix):
-        raise ValueError('--contact-sheet shows the views of PatchMix; this model has none.')
-    if Path(path).suffix.lower() != '.png':
-        raise ValueError(f'--contact-sheet {path} must end in .png.')
+        raise ValueError(f'only PatchMix has views; the model is a {type(model).__name__}.')
     dataset, preprocessor = runner.train_dataloader.dataset, model.data_preprocessor
     with random_states_kept():
         num = min(num_images, len(dataset))
@@ -51,8 +46,6 @@ def draw_views(runner, path: str | Path, num_images: int = 8) -> Figure:
     channels = preprocessor.num_channels
     note = '' if channels == 3 else f'; {channels} channels, shown: {"3" if channels > 3 else "1"}'
     figure.suptitle(f'views as the model sees them{note}', fontsize=10)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
     return figure
 
 

@@ -33,7 +33,9 @@ train_dataloader = dict(batch_size=8, dataset=dict(indices=48))
 few = dict(dataset=dict(indices=31))  # odd: two ranks cannot share it evenly
 val_dataloader = test_dataloader = few
 val_cfg = test_cfg = dict(bank_dataloader=few)
-default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=3))
+default_hooks = dict(
+    checkpoint=dict(interval=1), logger=dict(interval=3), report=dict(pictures=False)
+)
 """)
     return path
 
@@ -55,7 +57,7 @@ def test_training_tells_and_writes_what_a_user_looks_for(trained):
     work_dir, text = trained
     for part in ('2 epochs x 6 = 12 iterations', 'eta:', 'loss_mix_mix', 'untrained', 'raw pixels'):
         assert part in text
-    for name in ('epoch_2.pth', 'mixed.png', 'curves.png', 'last_checkpoint'):
+    for name in ('epoch_2.pth', 'mixed.png', 'report.html', 'last_checkpoint'):
         assert (work_dir / name).stat().st_size > 0
         assert name == 'last_checkpoint' or str(work_dir / name) in text
     assert list(work_dir.glob('*/vis_data/events.*'))

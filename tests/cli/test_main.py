@@ -10,10 +10,11 @@ import pytest
 
 import mmpatchmix
 from mmpatchmix.checkpoints.convert import TARGETS
-from mmpatchmix.cli import convert, evaluate
+from mmpatchmix.cli import convert, evaluate, show
 from mmpatchmix.cli.find_config import find_config, list_recipes
 from mmpatchmix.cli.main import VERBS, main
 from mmpatchmix.evaluation.judge import JUDGEMENTS
+from mmpatchmix.visualization.pictures import PICTURES
 
 HEAVY = ('torch', 'mmcv', 'mmpretrain', 'mmdet', 'numpy')
 CHILD = f"""
@@ -38,6 +39,7 @@ def test_help_and_mistakes_answer_before_anything_heavy_is_imported(verb, argume
 
 
 def test_choices_are_those_of_the_rooms_behind():
+    assert tuple(PICTURES) == show.OF_FEATURES
     assert convert.TARGETS == TARGETS and evaluate.JUDGEMENTS == JUDGEMENTS
 
 

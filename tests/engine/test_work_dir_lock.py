@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmpatchmix.engine.work_dir_lock import lock_work_dir
+from mmpatchmix.engine.work_dir_lock import is_in_use, lock_work_dir
 
 
 def fork_holder(folder):
@@ -34,9 +34,11 @@ def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path):
         for part in (f'process {child} on ', 'train.py holder.py', '--work-dir'):
             assert part in str(refusal.value)
         lock_work_dir(tmp_path / 'other')
+        assert is_in_use(tmp_path / 'run') and is_in_use(tmp_path / 'other')
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    assert not is_in_use(tmp_path / 'run') and not is_in_use(tmp_path / 'none')
     lock_work_dir(tmp_path / 'run')  # it went with its holder
     lock_work_dir(tmp_path / 'run')  # one's own is no obstacle
     assert f'process {os.getpid()}' in (tmp_path / 'run/.lock').read_text()

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
 from mmpatchmix.engine.exact_order import SeededSamples
-from mmpatchmix.visualization.curves import read_scalars
+from mmpatchmix.visualization.run_record import read_scalars
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH, BATCH = 3, 5, 8

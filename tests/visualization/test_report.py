@@ -3,31 +3,32 @@
 import json
 import random
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
 from mmengine.runner import Runner
 
-from mmpatchmix.models import draw_groups, mix_patches
-from mmpatchmix.visualization import RunReportHook, draw_curves, draw_mixed, read_scalars
-from mmpatchmix.visualization.run_report_hook import random_states_kept
+from mmpatchmix.engine.random_states import random_states_kept
+from mmpatchmix.models import draw_groups, mix_patches, mix_to_source
+from mmpatchmix.visualization import RunReportHook, draw_mixed, read_scalars
+from mmpatchmix.visualization.saving import to_array
 from tests.engine.tiny_run import tiny_run_config
 
 
-def test_mixed_figure_shows_the_source_of_each_patch(tmp_path):
+def test_mixed_figure_shows_the_source_of_each_patch_and_the_target():
     num_images, patch_size = 4, 4
     images = torch.rand(num_images, 3, 12, 16)
     groups = draw_groups(12, 3, torch.Generator().manual_seed(1))
     mixed = mix_patches(images, groups, patch_size)
-    figure = draw_mixed(images, mixed, groups, patch_size, tmp_path / 'mixed.png')
-    axes = np.array(figure.axes).reshape(3, num_images)
+    figure = draw_mixed(images, mixed, groups, patch_size, mix_to_source(groups, 3))
+    axes = np.array(figure.axes).reshape(4, num_images)
     for n in range(num_images):
         np.testing.assert_allclose(axes[0, n].images[0].get_array(), images[n].permute(1, 2, 0))
         np.testing.assert_allclose(axes[1, n].images[0].get_array(), mixed[n].permute(1, 2, 0))
         colours = axes[2, n].images[0].get_array()
         numbers = {text.get_position(): text.get_text() for text in axes[2, n].texts}
+        shares = np.zeros(num_images)
         for row in range(3):
             for column in range(4):
                 source = next(  # found by looking at the pixels, not at the groups
@@ -39,8 +40,11 @@ def test_mixed_figure_shows_the_source_of_each_patch(tmp_path):
                     )
                 )
                 assert numbers[(column, row)] == str(source)
+                shares[source] += 1 / 12
                 np.testing.assert_allclose(colours[row, column], colormaps['tab10'](source)[:3])
-    assert cv2.imread(str(tmp_path / 'mixed.png')).std() > 10
+        heights = [bar.get_height() for bar in axes[3, n].patches]
+        np.testing.assert_allclose(heights, shares, atol=1e-6)
+    assert to_array(figure).std() > 10
 
 
 def write_scalars(work_dir, name, records):
@@ -49,7 +53,7 @@ def write_scalars(work_dir, name, records):
     (folder / 'scalars.json').write_text('\n'.join(json.dumps(record) for record in records))
 
 
-def test_curves_join_a_run_that_was_resumed(tmp_path):
+def test_the_scalars_of_a_run_that_was_resumed_are_joined(tmp_path):
     def step(iteration, loss):
         return {'iter': iteration, 'epoch': iteration / 2, 'loss': loss, 'loss_source': loss}
 
@@ -60,16 +64,14 @@ def test_curves_join_a_run_that_was_resumed(tmp_path):
     training, validation = read_scalars(tmp_path)
     assert [record['loss'] for record in training] == [5.0, 4.0, 3.0, 2.0]
     assert [record['knn/top1'] for record in validation] == [40.0, 60.0]
-    assert draw_curves(tmp_path, tmp_path / 'curves.png')
-    assert cv2.imread(str(tmp_path / 'curves.png')) is not None
-    assert not draw_curves(tmp_path / 'nothing', tmp_path / 'none.png')
-    assert not (tmp_path / 'none.png').exists()
 
 
 def losses(work_dir, report):
     cfg = tiny_run_config(work_dir, epochs=1, num_images=24, report=True)
     if not report:
         cfg.default_hooks.pop('report')
+    else:
+        cfg.default_hooks.report.pictures = True
     runner = Runner.from_cfg(cfg)
     runner.train()
     training, _ = read_scalars(work_dir)
@@ -87,7 +89,7 @@ def test_the_report_does_not_change_the_run(tmp_path):
     trained = report.metrics[-1][1]['knn/top1']
     rows = {line[:20].strip(): line[20:].split() for line in summary.splitlines()}
     assert 'untrained' in rows and rows['after 1 epoch'][:2] == [f'{trained:.2f}', '%']
-    for name in ('mixed.png', 'curves.png', 'epoch_1.pth'):
+    for name in ('mixed.png', 'report.html', 'epoch_1.pth'):
         assert str(tmp_path / 'with' / name) in summary
 
 
@@ -105,11 +107,12 @@ def test_a_figure_that_fails_ends_no_run(tmp_path, monkeypatch):
     cfg = tiny_run_config(tmp_path, epochs=1, num_images=16, report=True)
     runner = Runner.from_cfg(cfg)
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', fail)
+    monkeypatch.setattr('mmpatchmix.visualization.report.write_text', fail)
     runner.train()
     assert (tmp_path / 'epoch_1.pth').exists()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    for name in ('mixed.png', 'curves.png'):
-        assert f'{name} was not drawn: OSError: no space left on device' in log
+    for name in ('mixed.png', 'report.html'):
+        assert f'{name} was not written: OSError: no space left on device' in log
         assert not (tmp_path / name).exists()
 
 
@@ -131,9 +134,9 @@ def test_one_image_is_no_mix():
         RunReportHook(num_images=1)
 
 
-def test_mixed_figure_of_another_mixing_has_no_row_of_origins(tmp_path):
+def test_mixed_figure_of_another_mixing_has_no_row_of_origins():
     images = torch.rand(3, 3, 8, 8)
-    figure = draw_mixed(images, images, None, 4, tmp_path / 'mixed.png')
+    figure = draw_mixed(images, images, None, 4)
     assert len(figure.axes) == 6
     assert 'PatchMix' not in figure.get_suptitle()
 

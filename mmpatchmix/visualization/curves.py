@@ -35,7 +35,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
 
 
 def draw_curves(work_dir: str | Path, path: str | Path) -> bool:
-    """Draw losses, accuracy of the contrast, kNN and schedules over epochs.
+    """Draw losses, accuracy of the contrast, kNN (or RankMe) and schedules over epochs.
 
     Args:
         work_dir: As in :func:`read_scalars`.
@@ -61,11 +61,14 @@ def draw_curves(work_dir: str | Path, path: str | Path) -> bool:
     for name in [key for key in last if key.startswith('acc_')]:
         contrast.plot(epoch, [100 * record.get(name, 0) for record in training], label=name)
     contrast.set(title='queries whose nearest key is theirs', ylabel='%')
-    for name in knn:
+    for name in knn or [name for name in names if name == 'geometry/rank_me']:
         steps = [record['step'] for record in validation if name in record]
         values = [record[name] for record in validation if name in record]
         accuracy.plot(steps, values, marker='o', label=name)
-    accuracy.set(title='kNN on held-out images', ylabel='%')
+    if knn:
+        accuracy.set(title='kNN on held-out images', ylabel='%')
+    else:
+        accuracy.set(title='directions in use (no labels)')
     for name in ('lr', 'momentum'):
         values = [record.get(name) for record in training]
         if None in values:

@@ -17,7 +17,7 @@ FeatureFunction = Callable[[Tensor], Tensor]
 
 def features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
     """Load weights under mmpretrain's names into its ViT; takes images of any size."""
-    vit = build_vit(spec)
+    vit = build_vit(spec, in_channels=state['patch_embed.projection.weight'].shape[1])
     vit.load_state_dict(state, strict=True)
     return lambda images: vit(images)[-1]  # (N, D)
 

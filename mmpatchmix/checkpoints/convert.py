@@ -125,6 +125,11 @@ def convert_checkpoint(
             f'{source} takes images of {num_channels} channels; for {", ".join(sorted(others))} '
             'files are read and written for 3 only. Programs (onnx, torch-export) take any number.'
         )
+    if backbone.spec.num_registers and target not in _PROGRAMS:
+        raise ValueError(
+            f'{source} has register tokens, which files for {target} are not written with here. '
+            'Programs (onnx, torch-export) hold them.'
+        )
     hub = features_of_vit(backbone.spec, backbone.state_dict)
     original = _features_of_source(Path(source), backbone)
     names = f'{source} in {backbone.layout.library}', 'mmpretrain'
@@ -273,10 +278,10 @@ def _difference(first: FeatureFunction, second: FeatureFunction, size: tuple[int
 def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
     """Load what was read from a file into the library that the file came from."""
     library, spec = backbone.layout.library, backbone.spec
-    if library == 'mmpretrain':
-        return features_of_vit(spec, backbone.state_dict)
     if path.is_dir():  # transformers, with its own config and perhaps a pooler
         return load_transformers(path)[0]
+    if library == 'mmpretrain' or spec.num_registers:  # which other files are not written with
+        return features_of_vit(spec, backbone.state_dict)
     if library == DINOV2:
         library = 'transformers'  # without layer scale its ViT is the same function
     with tempfile.TemporaryDirectory() as folder:

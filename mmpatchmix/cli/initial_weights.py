@@ -45,6 +45,11 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
         changes.append(f'patch_size {spec.patch_size} (the recipe: {before})')
         if model.data_preprocessor.patch_size == before:  # of the mix
             model.data_preprocessor.patch_size = spec.patch_size
+    registers = backbone.pop('num_registers', 0)
+    if spec.num_registers != registers:
+        changes.append(f'num_registers {spec.num_registers} (the recipe: {registers})')
+    if spec.num_registers:
+        backbone.num_registers = spec.num_registers
     backbone.update(
         arch=arch | spec.arch,
         patch_size=spec.patch_size,

@@ -210,8 +210,8 @@ class SafeCheckpointHook(CheckpointHook):
         kept = deque(getattr(self, 'keep_ckpt_ids', ()))
         if step not in kept:
             kept.append(step)
-        old = [kept.popleft() for _ in range(max(0, len(kept) - self.max_keep_ckpts))]
-        old = old if self.max_keep_ckpts > 0 else []
+        num_old = len(kept) - self.max_keep_ckpts if self.max_keep_ckpts > 0 else 0
+        old = [kept.popleft() for _ in range(num_old)]
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
         name = self.filename_tmpl.format(step)

@@ -14,6 +14,7 @@ from mmpatchmix.checkpoints.layouts import (
     detect_layout,
     flatten_chunks,
     fold_layer_scale,
+    fold_registers,
     from_hub,
     say_what_differs,
     to_hub,
@@ -51,8 +52,16 @@ class Backbone(NamedTuple):
 
 
 def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
-    """Build mmpretrain's Vision Transformer of a size, in evaluation mode."""
-    vit = VisionTransformer(
+    """Build mmpretrain's Vision Transformer of a size, in evaluation mode.
+
+    With register tokens it is :class:`~mmpatchmix.models.PatchMixViT`, which adds them.
+    """
+    kind = VisionTransformer
+    if spec.num_registers:
+        from mmpatchmix.models.vit import PatchMixViT as kind  # here: it imports this module
+
+        options['num_registers'] = spec.num_registers
+    vit = kind(
         arch=spec.arch,
         img_size=spec.img_size,
         patch_size=spec.patch_size,
@@ -100,6 +109,8 @@ def read_backbone(
     state, num_scales = fold_layer_scale(
         {key: value for key, value in state.items() if key.startswith(layout.prefix)}
     )
+    if layout.library == 'timm':
+        state = fold_registers(state)
     hub = to_hub({k[len(layout.prefix) :]: v for k, v in state.items()}, layout.library)
     lacking = [key for key in _ESSENTIAL if key not in hub]
     if lacking:

@@ -119,15 +119,22 @@ def convert_checkpoint(
     _check_destination(destination, target)
     backbone = read_backbone(source, encoder, num_heads)
     num_channels = backbone.state_dict['patch_embed.projection.weight'].shape[1]
-    if num_channels != 3:
+    others = {target, backbone.layout.library} & {'timm', 'transformers', DINOV2}
+    if num_channels != 3 and others:
         raise ValueError(
-            f'{source} takes images of {num_channels} channels; files for other libraries are '
-            'written and compared for 3 only.'
+            f'{source} takes images of {num_channels} channels; for {", ".join(sorted(others))} '
+            'files are read and written for 3 only. Programs (onnx, torch-export) take any number.'
+        )
+    if backbone.spec.num_registers and target not in _PROGRAMS:
+        raise ValueError(
+            f'{source} has register tokens, which files for {target} are not written with here. '
+            'Programs (onnx, torch-export) hold them.'
         )
     hub = features_of_vit(backbone.spec, backbone.state_dict)
     original = _features_of_source(Path(source), backbone)
     names = f'{source} in {backbone.layout.library}', 'mmpretrain'
-    source_difference = _compare(original, hub, backbone.spec.img_size, *names)
+    size = num_channels, backbone.spec.img_size
+    source_difference = _compare(original, hub, size, *names)
 
     spec = backbone.spec if img_size is None else replace(backbone.spec, img_size=img_size)
     if spec.img_size < 1 or spec.img_size % spec.patch_size:
@@ -145,7 +152,7 @@ def convert_checkpoint(
         # Where the image size changes, hub interpolates the old positions as it runs.
         written = features_of_file(destination, target, spec)
         names = 'mmpretrain', str(destination)
-        target_difference = _compare(hub, written, spec.img_size, *names)
+        target_difference = _compare(hub, written, (num_channels, spec.img_size), *names)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # of transformers; of others a file
         for file in _files(destination, target):
@@ -165,7 +172,8 @@ def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
     if spec.norm_eps == NORM_EPS or target not in ('mmpretrain', 'mmdet', 'timm'):
         return ''
     usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
-    difference = _difference(features_of_vit(spec, state), usual, spec.img_size)
+    num_channels = state['patch_embed.projection.weight'].shape[1]
+    difference = _difference(features_of_vit(spec, state), usual, (num_channels, spec.img_size))
     way = "norm_cfg=dict(type='LN', eps={})"
     if target == 'timm':
         way = 'norm_layer=functools.partial(torch.nn.LayerNorm, eps={})'
@@ -194,7 +202,7 @@ def _write(
     preprocessing: Preprocessing | None = about.get('preprocessing')
     path.parent.mkdir(parents=True, exist_ok=True)
     if target in _PROGRAMS:
-        vit = build_vit(spec)
+        vit = build_vit(spec, in_channels=state['patch_embed.projection.weight'].shape[1])
         vit.load_state_dict(state, strict=True)
         write_program(vit, path, spec.img_size)
         _write_json(preprocessing_file(path), describe(preprocessing))
@@ -237,14 +245,18 @@ def _transformers_config(spec: ViTSpec) -> dict:
 
 
 def _compare(
-    first: FeatureFunction, second: FeatureFunction, img_size: int, first_name: str, name: str
+    first: FeatureFunction,
+    second: FeatureFunction,
+    size: tuple[int, int],
+    first_name: str,
+    name: str,
 ) -> float:
     """Return the largest difference of a feature on random images, the same each time.
 
     Raises:
         ValueError: If it is too large.
     """
-    difference = _difference(first, second, img_size)
+    difference = _difference(first, second, size)
     # Written so that NaN is refused too.
     if not difference <= TOLERANCE:
         raise ValueError(
@@ -254,10 +266,11 @@ def _compare(
     return difference
 
 
-def _difference(first: FeatureFunction, second: FeatureFunction, img_size: int) -> float:
+def _difference(first: FeatureFunction, second: FeatureFunction, size: tuple[int, int]) -> float:
+    num_channels, img_size = size
     generator = torch.Generator().manual_seed(0)
     # Three: a program that is right for the number of images it was made with only shows.
-    images = torch.randn(3, 3, img_size, img_size, generator=generator)
+    images = torch.randn(3, num_channels, img_size, img_size, generator=generator)
     with torch.no_grad():
         return (first(images) - second(images)).abs().max().item()
 
@@ -265,10 +278,10 @@ def _difference(first: FeatureFunction, second: FeatureFunction, img_size: int) 
 def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
     """Load what was read from a file into the library that the file came from."""
     library, spec = backbone.layout.library, backbone.spec
-    if library == 'mmpretrain':
-        return features_of_vit(spec, backbone.state_dict)
     if path.is_dir():  # transformers, with its own config and perhaps a pooler
         return load_transformers(path)[0]
+    if library == 'mmpretrain' or spec.num_registers:  # which other files are not written with
+        return features_of_vit(spec, backbone.state_dict)
     if library == DINOV2:
         library = 'transformers'  # without layer scale its ViT is the same function
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ mmpretrain's names are the hub: every other layout is translated from and to
 them, so each direction is one table.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _TENSORS = (
         'embeddings.position_embeddings',
         'embeddings.position_embeddings',
     ),
+    # In the place of a name where a library has none.
+    ('register_tokens', 'reg_token', '', 'embeddings.register_tokens'),
 )
 _MODULES = (
     ('patch_embed.projection', 'patch_embed.proj', _PATCHES, _PATCHES),
@@ -58,10 +61,9 @@ _DROPPED = {
 # What makes a file another network than a plain ViT, by a part of the names of its keys.
 _OTHER_NETWORKS = {
     'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
-    'reg(ister)?_token': 'register tokens, for which this ViT has no place: take the weights of '
-    'the same network without registers',
     'dist_token|distillation_token': 'a distillation token, for which this ViT has no place',
-    r'mlp\.w|mlp\.fc1_g': 'gated feed-forward layers (SwiGLU), which this ViT does not have',
+    r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU), which this ViT does not '
+    'have',
     'relative_position': 'relative positions, where this ViT adds learned ones',
     'fc_norm': 'a norm of the mean of all patches in the place of the norm of the class token',
     'norm_pre|ln_pre': 'a norm before its blocks (CLIP), which this ViT does not have',
@@ -181,6 +183,25 @@ def fold_layer_scale(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], in
     return folded, len(state) - len(folded)
 
 
+def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give register tokens timm's name, where DINOv2's stands beside timm's other names.
+
+    timm's own networks with registers add nothing to the class token: there the positions get a
+    first one of zeros.
+
+    Args:
+        state: Weights under the names of timm, with any prefix.
+    """
+    folded = {re.sub(r'\bregister_tokens$', 'reg_token', key): state[key] for key in state}
+    for key in list(folded):
+        positions = f'{key.removesuffix("reg_token")}pos_embed'
+        if key.endswith('reg_token') and positions in folded:
+            value = folded[positions]  # (1, T, D) or (1, 1 + T, D)
+            if math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
+                folded[positions] = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
+    return folded
+
+
 def flatten_chunks(key: str) -> str:
     """Return a key as it is where blocks are in no chunks: DINOv2 saves ``blocks.CHUNK.INDEX.``."""
     return re.sub(r'\bblocks\.\d+\.(\d+)\.', r'blocks.\1.', key)
@@ -211,7 +232,7 @@ def _names(library: str, num_layers: int) -> dict[str, str]:
     for index in range(num_layers):
         ours, theirs = _BLOCK[0].format(index), _BLOCK[column].format(index)
         modules += [(ours + row[0], theirs + row[column]) for row in _BLOCK_MODULES]
-    names = {row[0]: row[column] for row in _TENSORS}
+    names = {row[0]: row[column] for row in _TENSORS if row[column]}
     for kind in ('weight', 'bias'):
         names |= {f'{ours}.{kind}': f'{theirs}.{kind}' for ours, theirs in modules}
     return names

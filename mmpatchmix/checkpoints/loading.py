@@ -17,7 +17,7 @@ FeatureFunction = Callable[[Tensor], Tensor]
 
 def features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
     """Load weights under mmpretrain's names into its ViT; takes images of any size."""
-    vit = build_vit(spec)
+    vit = build_vit(spec, in_channels=state['patch_embed.projection.weight'].shape[1])
     vit.load_state_dict(state, strict=True)
     return lambda images: vit(images)[-1]  # (N, D)
 
@@ -65,7 +65,7 @@ def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
 def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
     """Load a folder; return also what transformers says about its keys."""
     try:
-        from transformers import AutoConfig, Dinov2Model, ViTModel
+        from transformers import AutoConfig, AutoModel, ViTModel
         from transformers.utils import logging
     except ImportError as error:
         raise ModuleNotFoundError(
@@ -74,8 +74,8 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         ) from error
     logging.disable_progress_bar()
     options = dict(output_loading_info=True, local_files_only=True)
-    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == 'dinov2':
-        model, info = Dinov2Model.from_pretrained(folder, **options)
+    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type.startswith('dinov2'):
+        model, info = AutoModel.from_pretrained(folder, **options)
     else:
         model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
     model.eval()

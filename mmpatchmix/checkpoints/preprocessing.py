@@ -13,19 +13,21 @@ _BICUBIC = 3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The test view: resize, crop, and normalise RGB values from 0 to 255.
+    """The test view: resize, crop, and normalise values from 0 to 255.
 
     Attributes:
         resize: Pixels of the shorter side after the bicubic, antialiased resize.
         crop: Pixels per side of the square cut from the middle.
         mean: Of each channel, subtracted.
         std: Of each channel, divided by.
+        values: What they are, in words.
     """
 
     resize: int
     crop: int
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    values: str = 'RGB, from 0 to 255'
 
     def to(self, img_size: int) -> 'Preprocessing':
         """Return the same for another image size."""
@@ -35,10 +37,12 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``*.preprocessing.json`` says, in words that need no documentation."""
-        return asdict(self) | {
+        said = asdict(self)
+        values = said.pop('values')
+        return said | {
             'interpolation': 'bicubic, antialiased',
-            'channels': 'RGB, from 0 to 255; (value - mean) / std',
-            'input': f'float32 (N, 3, {self.crop}, {self.crop})',
+            'channels': f'{values}; (value - mean) / std',
+            'input': f'float32 (N, {len(self.mean)}, {self.crop}, {self.crop})',
         }
 
     def to_transformers(self) -> dict[str, Any]:
@@ -72,7 +76,8 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
     default = Preprocessing(resize=img_size * 256 // 224, crop=img_size)
     if isinstance(said := (meta.get(METADATA_KEY) or {}).get('preprocessing'), dict):
         sizes, values = ('resize', 'crop'), ('mean', 'std')
-        said = {key: said[key] for key in sizes} | {key: tuple(said[key]) for key in values}
+        text = {key: said[key] for key in ('values',) if key in said}
+        said = text | {key: said[key] for key in sizes} | {k: tuple(said[k]) for k in values}
         return Preprocessing(**said).to(img_size), ''
     if isinstance(said := meta.get('preprocessor'), dict):
         return _from_transformers(said, default), ''
@@ -83,9 +88,16 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
     values = {key: tuple(map(float, said[key])) for key in ('mean', 'std')}
     dataset = (read_config_text(meta, 'test_dataloader') or {}).get('dataset') or {}
     pipeline = [step for step in dataset.get('pipeline') or [] if isinstance(step, dict)]
-    resizes = [step['scale'] for step in pipeline if step.get('type') == 'ResizeEdge']
-    if pipeline:  # without a resize, of images that have their size
-        values['resize'] = resizes[0] if resizes else img_size
+    kinds = {str(step.get('type')).rpartition('.')[2]: step for step in pipeline}
+    if pipeline and 'ResizeCentre' not in kinds:  # which is the default
+        # Without a resize, of images that have their size.
+        values['resize'] = kinds.get('ResizeEdge', {}).get('scale', img_size)
+    if load := kinds.get('LoadAnyImage'):
+        kind = load.get('value_range', 'dtype')
+        values['values'] = (
+            f'{len(values["mean"])} channels as in the file, of which value_range={kind!r} of '
+            'mmpatchmix.LoadAnyImage became 0 to 255'
+        )
     return replace(default, **values), ''
 
 

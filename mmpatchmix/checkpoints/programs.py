@@ -23,7 +23,7 @@ class _Features(nn.Module):
         self.vit = vit
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return ``(N, D)`` of ``(N, 3, H, W)`` normalised images."""
+        """Return ``(N, D)`` of ``(N, C, H, W)`` normalised images."""
         return self.vit(images)[-1]
 
 
@@ -38,7 +38,8 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
     Raises:
         ModuleNotFoundError: If ONNX is wanted and its packages are missing.
     """
-    model, images = _Features(vit).eval(), torch.zeros(2, 3, img_size, img_size)
+    num_channels = vit.patch_embed.projection.in_channels
+    model, images = _Features(vit).eval(), torch.zeros(2, num_channels, img_size, img_size)
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)

@@ -23,6 +23,8 @@ TRANSFORMERS_NAMES = {
     'img_size': 'image_size',
     'norm_eps': 'layer_norm_eps',
 }
+# Of a backbone's config, beside its arch.
+_SIZES = ('patch_size', 'img_size', 'num_registers')
 # What is added to the variance in LayerNorm, where a library is told nothing.
 NORM_EPS, TRANSFORMERS_NORM_EPS = 1e-6, 1e-12
 
@@ -39,6 +41,8 @@ class ViTSpec:
         patch_size: Pixels per side of a patch.
         img_size: Pixels per side of the image the positions are for.
         norm_eps: What LayerNorm adds to the variance; mmpretrain's and timm's default.
+        num_registers: Tokens between that of the class and those of the patches, without
+            positions (https://arxiv.org/abs/2309.16588).
     """
 
     embed_dims: int
@@ -48,6 +52,7 @@ class ViTSpec:
     patch_size: int
     img_size: int
     norm_eps: float = NORM_EPS
+    num_registers: int = 0
 
     @property
     def arch(self) -> dict[str, int]:
@@ -96,6 +101,7 @@ def read_spec(
         feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
         patch_size=patch_size,
         img_size=side * patch_size,
+        num_registers=state['register_tokens'].shape[1] if 'register_tokens' in state else 0,
     )
     wrong = [
         f'{key} is {found[key]} by its weights and {said[key]} by what is said about it'
@@ -166,7 +172,7 @@ def _backbone_fields(backbone: dict[str, Any]) -> dict[str, int | float]:
     if isinstance(arch, str):
         arch = VisionTransformer.arch_zoo.get(arch.lower())
     fields = dict(arch) if isinstance(arch, dict) else {}
-    fields |= {key: backbone[key] for key in ('patch_size', 'img_size') if key in backbone}
+    fields |= {key: backbone[key] for key in _SIZES if key in backbone}
     known = ViTSpec.__dataclass_fields__
     fields = {key: value for key, value in fields.items() if key in known and type(value) is int}
     norm = backbone.get('norm_cfg')

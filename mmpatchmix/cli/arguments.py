@@ -46,6 +46,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "or their names, 'shards/train-{000000..000009}.tar'",
     )
     parser.add_argument(
+        '--val-root',
+        metavar='PATH',
+        help='images to judge by, where --data-root does not hold them: a second folder or list',
+    )
+    parser.add_argument(
         '--workers', type=int, metavar='N', help='processes per rank that load data; 0 for none'
     )
     parser.add_argument(
@@ -114,6 +119,8 @@ def load_config(args: argparse.Namespace) -> Any:
     check_config(cfg)
     if args.data_root:
         set_data_root(cfg, args.data_root)
+    if args.val_root:
+        set_val_root(cfg, args.val_root)
     if args.workers is not None:
         set_workers(cfg, args.workers)
     cfg.launcher = find_launcher(args.launcher)
@@ -173,6 +180,27 @@ def set_data_root(cfg: Any, data_root: str) -> None:
         for root in former if isinstance(path, str) else ():
             if path.startswith(root):
                 node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
+
+
+def set_val_root(cfg: Any, val_root: str) -> None:
+    """Apply ``--val-root``: judge by other images, all of them, and train on all of the others.
+
+    Raises:
+        ValueError: If the config does not train on a folder, a list or shards, or judges nothing.
+    """
+    loaders = [cfg.get(name) for name in ('val_dataloader', 'test_dataloader')]
+    nodes = [node for _, node in walk_dicts(cfg) if node.get('type') in (FOLDER, SHARDS)]
+    if not nodes or not any(loaders):
+        raise ValueError(
+            f'--val-root needs a config that trains on images of {FOLDER} and judges '
+            '(val_dataloader), such as configs/patchmix_vit-s_folder.py.'
+        )
+    for node in nodes:
+        node['split'] = None
+    for loader in filter(None, loaders):
+        if 'data_prefix' in loader.dataset:
+            loader.dataset.data_prefix = ''  # of the folder that held both
+        set_data_root(loader, val_root)
 
 
 def holds_shards(path: str) -> bool:

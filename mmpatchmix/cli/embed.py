@@ -54,8 +54,9 @@ def set_images(cfg: Any, data_root: str | None) -> None:
         raise ValueError(f'{cfg.filename} describes no test view (test_dataloader).')
     if data_root:
         pipeline = list(loader.dataset.get('pipeline') or [])
-        if not any(str(step['type']).endswith('LoadImageFromFile') for step in pipeline):
+        if not any(str(step['type']).rpartition('.')[2].startswith('Load') for step in pipeline):
             pipeline.insert(0, dict(type='LoadImageFromFile'))  # of data sets kept in memory
+        extensions = loader.dataset.get('extensions')
         loader['dataset'] = dict(
             type='mmpatchmix.ImageFolder',
             data_root=data_root,
@@ -63,6 +64,7 @@ def set_images(cfg: Any, data_root: str | None) -> None:
             max_unreadable=1.0,  # their rows are marked
             pipeline=pipeline,
             test_mode=True,
+            **(dict(extensions=extensions) if extensions else {}),
         )
     cfg.test_dataloader = loader
 

@@ -8,7 +8,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpatchmix.checkpoints import read_backbone
 
 
-def set_initial_weights(cfg: Any, checkpoint: str) -> None:
+def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> None:
     """Let a recipe start from a checkpoint; the network becomes the file's, and it is said.
 
     Width, depth, heads and patch size come with the weights. What the recipe is about stays:
@@ -17,6 +17,8 @@ def set_initial_weights(cfg: Any, checkpoint: str) -> None:
     Args:
         cfg: The config; changed in place.
         checkpoint: See :func:`mmpatchmix.checkpoints.read_backbone`.
+        begun: A checkpoint of the run itself, which is resumed: it tells the network, too, and
+            the first one need not exist any more.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -32,7 +34,7 @@ def set_initial_weights(cfg: Any, checkpoint: str) -> None:
         )
     arch = backbone.arch
     arch = dict(VisionTransformer.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
-    source = read_backbone(checkpoint, default_heads=arch['num_heads'])
+    source = read_backbone(begun or checkpoint, default_heads=arch['num_heads'])
     spec, before = source.spec, backbone.get('patch_size', 16)
     changes = [
         f'{key} {value} (the recipe: {arch.get(key)})'
@@ -43,13 +45,18 @@ def set_initial_weights(cfg: Any, checkpoint: str) -> None:
         changes.append(f'patch_size {spec.patch_size} (the recipe: {before})')
         if model.data_preprocessor.patch_size == before:  # of the mix
             model.data_preprocessor.patch_size = spec.patch_size
+    registers = backbone.pop('num_registers', 0)
+    if spec.num_registers != registers:
+        changes.append(f'num_registers {spec.num_registers} (the recipe: {registers})')
+    if spec.num_registers:
+        backbone.num_registers = spec.num_registers
     backbone.update(
         arch=arch | spec.arch,
         patch_size=spec.patch_size,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     )
     model.neck.in_channels = spec.embed_dims
-    if int(os.environ.get('RANK', 0)) == 0:
+    if begun is None and int(os.environ.get('RANK', 0)) == 0:
         print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')
         for line in (*source.report.assumed, *source.report.notes):
             print(f'  {line}')

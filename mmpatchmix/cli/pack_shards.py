@@ -3,7 +3,8 @@
 mmpatchmix pack-shards /data/imagenet/train /data/shards/train --size 384
 mmpatchmix train patchmix_vit-s_folder --data-root /data/shards/train
 
-Run it again where it was cut: whole shards are kept. Images that cannot be read are left out.
+Run it again where it was cut: whole shards are kept. Images that cannot be read are left out, and
+so are those of other than 8 bits or 1 or 3 channels where they would become JPEGs; all are named.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Pack, and say what could not be read."""
+    """Pack, and say what was left out."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         # Here, not above: importing takes seconds, and --help is to answer at once.

@@ -85,9 +85,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Turn the arguments of this verb into config values."""
     if args.init:
+        from mmpatchmix.checkpoints.sealing import find_good_checkpoint
         from mmpatchmix.cli.initial_weights import set_initial_weights
 
-        set_initial_weights(cfg, args.init)
+        begun = find_good_checkpoint(cfg.work_dir)[0] if args.resume == 'auto' else args.resume
+        set_initial_weights(cfg, args.init, begun and str(begun))
     if args.contact_sheet and not args.dry_run:
         raise ValueError('--contact-sheet belongs to --dry-run; a run draws mixed.png by itself.')
     if args.stats:

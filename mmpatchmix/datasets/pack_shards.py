@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import mmcv
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.checkpoints.sealing import move_into_place, write_text
+from mmpatchmix.datasets.decode_image import decode_image
 from mmpatchmix.datasets.image_folder import EXTENSIONS, ImageFolder
+from mmpatchmix.datasets.load_any_image import UnfitImageError
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
 from mmpatchmix.datasets.walk_folder import hash_name
@@ -33,7 +34,7 @@ PREFETCH = 16  # images per worker
 
 
 class Packed(NamedTuple):
-    """One image on its way into a shard; without ``content`` it cannot be read."""
+    """One image on its way into a shard; without ``content`` it is left out."""
 
     source: str
     label: int
@@ -71,13 +72,17 @@ class Sources(Dataset):
         return Packed(source, label, content, ending, '')
 
     def _encode(self, source: str, content: bytes) -> tuple[str, bytes]:
-        image = mmcv.imfrombytes(content)  # as training will decode it
-        if image is None:
-            raise OSError('not an image, or an incomplete one')
-        height, width = image.shape[:2]
+        values, _, high = decode_image(content, source)  # (H, W, C), all that the file holds
+        height, width, num_channels = values.shape
         shrink = self.size is not None and min(height, width) > self.size
         if not shrink and self.quality is None:
             return os.path.splitext(source)[1].lower(), content
+        if high != 255 or num_channels not in (1, 3):
+            raise UnfitImageError(
+                f'{num_channels} channel{"" if num_channels == 1 else "s"} of {values.dtype}: no '
+                'JPEG holds that; without --size and --quality it is copied'
+            )
+        image = np.ascontiguousarray(values[:, :, ::-1])  # OpenCV wants BGR
         if shrink:
             scale = self.size / min(height, width)
             new_size = [max(self.size, round(side * scale)) for side in (width, height)]
@@ -102,7 +107,7 @@ def pack_shards(
 
     The order is that of a hash of the names, so every shard is a mixture of all classes. A shard
     is written aside, brought to the disk, read back and renamed; whole ones of an earlier run
-    stay. Images that cannot be read are left out.
+    stay. Images that cannot be read are left out, and so are those that a JPEG would cut.
 
     Args:
         images: The folder, as :class:`ImageFolder` understands it.
@@ -114,7 +119,7 @@ def pack_shards(
         say: Takes the lines of the progress.
 
     Returns:
-        dict[str, str]: Images of this run that could not be read, and why.
+        dict[str, str]: Images of this run that were left out, and why.
 
     Raises:
         ValueError: If an argument is out of its range, ``out`` holds something else or another
@@ -157,7 +162,9 @@ def pack_shards(
         skipped = _write_all(todo, sources, plan['classes'], num_workers, say)
         index = read_index([str(path.absolute()) for path in paths], EXTENSIONS)
     if len(index.samples) == 0:
-        raise ValueError(f'none of the {num_images} images in {images} can be read')
+        reason = next(iter(skipped.items()), None)
+        named = f', such as {reason[0]} ({reason[1]})' if reason else ''
+        raise ValueError(f'none of the {num_images} images in {images} can be packed{named}')
     say(
         f'{len(index.samples):,} of {num_images:,} images are in {len(paths)} shards in {out}, '
         f'{len(paths) - len(todo)} of them from an earlier run'

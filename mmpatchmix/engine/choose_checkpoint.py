@@ -6,6 +6,15 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import find_damage, find_good_checkpoint
+from mmpatchmix.models import unwrap_model
+from mmpatchmix.models.vit import find_pretrained
+
+
+def find_start(runner: Runner) -> str | None:
+    """Return the file whose weights a run starts or started from; None for random weights."""
+    backbone = getattr(unwrap_model(runner.model), 'backbone', None)
+    pretrained = find_pretrained(getattr(backbone, 'init_cfg', None)) or {}
+    return pretrained.get('checkpoint') or (None if runner._resume else runner._load_from)
 
 
 def choose_checkpoint(runner: Runner) -> str | None:

@@ -81,6 +81,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._saved_at = time.monotonic()
         self._signals = StopSignals()
         self._ranks = RankAgreement()
+        self._missed = False  # a figure that was to be the best
         self._failure: str | None = None  # why the newest state is not saved
         self._whole: dict[str, dict] = {}  # what the ranks of FSDP hold together, on rank 0
 
@@ -104,6 +105,9 @@ class SafeCheckpointHook(CheckpointHook):
         if choice[1]:
             raise ValueError(choice[1])
         runner._load_from = choice[0]
+        if runner._resume and choice[0]:
+            # All weights come from there: what the run once began with need not exist any more.
+            runner._init_model_weights = lambda: None
 
     def before_train(self, runner: Runner) -> None:
         """Begin to count the minutes; remove what an interrupted run has left half written."""
@@ -206,8 +210,8 @@ class SafeCheckpointHook(CheckpointHook):
         kept = deque(getattr(self, 'keep_ckpt_ids', ()))
         if step not in kept:
             kept.append(step)
-        old = [kept.popleft() for _ in range(max(0, len(kept) - self.max_keep_ckpts))]
-        old = old if self.max_keep_ckpts > 0 else []
+        num_old = len(kept) - self.max_keep_ckpts if self.max_keep_ckpts > 0 else 0
+        old = [kept.popleft() for _ in range(num_old)]
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info('keep_ckpt_ids', list(kept))
         name = self.filename_tmpl.format(step)
@@ -290,6 +294,14 @@ class SafeCheckpointHook(CheckpointHook):
         """Save the best one as mmengine does, but remove the former one last."""
         if not self.save_best or not self._is_local():
             super()._save_best_checkpoint(runner, metrics)
+            return
+        if missing := [key for key in self.key_indicators if key not in ('auto', *metrics)]:
+            if not self._missed:
+                runner.logger.warning(
+                    f'save_best={missing[0]!r}: there is no such figure, so no best checkpoint is '
+                    f'kept. There are {", ".join(metrics)}.'
+                )
+            self._missed = True
             return
         backend, self.file_backend = self.file_backend, KeepsFiles()
         try:

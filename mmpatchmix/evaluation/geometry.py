@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import default_collate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmpatchmix.engine.random_states import random_states_kept, seed_cpu
@@ -123,6 +123,39 @@ def encode_views(model: PatchMix, dataset: Dataset, num_images: int, num_pairs: 
             both = torch.stack(encoded, dim=1)  # (images * pairs, 2, D)
             features.append(both.unflatten(0, (-1, num_pairs)).flatten(1, 2))
     return torch.cat(features)
+
+
+def measure_geometry(
+    model: nn.Module,
+    features: Tensor,
+    dataset: Dataset | None = None,
+    num_images: int = 1000,
+    num_pairs: int = 5,
+) -> dict[str, float]:
+    """Compute all figures that need no labels.
+
+    Args:
+        model: What the features are of.
+        features: ``(N, D)`` of test views, at least two rows.
+        dataset: Training images, for what needs several views of an image; None leaves it out.
+        num_images: Of these, at most.
+        num_pairs: Pairs of views of each.
+
+    Returns:
+        dict: ``geometry/rank_me`` and ``geometry/uniformity`` of the test views; with training
+        images and a PatchMix model ``geometry/lidar`` and ``geometry/alignment`` of training views
+        of ``geometry/lidar_images`` images.
+    """
+    metrics = {
+        'geometry/rank_me': rank_me(features),
+        'geometry/uniformity': uniformity(features),
+    }
+    if dataset is not None and isinstance(model, PatchMix):
+        views = encode_views(model, dataset, num_images, num_pairs)
+        metrics['geometry/lidar'] = lidar(views)
+        metrics['geometry/lidar_images'] = float(len(views))
+        metrics['geometry/alignment'] = alignment(views[:, 0], views[:, 1])
+    return metrics
 
 
 def _effective_rank(values: Tensor) -> float:

@@ -18,7 +18,7 @@ from mmpatchmix import __version__
 from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
 from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
 from mmpatchmix.evaluation.features import Features, extract_features, is_labelled
-from mmpatchmix.evaluation.geometry import alignment, encode_views, lidar, rank_me, uniformity
+from mmpatchmix.evaluation.geometry import measure_geometry
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
 from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
@@ -28,8 +28,6 @@ from mmpatchmix.visualization.similarity_figure import draw_similarity
 JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
 # What `similarity` looks at: images that vote for each other's class; mixed images and draws.
 _MAX_COMPARED, _NUM_MIXED, _NUM_DRAWS = 10_000, 128, 16
-# What `geometry` looks at: images, and pairs of training views of each.
-_NUM_VIEWED, _NUM_PAIRS = 1000, 5
 
 
 def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Features]:
@@ -176,24 +174,13 @@ def judge_geometry(runner: Runner, test: Features) -> dict[str, float]:
         test: Test set; of more than 10,000 images every n-th.
 
     Returns:
-        dict: ``geometry/rank_me``, ``geometry/uniformity`` and ``geometry/width`` (D) of the test
-        views; of a PatchMix model ``geometry/lidar`` and ``geometry/alignment`` of training views
-        of ``geometry/lidar_images`` images.
+        dict: See :func:`~mmpatchmix.evaluation.geometry.measure_geometry`; and
+        ``geometry/width``, D.
     """
     features = test.features[:: -(-len(test.features) // _MAX_COMPARED)]
-    metrics = {
-        'geometry/rank_me': rank_me(features),
-        'geometry/uniformity': uniformity(features),
-        'geometry/width': float(features.shape[1]),
-    }
-    model = unwrap_model(runner.model)
-    if isinstance(model, PatchMix) and runner.cfg.get('train_dataloader'):
-        dataset = runner.train_dataloader.dataset
-        views = encode_views(model, dataset, _NUM_VIEWED, _NUM_PAIRS)
-        metrics['geometry/lidar'] = lidar(views)
-        metrics['geometry/lidar_images'] = float(len(views))
-        metrics['geometry/alignment'] = alignment(views[:, 0], views[:, 1])
-    return metrics
+    dataset = runner.train_dataloader.dataset if runner.cfg.get('train_dataloader') else None
+    metrics = measure_geometry(unwrap_model(runner.model), features, dataset)
+    return metrics | {'geometry/width': float(features.shape[1])}
 
 
 def finetune(config: Config, checkpoint: str | Path, build_runner) -> dict[str, float]:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from mmengine import dist
+from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from mmpatchmix.evaluation.features import (
     Features,
@@ -16,11 +18,15 @@ from mmpatchmix.evaluation.features import (
     extract_pixels,
     is_labelled,
 )
+from mmpatchmix.evaluation.geometry import measure_geometry
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import LOOPS, METRICS
 
 # float32 pixels of ImageNet at 224 would take 770 GB; of CIFAR-10 they take 0.7 GB.
 _MAX_PIXEL_BYTES = 4 * 2**30
+# Of LiDAR during training: images, and pairs of views of each.
+_ONLINE_VIEWS = 250, 2
 
 
 @METRICS.register_module()
@@ -121,8 +127,9 @@ class KNNLoop(BaseLoop):
         test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
     The metrics pass through the Runner's hooks, so they reach the log and
-    ``CheckpointHook(save_best='knn/top1')`` works. Without labels there is no evaluation: the
-    loop says so once, and calls no hook.
+    ``CheckpointHook(save_best='knn/top1')`` works. Without labels there is no kNN, which the loop
+    says once; it then gives RankMe and the other figures of
+    :func:`~mmpatchmix.evaluation.geometry.measure_geometry`.
 
     Args:
         runner: The Runner.
@@ -134,6 +141,11 @@ class KNNLoop(BaseLoop):
             ``knn_NAME/...``.
         pixel_baseline: Also report ``pixels/...`` (``pixels_NAME/...``), the same kNN on the raw
             pixels of the test views; computed once.
+        num_unlabelled: Images to look at where there are no labels, spread evenly over the
+            queries.
+
+    Attributes:
+        unlabelled: ``(N, D)``, the features that were looked at last without labels, or None.
 
     Raises:
         ValueError: If the evaluator is not one KNNMetric.
@@ -147,6 +159,7 @@ class KNNLoop(BaseLoop):
         bank_dataloader: DataLoader | dict,
         more_queries: dict[str, DataLoader | dict] | None = None,
         pixel_baseline: bool = False,
+        num_unlabelled: int = 2000,
     ) -> None:
         super().__init__(runner, dataloader)
         self.bank_dataloader = _build(runner, bank_dataloader)
@@ -164,6 +177,9 @@ class KNNLoop(BaseLoop):
             )
         self.metric: KNNMetric = metrics[0]
         self.pixel_baseline = pixel_baseline
+        self.num_unlabelled = num_unlabelled
+        self.unlabelled: Tensor | None = None
+        self._spread: DataLoader | None = None
         self._labelled: bool | None = None
         self._pixel_metrics: dict[str, float] | None = None
 
@@ -171,21 +187,19 @@ class KNNLoop(BaseLoop):
         """Evaluate the Runner's model.
 
         Returns:
-            dict: Percentages by name, empty for unlabelled images.
+            dict: Percentages by name; of unlabelled images ``geometry/...``.
         """
         if self._labelled is None:
             loaders = (self.bank_dataloader, self.dataloader)
             self._labelled = all(is_labelled(loader.dataset) for loader in loaders)
             if not self._labelled:
-                message = 'kNN evaluation is skipped: the images have no labels.'
+                message = 'The images have no labels: RankMe, LiDAR and the like instead of kNN.'
                 print_log(message, 'current', logging.WARNING)
-        if not self._labelled:
-            return {}
         # mmengine builds both loops alike; only the Runner knows which this is.
         phase = 'test' if getattr(self.runner, '_test_loop', None) is self else 'val'
         self.runner.call_hook(f'before_{phase}')
         self.runner.call_hook(f'before_{phase}_epoch')
-        metrics = self.evaluate()
+        metrics = self.evaluate() if self._labelled else self.look()
         self.runner.call_hook(f'after_{phase}_epoch', metrics=metrics)
         self.runner.call_hook(f'after_{phase}')
         return metrics
@@ -196,6 +210,24 @@ class KNNLoop(BaseLoop):
         bank = extract_features(model, self.bank_dataloader, title='kNN bank')
         queries = extract_features(model, self.dataloader, title='kNN queries')
         return self.judge(queries, bank)
+
+    def look(self) -> dict[str, float]:
+        """Compute what needs no labels, without telling any hook."""
+        if self._spread is None:
+            whole, size = self.dataloader, len(self.dataloader.dataset)
+            images = Subset(whole.dataset, range(0, size, -(-size // self.num_unlabelled)))
+            self._spread = DataLoader(
+                images,
+                whole.batch_size,
+                sampler=DefaultSampler(images, shuffle=False),
+                num_workers=whole.num_workers,
+                collate_fn=whole.collate_fn,
+            )
+        model = self.runner.model
+        self.unlabelled = extract_features(model, self._spread, title='unlabelled').features
+        has_views = self.runner.cfg.get('train_dataloader')
+        views = self.runner.train_dataloader.dataset if has_views else None
+        return measure_geometry(unwrap_model(model), self.unlabelled, views, *_ONLINE_VIEWS)
 
     def judge(self, queries: Features, bank: Features) -> dict[str, float]:
         """Compute the metrics of features, of further queries, and of pixels where asked for.

@@ -49,6 +49,8 @@ class PatchMixViT(VisionTransformer):
         patch_size: Side of a patch, in pixels.
         with_cp: Recompute the blocks in the backward: one more forward of them for
             the memory of what they keep inside.
+        num_registers: Tokens between that of the class and those of the patches, without
+            positions and in no output, as in https://arxiv.org/abs/2309.16588 (DINOv2).
         **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`. Unlike there,
             ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` takes any checkpoint that
             :func:`mmpatchmix.checkpoints.read_backbone` knows and loads all of it or stops;
@@ -65,6 +67,7 @@ class PatchMixViT(VisionTransformer):
         img_size: int | tuple = 224,
         patch_size: int = 16,
         with_cp: bool = False,
+        num_registers: int = 0,
         **kwargs,
     ) -> None:
         if any(side % patch_size for side in to_2tuple(img_size)):
@@ -76,6 +79,9 @@ class PatchMixViT(VisionTransformer):
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.patch_size = patch_size
         self.with_cp = with_cp
+        self.register_tokens = None
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
         for layer in self.layers:
             layer.attn.scaled_dot_product_attention = attend
         for module in self.modules():
@@ -118,6 +124,8 @@ class PatchMixViT(VisionTransformer):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
         nn.init.normal_(self.cls_token, std=1e-6)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images of any size that the patch size divides.
@@ -139,6 +147,7 @@ class PatchMixViT(VisionTransformer):
                 f'{self.patch_size} of the ViT: change the crop size of the pipeline.'
             )
         tokens, size = embed_tokens(self, x)
+        tokens = self._insert_registers(tokens)
         last = self.num_layers - 1
         class_token_only = self.out_type == 'cls_token' and list(self.out_indices) == [last]
         outputs = []
@@ -149,8 +158,25 @@ class PatchMixViT(VisionTransformer):
             if index == last and self.final_norm:
                 tokens = self.ln1(tokens)
             if index in self.out_indices:
-                outputs.append(self._format_output(tokens, size))
+                outputs.append(self._format_output(self._remove_registers(tokens), size))
         return tuple(outputs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter, and how many there are; see mmpretrain's."""
+        if param_name == f'{prefix}register_tokens':
+            param_name = f'{prefix}cls_token'
+        return super().get_layer_depth(param_name, prefix)
+
+    def _insert_registers(self, tokens: Tensor) -> Tensor:
+        if self.register_tokens is None:
+            return tokens
+        registers = self.register_tokens.expand(tokens.shape[0], -1, -1)
+        return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+
+    def _remove_registers(self, tokens: Tensor) -> Tensor:
+        if self.register_tokens is None or tokens.shape[1] == 1:  # the class token alone
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, 1 + self.register_tokens.shape[1] :]], dim=1)
 
 
 @MODELS.register_module()
@@ -228,7 +254,7 @@ def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[
     """
     tokens, size = vit.patch_embed(images)  # (N, rows * columns, D)
     if vit.cls_token is not None:
-        tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([vit.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
     tokens = tokens + resize_pos_embed(
         vit.pos_embed,
         vit.patch_resolution,

@@ -36,6 +36,12 @@ TRAINING = (
 )
 EVALUATION = (
     ('Top-1 accuracy', r'.*top1', '%', 'On held-out images.'),
+    (
+        'Dimensions of held-out features',
+        r'geometry/(rank_me|lidar)',
+        'dimensions',
+        'Near 1: collapsed features.',
+    ),
     ('Average precision', r'coco/\w+_mAP', '', ''),
     ('Average precision by overlap and size', r'coco/\w+_mAP_\w+', '', '-1: no such object.'),
     ('Average precision by class', r'coco/.+_precision', '', ''),

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+from mmpatchmix.engine.choose_checkpoint import find_start
 from mmpatchmix.engine.patchmix_fsdp import PatchMixFSDP
 from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import PatchMix, unwrap_model
@@ -54,9 +55,12 @@ class RunReportHook(Hook):
         self.pictures = pictures
         self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
         self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch, and pictures drawn then
+        self.beginning = 'untrained'  # what the network is at epoch 0
 
     def before_train(self, runner: Runner) -> None:
-        """Write down what starts, draw a mix, and evaluate the untrained encoder."""
+        """Write down what starts, draw a mix, and evaluate the encoder as it is."""
+        if find_start(runner) is not None:
+            self.beginning = 'before continuing'
         self.attempt(runner, 'the start of the run', write_start, runner)
         if isinstance(unwrap_model(runner.model), PatchMix):
             self.attempt(runner, 'mixed.png', self.save_mix, runner)
@@ -137,17 +141,14 @@ class RunReportHook(Hook):
         """Return a table of kNN before, after and on raw pixels; a column per set of queries."""
         measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m]
         if not measured:
-            return []
+            return self.summarise_geometry()
         last = measured[-1][1]
         sets = [name[3:-5] for name in last if re.fullmatch(r'knn(_\w+)?/top1', name)]
         lines = ['kNN top-1 on held-out images (no label was used in training)']
         if len(sets) > 1:
             titles = [name.removeprefix('_') or 'as they are' for name in sets]
             lines.append(' ' * 20 + ''.join(f'{title:>13}' for title in titles))
-        rows = [
-            (f'after {epoch} epoch{"" if epoch == 1 else "s"}' if epoch else 'untrained', 'knn', m)
-            for epoch, m in measured[:1] + measured[1:][-1:]
-        ]
+        rows = [(self.name_epoch(epoch), 'knn', m) for epoch, m in measured[:1] + measured[1:][-1:]]
         if 'pixels/top1' in last:
             rows.append(('raw pixels', 'pixels', last))
         for state, kind, metrics in rows:
@@ -156,3 +157,16 @@ class RunReportHook(Hook):
             row = f'  {state:<18}' + ''.join(f'{value:{width}.2f} %' for value in values)
             lines.append(row + ('  (no network at all)' if kind == 'pixels' else ''))
         return lines
+
+    def summarise_geometry(self) -> list[str]:
+        """Return RankMe before and after, where no kNN was measured."""
+        measured = [(epoch, m) for epoch, m in self.metrics if 'geometry/rank_me' in m]
+        rows = [
+            f'  {self.name_epoch(epoch):<18}{m["geometry/rank_me"]:6.1f}'
+            for epoch, m in measured[:1] + measured[1:][-1:]
+        ]
+        return ['RankMe, how many directions the features use', *rows] if rows else []
+
+    def name_epoch(self, epoch: int) -> str:
+        """Return what the network was when it was evaluated."""
+        return f'after {epoch} epoch{"" if epoch == 1 else "s"}' if epoch else self.beginning

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch.nn import functional as F
 from vits import SPEC, images, make_published_checkpoint, make_timm_vit, randomise
 
-from mmpatchmix.checkpoints import build_vit, load_backbone, read_backbone
+from mmpatchmix.checkpoints import build_vit, convert_checkpoint, load_backbone, read_backbone
 from mmpatchmix.models import PatchMixViT
 
 NAMED = dict(meta=dict(mmpatchmix=SPEC.as_dict()))
@@ -134,9 +134,34 @@ def dinov2_folder(folder):
     return path, lambda x: model(x).last_hidden_state[:, 0]
 
 
+def timm_with_registers(folder):
+    """timm's way: no position for the class token."""
+    vit = scaled_timm_vit(reg_tokens=3, no_embed_class=True)
+    torch.save(vit.state_dict(), folder / 'x.pth')
+    return folder / 'x.pth', vit
+
+
+def dinov2_with_registers(folder):
+    """DINOv2's own way: another name, and a position for the class token."""
+    path, vit = timm_with_registers(folder)
+    state, first = vit.state_dict(), torch.randn(1, 1, 24)
+    state['register_tokens'] = state.pop('reg_token')
+    state['pos_embed'] = torch.cat([first, state['pos_embed']], dim=1)
+    state['cls_token'] = state['cls_token'] - first
+    torch.save(dict(teacher={f'backbone.{key}': value for key, value in state.items()}), path)
+    return path, vit
+
+
+def dinov2_with_registers_folder(folder):
+    path, model = hugging_face(folder, 'Dinov2WithRegistersModel', 'Dinov2WithRegistersConfig',
+                               mlp_ratio=4, num_register_tokens=3)  # fmt: skip
+    return path, lambda x: model(x).last_hidden_state[:, 0]
+
+
+WITH_REGISTERS = [timm_with_registers, dinov2_with_registers, dinov2_with_registers_folder]
 LAYOUTS = [
     own, published, timm, mae, dino, dinov2, dinov2_run, mmpretrain_with_layer_scale,
-    vit_folder, vit_classifier_folder, mae_folder, dinov2_folder,
+    vit_folder, vit_classifier_folder, mae_folder, dinov2_folder, *WITH_REGISTERS,
 ]  # fmt: skip
 
 
@@ -148,13 +173,30 @@ def make_vit(path, **options):
 @pytest.mark.parametrize('make', LAYOUTS, ids=lambda make: make.__name__)
 def test_features_are_those_of_the_source(make, tmp_path):
     path, source = make(tmp_path)
-    vit = make_vit(path)
+    vit = make_vit(path, num_registers=3 if make in WITH_REGISTERS else 0)
     vit.init_weights()
     vit.eval()
     with torch.no_grad():
         expected, features = source(images()), vit(images())[-1]
     assert expected.std(dim=0).max() > 0.1  # images are told apart
     assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_registers_are_in_programs_and_in_no_output(tmp_path):
+    path, source = dinov2_with_registers_folder(tmp_path)
+    spec = read_backbone(path).spec
+    assert spec.num_registers == 3
+    convert_checkpoint(path, tmp_path / 'x.pt2', 'torch-export')
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / 'x.pt2').module()(images())
+        assert torch.allclose(found, source(images()), atol=1e-4)
+        vit = build_vit(spec, out_type='raw')
+        assert vit(images())[-1].shape == (3, 1 + 4 * 4, 24)
+    assert vit.get_layer_depth('register_tokens') == vit.get_layer_depth('cls_token')
+    with pytest.raises(ValueError, match='register tokens, which files for timm are not'):
+        convert_checkpoint(path, tmp_path / 'x.safetensors', 'timm')
+    with pytest.raises(ValueError, match='unexpected: register_tokens'):
+        load_backbone(build_vit(SPEC), path)
 
 
 def test_the_student_of_dino_is_the_query_encoder(tmp_path):
@@ -235,8 +277,6 @@ def without(*names):
 REFUSED = {
     'rotary positions': without('pos_embed') | {'rope_embed.periods': torch.ones(4)},
     'no learned positions; they may be rotary': without('pos_embed'),
-    'register tokens, for which': vit_with(register_tokens=torch.ones(1, 4, 24)),
-    'register tokens': vit_with(reg_token=torch.ones(1, 4, 24)),
     'a distillation token': vit_with(dist_token=torch.ones(1, 1, 24)),
     'gated feed-forward': without('blocks.0.mlp') | {'blocks.0.mlp.w12.weight': torch.ones(2)},
     'a norm of the mean': without('norm.') | {'fc_norm.weight': torch.ones(24)},
@@ -256,8 +296,8 @@ def test_folders_of_other_networks_are_refused_with_the_reason(tmp_path):
     pytest.importorskip('transformers')
     sizes = dict(num_channels=3, mlp_ratio=4)
     path, _ = hugging_face(tmp_path / 'r', 'Dinov2WithRegistersModel',
-                           'Dinov2WithRegistersConfig', **sizes)  # fmt: skip
-    with pytest.raises(ValueError, match='register tokens'):
+                           'Dinov2WithRegistersConfig', use_swiglu_ffn=True, **sizes)  # fmt: skip
+    with pytest.raises(ValueError, match='gated feed-forward'):
         read_backbone(path)
     path, _ = hugging_face(tmp_path / '3', 'DINOv3ViTModel', 'DINOv3ViTConfig')
     with pytest.raises(ValueError, match='rotary'):

@@ -237,5 +237,5 @@ def test_metadata_travels(own, tmp_path):
         source='own.pth', layout='own', encoder='momentum_encoder.backbone'
     )
     imagenet = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-    expected['preprocessing'] = dict(resize=18, crop=16, **imagenet)
+    expected['preprocessing'] = dict(resize=18, crop=16, values='RGB, from 0 to 255', **imagenet)
     assert torch.load(tmp_path / 'x.pth')['meta']['mmpatchmix'] == expected

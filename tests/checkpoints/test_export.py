@@ -93,6 +93,32 @@ def test_preprocessing_is_read_off_the_config(own, tmp_path):
     assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
 
 
+def test_five_channels_become_a_program_and_say_what_they_are(tmp_path):
+    vit = randomise(build_vit(SPEC, in_channels=5))
+    arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
+    text = f"""
+model = dict(
+    backbone=dict(arch=dict({arch}), patch_size=4, img_size=16),
+    data_preprocessor=dict(mean={[9.0] * 5}, std={[2.0] * 5}))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='mmpatchmix.LoadAnyImage', channels=5, value_range='0,4095'),
+    dict(type='mmpatchmix.ResizeCentre', size=16)]))
+"""
+    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
+    torch.save(dict(state_dict=state, meta=dict(cfg=text)), tmp_path / 'own.pth')
+    convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.pt2', 'torch-export')
+    pixels = torch.randn(2, 5, 16, 16)
+    with torch.no_grad():
+        expected = vit(pixels)[-1].numpy()
+    assert np.allclose(run_torch(tmp_path / 'x.pt2', pixels), expected, atol=1e-4)
+    said = json.loads((tmp_path / 'x.preprocessing.json').read_text())
+    assert said['input'] == 'float32 (N, 5, 16, 16)' and said['mean'] == [9.0] * 5
+    assert (said['resize'], said['crop']) == (18, 16)
+    assert "5 channels as in the file, of which value_range='0,4095'" in said['channels']
+    with pytest.raises(ValueError, match='images of 5 channels; for timm files are'):
+        convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.safetensors', 'timm')
+
+
 def test_preprocessing_travels(own, tmp_path):
     content = torch.load(own[0])
     arch = content['meta']['cfg'][len('model = dict(') : -1]

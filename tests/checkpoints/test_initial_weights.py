@@ -1,5 +1,7 @@
 """--init: a recipe that starts from a checkpoint, and what is refused on the way."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -11,6 +13,7 @@ from mmpatchmix.cli import train
 from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
+from mmpatchmix.visualization import RunReportHook
 from tests.engine.tiny_run import tiny_run_config
 
 # Another network than the tiny run's in all: width, depth, heads, patch, image.
@@ -64,6 +67,18 @@ def test_it_is_config_and_nothing_else(checkpoint, tmp_path):
     runner = Runner.from_cfg(again)
     assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner))
     runner.train()
+    # What it began with may be gone when it is resumed, with and without --init.
+    Path(checkpoint[0]).unlink()
+    resumed = apply(
+        tiny_run_config(tmp_path, epochs=2),
+        '--init', checkpoint[0], '--resume', '--change-schedule',
+    )  # fmt: skip
+    assert resumed.model == cfg.model
+    runner = Runner.from_cfg(resumed)
+    runner.train()
+    assert runner.epoch == 2
+    report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
+    assert report.name_epoch(0) == 'before continuing'
     # With other heads the same shapes would be another network.
     again.experiment_name += '-other'
     again.model.backbone.update(arch=again.model.backbone.arch | dict(num_heads=4), init_cfg=None)

@@ -18,6 +18,7 @@ from mmpatchmix.cli.arguments import (
     point_out_secrets,
     set_data_root,
     set_precision,
+    set_val_root,
     set_workers,
 )
 from mmpatchmix.cli.build_runner import build_runner
@@ -39,6 +40,21 @@ def test_data_root_reaches_every_data_set():
     cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
     set_data_root(cfg, '/my/images')
     assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
+
+
+@pytest.mark.parametrize('name', ['in1k', 'folder', 'any', 'continue'])
+def test_val_root_reaches_what_is_judged_and_nothing_else(name):
+    cfg = Config.fromfile(f'configs/patchmix_vit-s_{name}.py')
+    set_data_root(cfg, '/my/train.csv')
+    set_val_root(cfg, '/my/val.csv')
+    for loader in loaders(cfg):
+        judged = loader in (cfg.val_dataloader, cfg.test_dataloader)
+        assert loader.dataset.data_root == ('/my/val.csv' if judged else '/my/train.csv')
+        assert loader.dataset.split is None
+        assert not judged or loader.dataset.data_prefix == ''
+    check_config(cfg)
+    with pytest.raises(ValueError, match='--val-root needs a config that trains on images of'):
+        set_val_root(Config.fromfile('configs/patchmix_vit-digits.py'), '/my/val.csv')
 
 
 @pytest.mark.parametrize('names', ['a.tar', 'a.tar pack.json shards-1.index.npz .lock b.tar'])

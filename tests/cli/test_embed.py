@@ -205,8 +205,9 @@ def test_geometry_of_unlabelled_images_from_one_extraction(unlabelled, tmp_path,
     assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
 
 
-def test_test_takes_a_work_dir_and_says_why_it_is_silent(unlabelled, tmp_path):
+def test_test_takes_a_work_dir_and_says_what_it_gives_without_labels(unlabelled, tmp_path, capsys):
     test.main(unlabelled)
     text = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
-    assert 'skipped: the images have no labels' in text
-    assert 'Epoch(test)' not in text and 'empty dict' not in text
+    assert 'no labels: RankMe, LiDAR and the like instead of kNN' in text
+    assert 'empty dict' not in text
+    assert 'geometry/rank_me' in capsys.readouterr().out

@@ -8,11 +8,14 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmpatchmix.cli import stats
+from mmpatchmix.cli.arguments import set_data_root, set_val_root
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.describe_images import describe_images
 from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.cli.dry_run import run_one_step
+from mmpatchmix.cli.embed import set_images
 from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.evaluation import extract_features
 from mmpatchmix.visualization.saving import save_picture, to_array
 from mmpatchmix.visualization.views_sheet import draw_views
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
@@ -84,6 +87,10 @@ def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
     result = run_one_step(runner)
     assert 0.2 < result['loss_local'] < 20
     assert runner.model.backbone.patch_embed.projection.weight.shape == (12, 5, 4, 4)
+    set_images(cfg, str(root))  # as embed does
+    features = extract_features(runner.model, runner.build_dataloader(cfg.test_dataloader)).features
+    assert features.shape == (24, 12) and features.isfinite().all()
+    assert (features[0] - features[1]).abs().max() > 1e-6
     if size == (16, 32):
         assert '2 of 16x32 and 2 of 8' in text
         assert runner.model.backbone.pos_embed.shape[1] == 1 + 4 * 8
@@ -160,6 +167,23 @@ def test_images_that_are_trained_on_are_no_held_out_ones(tmp_path):
     # By another name of the same folder.
     message = refusal(folder_config(tmp_path, root, labels=False, data_root=f'{root}/../images'))
     assert 'trained on too' in message
+
+
+def test_two_lists_are_apart_or_refused(tmp_path):
+    root = make_classes(tmp_path / 'images', 8)
+    lines = [f'images/{path.relative_to(root)},{path.parent.name}' for path in root.glob('*/*')]
+    lines.sort()
+    for name, rows in (('train', lines[::2]), ('val', lines[1::2]), ('both', lines)):
+        (tmp_path / f'{name}.csv').write_text('\n'.join(rows))
+    cfg = folder_config(tmp_path, root)
+    set_data_root(cfg, str(tmp_path / 'train.csv'))
+    set_val_root(cfg, str(tmp_path / 'val.csv'))
+    runner = Runner.from_cfg(cfg)
+    check_run(runner)
+    sizes = [len(loader.dataset) for loader in (runner.train_dataloader, runner.val_dataloader)]
+    assert sizes == [12, 12]
+    set_val_root(cfg, str(tmp_path / 'both.csv'))
+    assert '12 of the 24 images of val_dataloader are trained on too' in refusal(cfg)
 
 
 def test_classes_must_agree(tmp_path):

@@ -17,6 +17,7 @@ from mmpatchmix.cli.pack_shards import main
 from mmpatchmix.datasets import ImageFolder, ShardedImages
 from mmpatchmix.datasets import pack_shards as module
 from mmpatchmix.datasets.pack_shards import pack_shards
+from tests.datasets.any_images import as_png, as_tiff
 from tests.datasets.folders import make_classes, make_folder
 
 
@@ -145,6 +146,35 @@ def test_quality_encodes_all(tmp_path):
             settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
             expected = cv2.imencode('.jpg', cv2.imread(str(images / name)), settings)[1]
             assert found[name][0] == expected.tobytes()
+
+
+def test_what_a_jpeg_would_cut_is_left_out_or_copied(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = {
+        'deep.png': rng.integers(0, 65536, (40, 50), np.uint16),
+        'transparent.png': rng.integers(0, 256, (40, 50, 4), np.uint8),
+        'bands.tif': rng.integers(0, 256, (40, 50, 5), np.uint8),
+        'grey.png': np.full((40, 50), 90, np.uint8),
+        'small.png': rng.integers(0, 65536, (20, 50), np.uint16),
+    }
+    (tmp_path / 'images').mkdir()
+    for name, values in kinds.items():
+        options = dict(photometric='minisblack', planarconfig='contig')
+        content = as_tiff(values, **options) if name == 'bands.tif' else as_png(values)
+        (tmp_path / 'images' / name).write_bytes(content)
+    assert pack(tmp_path / 'images', tmp_path / 'copied') == {}
+    assert read_shards(tmp_path / 'copied') == read_folder(tmp_path / 'images')
+    skipped = pack(tmp_path / 'images', tmp_path / 'out', size=32)
+    assert sorted(skipped) == ['bands.tif', 'deep.png', 'transparent.png']
+    assert '5 channels of uint8: no JPEG holds that' in skipped['bands.tif']
+    assert '1 channel of uint16' in skipped['deep.png']
+    found = read_shards(tmp_path / 'out')
+    assert sorted(found) == ['grey.png', 'small.png']
+    grey = cv2.imdecode(np.frombuffer(found['grey.png'][0], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert grey.shape == (32, 40) and np.abs(grey.astype(int) - 90).max() <= 2
+    (tmp_path / 'images/grey.png').unlink(), (tmp_path / 'images/small.png').unlink()
+    with pytest.raises(ValueError, match=r'none of the 3 images in .* can be packed, such as'):
+        pack(tmp_path / 'images', tmp_path / 'none', size=32)
 
 
 # Damaged images

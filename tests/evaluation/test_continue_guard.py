@@ -57,6 +57,7 @@ def without_labels(cfg, folder):
         test_mode=True,
     )
     cfg.val_dataloader.dataset = cfg.val_cfg.bank_dataloader.dataset = dataset
+    cfg.default_hooks.checkpoint.save_best = None
     return cfg
 
 
@@ -90,7 +91,13 @@ def test_nothing_is_said_where_nothing_changes(tmp_path, labels):
     assert labels or '100 % of the nearest neighbours are those of the start' in said[-1]
     report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
     # The report has the start too.
-    assert [epoch for epoch, _ in report.metrics] == ([0, 1, 2] if labels else [])
+    assert [epoch for epoch, _ in report.metrics] == [0, 1, 2]
+    summary = '\n'.join(report.summarise_metrics())
+    assert 'untrained' in summary and ('kNN top-1' in summary if labels else 'RankMe' in summary)
+    if not labels:
+        last = report.metrics[-1][1]
+        assert last['geometry/lidar_images'] == 16 and 0 < last['geometry/alignment'] < 4
+        assert f'after 2 epochs    {last["geometry/rank_me"]:6.1f}' in summary
 
 
 def test_a_run_with_the_guard_is_the_run_without(tmp_path):
@@ -122,7 +129,8 @@ def test_it_stops_where_that_is_wished_and_resumes_with_the_first_start(tmp_path
     again = without_labels(guarded(tmp_path, epochs=3), tmp_path)
     again.resume, again.load_from = True, str(tmp_path / 'epoch_2.pth')
     _, warned, said = run(again)
-    assert len(warned) == 1 and warned[0].startswith(WORSE.format(3))
+    # First the evaluation that the error cut short.
+    assert [text.split(' RankMe')[0] for text in warned] == [WORSE.format(2), WORSE.format(3)]
     assert not any('before the first step' in text for text in said)
 
 
@@ -140,7 +148,7 @@ def test_chance_is_left_out_of_kNN():
     [
         (dict(min_kept=1.5), 'min_kept=1.5'),
         (dict(min_rank_me=-1), 'min_rank_me=-1'),
-        (dict(num_images=10), 'num_neighbors=10 must be at least 1 and below num_images=10'),
+        (dict(num_neighbors=0), 'num_neighbors=0 must be at least 1'),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(arguments, message):
@@ -151,5 +159,5 @@ def test_settings_that_make_no_sense_are_refused(arguments, message):
 def test_without_an_evaluation_there_is_no_guard(tmp_path):
     cfg = guarded(tmp_path)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    with pytest.raises(ValueError, match='the run has none'):
+    with pytest.raises(ValueError, match=r'of mmpatchmix\.KNNLoop, and the run has none'):
         run(cfg)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from mmengine import DATASETS, MODELS
@@ -139,16 +140,27 @@ def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['metainfo', 'samples'])
-def test_unlabelled_data_is_skipped_with_one_word(tmp_path, how, monkeypatch):
+def test_unlabelled_data_is_judged_by_the_directions_of_its_features(tmp_path, how):
     option = dict(metainfo=dict(labelled=False)) if how == 'metainfo' else dict(labelled=False)
-    runner = Runner.from_cfg(make_config(tmp_path, bank=make_loader(9, seed=0, **option)))
-    monkeypatch.setattr('mmpatchmix.evaluation.knn_loop.extract_features', None)  # not called
+    cfg = make_config(tmp_path, bank=make_loader(9, seed=0, **option), num_unlabelled=9)
+    cfg.default_hooks.checkpoint.type = 'mmpatchmix.SafeCheckpointHook'
+    runner = Runner.from_cfg(cfg)
     runner.train()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert log.count('kNN evaluation is skipped: the images have no labels.') == 1
-    assert 'Saving checkpoint at 2 epochs' in log
-    for noise in ('Epoch(val)', 'empty dict'):
-        assert noise not in log
+    assert log.count('The images have no labels: RankMe, LiDAR and the like instead of kNN.') == 1
+    assert log.count("save_best='knn/top1': there is no such figure, so no best checkpoint") == 1
+    assert 'Saving checkpoint at 2 epochs' in log and 'empty dict' not in log
+    assert not list(tmp_path.glob('best_*'))
+    # Every second one of 17 images; the entropy of the singular values by numpy.
+    images, _ = features_of(make_loader(17, seed=1))
+    values = np.linalg.svd(images[::2].mean(dim=(2, 3)).double().numpy(), compute_uv=False)
+    shares = values / values.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert len(runner.val_loop.unlabelled) == 9 and 1 < expected < 3
+    assert runner.test()['geometry/rank_me'] == pytest.approx(expected, rel=1e-4)
+    scalars = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    logged = [row for row in map(json.loads, scalars) if 'geometry/rank_me' in row]
+    assert [row['step'] for row in logged][:2] == [1, 2]
 
 
 @pytest.mark.parametrize('kind', ['ValLoop', 'TestLoop'])

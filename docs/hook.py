@@ -2,7 +2,7 @@
 
 Links from the documents to files outside docs/ lead to pages made of these files, so that a reader
 of the Markdown and a reader of the site both get there. Formulas become MathML, which browsers
-draw without any script. Sphinx's roles in docstrings become links.
+draw without any script. Sphinx's roles in docstrings become code.
 """
 
 import os
@@ -71,11 +71,12 @@ class PlainRoles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         """Rewrite one docstring."""
         if obj.docstring:
-            obj.docstring.value = re.sub(
+            text = re.sub(
                 r':\w+:`(~?)([\w.]+)`',
                 lambda role: f'`{role[2].rpartition(".")[2] if role[1] else role[2]}`',
                 obj.docstring.value,
             )
+            obj.docstring.value = text.replace('::\n', ':\n')
 
 
 def _uri_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from mmpatchmix.registry import HOOKS
 class ClusterHook(Hook):
     """Log the adjusted mutual information of k-means clusters and classes, in percent."""
 
-    priority = 'VERY_HIGH'  # before the hooks that log the metrics
+    priority = 'HIGHEST'  # before the hooks that log the metrics
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Cluster the features of the test images; there are as many clusters as classes."""

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 FENCE = re.compile(r'^```(\w*).*?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(
-    r'(?:\w+=\S* +)*(?:mmpatchmix|python|bash|make|torchrun|pip|pytest|source|ln) ?(?=[\w./\'"-]|$)'
+    r'(?:\w+=\S* +)*(?:mmpatchmix|python|bash|make|torchrun|pip|pytest|source|ln)(?: |$)'
     r'|--cfg-options |\.\.\. --'
 )
 

@@ -20,9 +20,7 @@ def test_links_lead_to_files_and_headings(document):
             continue
         path, _, anchor = link.partition('#')
         target = document.parent / path if path else document
-        if not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in find_anchors(target.read_text()):
+        if not target.exists() or (anchor and anchor not in find_anchors(target.read_text())):
             broken.append(link)
     assert not broken
 
@@ -42,7 +40,9 @@ def test_every_page_is_in_the_navigation_and_every_image_is_shown():
 
 def test_the_method_quotes_the_code():
     text = (ROOT / 'docs/method.md').read_text()
-    quotes = re.findall(r'\(\.\./(mmpatchmix/[\w/]+\.py)\)[^\[\]]*?```python\n(.*?)```', text, re.DOTALL)
+    quotes = re.findall(
+        r'\(\.\./(mmpatchmix/[\w/]+\.py)\)[^\[\]]*?```python\n(.*?)```', text, re.DOTALL
+    )
     assert len(quotes) == text.count('```python')
     for path, quote in quotes:
         code = (ROOT / path).read_text()
@@ -51,7 +51,9 @@ def test_the_method_quotes_the_code():
 
 
 def test_messages_quoted_by_symptom_are_those_of_the_code():
-    table_cells = re.findall(r'^\| ([^|]+) \|', (ROOT / 'docs/troubleshooting.md').read_text(), re.M)
+    table_cells = re.findall(
+        r'^\| ([^|]+) \|', (ROOT / 'docs/troubleshooting.md').read_text(), re.M
+    )
     quotes = [quote for cell in table_cells for quote in re.findall(r'"([^"]+)"', cell)]
     texts = {
         node.value

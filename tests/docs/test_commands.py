@@ -192,8 +192,10 @@ model = dict(
     neck=dict(in_channels=12, hid_channels=16, out_channels=8),
     head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
 )
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-val_dataloader = test_dataloader = dict(num_workers=0, persistent_workers=False)
+few = dict(num_workers=0, persistent_workers=False, dataset=dict(holdout=0.4))  # of 6 images
+train_dataloader = dict(few, batch_size=2)
+val_dataloader = test_dataloader = few
+val_cfg = test_cfg = dict(bank_dataloader=few)
 """)
     cfg = Config.fromfile(config)
     model = MODELS.build(cfg.model)

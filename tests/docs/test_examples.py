@@ -71,7 +71,6 @@ def test_the_examples_train_together(tmp_path, monkeypatch):
     cfg.default_hooks.clusters = evaluation.default_hooks.clusters
     cfg.train_cfg.val_interval = 1
     cfg.val_cfg.update(more_queries=None, pixel_baseline=False)
-    cfg.default_hooks.report.evaluate_untrained = False
     runner = build_runner(cfg)
     check_run(runner)
     before = {name: p.detach().clone() for name, p in runner.model.backbone.named_parameters()}

@@ -65,7 +65,7 @@ lint: setup
 
 docs: setup  ## build the documentation into site/, which opens from the disk
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/docs.txt
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "written: site/index.html"
 
 clean:  ## remove .venv (work_dirs stays)

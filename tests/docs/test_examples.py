@@ -1,0 +1,100 @@
+"""The tables and examples of the documents are made of the code, and the examples train."""
+
+import importlib.util
+import re
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmpatchmix.cli.build_runner import build_runner
+from mmpatchmix.cli.check_run import check_run
+from mmpatchmix.cli.find_config import list_recipes
+from tests.docs.documents import ROOT
+from tests.engine.tiny_run import tiny_run_config
+
+EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
+
+
+@pytest.fixture(scope='module')
+def fill():
+    spec = importlib.util.spec_from_file_location('fill', ROOT / 'docs/fill.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def recipes(fill):
+    return fill.fill((ROOT / 'docs/recipes.md').read_text())
+
+
+def test_documents_are_up_to_date(fill, recipes):
+    assert (ROOT / 'docs/recipes.md').read_text() == recipes, 'run python docs/fill.py'
+    extend = (ROOT / 'docs/extend.md').read_text()
+    assert extend == fill.fill(extend), 'run python docs/fill.py'
+
+
+def test_every_config_is_in_the_table_with_its_figures(recipes):
+    rows = re.findall(r'^\| \[`([\w/-]+)`\]\(\S+\) \| (.*) \|$', recipes, re.MULTILINE)
+    assert {name for name, _ in rows} == set(list_recipes())
+    cells = {name: row.split(' | ') for name, row in rows}
+    # Of the paper's table of recipes, not of our configs.
+    assert cells['patchmix_vit-s_in1k'][1:8] == [
+        '384 × 12, 12 heads, patch 16', 'ImageNet-1K', '2×224 + 8×96', '300', '1024', '0.002',
+        'kNN 73.3, linear 77.4, fine-tuned 82.8',
+    ]  # fmt: skip
+    assert cells['coco/vitdet_vit-b_100e'][2:6] == ['COCO', '1024×1024', '100', '64']
+
+
+def test_what_is_written_by_hand_is_mended(fill):
+    text = (ROOT / 'docs/extend.md').read_text()
+    assert fill.fill(text.replace('import timm', 'import anything', 1)) == text
+
+
+def test_examples_are_short_and_all_shown():
+    assert all(len(path.read_text().splitlines()) <= 40 for path in EXAMPLES)
+    shown = re.findall(r'<!-- file ([\w./]+) -->', (ROOT / 'docs/extend.md').read_text())
+    assert set(shown) == {path.relative_to(ROOT).as_posix() for path in EXAMPLES}
+
+
+def test_the_examples_train_together(tmp_path, monkeypatch):
+    """One run with the backbone, the mixing and the evaluation of the three configs."""
+    monkeypatch.syspath_prepend(str(ROOT / 'examples'))
+    backbone, mixing, evaluation = (
+        Config.fromfile(ROOT / f'examples/own_{name}_digits.py')
+        for name in ('backbone', 'mixing', 'evaluation')
+    )
+    cfg = tiny_run_config(tmp_path, epochs=1, num_images=16)
+    cfg.model.backbone = dict(backbone.model.backbone, dims=(4, 4, 8, 12))
+    cfg.model.data_preprocessor.mixing = mixing.model.data_preprocessor.mixing
+    cfg.default_hooks.clusters = evaluation.default_hooks.clusters
+    cfg.train_cfg.val_interval = 1
+    cfg.val_cfg.update(more_queries=None, pixel_baseline=False)
+    runner = build_runner(cfg)
+    check_run(runner)
+    before = {name: p.detach().clone() for name, p in runner.model.backbone.named_parameters()}
+    runner.train()
+    assert type(runner.model.backbone) is sys.modules['own_backbone'].TimmFeatures
+    after = dict(runner.model.backbone.named_parameters())
+    assert all((after[name] != start).any() for name, start in before.items())
+    agreement = runner.message_hub.get_scalar('val/clusters/agreement').current()
+    assert -100 <= agreement <= 100
+
+
+def test_bands_are_rows_of_the_images_in_turn():
+    import torch
+
+    sys.path.insert(0, str(ROOT / 'examples'))
+    try:
+        from own_mixing import mix_bands
+    finally:
+        sys.path.remove(str(ROOT / 'examples'))
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 1, 8, 2)  # image n is n everywhere
+    torch.manual_seed(0)
+    mixed, shares = mix_bands(images, 2)
+    first = int(mixed[0, 0, 0, 0])  # whose band comes first is drawn
+    for n in range(3):
+        expected = [(n + (band + first) % 2) % 3 for band in range(2) for _ in range(4)]
+        assert mixed[n, 0, :, 0].tolist() == expected
+    assert shares.tolist() == [0.5, 0.5]

@@ -55,7 +55,7 @@ test: setup lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 SOAK ?= 100
-soak: setup  ## kill, fill, stop and cut runs by the hundred (about 20 minutes; the disks and links need root)
+soak: setup  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
 lint: setup

@@ -48,7 +48,7 @@ class Line(NamedTuple):
         data_share: Share of an iteration that waits for data.
         kl: Distance of the loss from the least it could be; NaN where the method has none.
         kl_source: That of the contrast of whole images.
-        dimensions: The lesser of RankMe and LiDAR; NaN before there are enough features.
+        dimensions: The lesser of RankMe and LiDAR; NaN where nobody looked.
     """
 
     iteration: int
@@ -110,11 +110,12 @@ def find_guessing(lines: Sequence[Line], num_iters: int, num_keys: int) -> bool:
 
 def find_collapse(lines: Sequence[Line]) -> Trouble | None:
     """Find that features tell images apart in no more than one or two directions."""
-    if not lines[-1].dimensions < COLLAPSED:
+    looks = [line.dimensions for line in lines if not math.isnan(line.dimensions)]
+    if not looks or looks[-1] >= COLLAPSED:
         return None
     return Trouble(
         'collapse',
-        f'images have become alike to the network: their features use {lines[-1].dimensions:.1f} '
+        f'images have become alike to the network: their features use {looks[-1]:.1f} '
         'dimensions (the lesser of RankMe and LiDAR; 1 is the least), and queries find their keys '
         'no better than by chance.',
         'Usual causes: a learning rate far too high for the batch (a tenth of it; see '
@@ -159,7 +160,7 @@ def find_stall(lines: Sequence[Line], num_iters: int) -> Trouble | None:
         return None
     before, after = last[: len(last) // 2], last[len(last) // 2 :]
     error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))
-    if fmean(before) - fmean(after) > 2 * error:
+    if abs(fmean(before) - fmean(after)) > 2 * error:
         return None
     return Trouble(
         'plateau',

@@ -19,6 +19,10 @@ from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 KEY = 'health'
+# Decompositions of features of 384 dimensions take 0.2 s: done about so often in a run, they are no
+# matter in long runs, and short ones have small networks.
+NUM_LOOKS = 100
+FEATURES = ('rankme', 'lidar', 'feature_std')
 
 
 @HOOKS.register_module()
@@ -29,7 +33,7 @@ class HealthHook(Hook):
       ``health/images_per_second``: over all ranks.
     - Of a PatchMix, RankMe, LiDAR and the spread of the features that the last steps have computed
       anyway: ``health/rankme``, ``health/lidar``, ``health/feature_std``. Those of the first rank,
-      of the last ``num_images`` images; as long as there were fewer, no figure.
+      of the last ``num_images`` images, about a hundred times in a run.
 
     Troubles go to the log and to ``vis_data/health.jsonl``: collapse, divergence, a plateau, data
     that training waits for; see :mod:`mmpatchmix.evaluation.health`. Nothing is read off the
@@ -73,6 +77,8 @@ class HealthHook(Hook):
         if not self._is_logged(runner, batch_idx):
             return
         figures = self._measure(runner)
+        for name in FEATURES:  # or the log would repeat them
+            runner.message_hub.log_scalars.pop(f'train/health/{name}', None)
         for name, value in figures.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
         self._lines.append(self._read_line(runner, figures))
@@ -115,9 +121,11 @@ class HealthHook(Hook):
             'health/data_share': self._mean(runner, 'data_time') / seconds,
             'health/images_per_second': global_batch(runner) / seconds,
         }
-        if sum(map(len, self._recent)) >= self.num_images:
+        looks = [line.iteration for line in self._lines if not math.isnan(line.dimensions)]
+        is_due = not looks or runner.iter + 1 - looks[-1] >= runner.max_iters / NUM_LOOKS
+        if is_due and sum(map(len, self._recent)) >= self.num_images:
             pairs = torch.cat(list(self._recent))[-self.num_images :]
-            # On the host, where the decompositions take less than on a GPU; the log has waited.
+            # On the host: the device has been waited for, for the log.
             figures |= measure_features(pairs.cpu().float())
         return figures
 
@@ -128,7 +136,7 @@ class HealthHook(Hook):
             figures['health/data_share'],
             self._mean(runner, 'kl'),
             self._mean(runner, 'kl_source'),
-            min(figures.get(f'health/{name}', math.nan) for name in ('rankme', 'lidar')),
+            min(figures.get(f'health/{name}', math.nan) for name in FEATURES[:2]),
         )
 
     @staticmethod

@@ -22,6 +22,8 @@ default_hooks = dict(
     strict_load=dict(type='mmpatchmix.StrictLoadHook'),
     # Among several ranks, says for whom the others wait.
     rank_watch=dict(type='mmpatchmix.RankWatchHook', seconds=60),
+    # Figures that tell how a run is, and words when it is not well.
+    health=dict(type='mmpatchmix.HealthHook'),
     # Pictures, and report.html in the work dir.
     report=dict(type='mmpatchmix.RunReportHook'),
 )
@@ -39,7 +41,8 @@ visualizer = dict(
     type='UniversalVisualizer',
     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
 )
-log_processor = dict(window_size=50)
+# The line in the log is short; scalars.json and TensorBoard have all figures.
+log_processor = dict(type='mmpatchmix.ShortLogProcessor', window_size=50)
 log_level = 'INFO'
 load_from = None
 resume = False

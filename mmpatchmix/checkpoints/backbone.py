@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -42,6 +42,7 @@ class Backbone(NamedTuple):
         layout: How the file named them.
         report: What became of every key of the file.
         preprocessing: What has to be done to images.
+        meta: What the file says about itself, see :class:`Checkpoint`.
     """
 
     state_dict: dict[str, Tensor]
@@ -49,6 +50,7 @@ class Backbone(NamedTuple):
     layout: Layout
     report: KeyReport
     preprocessing: Preprocessing
+    meta: dict[str, Any]
 
 
 def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
@@ -139,7 +141,8 @@ def read_backbone(
         say_what_differs(state) or 'Variants with other parts are not read.',
     )
     assert len(taken) == len(wanted)
-    return Backbone({key: hub[key] for key in expected}, spec, layout, report, preprocessing)
+    weights = {key: hub[key] for key in expected}
+    return Backbone(weights, spec, layout, report, preprocessing, checkpoint.meta)
 
 
 def _said(checkpoint: Checkpoint) -> dict[str, int | float]:

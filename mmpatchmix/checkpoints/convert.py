@@ -22,6 +22,7 @@ from mmpatchmix.checkpoints.loading import (
     features_of_vit,
     load_transformers,
 )
+from mmpatchmix.checkpoints.model_card import write_model_card
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
 from mmpatchmix.checkpoints.programs import describe, preprocessing_file, write_program
 from mmpatchmix.checkpoints.reading import METADATA_KEY
@@ -97,7 +98,8 @@ def convert_checkpoint(
         source: See :func:`~mmpatchmix.checkpoints.read_backbone`.
         destination: A ``.pth`` file for mmpretrain and mmdet, ``.safetensors`` or ``.pth`` for
             timm, a folder for transformers, ``.onnx``, or ``.pt2`` for torch-export. The
-            preprocessing is in the folder or, of the last two, in a JSON file beside.
+            preprocessing and a model card are in the folder; of the last two, the preprocessing is
+            in a JSON file beside.
         target: One of :data:`TARGETS`. For mmpretrain the keys start with ``backbone.``; for
             mmdet they are bare.
         encoder: ``'momentum'`` or ``'query'``.
@@ -153,6 +155,11 @@ def convert_checkpoint(
         written = features_of_file(destination, target, spec)
         names = 'mmpretrain', str(destination)
         target_difference = _compare(hub, written, (num_channels, spec.img_size), *names)
+        if target == 'transformers':
+            difference = source_difference + target_difference
+            write_model_card(
+                destination, spec, about['preprocessing'], about, backbone.meta, difference
+            )
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # of transformers; of others a file
         for file in _files(destination, target):

@@ -5,7 +5,8 @@ mmpatchmix convert published.pth vit-s.pth --to mmpretrain
 mmpatchmix convert work_dirs/RUN vit-s.onnx --to onnx --img-size 224
 
 ONNX and torch-export take normalised images of one size, any number of them; what to do to an image
-before is in vit-s.preprocessing.json, and for transformers in preprocessor_config.json.
+before is in vit-s.preprocessing.json, and for transformers in preprocessor_config.json, beside a
+model card, README.md, to be completed before it is published.
 """
 
 import argparse

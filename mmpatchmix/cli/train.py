@@ -22,6 +22,7 @@ from mmpatchmix.cli.arguments import (
     set_precision,
 )
 from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.track import TRACKERS, set_trackers
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,6 +74,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--contact-sheet',
         metavar='FILE',
         help='with --dry-run, draw augmented views as the model sees them into this PNG file',
+    )
+    parser.add_argument(
+        '--track',
+        action='append',
+        default=[],
+        choices=TRACKERS,
+        help='also send figures and config to this tracker; its package has to be installed',
     )
     parser.add_argument(
         '--stats',
@@ -155,6 +163,7 @@ def train(args: argparse.Namespace) -> None:
         args.resume = 'auto'  # --max-restarts of torchrun.sh: the run has begun before
     cfg = load_config(args)
     apply_arguments(cfg, args)
+    set_trackers(cfg, [] if args.dry_run else args.track)
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-') as scratch:
         work_dir = cfg.work_dir
         if args.dry_run:

@@ -13,6 +13,7 @@ from mmpatchmix.engine.rank_watch_hook import RankWatchHook
 from mmpatchmix.engine.runtime_info_hook import DeferredRuntimeInfoHook
 from mmpatchmix.engine.safe_checkpoint_hook import SafeCheckpointHook
 from mmpatchmix.engine.safe_logger_hook import SafeLoggerHook
+from mmpatchmix.engine.short_log_processor import ShortLogProcessor
 from mmpatchmix.engine.strict_load_hook import StrictLoadHook
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'RankWatchHook',
     'SafeCheckpointHook',
     'SafeLoggerHook',
+    'ShortLogProcessor',
     'StrictLoadHook',
     'cosine_momentum',
 ]

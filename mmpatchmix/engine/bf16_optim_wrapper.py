@@ -26,6 +26,8 @@ class BF16OptimWrapper(OptimWrapper):
     Attributes:
         broken: Whether that has happened, ``()`` bool on the device; None before the first step,
             and where the optimizer is not fused.
+        grad_norm: Norm of all gradients of the last step, ``()`` on the device; None under the
+            same conditions, and where mmengine clips gradients and logs the norm by itself.
 
     Args:
         enabled: ``True``, ``False`` for float32, or ``'auto'``: where the device computes
@@ -45,6 +47,7 @@ class BF16OptimWrapper(OptimWrapper):
         super().__init__(*args, **kwargs)
         self.enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
         self.broken: Tensor | None = None
+        self.grad_norm: Tensor | None = None
 
     def step(self, **kwargs) -> None:
         """Step as the base class does, unless a gradient is or was no number."""
@@ -56,6 +59,7 @@ class BF16OptimWrapper(OptimWrapper):
             is_broken = ~torch.isfinite(norm)
             self.broken = is_broken if self.broken is None else self.broken | is_broken
             self.optimizer.found_inf = self.broken.float()
+            self.grad_norm = None if self.clip_grad_kwargs else norm
         super().step(**kwargs)
 
     @contextmanager

@@ -14,6 +14,9 @@ from mmpatchmix.engine.random_states import read_random_states
 from mmpatchmix.registry import HOOKS
 
 BROKEN = 'broken'  # among the outputs kept: whether the optimizer has stopped to step
+# Iterations whose figures stay in memory. mmengine copies all of them for each new one: at the end
+# of a run of 375,000 iterations that takes longer than many a step.
+HISTORY = 2000
 
 
 @HOOKS.register_module()
@@ -23,7 +26,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     mmengine reads each loss of each iteration on the host, so the host cannot run
     ahead of the device. Here they stay on the device until the log, a checkpoint or
     the end of the epoch wants them; then all of them come in one copy, as means over
-    the ranks. Every iteration still has its own entry in the log's history.
+    the ranks. Every iteration still has its own entry in the log's history, which keeps the last
+    2,000 or an epoch (all of them where ``log_processor.custom_cfg`` may ask for them).
 
     A loss or gradient that is NaN or infinite stops the run there: before anything is logged,
     and before a checkpoint is written. What the step was made of goes into a file for
@@ -53,6 +57,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         values = {name: torch.as_tensor(v).detach() for name, v in (outputs or {}).items()}
         if (broken := getattr(runner.optim_wrapper, 'broken', None)) is not None:
             values[BROKEN] = broken
+        if (norm := getattr(runner.optim_wrapper, 'grad_norm', None)) is not None:
+            values['grad_norm'] = norm
         self._pending.append((runner.iter, runner.epoch, values, self._states))
         if self._is_due(runner, batch_idx):
             self._bring_to_host(runner)
@@ -101,6 +107,11 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
                 )
             for name, value in row.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
+        processor = runner.log_processor
+        if not processor.custom_cfg:
+            length = max(HISTORY, processor.window_size, len(runner.train_dataloader))
+            for buffer in runner.message_hub.log_scalars.values():
+                buffer.max_length = length
 
 
 def stack_numbers(values: list[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from mmpatchmix.evaluation.features import (
 )
 from mmpatchmix.evaluation.geometry import measure_geometry
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
+from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import LOOPS, METRICS
 
@@ -209,7 +210,11 @@ class KNNLoop(BaseLoop):
         model = self.runner.model
         bank = extract_features(model, self.bank_dataloader, title='kNN bank')
         queries = extract_features(model, self.dataloader, title='kNN queries')
-        return self.judge(queries, bank)
+        metrics = self.judge(queries, bank)
+        for hook in self.runner.hooks:
+            if isinstance(hook, OnlineProbeHook):
+                metrics |= hook.judge(queries)
+        return metrics
 
     def look(self) -> dict[str, float]:
         """Compute what needs no labels, without telling any hook."""

@@ -130,6 +130,29 @@ class ContrastiveHead(BaseModule):
             kl = loss - entropy
         return Contrast(loss, accuracy, kl)
 
+    @torch.no_grad()
+    def measure_similarity(
+        self, queries: Tensor, keys: Tensor, images: range | None = None
+    ) -> dict[str, Tensor]:
+        """Compare queries with the key of their own image, and with those of all others.
+
+        Args:
+            queries: ``(N, D)``, normalised, of one view.
+            keys: ``(W * N, D)``, normalised, of another view.
+            images: As in :meth:`contrast`.
+
+        Returns:
+            dict: Mean cosines, ``health/positive_similarity`` and ``health/negative_similarity``.
+        """
+        first = len(keys) // dist.get_world_size() * dist.get_rank() + (
+            images.start if images else 0
+        )
+        own = (queries * keys[first : first + len(queries)]).sum(1)  # (N,)
+        # The sum over all pairs, without computing any of them.
+        pairs = (queries.sum(0) * keys.sum(0)).sum()
+        others = (pairs - own.sum()) / (len(queries) * max(1, len(keys) - 1))
+        return {'health/positive_similarity': own.mean(), 'health/negative_similarity': others}
+
     def _target_entropy(
         self, offsets: Tensor, weights: Tensor, num_images: int, num_keys: int
     ) -> Tensor:

@@ -149,8 +149,9 @@ class PatchMix(BaseSelfSupervisor):
 
         Returns:
             dict: ``loss_source``, ``loss_mix_source``, ``loss_mix_mix`` and, with
-            local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``
-            and ``kl``, see :func:`summarise`.
+            local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``,
+            ``kl`` and ``kl_*``, see :func:`summarise`, and ``health/*_similarity``, see
+            :meth:`~mmpatchmix.models.ContrastiveHead.measure_similarity`.
         """
         self._refuse_to_ignore_micro_batches(inputs)
         keys = inputs.get('keys')
@@ -176,7 +177,8 @@ class PatchMix(BaseSelfSupervisor):
                 Term('local', [contrast(q_local, k) for k in (k1, k2)]),
                 Term('mix_local', [contrast(q_local_mixed, k, target) for k in (k1, k2)]),
             ]
-        return summarise(terms, self.loss_weights)
+        similarity = self.head.measure_similarity(q1, k2, inputs.get('images'))
+        return summarise(terms, self.loss_weights) | similarity
 
     def _refuse_to_ignore_micro_batches(self, inputs: dict) -> None:
         num_images = len(inputs['view_1'])
@@ -270,14 +272,17 @@ def summarise(terms: Sequence[Term], weights: dict[str, float]) -> dict[str, Ten
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
         queries whose nearest key belongs to them; ``kl``, how far the whole loss
-        is above the entropy of its targets, the least it could be, in nats.
+        is above the entropy of its targets, the least it could be, in nats; and
+        ``kl_<term>``, the same of one contrast of the term, without its weight.
     """
-    losses, accuracies, kl = {}, {}, 0.0
+    losses, accuracies, gaps, kl = {}, {}, {}, 0.0
     for name, contrasts in terms:
         if not (weight := weights[name]):
             continue
         losses[f'loss_{name}'] = weight * sum(contrast.loss for contrast in contrasts)
         hits = sum(contrast.accuracy for contrast in contrasts)
         accuracies[f'acc_{name}'] = hits / len(contrasts)
-        kl = kl + weight * sum(contrast.kl for contrast in contrasts)
-    return {**losses, **accuracies, 'kl': kl}
+        gap = sum(contrast.kl for contrast in contrasts)
+        gaps[f'kl_{name}'] = gap / len(contrasts)
+        kl = kl + weight * gap
+    return {**losses, **accuracies, 'kl': kl, **gaps}

@@ -1,0 +1,198 @@
+"""What tells a run that learns from one that does not: figures, and what they mean in words.
+
+Where the thresholds are from, and which runs they were tried on: docs/health.md.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean, variance
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmpatchmix.evaluation.geometry import lidar, rank_me
+
+# Dimensions below which images differ in no more than one or two directions.
+COLLAPSED = 2.0
+# Share of the KL of blind guessing, log(number of keys), above which nothing has been learned.
+GUESSING = 0.97
+# Share of the fall of the KL so far that a run may lose again, and how far it must have fallen.
+LOST, FALLEN = 0.5, 0.05
+# Share of an iteration waiting for data from which perfect loading would halve its time.
+STARVING = 0.5
+# Part of the run after which it is judged, or iterations after the peak of the rate if fewer.
+PATIENCE, PATIENT_ITERATIONS = 0.25, 2000
+
+
+class Trouble(NamedTuple):
+    """Something a person should know about a run.
+
+    Attributes:
+        name: ``collapse``, ``divergence``, ``plateau`` or ``starving``.
+        message: What is seen.
+        hint: The usual causes, and what to try.
+    """
+
+    name: str
+    message: str
+    hint: str
+
+
+class Line(NamedTuple):
+    """What a line of the log says of a run; figures are means since the line before.
+
+    Attributes:
+        iteration: Iterations done.
+        lr: Learning rate.
+        data_share: Share of an iteration that waits for data.
+        kl: Distance of the loss from the least it could be; NaN where the method has none.
+        kl_source: That of the contrast of whole images.
+        dimensions: The lesser of RankMe and LiDAR; NaN where nobody looked.
+    """
+
+    iteration: int
+    lr: float
+    data_share: float
+    kl: float = math.nan
+    kl_source: float = math.nan
+    dimensions: float = math.nan
+
+
+def find_troubles(
+    lines: Sequence[Line], num_iters: int, num_keys: int, loads_beside: bool = True
+) -> Iterator[Trouble]:
+    """Yield what is wrong with a run; of collapse, divergence and plateau one at most.
+
+    Args:
+        lines: All lines so far.
+        num_iters: Iterations of the whole run.
+        num_keys: Keys of a query, over all ranks.
+        loads_beside: Whether data could be loaded while the step is computed: not where the
+            process itself loads them, on the cores that train.
+    """
+    if loads_beside and (trouble := find_starving(lines)):
+        yield trouble
+    if not lines or math.isnan(lines[-1].kl):
+        return
+    is_guessing = find_guessing(lines, num_iters, num_keys)
+    trouble = (
+        (find_collapse(lines) if is_guessing else None)
+        or find_divergence(lines)
+        or (describe_guessing(lines, num_keys) if is_guessing else None)
+        or find_stall(lines, num_iters)
+    )
+    if trouble:
+        yield trouble
+
+
+def find_starving(lines: Sequence[Line]) -> Trouble | None:
+    """Find that the last three lines waited for data for longer than they computed."""
+    shares = [line.data_share for line in lines[-3:]]
+    if len(shares) < 3 or min(shares) <= STARVING:
+        return None
+    return Trouble(
+        'starving',
+        f'{100 * shares[-1]:.0f} % of the time training waits for data.',
+        'Usual causes: too few workers (--workers), a slow or remote disk (mmpatchmix '
+        'pack-shards), large images to decode. mmpatchmix benchmark says which, and what helps.',
+    )
+
+
+def find_guessing(lines: Sequence[Line], num_iters: int, num_keys: int) -> bool:
+    """Tell whether the contrast is no better than chance though it has had time to learn."""
+    if not lines[-1].kl_source >= GUESSING * math.log(num_keys):
+        return False
+    peak = max(lines, key=lambda line: line.lr).iteration  # the first of them
+    done = lines[-1].iteration
+    return done >= PATIENCE * num_iters or done - peak > PATIENT_ITERATIONS
+
+
+def find_collapse(lines: Sequence[Line]) -> Trouble | None:
+    """Find that features tell images apart in no more than one or two directions."""
+    looks = [line.dimensions for line in lines if not math.isnan(line.dimensions)]
+    if not looks or looks[-1] >= COLLAPSED:
+        return None
+    return Trouble(
+        'collapse',
+        f'images have become alike to the network: their features use {looks[-1]:.1f} '
+        'dimensions (the lesser of RankMe and LiDAR; 1 is the least), and queries find their keys '
+        'no better than by chance.',
+        'Usual causes: a learning rate far too high for the batch (a tenth of it; see '
+        '--auto-scale-lr), too short a warm-up, images that are all alike. Start again: it seldom '
+        'recovers.',
+    )
+
+
+def find_divergence(lines: Sequence[Line]) -> Trouble | None:
+    """Find that a run has lost half of what it had learned, by its KL."""
+    start, best, now = lines[0].kl, min(line.kl for line in lines), lines[-1].kl
+    fall = start - best
+    if fall < FALLEN * start or now - best < LOST * fall:
+        return None
+    return Trouble(
+        'divergence',
+        f'kl had fallen from {start:.2f} to {best:.2f} and is at {now:.2f} again: the run loses '
+        'what it had learned.',
+        'Usual causes: a learning rate too high (try a third), a resumed run with another batch '
+        'or schedule, damaged images. Go on from an earlier checkpoint with a lower rate.',
+    )
+
+
+def describe_guessing(lines: Sequence[Line], num_keys: int) -> Trouble:
+    """Describe a run that has not begun to learn."""
+    return Trouble(
+        'plateau',
+        f'the loss hardly falls: kl_source is {lines[-1].kl_source:.2f} nats, and blind guessing '
+        f'among {num_keys} keys is {math.log(num_keys):.2f}.',
+        'Usual causes: a learning rate far too low or too high, a temperature far from 0.2, views '
+        'that show too little of an image (--dry-run --contact-sheet draws them), images that are '
+        'all alike.',
+    )
+
+
+def find_stall(lines: Sequence[Line], num_iters: int) -> Trouble | None:
+    """Find that the KL has stopped to fall, for a quarter of the run, while the rate is high."""
+    done = lines[-1].iteration
+    last = [line.kl for line in lines if line.iteration > done - PATIENCE * num_iters]
+    is_high = lines[-1].lr >= max(line.lr for line in lines) / 2
+    if not is_high or len(last) < 8 or done < 2 * PATIENCE * num_iters:
+        return None
+    before, after = last[: len(last) // 2], last[len(last) // 2 :]
+    error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))
+    if abs(fmean(before) - fmean(after)) > 2 * error:
+        return None
+    return Trouble(
+        'plateau',
+        f'kl has not fallen for a quarter of the run: it is {fmean(after):.3f}, before that '
+        f'{fmean(before):.3f}, which may be chance.',
+        'Usual causes: a learning rate too high to settle or too low to move, a network too small '
+        'for the images, views too hard to match. Where knn/top1 still rises, go on.',
+    )
+
+
+def feature_std(features: Tensor) -> float:
+    """Compute how far normalised features spread: 1 in all directions alike, 0 all the same.
+
+    The standard deviation of each dimension over the images, their mean, times ``sqrt(D)``
+    (Chen & He, https://arxiv.org/abs/2011.10566, section 4.1).
+
+    Args:
+        features: ``(N, D)``.
+    """
+    unit = F.normalize(features.double(), dim=1)
+    return math.sqrt(features.shape[1]) * unit.std(0, correction=0).mean().item()
+
+
+def measure_features(pairs: Tensor) -> dict[str, float]:
+    """Compute RankMe, LiDAR and the spread of features of training views.
+
+    Args:
+        pairs: ``(n, 2, D)``, two views of each of n images.
+    """
+    features = pairs.flatten(0, 1)
+    return {
+        'health/rankme': rank_me(features),
+        'health/lidar': lidar(pairs),
+        'health/feature_std': feature_std(features),
+    }

@@ -1,0 +1,161 @@
+"""Figures of health against closed forms, and what is said of runs that go well or badly."""
+
+import math
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
+
+from mmpatchmix.evaluation.health import Line, feature_std, find_troubles
+from mmpatchmix.evaluation.training_features import TrainingFeatures
+from mmpatchmix.models import contrastive_head
+from tests.models.tiny import tiny_model, uint8_batch
+
+
+def test_spread_of_features_in_all_directions_alike_and_in_none():
+    axes = torch.eye(5)
+    assert feature_std(torch.cat([axes, -axes]) * 7) == pytest.approx(1)
+    assert feature_std(torch.ones(9, 4)) == pytest.approx(0, abs=1e-9)
+    # Two of four directions: two standard deviations of sqrt(1/2), two of 0, times sqrt(4) / 4.
+    half = torch.cat([axes[:2], -axes[:2]])[:, :4]
+    assert feature_std(half) == pytest.approx(math.sqrt(1 / 2))
+
+
+@pytest.mark.parametrize('images', [None, range(2, 5)])
+@pytest.mark.parametrize('rank', [0, 1])
+def test_similarities_are_means_over_pairs(monkeypatch, images, rank):
+    """Of two ranks with 6 images each, pair by pair."""
+    monkeypatch.setattr(contrastive_head.dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(contrastive_head.dist, 'get_rank', lambda: rank)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.nn.functional.normalize(torch.randn(12, 4, generator=generator), dim=1)
+    numbers = list(images or range(6))
+    queries = torch.randn(len(numbers), 4, generator=generator)
+    queries = torch.nn.functional.normalize(queries, dim=1)
+    own, others = [], []
+    for query, number in zip(queries.tolist(), numbers, strict=True):
+        for index, key in enumerate(keys.tolist()):
+            cosine = sum(a * b for a, b in zip(query, key, strict=True))
+            (own if index == 6 * rank + number else others).append(cosine)
+    found = tiny_model().head.measure_similarity(queries, keys, images)
+    assert found['health/positive_similarity'].item() == pytest.approx(sum(own) / len(own))
+    expected = sum(others) / len(others)
+    assert found['health/negative_similarity'].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gaps_of_the_terms_add_up_to_that_of_the_loss():
+    model = tiny_model().train()
+    inputs = model.data_preprocessor(uint8_batch(6, num_local=2), training=True)['inputs']
+    losses = model(inputs, mode='loss')
+    # Terms of one contrast, and local ones that are sums over two keys.
+    weights = dict(source=1, mix_source=0.5, mix_mix=0.5, local=2, mix_local=2)
+    total = sum(weight * losses[f'kl_{name}'] for name, weight in weights.items())
+    assert losses['kl'].item() == pytest.approx(total.item(), rel=1e-5)
+    # Of whole images the target is one key: its entropy is 0.
+    assert losses['kl_source'].item() == pytest.approx(losses['loss_source'].item())
+
+
+@pytest.mark.parametrize('micro_batch_size', [None, 3])
+@pytest.mark.parametrize('momentum_encoder', [dict(type='mmpatchmix.MomentumEncoder'), None])
+def test_features_of_a_step_are_those_of_its_views(momentum_encoder, micro_batch_size):
+    model = tiny_model(momentum_encoder=momentum_encoder, micro_batch_size=micro_batch_size)
+    model.train()
+    seen, views = TrainingFeatures(model), {}
+
+    def keep(module, args, output):
+        views.update({name: output['inputs'][name] for name in ('view_1', 'view_2')})
+
+    model.data_preprocessor.register_forward_hook(keep)
+    cfg = ConfigDict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0))
+    assert seen.take() is None
+    model.train_step(uint8_batch(), build_optim_wrapper(model, cfg))
+    found = seen.take()
+    with torch.no_grad():
+        expected = torch.stack([model.extract_feat(view) for view in views.values()], dim=1)
+    assert found.shape == (6, 2, 16) and not found.requires_grad
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found[:, 0], found[:, 1], atol=1e-2)
+    assert seen.take() is None  # each step once
+
+
+def test_evaluation_is_not_listened_to():
+    model = tiny_model().eval()
+    seen = TrainingFeatures(model)
+    model.momentum_encoder.neck((torch.ones(4, 16),))
+    model.extract_feat(torch.ones(4, 3, 16, 16))
+    assert seen.take() is None
+
+
+def run(kl_source, num_iters=400, every=10, lr=None, rank=9.0, share=0.2, gap=1.0):
+    """Lines of a run whose figures are functions of the share of it that is done."""
+    lines = []
+    for done in range(every, num_iters + 1, every):
+        at = done / num_iters
+        kl = kl_source(at) if callable(kl_source) else kl_source
+        noise = 0.02 * math.sin(37.0 * done)
+        rate = lr(at) if lr else math.cos(math.pi * at / 2)
+        lines.append(Line(done, rate, share, gap + kl + noise, kl + noise, rank))
+    return lines
+
+
+def told(lines, num_iters=400, num_keys=64, **options):
+    """What is pointed out by any line, the first time."""
+    found = {}
+    for end in range(1, len(lines) + 1):
+        for trouble in find_troubles(lines[:end], num_iters, num_keys, **options):
+            found.setdefault(trouble.name, lines[end - 1].iteration)
+    return found
+
+
+GUESS = math.log(64)
+
+
+def test_a_run_that_learns_is_left_alone():
+    assert told(run(lambda at: GUESS * (1.05 - 0.7 * at))) == {}
+    # One that flattens as its rate falls, too.
+    assert told(run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at)))) == {}
+
+
+@pytest.mark.parametrize(
+    ('rank', 'name'), [(1.3, 'collapse'), (9.0, 'plateau'), (math.nan, 'plateau')]
+)
+def test_guessing_is_pointed_out_after_a_quarter_and_named_by_the_features(rank, name):
+    assert told(run(GUESS, rank=rank)) == {name: 100}
+
+
+def test_a_long_run_need_not_wait_for_a_quarter():
+    lines = run(GUESS, num_iters=100_000, every=50, lr=lambda at: min(1.0, at / 0.01))
+    assert told(lines[:100], num_iters=100_000) == {'plateau': 3050}  # 1,000 of warm-up
+
+
+def test_few_dimensions_alone_are_no_collapse():
+    assert told(run(lambda at: GUESS * (1.05 - 0.7 * at), rank=1.5)) == {}
+
+
+def test_half_of_what_was_learned_and_lost_again_is_divergence():
+    def bounce(at, back):
+        return 4.0 - 4 * min(at, 0.5) + back * max(at - 0.5, 0)
+
+    assert told(run(lambda at: bounce(at, 16)))['divergence'] == 230  # 4 to 2, and over 3
+    assert told(run(lambda at: bounce(at, 1.0), lr=lambda at: 1 - at)) == {}
+
+
+def test_a_loss_that_stands_still_is_a_plateau_while_the_rate_is_high():
+    lines = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: 1.0)
+    assert list(told(lines)) == ['plateau']
+    assert 200 <= told(lines)['plateau'] <= 240
+    falling = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: max(0.1, 1 - 2 * at))
+    assert told(falling) == {}
+
+
+def test_waiting_for_data_is_pointed_out_where_it_could_be_loaded_beside():
+    lines = run(lambda at: GUESS * (1.05 - 0.7 * at), share=0.6)
+    assert told(lines) == {'starving': 30}
+    assert told(lines, loads_beside=False) == {}
+    assert told(lines[:2]) == {}
+
+
+def test_other_methods_are_judged_by_their_data_alone():
+    lines = [Line(10 * n, 1.0, 0.7) for n in range(1, 20)]
+    assert told(lines) == {'starving': 30}

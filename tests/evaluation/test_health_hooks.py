@@ -1,0 +1,189 @@
+"""Hooks that watch a run: what they write, that they change nothing, and that they resume."""
+
+import json
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mmpatchmix.evaluation import Features, HealthHook, OnlineProbeHook
+from mmpatchmix.visualization import read_scalars
+from tests.engine.tiny_run import tiny_run_config
+
+HEALTH, PROBE = 'default_hooks.health', 'default_hooks.probe'
+
+
+def build(work_dir, checkpoint=None, watched=True, **options):
+    """Build a run of 3 epochs of 6 iterations that keeps checkpoints 8, in mid-epoch, and 16."""
+    options = {f'{HEALTH}.num_images': 20, f'{PROBE}.lr': 0.01, **options}
+    cfg = tiny_run_config(work_dir, 3, **options)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=8, by_epoch=False)
+    cfg.default_hooks.pop('report')
+    cfg.train_cfg.val_interval = 1
+    cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
+    if not watched:
+        cfg.default_hooks.pop('health'), cfg.default_hooks.pop('probe')
+    cfg.resume, cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
+    return Runner.from_cfg(cfg)
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A watched run, and its Runner."""
+    folder = tmp_path_factory.mktemp('whole')
+    runner = build(folder)
+    # Nothing is learned in 18 iterations: a threshold that everything is below.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmpatchmix.evaluation.health.COLLAPSED', 1e9)
+        patch.setattr('mmpatchmix.evaluation.health.GUESSING', 0.0)
+        runner.train()
+    return folder, runner
+
+
+@pytest.fixture(scope='module')
+def bare(tmp_path_factory):
+    """The same run without anybody watching, its Runner, and the norms of its gradients."""
+    folder, norms = tmp_path_factory.mktemp('bare'), []
+
+    def note(optimizer, *args):
+        gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
+        norms.append(sum(float(g.double().square().sum()) for g in gradients) ** 0.5)
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        runner = build(folder, watched=False)
+        runner.train()
+    finally:
+        handle.remove()
+    return folder, runner, norms
+
+
+def test_weights_are_those_of_a_run_that_nobody_watches(whole, bare):
+    expected, found = read(bare[0] / 'iter_18.pth'), read(whole[0] / 'iter_18.pth')
+    assert found['state_dict'].keys() == expected['state_dict'].keys()
+    for name, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][name], value), name
+    for name in ('train/loss', 'val/knn/top1'):
+        histories = [
+            file['message_hub']['log_scalars'][name]['values'] for file in (found, expected)
+        ]
+        assert torch.equal(*histories), name
+
+
+def test_the_norm_is_that_of_all_gradients(bare):
+    _, runner, norms = bare
+    history = runner.message_hub.get_scalar('train/grad_norm').data[0]
+    assert len(norms) == 18 and history.tolist() == pytest.approx(norms, rel=1e-5)
+
+
+def test_figures_are_in_the_records_and_not_in_the_line(whole):
+    training, validation = read_scalars(whole[0])
+    names = {'rankme', 'lidar', 'feature_std', 'data_share', 'images_per_second'}
+    names |= {'positive_similarity', 'negative_similarity'}
+    wanted = {f'health/{name}' for name in names}
+    wanted |= {'grad_norm', 'momentum', 'acc_source', 'kl', 'kl_source', 'kl_mix_mix'}
+    assert [record['iter'] for record in training] == list(range(1, 19))
+    assert wanted <= training[-1].keys()
+    assert 'health/rankme' not in training[1]  # of 16 images, and 20 are asked for
+    assert 'health/rankme' in training[2]
+    assert [record['step'] for record in validation] == [1, 2, 3]
+    assert all(0 <= record['probe/top1'] <= 100 for record in validation)
+    (log,) = whole[0].glob('*/*.log')
+    lines = [line for line in log.read_text().splitlines() if 'Epoch(train)' in line]
+    assert len(lines) == 18
+    for line in lines:
+        assert '  loss: ' in line and '  acc_source: ' in line and '  kl: ' in line
+        assert 'health' not in line and 'kl_' not in line and 'grad_norm' not in line
+
+
+def test_troubles_are_told_once_in_words(whole):
+    (path,) = whole[0].glob('*/vis_data/health.jsonl')
+    (record,) = map(json.loads, path.read_text().splitlines())
+    assert record.keys() == {'iter', 'epoch', 'name', 'message', 'hint'}
+    # A quarter of 18 iterations are 5.
+    assert (record['iter'], record['epoch'], record['name']) == (5, 1, 'collapse')
+    (log,) = whole[0].glob('*/*.log')
+    assert log.read_text().count('collapse: images have become alike') == 1
+    assert record['hint'].startswith('Usual causes: ') and record['hint'] in log.read_text()
+
+
+def test_a_resumed_run_knows_what_the_whole_one_knows(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmpatchmix.evaluation.health.COLLAPSED', 1e9)
+    monkeypatch.setattr('mmpatchmix.evaluation.health.GUESSING', 0.0)
+    build(tmp_path, whole[0] / 'iter_8.pth').train()
+    found, expected = (read(folder / 'iter_18.pth') for folder in (tmp_path, whole[0]))
+    assert not list(tmp_path.glob('*/vis_data/health.jsonl'))  # it has been told
+    for name, value in expected['online_probe']['classifier'].items():
+        assert torch.equal(found['online_probe']['classifier'][name], value), name
+    assert repr(found['online_probe']) == repr(expected['online_probe'])
+    before, now = expected['health'], found['health']
+    assert before['told'] == now['told'] == ['collapse']
+    assert torch.equal(*(torch.cat(each['recent']) for each in (before, now)))
+    fields = [
+        [(line[0], line[1], *line[3:]) for line in each['lines']] for each in (before, now)
+    ]  # all but the times
+    assert repr(fields[0]) == repr(fields[1])
+    for name in ('val/probe/top1', 'train/health/lidar', 'train/health/positive_similarity'):
+        histories = [
+            file['message_hub']['log_scalars'][name]['values'] for file in (found, expected)
+        ]
+        assert torch.equal(*histories), name
+
+
+def test_figures_are_those_of_the_features_of_the_last_images(whole):
+    """Of a Runner at its end, from the checkpoint: the features, as numbers, once more."""
+    state = read(whole[0] / 'iter_18.pth')['health']
+    pairs = torch.cat(state['recent'])
+    assert pairs.shape == (24, 2, 12)  # the batches that hold the last 20 images
+    training, _ = read_scalars(whole[0])
+    features = pairs[-20:].flatten(0, 1).double()
+    values = torch.linalg.svdvals(features)
+    shares = values / values.sum()
+    entropy = -(shares * shares.log()).sum()
+    assert training[-1]['health/rankme'] == pytest.approx(float(entropy.exp()), rel=1e-4)
+
+
+def test_the_probe_learns_what_a_linear_classifier_can(monkeypatch):
+    """Two classes that a plane parts; judged on more of them, and it takes no random number."""
+    hook, generator = OnlineProbeHook(lr=0.05), torch.Generator().manual_seed(0)
+    hook._num_classes, hook._features = 2, Scripted()
+    state = torch.get_rng_state()
+    for _ in range(60):
+        labels = torch.randint(2, (32,), generator=generator)
+        features = torch.randn(32, 3, generator=generator) + 100
+        features[:, 1] += 6 * labels
+        hook._features.pairs = features[:, None].expand(-1, 2, -1)
+        samples = [DataSample().set_gt_label(label) for label in labels.tolist()]
+        hook.after_train_iter(None, 0, dict(data_samples=samples))
+    assert torch.equal(torch.get_rng_state(), state)
+    labels = torch.arange(200) % 2
+    features = torch.randn(200, 3, generator=generator) + 100
+    features[:, 1] += 6 * labels
+    assert hook.judge(Features(features, labels))['probe/top1'] > 97
+    assert hook.judge(Features(features, 1 - labels))['probe/top1'] < 3
+
+
+class Scripted:
+    """What a step is said to have computed."""
+
+    def take(self):
+        return self.pairs
+
+
+def test_images_without_labels_have_no_probe():
+    hook = OnlineProbeHook()
+    hook._num_classes, hook._features = 2, Scripted()
+    hook._features.pairs = torch.ones(4, 2, 3)
+    hook.after_train_iter(None, 0, dict(data_samples=[DataSample()] * 4))
+    assert hook.judge(Features(torch.ones(4, 3), None)) == {}
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match=r'health.num_images=1 must be at least 2'):
+        HealthHook(num_images=1)

@@ -119,8 +119,8 @@ def find_collapse(lines: Sequence[Line]) -> Trouble | None:
         'dimensions (the lesser of RankMe and LiDAR; 1 is the least), and queries find their keys '
         'no better than by chance.',
         'Usual causes: a learning rate far too high for the batch (a tenth of it; see '
-        '--auto-scale-lr), too short a warm-up, images that are all alike. Start again: it seldom '
-        'recovers.',
+        '--auto-scale-lr), too short a warm-up, images that are all alike. Start again: what is '
+        'lost hardly comes back as the rate falls.',
     )
 
 

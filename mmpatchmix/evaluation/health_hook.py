@@ -152,6 +152,8 @@ class HealthHook(Hook):
     def _tell(self, runner: Runner, trouble: Trouble) -> None:
         if trouble.name in self._told:
             return
+        if trouble.name == 'plateau' and self._told & {'collapse', 'divergence'}:
+            return  # which has been explained
         self._told.add(trouble.name)
         runner.logger.warning(f'{trouble.name}: {trouble.message}\n  {trouble.hint}')
         record = {'iter': runner.iter + 1, 'epoch': runner.epoch + 1} | trouble._asdict()

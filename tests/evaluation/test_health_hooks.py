@@ -20,7 +20,6 @@ def build(work_dir, checkpoint=None, watched=True, **options):
     options = {f'{HEALTH}.num_images': 20, f'{PROBE}.lr': 0.01, **options}
     cfg = tiny_run_config(work_dir, 3, **options)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=8, by_epoch=False)
-    cfg.default_hooks.pop('report')
     cfg.train_cfg.val_interval = 1
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
     if not watched:

@@ -18,7 +18,8 @@ from tests.engine.tiny_run import tiny_run_config
 EPOCHS, PER_EPOCH, BATCH = 3, 5, 8
 ITERS = EPOCHS * PER_EPOCH
 WORKERS = ((0, False), (2, False), (2, True))
-CLOCKS = ('time', 'data_time', 'memory', 'eta')  # differ from run to run
+# What differs from run to run.
+CLOCKS = ('time', 'data_time', 'memory', 'eta', 'data_share', 'images_per_second')
 
 
 def choose_workers(number: int, persistent: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.logging import MessageHub
+from mmengine.runner import LogProcessor
 from mmengine.optim import OptimWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,6 +88,7 @@ def train_with(hook, length, *hooks):
         message_hub=hub,
         work_dir='nowhere',
         optim_wrapper=None,
+        log_processor=LogProcessor(),
     )
     logged = []
     for index in range(length):
@@ -132,3 +134,12 @@ def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
     runner.iter = 14
     with pytest.raises(FloatingPointError, match='iteration 14 of epoch 5: loss=nan'):
         hook.after_train_iter(runner, 2, None, dict(loss=torch.tensor(2.0)))
+
+
+def test_history_does_not_grow_with_the_run(monkeypatch):
+    """mmengine copies all of it for every figure."""
+    monkeypatch.setattr('mmpatchmix.engine.runtime_info_hook.HISTORY', 12)
+    hub, _ = train_with(DeferredRuntimeInfoHook(), 10)
+    assert hub.log_scalars['train/loss'].max_length == 12
+    hub, _ = train_with(DeferredRuntimeInfoHook(), 20)
+    assert hub.log_scalars['train/loss'].max_length == 20  # an epoch

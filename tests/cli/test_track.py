@@ -1,0 +1,80 @@
+"""Trackers: their back ends get figures and config, and a missing package is told before."""
+
+import sys
+from types import ModuleType
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import Visualizer
+
+from mmpatchmix.cli import track
+from mmpatchmix.cli.train import main
+
+
+def make_config(work_dir):
+    backends = "visualizer = dict(vis_backends=[dict(type='LocalVisBackend')])"
+    (work_dir / 'mine.py').write_text(f"{backends}\nlr = 0.1\nwork_dir = '{work_dir}/first'\n")
+    return Config.fromfile(work_dir / 'mine.py')
+
+
+def record_calls(name, calls):
+    """Make a package that notes down what is called in it."""
+    module = ModuleType(name)
+    module.__getattr__ = lambda attribute: (
+        lambda *args, **kwargs: calls.append((attribute, args, kwargs))
+    )
+    return module
+
+
+@pytest.mark.parametrize('name', track.TRACKERS)
+def test_a_missing_package_is_told_in_one_line_before_anything_is_built(
+    tmp_path, monkeypatch, name
+):
+    find = track.find_spec
+    monkeypatch.setattr(track, 'find_spec', lambda n: None if n == name else find(n))
+    with pytest.raises(SystemExit) as end:
+        main(['patchmix_vit-digits', '--track', name, '--work-dir', str(tmp_path / 'run')])
+    message = str(end.value).strip().splitlines()[0]
+    assert message.endswith(f'which is not installed: pip install {name}')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_every_back_end_is_one_that_mmengine_builds(tmp_path, monkeypatch):
+    monkeypatch.setattr(track, 'find_spec', lambda name: True)
+    cfg = make_config(tmp_path)
+    track.set_trackers(cfg, track.TRACKERS)
+    built = [
+        VISBACKENDS.build(dict(b, save_dir=str(tmp_path))) for b in cfg.visualizer.vis_backends
+    ]
+    kinds = ['LocalVisBackend', 'MLflowVisBackend', 'WandbVisBackend', 'AimVisBackend']
+    assert [type(backend).__name__ for backend in built] == kinds
+    cfg.pop('visualizer')
+    with pytest.raises(ValueError, match=r'needs a config with visualizer\.vis_backends'):
+        track.set_trackers(cfg, ['aim'])
+    plain = make_config(tmp_path)
+    track.set_trackers(plain, [])
+    assert plain.visualizer == make_config(tmp_path).visualizer
+
+
+def test_mlflow_gets_one_experiment_per_config_in_one_store(tmp_path, monkeypatch):
+    """Through mmengine's visualizer, with a stand-in for the package."""
+    calls = []
+    monkeypatch.setitem(sys.modules, 'mlflow', record_calls('mlflow', calls))
+    monkeypatch.setattr(track, 'find_spec', lambda name: True)
+    monkeypatch.chdir(tmp_path)
+    cfg = make_config(tmp_path)
+    track.set_trackers(cfg, ['mlflow'])
+    (backend,) = cfg.visualizer.vis_backends[1:]
+    visualizer = Visualizer(vis_backends=[dict(backend)], save_dir=str(tmp_path / 'vis'))
+    visualizer.add_config(cfg)
+    visualizer.add_scalars({'loss': 2.0, 'health/lidar': 9.0}, step=3)
+    said = {name: args for name, args, _ in calls}
+    assert said['set_tracking_uri'] == ((tmp_path / 'mlruns').as_uri(),)
+    assert said['set_experiment'] == ('mine',)
+    assert said['set_tag'] == ('mlflow.runName', 'first')
+    assert said['log_params'][0]['lr'] == 0.1
+    assert said['log_metrics'] == ({'loss': 2.0, 'health/lidar': 9.0}, 3)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server:5000')
+    track.set_trackers(cfg, ['mlflow'])
+    assert cfg.visualizer.vis_backends[-1]['tracking_uri'] == 'http://server:5000'

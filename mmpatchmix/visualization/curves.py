@@ -27,7 +27,8 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
             if 'loss' in record:
                 training[record['iter']] = record
             elif any('/' in name for name in record):
-                validation[record['step']] = record
+                # Several writers: the loop, the guard.
+                validation[record['step']] = validation.get(record['step'], {}) | record
     return (
         [training[step] for step in sorted(training)],
         [validation[step] for step in sorted(validation)],

@@ -4,9 +4,10 @@
 
 A ViT that has learned the six animals of CIFAR-10 with labels (configs/continue_source.py) goes on
 with 500 or 2,000 images of its four vehicles by the recipe for continuing, in 10 and 5 epochs: at
-its rate, and at 10 and 100 times that. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg. Before and after, kNN on
-1,000 vehicles of the test split (bank: the images that were trained on), and what the guard looks
-at where there are no labels: RankMe, and how many of the 10 nearest neighbours are kept.
+its rate, and at 10 and 100 times that. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg. Before
+and after, kNN on 1,000 vehicles of the test split (bank: the images that were trained on), and what
+the guard looks at where there are no labels: RankMe, and how many of the 10 nearest neighbours are
+kept.
 
 Each run appends a JSON line to benchmarks/results/continuing.jsonl; what is there is skipped.
 """

@@ -5,7 +5,7 @@
 # patch size come with the checkpoint. The rate is a tenth of the folder recipe's and falls by
 # 0.75 from block to block towards the pixels. The guard evaluates before the first step and after
 # every epoch, and says when the network gets worse than the checkpoint was.
-# No paper has figures for your images: watch `knn/top1` in %, or without labels `guard/...`.
+# No paper has figures for your images: watch `knn/top1` in %, or without labels `geometry/rank_me`.
 #
 #   python tools/train.py configs/patchmix_vit-s_continue.py --init CHECKPOINT --data-root PATH
 _base_ = './patchmix_vit-s_folder.py'

@@ -152,8 +152,7 @@ class ContinueGuardHook(Hook):
     def _compare_geometry(self, runner: Runner, now: dict[str, Any], epoch: int) -> list[str]:
         before = self.start['rank_me']
         kept = share_kept(self.start['neighbors'], now['neighbors'])
-        figures = {'guard/rank_me': now['rank_me'], 'guard/neighbors_kept': kept}
-        runner.visualizer.add_scalars(figures, step=epoch)
+        runner.visualizer.add_scalars({'guard/neighbors_kept': kept}, step=epoch)
         runner.logger.info(
             f'continue guard: RankMe {now["rank_me"]:.1f} (at the start {before:.1f}), '
             f'{100 * kept:.0f} % of the nearest neighbours are those of the start'

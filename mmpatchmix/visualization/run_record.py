@@ -109,7 +109,8 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
                 step = record.get('iter', record.get('step'))
                 training[step] = {'iter': step} | training.get(step, {}) | record
             elif named:
-                validation[record['step']] = record
+                # Several write: the loop of the evaluation, the guard.
+                validation[record['step']] = validation.get(record['step'], {}) | record
     return (
         [training[step] for step in sorted(training)],
         [validation[step] for step in sorted(validation)],

@@ -59,11 +59,13 @@ def test_the_scalars_of_a_run_that_was_resumed_are_joined(tmp_path):
 
     first = [step(1, 5.0), step(2, 4.0), {'knn/top1': 40.0, 'step': 1}, step(3, 9.9)]
     second = [step(3, 3.0), step(4, 2.0), {'knn/top1': 60.0, 'step': 2}]
+    second.append({'guard/neighbors_kept': 0.5, 'step': 2})  # another writer's
     write_scalars(tmp_path, '20260101_000000', first)
     write_scalars(tmp_path, '20260102_000000', second)
     training, validation = read_scalars(tmp_path)
     assert [record['loss'] for record in training] == [5.0, 4.0, 3.0, 2.0]
     assert [record['knn/top1'] for record in validation] == [40.0, 60.0]
+    assert validation[1]['guard/neighbors_kept'] == 0.5
 
 
 def losses(work_dir, report):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.logging import MessageHub
-from mmengine.runner import LogProcessor
 from mmengine.optim import OptimWrapper
+from mmengine.runner import LogProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpatchmix.engine import DeferredRuntimeInfoHook

@@ -12,8 +12,8 @@ TRACKERS = ('mlflow', 'wandb', 'aim')  # as their packages are called
 def set_trackers(cfg: Any, names: Sequence[str]) -> None:
     """Add the back ends of mmengine for some trackers to the visualizer of a config.
 
-    Where they write is up to them and their environment variables: without any, MLflow and Aim
-    into ``mlruns`` and ``.aim`` of the present folder.
+    Where they write is up to them and their environment variables: without any, MLflow into
+    ``mlflow.db`` and ``mlruns`` of the present folder, as it does by itself, and Aim into ``.aim``.
 
     Args:
         cfg: The config, with ``work_dir`` and ``visualizer``; changed in place.
@@ -38,7 +38,8 @@ def set_trackers(cfg: Any, names: Sequence[str]) -> None:
 
 def _backend(name: str, project: str, run: str) -> dict[str, Any]:
     if name == 'mlflow':  # by itself it would open a store of its own for every start of a run
-        store = os.environ.get('MLFLOW_TRACKING_URI') or Path('mlruns').absolute().as_uri()
+        store = f'sqlite:///{Path("mlflow.db").absolute()}'
+        store = os.environ.get('MLFLOW_TRACKING_URI') or store
         return dict(type='MLflowVisBackend', exp_name=project, run_name=run, tracking_uri=store)
     if name == 'wandb':
         return dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=run))

@@ -21,8 +21,9 @@ GUESSING = 0.97
 LOST, FALLEN = 0.5, 0.05
 # Share of an iteration waiting for data from which perfect loading would halve its time.
 STARVING = 0.5
-# Part of the run after which it is judged, or iterations after the peak of the rate if fewer.
-PATIENCE, PATIENT_ITERATIONS = 0.25, 2000
+# A run has begun to learn after this part of it, or these iterations after the peak of the rate if
+# fewer; in short ones it takes at least some.
+PATIENCE, PATIENT_ITERATIONS, LEAST_ITERATIONS = 0.25, 2000, 200
 
 
 class Trouble(NamedTuple):
@@ -105,7 +106,8 @@ def find_guessing(lines: Sequence[Line], num_iters: int, num_keys: int) -> bool:
         return False
     peak = max(lines, key=lambda line: line.lr).iteration  # the first of them
     done = lines[-1].iteration
-    return done >= PATIENCE * num_iters or done - peak > PATIENT_ITERATIONS
+    waited = done >= max(PATIENCE * num_iters, LEAST_ITERATIONS)
+    return waited or done - peak > PATIENT_ITERATIONS
 
 
 def find_collapse(lines: Sequence[Line]) -> Trouble | None:

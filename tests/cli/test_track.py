@@ -70,7 +70,7 @@ def test_mlflow_gets_one_experiment_per_config_in_one_store(tmp_path, monkeypatc
     visualizer.add_config(cfg)
     visualizer.add_scalars({'loss': 2.0, 'health/lidar': 9.0}, step=3)
     said = {name: args for name, args, _ in calls}
-    assert said['set_tracking_uri'] == ((tmp_path / 'mlruns').as_uri(),)
+    assert said['set_tracking_uri'] == (f'sqlite:///{tmp_path}/mlflow.db',)
     assert said['set_experiment'] == ('mine',)
     assert said['set_tag'] == ('mlflow.runName', 'first')
     assert said['log_params'][0]['lr'] == 0.1

@@ -121,7 +121,9 @@ def test_a_run_that_learns_is_left_alone():
     ('rank', 'name'), [(1.3, 'collapse'), (9.0, 'plateau'), (math.nan, 'plateau')]
 )
 def test_guessing_is_pointed_out_after_a_quarter_and_named_by_the_features(rank, name):
-    assert told(run(GUESS, rank=rank)) == {name: 100}
+    assert told(run(GUESS, 1200, rank=rank), 1200) == {name: 300}
+    assert told(run(GUESS, 400, rank=rank), 400) == {name: 200}  # in a short run some iterations
+    assert told(run(GUESS, 100, rank=rank), 100) == {}
 
 
 def test_a_long_run_need_not_wait_for_a_quarter():

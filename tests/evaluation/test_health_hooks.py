@@ -32,15 +32,19 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
+def call_everything_a_collapse(patch):
+    """Set thresholds that nothing keeps."""
+    for name, value in dict(COLLAPSED=1e9, GUESSING=0.0, LEAST_ITERATIONS=0).items():
+        patch.setattr(f'mmpatchmix.evaluation.health.{name}', value)
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """A watched run, and its Runner."""
     folder = tmp_path_factory.mktemp('whole')
     runner = build(folder)
-    # Nothing is learned in 18 iterations: a threshold that everything is below.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmpatchmix.evaluation.health.COLLAPSED', 1e9)
-        patch.setattr('mmpatchmix.evaluation.health.GUESSING', 0.0)
+        call_everything_a_collapse(patch)
         runner.train()
     return folder, runner
 
@@ -113,8 +117,7 @@ def test_troubles_are_told_once_in_words(whole):
 
 
 def test_a_resumed_run_knows_what_the_whole_one_knows(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmpatchmix.evaluation.health.COLLAPSED', 1e9)
-    monkeypatch.setattr('mmpatchmix.evaluation.health.GUESSING', 0.0)
+    call_everything_a_collapse(monkeypatch)
     build(tmp_path, whole[0] / 'iter_8.pth').train()
     found, expected = (read(folder / 'iter_18.pth') for folder in (tmp_path, whole[0]))
     assert not list(tmp_path.glob('*/vis_data/health.jsonl'))  # it has been told

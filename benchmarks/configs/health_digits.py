@@ -1,4 +1,6 @@
 # The digits recipe with a smaller network, for runs of a few minutes on a busy core.
+#
+#   python benchmarks/health_runs.py
 _base_ = '../../configs/patchmix_vit-digits.py'
 
 model = dict(
@@ -9,5 +11,5 @@ model = dict(
     head=dict(predictor=dict(in_channels=64, hid_channels=128, out_channels=64)),
 )
 train_dataloader = dict(batch_size=64)
-val_cfg = dict(more_queries=None, pixel_baseline=False)
+val_cfg = test_cfg = dict(more_queries=None, pixel_baseline=False)
 default_hooks = dict(checkpoint=dict(interval=1000))

@@ -29,6 +29,7 @@ FILE_ONLY = (
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
     'The length of test_evaluator',
+    'Please make sure that the mlflow server is running',  # said of a local file too
 )
 
 

@@ -60,7 +60,7 @@ def test_the_network_is_that_of_the_file(checkpoint, tmp_path, capsys):
 
 def test_it_is_config_and_nothing_else(checkpoint, tmp_path):
     """A plain Runner, and whoever reads the copy of the config in the work dir, does the same."""
-    cfg = apply(tiny_run_config(tmp_path, epochs=1), '--init', checkpoint[0])
+    cfg = apply(tiny_run_config(tmp_path, epochs=1, report=True), '--init', checkpoint[0])
     cfg.dump(tmp_path / 'copy.py')
     again = Config.fromfile(tmp_path / 'copy.py')
     assert again.model == cfg.model

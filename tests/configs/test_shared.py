@@ -56,10 +56,14 @@ def test_every_config_has_the_shared_runtime(path):
     assert ('momentum' in cfg.default_hooks) == (cfg.model.type == 'mmpatchmix.PatchMix')
 
 
+# Benchmarks that train with a config of their own.
+SCRIPTS = ('methods', 'detection', 'continuing', 'health_runs')
+
+
 @pytest.mark.parametrize('path', CONFIGS)
 def test_the_header_has_the_command(path):
     header = (ROOT / path).read_text().split('\n_base_')[0]
-    scripts = [f'python benchmarks/{name}.py' for name in ('methods', 'detection')]
+    scripts = [f'python benchmarks/{name}.py' for name in SCRIPTS]
     started_by = (path, 'make demo-coco', *scripts)
     assert any(command in header for command in started_by)
 

@@ -70,7 +70,7 @@ def test_it_is_config_and_nothing_else(checkpoint, tmp_path):
     # What it began with may be gone when it is resumed, with and without --init.
     Path(checkpoint[0]).unlink()
     resumed = apply(
-        tiny_run_config(tmp_path, epochs=2),
+        tiny_run_config(tmp_path, epochs=2, report=True),
         '--init', checkpoint[0], '--resume', '--change-schedule',
     )  # fmt: skip
     assert resumed.model == cfg.model

@@ -1,10 +1,12 @@
 """What a step costs an accelerator beside the encoders: counted on tensors without data."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.calls import SERVER
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
@@ -20,30 +22,32 @@ AUGMENT = {
 FIXED = ('preprocessor', 'losses', 'momentum encoder', 'optimizer', 'logging')
 
 
+def take(num_images=32, num_local=2, num_mix=2, num_layers=2, is_compiled=False):
+    """Count the kernels of a step of a tiny model, small ones too, by part."""
+    sys.path.insert(0, str(FOLDER))
+    import device_cost
+
+    cfg = tiny_config()
+    cfg.backbone.arch.num_layers = num_layers
+    model = tiny_model(
+        backbone=cfg.backbone,
+        data_preprocessor=dict(
+            type='mmpatchmix.PatchMixDataPreprocessor',
+            patch_size=4,
+            num_mix=num_mix,
+            augment=AUGMENT,
+        ),
+    ).train()
+    batch = uint8_batch(num_images, num_local=num_local)
+    kernels = device_cost.take_step(model, OPTIM_WRAPPER, batch, is_compiled)
+    return Counter(kernel.part for kernel in kernels)
+
+
 @pytest.fixture(scope='module')
 def take_step():
-    """Count the kernels of a step of a tiny model, small ones too, by part."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        import device_cost
-
-    def take(num_images=32, num_local=2, num_mix=2, num_layers=2, is_compiled=False):
-        cfg = tiny_config()
-        cfg.backbone.arch.num_layers = num_layers
-        model = tiny_model(
-            backbone=cfg.backbone,
-            data_preprocessor=dict(
-                type='mmpatchmix.PatchMixDataPreprocessor',
-                patch_size=4,
-                num_mix=num_mix,
-                augment=AUGMENT,
-            ),
-        ).train()
-        batch = uint8_batch(num_images, num_local=num_local)
-        kernels = device_cost.take_step(model, OPTIM_WRAPPER, batch, is_compiled)
-        return Counter(kernel.part for kernel in kernels)
-
-    return take
+    """Count in another process: the backward starts threads, and then this one cannot be forked."""
+    with SERVER.Pool(1) as pool:
+        yield lambda **options: pool.apply(take, kwds=options)
 
 
 @pytest.fixture(scope='module')

@@ -48,6 +48,7 @@ class RankWatchHook(Hook):
             store = PrefixStore('rank-watch', distributed_c10d._get_default_store())
             watch = Watch(store, dist.get_rank(), dist.get_world_size(), self.seconds)
             self._over.clear()
+            watch.beat(self._state)  # a rank that stops at once is to be missed, too
             threading.Thread(target=self._run, args=(watch, runner.logger), daemon=True).start()
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

@@ -95,11 +95,11 @@ def test_an_embedding_is_not_overwritten(run, embedded, capsys):
     assert 'exists already; remove it or choose another --out' in str(end.value)
 
 
-def test_patch_tokens(run):
+def test_patch_tokens(run, embedded):
     call_embed(run[0], 'tokens', '--patch-tokens')
     tokens = np.load(run[0] / 'tokens' / 'patch_tokens.npy', mmap_mode='r')
     assert tokens.shape == (6, 196, 12)
-    alone = np.load(run[0] / 'embedded' / 'features.npy')
+    alone = np.load(embedded / 'features.npy')
     assert np.allclose(np.load(run[0] / 'tokens' / 'features.npy'), alone, atol=1e-4)
 
 

@@ -67,7 +67,7 @@ def open_shards(folder: Path, num_images: int) -> int:
 def open_folder(folder: Path, num_images: int) -> int:
     names = (f'n{i % 1000:08d}/n{i % 1000:08d}_{i:08d}.JPEG' for i in range(num_images))
     classes = [f'n{i:08d}' for i in range(1000)]
-    with mock.patch('mmpatchmix.datasets.image_folder._walk', lambda root: names):
+    with mock.patch('mmpatchmix.datasets.image_folder.walk', lambda root: names):
         dataset = ImageFolder(str(folder), classes=classes, split='train')
     return dataset.data_list.nbytes
 

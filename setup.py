@@ -40,6 +40,7 @@ EXPORT = ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.22']
 # DICOM, and TIFFs with compression that tifffile cannot read by itself.
 IMAGES = ['pydicom>=3', 'imagecodecs>=2024.1']
 TEST = [
+    'cloudpickle>=3',
     'pytest>=8',
     'pytest-randomly>=3.16',
     'pytest-xdist>=3.5',

@@ -21,6 +21,11 @@ def environment(**env):
     return {**os.environ, **ours, **{key: str(value) for key, value in env.items()}}
 
 
+def plain_text(cfg):
+    """Write a config as Python. A Runner formats it seven times, with yapf 0.3 s each."""
+    return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
+
+
 def call(*command, ok=True, **env):
     """Run a command; return what it printed."""
     done = subprocess.run(

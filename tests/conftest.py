@@ -5,6 +5,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import mmpatchmix.registry  # noqa: F401
+from tests.calls import plain_text
 
 
 def _leave_no_scope_behind():
@@ -21,11 +22,7 @@ per_test = pytest.fixture(autouse=True)(_leave_no_scope_behind)
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_config_text():
-    """A Runner formats its config seven times with yapf, 0.3 s each: write plain Python."""
-
-    def text(cfg):
-        return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
-
+    """Spare tests the formatting of configs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(text))
+        patch.setattr(Config, 'pretty_text', property(plain_text))
         yield

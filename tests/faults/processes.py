@@ -1,6 +1,5 @@
-"""Runs in processes forked from one that has imported everything, which takes 8 s."""
+"""Runs in forks of a process that has imported everything, which takes 8 s, and ran no test."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,27 +10,37 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
+from mmengine.config import Config
+
+from tests.calls import SERVER, plain_text
 
 PATIENCE = 120  # seconds for what takes a few on an idle machine
 
 
 def start(log: Path, function: Callable, *args: Any, **env: Any) -> BaseProcess:
-    """Call a function in a process and session of its own, which prints into a file."""
-    context = multiprocessing.get_context('fork')
-    process = context.Process(target=_call, args=(log, function, args, env))
+    """Call a function in a process and session of its own, which prints into a file.
+
+    Not in a fork of this process: torch refuses to train there once a test has started threads of
+    autograd. cloudpickle takes functions that are defined within tests along.
+    """
+    call = cloudpickle.dumps((function, args))
+    process = SERVER.Process(target=_call, args=(log, call, env))
     process.start()
     return process
 
 
-def _call(log: Path, function: Callable, args: tuple, env: dict) -> None:
+def _call(log: Path, call: bytes, env: dict) -> None:
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, name in ((1, 'stdout'), (2, 'stderr')):  # also from pytest's own
         os.dup2(file, number)
         setattr(sys, name, os.fdopen(number, 'w', buffering=1, closefd=False))
     os.environ.update({key: str(value) for key, value in env.items()})
-    torch.set_num_threads(1)  # threads of the parent are not here
+    torch.set_num_threads(1)
+    Config.pretty_text = property(plain_text)
+    function, args = cloudpickle.loads(call)
     function(*args)
 
 

@@ -45,7 +45,7 @@ def configs(draw):
     return options
 
 
-def test_random_configs_stopped_and_resumed(imported, tmp_path_factory, record_property):
+def test_random_configs_stopped_and_resumed(tmp_path_factory, record_property):
     def run(folder, name, code, options, workers, hooks=()):
         log = folder / 'log.txt'
         options = options | choose_workers(*workers)

@@ -112,7 +112,7 @@ def test_a_missing_last_checkpoint_is_an_error_and_resuming_mends_it(
     assert differences(work_dir, uninterrupted[0][0]) == []
 
 
-def test_the_folder_of_checkpoints_need_not_be_there(imported, tmp_path):
+def test_the_folder_of_checkpoints_need_not_be_there(tmp_path):
     work_dir, log = tmp_path / 'run', tmp_path / 'log.txt'
     options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'elsewhere')}
     assert finish(start(log, train, work_dir, options)) == 0, log.read_text()[-3000:]

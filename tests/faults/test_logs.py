@@ -14,7 +14,7 @@ BACKENDS = {
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_logs_on_a_full_disk_end_no_run(backend, imported, disk, tmp_path):  # noqa: F811
+def test_logs_on_a_full_disk_end_no_run(backend, disk, tmp_path):  # noqa: F811
     log, work_dir = tmp_path / 'log.txt', disk / 'run'
     # More records than the last page of a file has room for.
     hooks = (

@@ -59,7 +59,7 @@ def finish_ranks(folder, processes, code):
 
 
 @pytest.fixture(scope='module')
-def two_ranks(imported, tmp_path_factory):
+def two_ranks(tmp_path_factory):
     """A run of two ranks with all its checkpoints."""
     folder = tmp_path_factory.mktemp('ranks') / 'whole'
     finish_ranks(folder, start_ranks(folder, 2, keep=True), 0)
@@ -156,14 +156,14 @@ def end_beside(folder, point, number, record_property):
         assert f'{name} gives no sign of life' in read_log(folder)
 
 
-def test_a_stopped_rank_ends_the_other(imported, tmp_path, record_property):
+def test_a_stopped_rank_ends_the_other(tmp_path, record_property):
     end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGSTOP, record_property)
 
 
-def test_a_killed_rank_ends_the_other(imported, tmp_path, record_property):
+def test_a_killed_rank_ends_the_other(tmp_path, record_property):
     end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGKILL, record_property)
 
 
-def test_a_rank_stopped_after_its_step_ends_the_other(imported, tmp_path, record_property):
+def test_a_rank_stopped_after_its_step_ends_the_other(tmp_path, record_property):
     """The exchange of signals waits no longer than the gradients do."""
     end_beside(tmp_path / 'run', 'after_train_iter', signal.SIGSTOP, record_property)

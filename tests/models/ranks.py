@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
+import tests.calls  # noqa: F401  what the server of forks is to import
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
 from mmpatchmix.engine.rank_agreement import RankAgreement
 from tests.engine.tiny_run import tiny_run_config
@@ -27,10 +28,8 @@ def start(num_ranks, folder):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    # A fork spares each rank the imports; a process that has used a GPU cannot be forked.
-    method = 'spawn' if torch.cuda.is_available() else 'fork'
     torch.multiprocessing.start_processes(
-        work, (num_ranks, port, str(folder)), nprocs=num_ranks, start_method=method
+        work, (num_ranks, port, str(folder)), nprocs=num_ranks, start_method='forkserver'
     )
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(num_ranks)]
 

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks/results'
-DOCUMENTS = [ROOT / name for name in ('README.md', 'docs/evidence.md', 'docs/performance.md')]
+DOCUMENTS = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
 IMAGES = ROOT / 'docs/images'
 
 

@@ -24,6 +24,8 @@ STARVING = 0.5
 # A run has begun to learn after this part of it, or these iterations after the peak of the rate if
 # fewer; in short ones it takes at least some.
 PATIENCE, PATIENT_ITERATIONS, LEAST_ITERATIONS = 0.25, 2000, 200
+# What is judged at each line, and saved, must not grow with the run.
+MOST_LINES = 2000
 
 
 class Trouble(NamedTuple):
@@ -85,6 +87,12 @@ def find_troubles(
     )
     if trouble:
         yield trouble
+
+
+def forget_some(lines: list[Line]) -> None:
+    """Forget every second line, but not the first and the last three, once there are 2,000."""
+    if len(lines) > MOST_LINES:
+        del lines[1:-3:2]
 
 
 def find_starving(lines: Sequence[Line]) -> Trouble | None:

@@ -13,7 +13,13 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmpatchmix.engine.run_plan import global_batch
-from mmpatchmix.evaluation.health import Line, Trouble, find_troubles, measure_features
+from mmpatchmix.evaluation.health import (
+    Line,
+    Trouble,
+    find_troubles,
+    forget_some,
+    measure_features,
+)
 from mmpatchmix.evaluation.training_features import TrainingFeatures
 from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
@@ -82,6 +88,7 @@ class HealthHook(Hook):
         for name, value in figures.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
         self._lines.append(self._read_line(runner, figures))
+        forget_some(self._lines)
         for trouble in find_troubles(
             self._lines, runner.max_iters, global_batch(runner), self._loads_beside(runner)
         ):

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
-from mmpatchmix.evaluation.health import Line, feature_std, find_troubles
+from mmpatchmix.evaluation.health import MOST_LINES, Line, feature_std, find_troubles, forget_some
 from mmpatchmix.evaluation.training_features import TrainingFeatures
 from mmpatchmix.models import contrastive_head
 from tests.models.tiny import tiny_model, uint8_batch
@@ -129,6 +129,21 @@ def test_guessing_is_pointed_out_after_a_quarter_and_named_by_the_features(rank,
 def test_a_long_run_need_not_wait_for_a_quarter():
     lines = run(GUESS, num_iters=100_000, every=50, lr=lambda at: min(1.0, at / 0.01))
     assert told(lines[:100], num_iters=100_000) == {'plateau': 3050}  # 1,000 of warm-up
+
+
+def test_a_run_of_any_length_is_judged_by_few_lines():
+    lines = run(lambda at: GUESS * (1.05 - 0.7 * at), num_iters=20_000, every=1)
+    kept = []
+    for line in lines:
+        kept.append(line)
+        forget_some(kept)
+        assert kept[-3:] == lines[max(0, line.iteration - 3) : line.iteration]
+        assert len(kept) <= MOST_LINES
+    assert kept[0] == lines[0] and kept == sorted(kept)
+    # What is left tells what all of them do.
+    assert list(find_troubles(kept, 20_000, 64)) == []
+    lost = [*kept, kept[0]._replace(iteration=20_001)]
+    assert [trouble.name for trouble in find_troubles(lost, 20_000, 64)] == ['divergence']
 
 
 def test_few_dimensions_alone_are_no_collapse():

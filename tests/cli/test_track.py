@@ -1,15 +1,18 @@
 """Trackers: their back ends get figures and config, and a missing package is told before."""
 
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
+from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 from mmpatchmix.cli import track
 from mmpatchmix.cli.train import main
+from tests.engine.tiny_run import tiny_run_config
 
 
 def make_config(work_dir):
@@ -78,3 +81,30 @@ def test_mlflow_gets_one_experiment_per_config_in_one_store(tmp_path, monkeypatc
     monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server:5000')
     track.set_trackers(cfg, ['mlflow'])
     assert cfg.visualizer.vis_backends[-1]['tracking_uri'] == 'http://server:5000'
+
+
+@pytest.mark.skipif(find_spec('wandb') is None, reason='needs wandb, 27 MB: pip install wandb')
+def test_a_run_without_a_network_reaches_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    cfg = tiny_run_config(tmp_path / 'run', 1)
+    track.set_trackers(cfg, ['wandb'])
+    Runner.from_cfg(cfg).train()
+    sys.modules['wandb'].finish()
+    (path,) = tmp_path.glob('run/*/vis_data/wandb/offline-run-*/*.wandb')
+    content = path.read_bytes()
+    for name in ('knn/top1', 'health/data_share', 'patchmix_vit-digits', 'temperature'):
+        assert name.encode() in content
+
+
+@pytest.mark.skipif(find_spec('mlflow') is None, reason='needs mlflow, 400 MB: pip install mlflow')
+def test_a_run_reaches_mlflow(tmp_path, monkeypatch):
+    import mlflow
+
+    cfg = tiny_run_config(tmp_path / 'run', 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    track.set_trackers(cfg, ['mlflow'])
+    Runner.from_cfg(cfg).train()
+    (run,) = mlflow.search_runs(experiment_names=['patchmix_vit-digits'], output_format='list')
+    assert run.data.metrics.keys() >= {'loss', 'knn/top1', 'health/data_share'}
+    assert run.data.params['model.head.temperature'] == '0.2'

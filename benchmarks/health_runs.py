@@ -31,7 +31,7 @@ RUNS = {
     'temperature 50': {'model.head.temperature': 50.0},
     'images that are slow to read': {
         'train_dataloader.num_workers': 1,
-        'train_dataloader.dataset.pipeline': [RESIZE | {'scale': 800}, RESIZE | {'scale': 32}],
+        'train_dataloader.dataset.pipeline': [RESIZE | {'scale': 2400}, RESIZE | {'scale': 32}],
     },
 }
 COLUMNS = ('kl', 'kl_source', 'health/rankme', 'health/lidar', 'health/data_share')

@@ -166,7 +166,7 @@ def find_stall(lines: Sequence[Line], num_iters: int) -> Trouble | None:
     done = lines[-1].iteration
     last = [line.kl for line in lines if line.iteration > done - PATIENCE * num_iters]
     is_high = lines[-1].lr >= max(line.lr for line in lines) / 2
-    if not is_high or len(last) < 8 or done < 2 * PATIENCE * num_iters:
+    if not is_high or len(last) < 8 or done < max(2 * PATIENCE * num_iters, LEAST_ITERATIONS):
         return None
     before, after = last[: len(last) // 2], last[len(last) // 2 :]
     error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))

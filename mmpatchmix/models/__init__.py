@@ -1,6 +1,6 @@
 """The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
 
-from mmpatchmix.models.contrastive_head import ContrastiveHead
+from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead, Pair
 from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
@@ -10,8 +10,10 @@ from mmpatchmix.models.unwrap_model import unwrap_model
 from mmpatchmix.models.vit import PatchMixViT, PretrainedViT
 
 __all__ = [
+    'Contrast',
     'ContrastiveHead',
     'MomentumEncoder',
+    'Pair',
     'PatchMix',
     'PatchMixDataPreprocessor',
     'PatchMixViT',

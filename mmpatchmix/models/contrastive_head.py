@@ -1,6 +1,8 @@
 """Predictor, gathering of keys and the soft contrastive cross-entropy."""
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -14,12 +16,20 @@ from mmpatchmix.registry import MODELS
 from mmpatchmix.views.plan import send
 
 
-class Contrast(NamedTuple):
-    """Results of one contrast of queries against keys: three float32 scalars."""
+class Pair(NamedTuple):
+    """Queries, the keys they are contrasted with, and which of these belong to them."""
 
-    loss: Tensor  # the cross-entropy, with gradient
-    accuracy: Tensor  # share of queries whose nearest key is one with weight, in [0, 1]
-    kl: Tensor  # KL(target || prediction) = cross-entropy - entropy of the target, nats
+    queries: Tensor  # (V * n, D), from predict: V views of n images, one after the other
+    keys: Tensor  # (W * N, D), one view of gather
+    target: Target | None = None  # None is the identity, each image itself
+
+
+class Contrast(NamedTuple):
+    """Means over the queries of each of P pairs; float32."""
+
+    loss: Tensor  # (P,), the cross-entropy, with gradient
+    accuracy: Tensor  # (P,), share of queries whose nearest key is one with weight, in [0, 1]
+    kl: Tensor  # (P,), KL(target || prediction) = cross-entropy - entropy of the target, nats
 
 
 @MODELS.register_module()
@@ -84,51 +94,57 @@ class ContrastiveHead(BaseModule):
             stacked = torch.cat(dist.all_gather(stacked.contiguous()), dim=1)  # (V, W * N, D)
         return list(stacked.unbind(0))
 
-    def contrast(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        target: Target | None = None,
-        images: range | None = None,
-    ) -> Contrast:
+    def contrast(self, pairs: Sequence[Pair], images: range | None = None) -> Contrast:
         """Compute the soft cross-entropy of queries against gathered keys.
 
         Args:
-            queries: ``(V * N, D)``, from :meth:`predict`: one or more views of the
-                rank's batch, one after the other.
-            keys: ``(W * N, D)``, one view of :meth:`gather`.
-            target: ``(offsets, weights)``; None is the identity, each image itself.
+            pairs: What to contrast.
             images: Which of the rank's ``N`` images the queries are of, where they are of
-                a part of them: ``(V * len(images), D)``.
+                a part of them.
 
         Returns:
-            Contrast: Means over all queries.
+            Contrast: Values in the order of the pairs.
         """
-        device = queries.device
-        num_images = len(keys) // dist.get_world_size()
-        if target is None:
-            target = torch.zeros(1, dtype=torch.int64), torch.ones(1)
-        offsets, weights = target
-        # Whatever follows from the target alone is worked out where it is: on the host.
-        images = images or range(num_images)
-        image = images.start + torch.arange(len(queries)).to(offsets) % len(images)
-        matches = (image[:, None] + offsets) % num_images + dist.get_rank() * num_images
-        entropy = self._target_entropy(offsets, weights, num_images, len(keys))
-        matches, weights = send(matches, queries), send(weights, queries)
-        with torch.autocast(device.type, enabled=False):
-            logits = queries @ keys.T / self.temperature  # (V * N, W * N)
-        matched = logits.gather(1, matches)  # (V * N, K)
-        log_partition = logits.logsumexp(1)
-        loss = log_partition - (1 - self.label_smoothing) * (matched * weights).sum(1)
-        if self.label_smoothing:
-            loss = loss - self.label_smoothing * logits.mean(1)
-        loss = loss.mean()
+        # Queries of the same keys share their operations, which are many and small.
+        order = sorted(range(len(pairs)), key=lambda index: id(pairs[index].keys))
+        ordered = [pairs[index] for index in order]
+        matches, weights = (send(each, pairs[0].queries) for each in _lay_out(ordered, images))
+        entropy = send(self._target_entropies(pairs), pairs[0].queries)
+        compared, first = [], 0
+        for _, group in groupby(ordered, lambda pair: id(pair.keys)):
+            group = list(group)
+            queries = torch.cat([pair.queries for pair in group])
+            rows = slice(first, first := first + len(queries))
+            compared.append(self._compare(queries, group[0].keys, matches[rows]))
+        matched, least, best = map(torch.cat, zip(*compared, strict=True))
+        loss = least - (1 - self.label_smoothing) * (matched * weights).sum(1)
         with torch.no_grad():
             # Ties count as hits: the best match is at least as near as any key.
             likely = matched.masked_fill(weights == 0, -torch.inf).amax(1)
-            accuracy = (likely >= logits.amax(1)).float().mean()
-            kl = loss - entropy
-        return Contrast(loss, accuracy, kl)
+            hits = (likely >= best).float()
+        loss, accuracy = (_average(rows, ordered, order) for rows in (loss, hits))
+        return Contrast(loss, accuracy, loss.detach() - entropy)
+
+    def _compare(
+        self, queries: Tensor, keys: Tensor, matches: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare queries with keys.
+
+        Args:
+            queries: ``(R, D)``.
+            keys: ``(W * N, D)``.
+            matches: ``(R, K)``, rows of ``keys``.
+
+        Returns:
+            tuple: ``(R, K)`` logits of the matches; ``(R,)`` what of the loss is the same for any
+            target; ``(R,)`` the largest logits.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            logits = (queries / self.temperature) @ keys.T  # (R, W * N)
+        log_partition = logits.logsumexp(1)
+        if self.label_smoothing:
+            log_partition = log_partition - self.label_smoothing * logits.mean(1)
+        return logits.gather(1, matches), log_partition, logits.detach().amax(1)
 
     @torch.no_grad()
     def measure_similarity(
@@ -153,14 +169,50 @@ class ContrastiveHead(BaseModule):
         others = (pairs - own.sum()) / (len(queries) * max(1, len(keys) - 1))
         return {'health/positive_similarity': own.mean(), 'health/negative_similarity': others}
 
-    def _target_entropy(
-        self, offsets: Tensor, weights: Tensor, num_images: int, num_keys: int
-    ) -> Tensor:
-        """Compute the entropy of a target row in nats: the least its cross-entropy can be."""
-        smooth = self.label_smoothing
-        row = weights.new_zeros(num_images).index_add_(0, offsets % num_images, weights)
-        row = (1 - smooth) * row + smooth / num_keys
-        entropy = -torch.special.xlogy(row, row).sum()
+    def _target_entropies(self, pairs: Sequence[Pair]) -> Tensor:
+        """Compute the entropy of each pair's target row in nats: the least its loss can be."""
+        smooth, num_keys = self.label_smoothing, len(pairs[0].keys)
+        num_images = num_keys // dist.get_world_size()
+        entropies = []
+        for pair in pairs:
+            offsets, weights = _read_target(pair)
+            row = weights.new_zeros(num_images).index_add_(0, offsets % num_images, weights)
+            row = (1 - smooth) * row + smooth / num_keys
+            entropies.append(-torch.special.xlogy(row, row).sum())
+        entropy = torch.stack(entropies)
         if smooth:  # the keys of other ranks hold nothing but the smoothing
             entropy -= (num_keys - num_images) * smooth / num_keys * math.log(smooth / num_keys)
         return entropy
+
+
+def _read_target(pair: Pair) -> Target:
+    """Return a target on the host, where what follows from it alone is worked out."""
+    identity = torch.zeros(1, dtype=torch.int64), torch.ones(1)
+    offsets, weights = pair.target or identity
+    return offsets.cpu(), weights.cpu()
+
+
+def _lay_out(pairs: Sequence[Pair], images: range | None) -> Target:
+    """Lay out the targets of all queries, on the host.
+
+    Returns:
+        tuple: ``(R, K)`` rows of the keys, int64, and ``(R, K)`` weights, float32, 0 where a query
+        has fewer than K.
+    """
+    num_images = len(pairs[0].keys) // dist.get_world_size()
+    images = images or range(num_images)
+    targets = [_read_target(pair) for pair in pairs]
+    most = max(len(offsets) for offsets, _ in targets)
+    matches, shares = [], []
+    for pair, target in zip(pairs, targets, strict=True):
+        offsets, weights = (F.pad(each, (0, most - len(each))) for each in target)
+        image = images.start + torch.arange(len(pair.queries)).to(offsets) % len(images)
+        matches.append((image[:, None] + offsets) % num_images + dist.get_rank() * num_images)
+        shares.append(weights.expand(len(pair.queries), -1))
+    return torch.cat(matches), torch.cat(shares)
+
+
+def _average(rows: Tensor, ordered: Sequence[Pair], order: Sequence[int]) -> Tensor:
+    """Average over the queries of each pair; return the means in the first order, ``(P,)``."""
+    parts = dict(zip(order, rows.split([len(pair.queries) for pair in ordered]), strict=True))
+    return torch.stack([parts[index].mean() for index in range(len(parts))])

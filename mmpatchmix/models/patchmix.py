@@ -2,15 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
 
 import torch
 from mmengine.optim import OptimWrapper
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mmpatchmix.models.contrastive_head import Contrast
+from mmpatchmix.models.contrastive_head import Contrast, Pair
 from mmpatchmix.models.large_batch_step import train_in_micro_batches
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import MODELS
@@ -162,23 +160,26 @@ class PatchMix(BaseSelfSupervisor):
         q1, q2_mixed = self.head.predict(z1), self.head.predict(z2_mixed)
         k1, k2, k1_mixed = keys or self.head.gather(self.keys(inputs, z1))
 
-        contrast = partial(self.head.contrast, images=inputs.get('images'))
-        terms = [
-            Term('source', [contrast(q1, k2)]),
-            Term('mix_source', [contrast(q2_mixed, k1, inputs['mix_to_source'])]),
-            Term('mix_mix', [contrast(q2_mixed, k1_mixed, inputs['mix_to_mix'])]),
-        ]
+        terms = dict(
+            source=[Pair(q1, k2)],
+            mix_source=[Pair(q2_mixed, k1, inputs['mix_to_source'])],
+            mix_mix=[Pair(q2_mixed, k1_mixed, inputs['mix_to_mix'])],
+        )
         if 'local_views' in inputs:
             # (L, N, C, h, w) -> (L * N, C, h, w): one view group, averaged over the crops.
             crops = [inputs[name].flatten(0, 1) for name in ('local_views', 'mixed_local_views')]
             q_local, q_local_mixed = (self.head.predict(z) for z in self.project(crops))
             target = inputs['local_mix_to_source']
-            terms += [
-                Term('local', [contrast(q_local, k) for k in (k1, k2)]),
-                Term('mix_local', [contrast(q_local_mixed, k, target) for k in (k1, k2)]),
-            ]
-        similarity = self.head.measure_similarity(q1, k2, inputs.get('images'))
-        return summarise(terms, self.loss_weights) | similarity
+            terms |= dict(
+                local=[Pair(q_local, k) for k in (k1, k2)],
+                mix_local=[Pair(q_local_mixed, k, target) for k in (k1, k2)],
+            )
+        terms = {name: pairs for name, pairs in terms.items() if self.loss_weights[name]}
+        images = inputs.get('images')
+        contrast = self.head.contrast([pair for pairs in terms.values() for pair in pairs], images)
+        sizes = {name: len(pairs) for name, pairs in terms.items()}
+        similarity = self.head.measure_similarity(q1, k2, images)
+        return summarise(contrast, sizes, self.loss_weights) | similarity
 
     def _refuse_to_ignore_micro_batches(self, inputs: dict) -> None:
         num_images = len(inputs['view_1'])
@@ -255,19 +256,15 @@ def encode(
     return [neck((torch.cat(parts),))[0] for parts in zip(*features, strict=True)]
 
 
-class Term(NamedTuple):
-    """One term of the loss: a sum of contrasts."""
-
-    name: str
-    contrasts: list[Contrast]
-
-
-def summarise(terms: Sequence[Term], weights: dict[str, float]) -> dict[str, Tensor]:
+def summarise(
+    contrast: Contrast, sizes: dict[str, int], weights: dict[str, float]
+) -> dict[str, Tensor]:
     """Name the losses by term and add the figures that tell how good they are.
 
     Args:
-        terms: The terms of the loss.
-        weights: By name of the term; a term of weight 0 is left out.
+        contrast: Of the pairs of all terms.
+        sizes: How many pairs each term has, by its name.
+        weights: By name of the term.
 
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
@@ -276,13 +273,10 @@ def summarise(terms: Sequence[Term], weights: dict[str, float]) -> dict[str, Ten
         ``kl_<term>``, the same of one contrast of the term, without its weight.
     """
     losses, accuracies, gaps, kl = {}, {}, {}, 0.0
-    for name, contrasts in terms:
-        if not (weight := weights[name]):
-            continue
-        losses[f'loss_{name}'] = weight * sum(contrast.loss for contrast in contrasts)
-        hits = sum(contrast.accuracy for contrast in contrasts)
-        accuracies[f'acc_{name}'] = hits / len(contrasts)
-        gap = sum(contrast.kl for contrast in contrasts)
-        gaps[f'kl_{name}'] = gap / len(contrasts)
-        kl = kl + weight * gap
+    parts = (values.split(list(sizes.values())) for values in contrast)
+    for name, loss, accuracy, gap in zip(sizes, *parts, strict=True):
+        losses[f'loss_{name}'] = weights[name] * loss.sum()
+        accuracies[f'acc_{name}'] = accuracy.mean()
+        gaps[f'kl_{name}'] = gap.mean()
+        kl = kl + weights[name] * gap.sum()
     return {**losses, **accuracies, 'kl': kl, **gaps}

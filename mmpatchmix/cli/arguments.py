@@ -163,23 +163,44 @@ def set_data_root(cfg: Any, data_root: str) -> None:
 
     Annotation files that evaluators name below the former folder move along. Where the new one
     holds tar shards, ``ImageFolder`` becomes ``ShardedImages``, and the other way round.
+
+    Raises:
+        ValueError: If no data set has a folder, or one that reads no list is given a list.
     """
     nodes = [node for _, node in walk_dicts(cfg)]
     former = set()
     for node in nodes:
         if 'data_root' in node:
-            former.add(str(node['data_root']).rstrip('/') + '/')
+            if node['data_root']:
+                former.add(str(node['data_root']).rstrip('/') + '/')
             node['data_root'] = data_root
+            if node.get('type') not in (FOLDER, SHARDS) and _is_list(data_root):
+                raise ValueError(
+                    f'--data-root {data_root} is a list of images. {FOLDER} reads lists, as in '
+                    f'configs/patchmix_vit-s_folder.py; this config has a {node.get("type")}, '
+                    'which wants a folder here and a list as ann_file.'
+                )
             if node.get('type') in (FOLDER, SHARDS):
                 prefix = node.get('data_prefix') or ''
                 prefix = prefix if isinstance(prefix, str) else prefix['img_path']
                 is_sharded = holds_shards(os.path.join(data_root, prefix))
                 node['type'] = SHARDS if is_sharded else FOLDER
+    if not any('data_root' in node for node in nodes):
+        raise ValueError(
+            '--data-root: no data set of this config has a data_root to set. Take '
+            'configs/patchmix_vit-s_folder.py, or give its data sets one.'
+        )
     for node in nodes:
         path = node.get('ann_file')
         for root in former if isinstance(path, str) else ():
             if path.startswith(root):
                 node['ann_file'] = str(Path(data_root) / path.removeprefix(root))
+
+
+def _is_list(path: str) -> bool:
+    from mmpatchmix.datasets.image_list import is_list
+
+    return is_list(path)
 
 
 def set_val_root(cfg: Any, val_root: str) -> None:

@@ -32,7 +32,8 @@ def describe_run(runner: Runner) -> list[str]:
     batch = per_rank * world_size
     micro_batch = cfg.model.get('micro_batch_size')
     facts = {
-        'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}',
+        'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}'
+        + _fragile(cfg.train_dataloader.dataset.type),
         **describe_images(loader.dataset, unwrap_model(runner.model).data_preprocessor),
         **_views(cfg),
         'batch': f'{per_rank} x {world_size} ranks = {batch}'
@@ -49,6 +50,16 @@ def describe_run(runner: Runner) -> list[str]:
     }
     runner.message_hub.update_info(DESCRIBED, facts, resumed=False)
     return [f'  {name:<14}{fact}' for name, fact in facts.items()]
+
+
+def _fragile(dataset: str) -> str:
+    """Say what the first damaged file does to a data set of mmpretrain."""
+    if dataset.removeprefix('mmpretrain.') != 'CustomDataset':
+        return ''
+    return (
+        "  <- ends at the first one that cannot be read; type='mmpatchmix.CustomDataset' skips and "
+        'counts them'
+    )
 
 
 def _views(cfg) -> dict[str, str]:

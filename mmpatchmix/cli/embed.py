@@ -89,11 +89,12 @@ def embed(args: argparse.Namespace) -> None:
     began, out = time.monotonic(), Path(args.out)
     if out.exists():
         raise FileExistsError(f'{out} exists already; remove it or choose another --out.')
+    data_root, args.data_root = args.data_root, None  # for one data set, of whatever config
     cfg = load_config(args)
     checkpoint = find_checkpoint(args.checkpoint)
     if args.work_dir is None:
         cfg.work_dir = str(Path(cfg.work_dir) / 'embed')  # the log
-    set_images(cfg, args.data_root)
+    set_images(cfg, data_root)
     runner = build_runner(cfg, args.verbose)
     model = unwrap_model(runner.model)
     state = read_checkpoint(checkpoint).state_dict

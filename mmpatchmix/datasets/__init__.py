@@ -1,6 +1,7 @@
 """Data sets and the crops of the workers."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
+from mmpatchmix.datasets.custom_dataset import CustomDataset
 from mmpatchmix.datasets.digits import Digits
 from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.load_any_image import LoadAnyImage
@@ -11,6 +12,7 @@ from mmpatchmix.datasets.sharded_images import ShardedImages
 from mmpatchmix.datasets.transform_views import TransformViews
 
 __all__ = [
+    'CustomDataset',
     'Digits',
     'ImageFolder',
     'LoadAnyImage',

@@ -90,7 +90,7 @@ class ImageFolder(SkipUnreadable):
                 'ann_file',
                 ann_file,
                 not ann_file,
-                "left out: mmpretrain's CustomDataset reads lists",
+                "left out: type='mmpatchmix.CustomDataset' reads annotation files",
             ),
         ):
             if not is_good:

@@ -96,6 +96,21 @@ def test_annotations_of_evaluators_move_along():
     assert cfg.val_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
 
 
+def test_absolute_paths_of_annotations_stay_where_there_was_no_root():
+    cfg = Config(dict(loader=dict(dataset=dict(data_root='', ann_file='/lists/train.txt'))))
+    set_data_root(cfg, '/my/images')
+    assert cfg.loader.dataset.to_dict() == dict(data_root='/my/images', ann_file='/lists/train.txt')
+
+
+def test_a_data_root_that_nothing_reads_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='no data set of this config has a data_root'):
+        set_data_root(Config.fromfile('configs/patchmix_vit-digits.py'), '/my/images')
+    (tmp_path / 'list.csv').touch()
+    cfg = Config(dict(dataset=dict(type='CustomDataset', data_root='', ann_file='a.txt')))
+    with pytest.raises(ValueError, match=r'this config has a CustomDataset, which wants a folder'):
+        set_data_root(cfg, str(tmp_path / 'list.csv'))
+
+
 def test_no_workers_leave_nothing_that_torch_refuses_without_any():
     cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
     cfg.train_dataloader.prefetch_factor = 4

@@ -103,6 +103,21 @@ def test_patch_tokens(run, embedded):
     assert np.allclose(np.load(run[0] / 'tokens' / 'features.npy'), alone, atol=1e-4)
 
 
+def test_a_recipe_that_reads_no_folder_embeds_one(tmp_path):
+    config = ROOT / 'configs/patchmix_vit-digits.py'
+    state = MODELS.build(Config.fromfile(config).model).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'epoch_1.pth')
+    (tmp_path / 'images').mkdir()
+    for number in range(2):
+        Image.new('RGB', (32, 32)).save(tmp_path / f'images/{number}.png')
+    embed.main([
+        str(config), str(tmp_path / 'epoch_1.pth'), '--data-root', str(tmp_path / 'images'),
+        '--work-dir', str(tmp_path / 'log'), '--out', str(tmp_path / 'out'),
+    ])  # fmt: skip
+    width = state['momentum_encoder.backbone.cls_token'].shape[-1]
+    assert np.load(tmp_path / 'out' / 'features.npy').shape == (2, width)
+
+
 def cosines(embedded):
     features = np.load(embedded / 'features.npy').astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

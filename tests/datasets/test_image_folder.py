@@ -272,7 +272,7 @@ def test_holdout_that_takes_nothing(tmp_path):
         (dict(split='test'), 'split'),
         (dict(holdout=1.0), 'holdout'),
         (dict(max_unreadable=-0.1), 'max_unreadable'),
-        (dict(ann_file='train.txt'), 'ann_file.*CustomDataset'),
+        (dict(ann_file='train.txt'), r'ann_file.*mmpatchmix\.CustomDataset'),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, settings, message):

@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks test soak lint docs clean
+.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check test soak lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,11 @@ benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes
 	  script=$$1; shift; echo "benchmarks/$$script.py $$* -> $$file"; \
 	  env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/$$script.py "$$@" >$$file || exit 1; \
 	done
+
+gpu-check: setup  ## prove and measure on a GPU, in at most 8 minutes; again for what is left
+	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
+	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_check.py
+	@$(PY) benchmarks/evidence.py
 
 test: setup lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile

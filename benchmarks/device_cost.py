@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from paper import Kernel, Paper, use_compiled_colours
-from step import CONFIG, OurStep
+from step import CONFIGS, OurStep
 from torch._inductor import metrics
 
 from mmpatchmix.engine.runtime_info_hook import stack_numbers
@@ -35,7 +35,6 @@ from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS as REGISTRY
 from mmpatchmix.views import ViewAugment, fused_colours
 
-CONFIGS = CONFIG.parent
 # (bytes/s, operations/s in bfloat16) of data sheets: A100 and H100 with 80 GB (SXM), H200.
 DEVICES = {
     'A100': (2.04e12, 312e12),

@@ -38,7 +38,8 @@ def printed_table(name: str) -> str:
     """Return the table that a benchmark printed, and a line on where and when."""
     path = RESULTS / name
     if not path.is_file():
-        return '*Not measured yet: `make benchmarks`.*'
+        command = 'gpu-check' if name == 'gpu.txt' else 'benchmarks'
+        return f'*Not measured yet: `make {command}`.*'
     lines = path.read_text().splitlines()
     if not lines[-1].startswith('{'):
         return f'*{lines[-1][0].upper()}{lines[-1][1:]}.*'

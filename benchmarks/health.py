@@ -16,7 +16,7 @@ import torch
 from harness import choose_precision, keep_memory_as_training_does, measure, parse_args, report
 from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
-from step import OurStep, workers_batch
+from step import OurStep, prepare, workers_batch
 
 from mmpatchmix.evaluation import HealthHook, OnlineProbeHook
 from mmpatchmix.evaluation.health import measure_features
@@ -52,7 +52,7 @@ def main() -> None:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == 'bf16')
 
     ours = OurStep()
-    inputs = ours.model.data_preprocessor(workers_batch(args.batch, 0), training=True)['inputs']
+    inputs = prepare(ours.model, workers_batch(args.batch, 0))
     width = ours.model.backbone.embed_dims
     groups = [torch.randn(args.batch, width) for _ in range(3)]
     health, probe = HealthHook(), OnlineProbeHook()
@@ -61,6 +61,7 @@ def main() -> None:
     samples = [DataSample().set_gt_label(index) for index in range(args.batch)]
     queries, keys = (torch.randn(args.batch, 256) for _ in range(2))
     pairs = torch.randn(health.num_images, 2, width)
+    torch.set_default_device(None)  # as in training
     seconds = measure(
         {
             'step': lambda: ours.step(inputs, autocast),

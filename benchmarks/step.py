@@ -2,6 +2,7 @@
 
     python benchmarks/step.py --crops 2 --precision fp32
     python benchmarks/step.py --crops 10 --precision bf16
+    python benchmarks/step.py --model vit-b --peers no --compile yes --batch 128 --precision bf16
 
 Every step encodes some views with gradient (queries) and some without (keys). The *floor*
 is nothing but that: forward and backward of as many images of the same sizes, as queries and
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
-CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
+CONFIGS = Path(__file__).parents[1] / 'configs'
 MOMENTUM = 0.996
 
 
@@ -54,9 +55,20 @@ def workers_batch(num_images: int, num_local: int) -> dict:
     return {'inputs': inputs, 'data_samples': None}
 
 
-def build_ours(compile: bool) -> tuple[PatchMix, object]:
+def prepare(model: PatchMix, batch: dict) -> dict:
+    """Make views and mixes as in training, where the host draws on the host."""
+    with torch.device('cpu'):
+        return model.data_preprocessor(batch, training=True)['inputs']
+
+
+def read_config(model: str) -> Config:
+    """Read the ImageNet recipe of ``vit-s`` or ``vit-b``."""
+    return Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
+
+
+def build_ours(compile: bool, model: str = 'vit-s') -> tuple[PatchMix, object]:
     """Build the model of the ImageNet recipe, and its optimizer."""
-    cfg = Config.fromfile(CONFIG)
+    cfg = read_config(model)
     cfg.model.compile = compile
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -68,8 +80,8 @@ def build_ours(compile: bool) -> tuple[PatchMix, object]:
 class OurStep:
     """Do what the Runner does in an iteration."""
 
-    def __init__(self, compile: bool = False) -> None:
-        self.model, self.optimizer = build_ours(compile)
+    def __init__(self, compile: bool = False, model: str = 'vit-s') -> None:
+        self.model, self.optimizer = build_ours(compile, model)
 
     def step(self, inputs: dict, autocast) -> None:
         self.model.update_momentum_encoder(MOMENTUM)
@@ -102,8 +114,36 @@ def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autoca
     return run
 
 
+def build_peers(args, inputs: dict, plain: nn.Module, autocast) -> tuple[dict, dict, int]:
+    """Build steps of others, floors of theirs by name, and the images of their batch."""
+    naive, num_local = NaivePatchMix(build_ours(False, args.model)[0]), args.crops - 2
+    peers = {'naive PatchMix': lambda: naive.step(inputs, autocast)}
+    own_floor = {}
+    if num_local:
+        size = round(args.batch * (2 + 2 * num_local + 3) / (2 + num_local + 2))
+        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
+        crops = torch.randn(num_local, size, 3, 96, 96)
+        dino = lightly_dino_step(views, crops)
+        peers['DINO, lightly'] = lambda: dino(autocast)
+        own_floor['DINO, lightly'] = 'floor of DINO'
+        parts = [torch.cat(views), crops.flatten(0, 1)], [torch.cat(views)]
+        peers['floor of DINO'] = floor(plain, *parts, autocast)
+    else:
+        size = round(args.batch * 5 / 4)
+        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
+        mocov3, moco = mocov3_step(views), lightly_moco_step(views)
+        peers['MoCo v3, mmpretrain'] = lambda: mocov3(autocast)
+        peers['MoCo, lightly'] = lambda: moco(autocast)
+        own_floor |= dict.fromkeys(('MoCo v3, mmpretrain', 'MoCo, lightly'), 'floor of MoCo')
+        parts = [torch.cat(views)], [torch.cat(views)]
+        peers['floor of MoCo'] = floor(plain, *parts, autocast)
+    return peers, own_floor, size
+
+
 def main() -> None:
-    args = parse_args(__doc__, batch=8, crops=2, precision='fp32', compile='no')
+    args = parse_args(
+        __doc__, batch=8, crops=2, precision='fp32', compile='no', model='vit-s', peers='yes'
+    )
     args.precision = choose_precision(args.precision)
     keep_memory_as_training_does()
     MMLogger.get_instance('benchmark', log_level='WARNING')  # else each weight's start is told
@@ -117,10 +157,10 @@ def main() -> None:
             return nullcontext()
         return torch.autocast(device, dtype=torch.bfloat16)
 
-    ours, naive = OurStep(), NaivePatchMix(build_ours(False)[0])
+    ours = OurStep(model=args.model)
     batch = workers_batch(args.batch, num_local)
-    inputs = ours.model.data_preprocessor(batch, training=True)['inputs']
-    arch = Config.fromfile(CONFIG).model.backbone
+    inputs = prepare(ours.model, batch)
+    arch = read_config(args.model).model.backbone
     arch.pop('type')
     plain = VisionTransformer(**arch)
     # (queries, keys) of 224 pixels and queries of 96 pixels, per image of the batch.
@@ -134,43 +174,28 @@ def main() -> None:
         "floor, mmpretrain's ViT": floor(plain, queries, keys, autocast),
         'ours': lambda: ours.step(inputs, autocast),
         'ours + preprocessor': lambda: ours.step_from_workers(batch, autocast),
-        'naive PatchMix': lambda: naive.step(inputs, autocast),
     }
     if args.compile == 'yes':
-        compiled = OurStep(compile=True)
+        compiled = OurStep(compile=True, model=args.model)
         candidates['ours, compiled'] = lambda: compiled.step(inputs, autocast)
-    own_floor = {}
-    if num_local:
-        size = round(args.batch * (2 + 2 * num_local + 3) / (2 + num_local + 2))
-        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
-        crops = torch.randn(num_local, size, 3, 96, 96)
-        dino = lightly_dino_step(views, crops)
-        candidates['DINO, lightly'] = lambda: dino(autocast)
-        own_floor['DINO, lightly'] = 'floor of DINO'
-        parts = [torch.cat(views), crops.flatten(0, 1)], [torch.cat(views)]
-        candidates['floor of DINO'] = floor(plain, *parts, autocast)
-    else:
-        size = round(args.batch * 5 / 4)
-        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
-        mocov3, moco = mocov3_step(views), lightly_moco_step(views)
-        candidates['MoCo v3, mmpretrain'] = lambda: mocov3(autocast)
-        candidates['MoCo, lightly'] = lambda: moco(autocast)
-        own_floor |= dict.fromkeys(('MoCo v3, mmpretrain', 'MoCo, lightly'), 'floor of MoCo')
-        parts = [torch.cat(views)], [torch.cat(views)]
-        candidates['floor of MoCo'] = floor(plain, *parts, autocast)
+    own_floor, size = {}, args.batch
+    if args.peers == 'yes':
+        others, own_floor, size = build_peers(args, inputs, plain, autocast)
+        candidates |= others
+    torch.set_default_device(None)  # in training, too, the host makes its tensors on the host
     seconds = measure(candidates, args.repeats)
     ours_floor, plain_floor = list(candidates)[:2]
     rows = [
         {
             'step': name,
-            'images of the batch': size if name in own_floor or 'of' in name else args.batch,
+            'images of the batch': size if name in own_floor or 'floor of' in name else args.batch,
             's': value,
             'of our floor': value / seconds[ours_floor],
             'of own floor': value / seconds[own_floor.get(name, plain_floor)],
         }
         for name, value in seconds.items()
     ]
-    settings = dict(batch=args.batch, crops=args.crops, precision=args.precision)
+    settings = dict(batch=args.batch, crops=args.crops, precision=args.precision, model=args.model)
     report(
         'training step', rows, repeats=args.repeats, goal='ours <= 1.08 of our floor', **settings
     )

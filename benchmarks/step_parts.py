@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from harness import choose_precision, keep_memory_as_training_does, parse_args, report
 from mmengine.logging import MMLogger
-from step import MOMENTUM, OurStep, workers_batch
+from step import MOMENTUM, OurStep, prepare, workers_batch
 
 
 class Clock:
@@ -90,8 +90,9 @@ def main() -> None:
 
     ours = OurStep()
     batch = workers_batch(args.batch, 0)
-    inputs = ours.model.data_preprocessor(batch, training=True)['inputs']
+    inputs = prepare(ours.model, batch)
     pair = [torch.randn(args.batch, 3, 224, 224) for _ in range(2)]
+    torch.set_default_device(None)  # as in training
     step_clock, floor_clock = Clock(), Clock()
     for round_index in range(-1, args.repeats):
         clocks = (step_clock, floor_clock) if round_index >= 0 else (Clock(), Clock())

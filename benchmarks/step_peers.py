@@ -53,16 +53,16 @@ class NaivePatchMix:
                 slow.mul_(MOMENTUM).add_(fast, alpha=1 - MOMENTUM)
 
     def loss(self, inputs: dict) -> Tensor:
-        num_images = len(inputs['view_1'])
+        num_images, device = len(inputs['view_1']), inputs['view_1'].device
 
         def dense(target):
             rows = torch.zeros(num_images, num_images)
             for offset, weight in zip(*target, strict=True):
                 for n in range(num_images):
                     rows[n, (n + offset) % num_images] += weight
-            return rows
+            return rows.to(device)
 
-        one, mixed = torch.eye(num_images), dense(inputs['mix_to_source'])
+        one, mixed = torch.eye(num_images, device=device), dense(inputs['mix_to_source'])
         k1, k2, k1_mixed = (self.key(inputs[n]) for n in ('view_1', 'view_2', 'mixed_view_1'))
         q1, q2_mixed = self.query(inputs['view_1']), self.query(inputs['mixed_view_2'])
         loss = self.contrast(q1, k2, one)

@@ -221,6 +221,7 @@ def test_other_ops_name_themselves_and_the_remedy_when_called():
         mmcv_ext.__path__  # noqa: B018
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu_tensors_give_what_cpu_tensors_give():
     boxes, scores = boxes_and_scores(40)

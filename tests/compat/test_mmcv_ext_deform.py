@@ -140,6 +140,7 @@ def test_multi_scale_deformable_attention_samples_each_level_bilinearly():
     assert_same_gradients(output, expected, [value, where, share])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu_tensors_give_what_cpu_tensors_give():
     tensors = [tensor.detach().float() for tensor in deform_inputs(1, 1)]

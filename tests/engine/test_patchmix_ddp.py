@@ -36,6 +36,7 @@ def test_on_cpus_device_ids_and_sync_batch_norm_go(alone):
         assert torch.equal(wrapped.module.state_dict()[name], value), name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_gpus_both_stay(alone):
     model = convert_sync_batchnorm(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), 'torch')

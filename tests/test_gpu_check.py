@@ -1,0 +1,84 @@
+"""The check of a GPU, on a machine that need not have one."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.docs.test_commands import ROOT, check_arguments, check_script, to_arguments
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import gpu_check
+from runs import read_results
+
+sys.path.pop(0)
+GPU = SimpleNamespace(total_memory=80 * 2**30)
+
+
+@pytest.mark.parametrize('part', gpu_check.plan(8, Path()))
+def test_every_command_is_one_that_is_taken(part, monkeypatch):
+    _, command = gpu_check.plan(8, Path('scratch'))[part]
+    command = list(map(str, command))
+    if command[0] == '-m':
+        assert command == ['-m', 'pytest', '-m', 'gpu', 'tests']
+    elif command[0].startswith('benchmarks/'):
+        check_script(command[0], command[1:], monkeypatch)
+    else:
+        check_arguments(to_arguments(['python', *command]))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Pretend that there is a GPU, with parts of a second."""
+    figures = 'print(\'{"rows": [{"step": "ours", "s": 0.5, "of our floor": 1.04}]}\')'
+    parts = {
+        'good': (20, ['-c', figures]),
+        'bad': (20, ['-c', 'import sys; sys.exit("out of memory")']),
+        'slow': (0.5, ['-c', 'import time; time.sleep(60)']),
+        'tests': (20, ['-c', 'print("....\\n7 passed in 2 s")']),
+    }
+    monkeypatch.setattr(gpu_check, 'plan', lambda batch, scratch: parts)
+    monkeypatch.setattr(gpu_check, 'RESULTS', tmp_path / 'gpu.jsonl')
+    monkeypatch.setattr(gpu_check, 'describe_code', lambda: 'abc')
+    monkeypatch.setattr('runs.describe_code', lambda: 'abc')
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: GPU)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'none')  # as the machine has it
+    return parts
+
+
+def check(results, **changes):
+    settings = dict(parts=list(results), again=False, minutes=8) | changes
+    gpu_check.check(Namespace(**settings))
+    return read_results(gpu_check.RESULTS)
+
+
+def test_a_part_that_fails_ends_nothing_and_what_is_done_stays(results, capsys):
+    lines = {line['part']: line for line in check(results)}
+    assert lines['bad']['error'] == 'exit code 1: out of memory'
+    assert lines['slow']['error'] == 'it took more than 0 s'
+    assert lines['tests']['said'] == '7 passed in 2 s'
+    table = gpu_check.RESULTS.with_suffix('.txt').read_text()
+    assert 's 0.5, of our floor 1.04' in table and '7 passed' in table
+    assert 'bad' not in table
+    results['bad'] = (20, ['-c', 'print("1 passed")'])
+    again = [line['part'] for line in check(results)]
+    assert again == ['good', 'bad', 'slow', 'tests', 'bad', 'slow']
+    assert '1 passed' in gpu_check.RESULTS.with_suffix('.txt').read_text()
+    assert len(check(results, parts=['good'], again=True)) == 7
+
+
+def test_parts_for_which_no_time_is_left_are_named(results, capsys):
+    assert [line['part'] for line in check(results, minutes=1 / 60)] == ['slow']
+    assert (
+        'No time was left for good, bad, tests: give the command again' in capsys.readouterr().out
+    )
+
+
+def test_without_a_gpu_it_says_so_and_ends_well(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py'])
+    gpu_check.main()
+    assert 'There is no GPU that torch' in capsys.readouterr().out

@@ -106,7 +106,8 @@ class ContrastiveHead(BaseModule):
             Contrast: Values in the order of the pairs.
         """
         # Queries of the same keys share their operations, which are many and small.
-        order = sorted(range(len(pairs)), key=lambda index: id(pairs[index].keys))
+        views = list(dict.fromkeys(id(pair.keys) for pair in pairs))
+        order = sorted(range(len(pairs)), key=lambda index: views.index(id(pairs[index].keys)))
         ordered = [pairs[index] for index in order]
         matches, weights = (send(each, pairs[0].queries) for each in _lay_out(ordered, images))
         entropy = send(self._target_entropies(pairs), pairs[0].queries)

@@ -37,7 +37,7 @@ demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of dig
 	@$(PY) tools/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.
-BENCHMARKS := mixing momentum data decoders knn knn:--queries:50000:--bank:32768:--memory memory freed_memory \
+BENCHMARKS := mixing momentum data decoders methods_cost:--threads:1 knn knn:--queries:50000:--bank:32768:--memory memory freed_memory \
   step:--crops:2:--precision:fp32 \
   step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled

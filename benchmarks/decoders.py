@@ -20,7 +20,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from data import find_images, write_large_photos
 from harness import measure, parse_args, report
@@ -33,6 +32,7 @@ from mmpatchmix.datasets.sample_photos import write_sample_photos
 
 def decoders() -> dict[str, Callable[[bytes], object]]:
     """Return functions of the bytes of a file, by name."""
+    import simplejpeg  # of requirements/benchmarks.txt; --help needs none
 
     def half(content: bytes) -> np.ndarray:
         height, width, *_ = simplejpeg.decode_jpeg_header(content)

@@ -1,5 +1,6 @@
 """Trackers: their back ends get figures and config, and a missing package is told before."""
 
+import subprocess
 import sys
 from importlib.util import find_spec
 from types import ModuleType
@@ -108,3 +109,21 @@ def test_a_run_reaches_mlflow(tmp_path, monkeypatch):
     (run,) = mlflow.search_runs(experiment_names=['patchmix_vit-digits'], output_format='list')
     assert run.data.metrics.keys() >= {'loss', 'knn/top1', 'health/data_share'}
     assert run.data.params['model.head.temperature'] == '0.2'
+
+
+@pytest.mark.skipif(find_spec('aim') is None, reason='needs aim, 400 MB: pip install aim')
+def test_a_run_reaches_aim(tmp_path):
+    """Its reader need not see what it has just written; its files hold it once the run is over."""
+    tiny_run_config(tmp_path / 'run', 1).dump(tmp_path / 'tiny.py')
+    command = [sys.executable, '-m', 'mmpatchmix', 'train', 'tiny.py', '--track', 'aim']
+    done = subprocess.run(
+        [*command, '--work-dir', 'run'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = b''.join(path.read_bytes() for path in tmp_path.glob('.aim/meta/chunks/*/*.sst'))
+    for name in ('loss_mix_source', 'temperature'):
+        assert name.encode() in content

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
@@ -63,6 +64,7 @@ def test_every_back_end_is_one_that_mmengine_builds(tmp_path, monkeypatch):
 
 def test_mlflow_gets_one_experiment_per_config_in_one_store(tmp_path, monkeypatch):
     """Through mmengine's visualizer, with a stand-in for the package."""
+    MMLogger.get_instance(str(tmp_path))  # the back end looks at it; an older one may be closed
     calls = []
     monkeypatch.setitem(sys.modules, 'mlflow', record_calls('mlflow', calls))
     monkeypatch.setattr(track, 'find_spec', lambda name: True)

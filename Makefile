@@ -42,7 +42,7 @@ BENCHMARKS := mixing momentum data decoders methods_cost:--threads:1 knn knn:--q
   step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
 
-benchmarks: setup  ## measure what docs/performance.md reports (about 40 minutes on 2 cores)
+benchmarks: setup  ## measure what docs/performance.md reports (about 45 minutes on 2 cores)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
 	@mkdir -p benchmarks/results
 	@for name in $(BENCHMARKS); do \

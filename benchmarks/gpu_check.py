@@ -14,12 +14,14 @@ whose eight minutes were not enough. Without a GPU it says so and ends well.
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -74,16 +76,24 @@ def run(command: list, limit: float) -> dict:
         dict: ``seconds``; ``result``, the JSON it ends with, or ``said``; ``error``, or None.
     """
     began = time.monotonic()
-    command = [sys.executable, *map(str, command)]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
-        )
-        printed, code = done.stdout, done.returncode
-        last = (done.stderr.strip() or printed.strip()).splitlines()[-1:]
-        error = None if code == 0 else f'exit code {code}: {" ".join(last)}'
-    except subprocess.TimeoutExpired:
-        printed, error = '', f'it took more than {limit:.0f} s'
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, complained = process.communicate(timeout=limit)
+            last = (complained.strip() or printed.strip()).splitlines()[-1:]
+            code = process.returncode
+            error = None if code == 0 else f'exit code {code}: {" ".join(last)}'
+        except subprocess.TimeoutExpired:
+            printed, error = '', f'it took more than {limit:.0f} s'
+        finally:  # nothing that a part has started may stay on the GPU
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     line = {'seconds': round(time.monotonic() - began, 1), 'error': error}
     lines = printed.strip().splitlines()
     if lines and lines[-1].startswith('{'):

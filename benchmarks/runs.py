@@ -120,13 +120,15 @@ def append_result(path: Path, line: dict) -> None:
 
 
 def describe_code() -> str:
-    """Return the commit, and whether the code differed from it; results are no code."""
+    """Return the commit, and whether the code differed from it; results and documents are none."""
 
     def git(*arguments: str) -> str:
         command = ['git', '-C', str(HERE.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git('status', '--porcelain', '-uno', '--', '.', ':!benchmarks/results')
+    # What a benchmark writes must not make its own results those of other code.
+    others = (':!benchmarks/results', ':!docs', ':!*.md')
+    changed = git('status', '--porcelain', '-uno', '--', '.', *others)
     return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if changed else '')
 
 

@@ -90,8 +90,10 @@ def test_a_step_makes_the_host_wait_for_nothing():
 @contextmanager
 def waits_are_errors():
     torch.cuda.set_sync_debug_mode('error')
-    yield
-    torch.cuda.set_sync_debug_mode('default')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 @pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_gpu)])

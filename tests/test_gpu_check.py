@@ -1,6 +1,8 @@
 """The check of a GPU, on a machine that need not have one."""
 
+import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 from tests.docs.test_commands import ROOT, check_arguments, check_script, to_arguments
+from tests.faults.processes import read_stat, seconds_until
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import gpu_check
+import runs
 from runs import read_results
 
 sys.path.pop(0)
@@ -23,7 +27,9 @@ def test_every_command_is_one_that_is_taken(part, monkeypatch):
     _, command = gpu_check.plan(8, Path('scratch'))[part]
     command = list(map(str, command))
     if command[0] == '-m':
-        assert command == ['-m', 'pytest', '-m', 'gpu', 'tests']
+        module, option, marker, folder = command[1:]
+        assert (module, option) == ('pytest', '-m') and (ROOT / folder).is_dir()
+        assert f'markers = ["{marker}: ' in (ROOT / 'pyproject.toml').read_text()
     elif command[0].startswith('benchmarks/'):
         check_script(command[0], command[1:], monkeypatch)
     else:
@@ -68,6 +74,41 @@ def test_a_part_that_fails_ends_nothing_and_what_is_done_stays(results, capsys):
     assert again == ['good', 'bad', 'slow', 'tests', 'bad', 'slow']
     assert '1 passed' in gpu_check.RESULTS.with_suffix('.txt').read_text()
     assert len(check(results, parts=['good'], again=True)) == 7
+
+
+def test_what_a_part_has_started_ends_with_it(results, tmp_path):
+    pid = tmp_path / 'pid'
+    child = 'import time; time.sleep(60)'
+    code = (
+        'import pathlib, subprocess, sys, time\n'
+        f'child = subprocess.Popen([sys.executable, "-c", {child!r}])\n'
+        f'pathlib.Path({str(pid)!r}).write_text(str(child.pid))\n'
+        'time.sleep(60)'
+    )
+    results['slow'] = (5, ['-c', code])
+    check(results, parts=['slow'])
+    number = int(pid.read_text())
+    seconds_until(lambda: (read_stat(number) or 'X')[0] in 'ZX', time.monotonic(), 10)
+
+
+def test_documents_and_results_are_no_code(tmp_path, monkeypatch):
+    """Or the table that is written would make all parts be run again."""
+    (tmp_path / 'benchmarks/results').mkdir(parents=True)
+    (tmp_path / 'docs').mkdir()
+    names = ('benchmarks/results/gpu.txt', 'docs/performance.md', 'README.md', 'code.py')
+    git = ('git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path))
+    for name in names:
+        (tmp_path / name).touch()
+    for command in (('init', '-q'), ('add', '.'), ('commit', '-qm', 'all')):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(runs, 'HERE', tmp_path / 'benchmarks')
+    clean = runs.describe_code()
+    assert len(clean) == 12
+    for name in names[:3]:
+        (tmp_path / name).write_text('more')
+    assert runs.describe_code() == clean
+    (tmp_path / 'code.py').write_text('more')
+    assert runs.describe_code() == f'{clean}-dirty'
 
 
 def test_parts_for_which_no_time_is_left_are_named(results, capsys):

@@ -174,18 +174,20 @@ def set_data_root(cfg: Any, data_root: str) -> None:
             if node['data_root']:
                 former.add(str(node['data_root']).rstrip('/') + '/')
             node['data_root'] = data_root
-            if node.get('type') not in (FOLDER, SHARDS) and _is_list(data_root):
+            # A variable of that name, as upstream's configs have it, is no data set.
+            kind = node.get('type')
+            if kind and kind not in (FOLDER, SHARDS) and _is_list(data_root):
                 raise ValueError(
                     f'--data-root {data_root} is a list of images. {FOLDER} reads lists, as in '
-                    f'configs/patchmix_vit-s_folder.py; this config has a {node.get("type")}, '
+                    f'configs/patchmix_vit-s_folder.py; this config has a {kind}, '
                     'which wants a folder here and a list as ann_file.'
                 )
-            if node.get('type') in (FOLDER, SHARDS):
+            if kind in (FOLDER, SHARDS):
                 prefix = node.get('data_prefix') or ''
                 prefix = prefix if isinstance(prefix, str) else prefix['img_path']
                 is_sharded = holds_shards(os.path.join(data_root, prefix))
                 node['type'] = SHARDS if is_sharded else FOLDER
-    if not any('data_root' in node for node in nodes):
+    if not any('data_root' in node and 'type' in node for node in nodes):
         raise ValueError(
             '--data-root: no data set of this config has a data_root to set. Take '
             'configs/patchmix_vit-s_folder.py, or give its data sets one.'

@@ -33,7 +33,7 @@ def describe_run(runner: Runner) -> list[str]:
     micro_batch = cfg.model.get('micro_batch_size')
     facts = {
         'data': f'{len(loader.dataset):,} images, {_workers(loader.num_workers)}'
-        + _fragile(cfg.train_dataloader.dataset.type),
+        + _fragile(str(cfg.train_dataloader.dataset.type)),
         **describe_images(loader.dataset, unwrap_model(runner.model).data_preprocessor),
         **_views(cfg),
         'batch': f'{per_rank} x {world_size} ranks = {batch}'

@@ -175,6 +175,11 @@ class PatchMix(BaseSelfSupervisor):
                 mix_local=[Pair(q_local_mixed, k, target) for k in (k1, k2)],
             )
         terms = {name: pairs for name, pairs in terms.items() if self.loss_weights[name]}
+        if not terms:
+            raise ValueError(
+                'model.loss_weights leave nothing but terms of local crops, and the pipeline makes '
+                'none: set its num_local, or another weight.'
+            )
         images = inputs.get('images')
         contrast = self.head.contrast([pair for pairs in terms.values() for pair in pairs], images)
         sizes = {name: len(pairs) for name, pairs in terms.items()}

@@ -97,9 +97,10 @@ def test_annotations_of_evaluators_move_along():
 
 
 def test_absolute_paths_of_annotations_stay_where_there_was_no_root():
-    cfg = Config(dict(loader=dict(dataset=dict(data_root='', ann_file='/lists/train.txt'))))
+    dataset = dict(type='A', data_root='', ann_file='/lists/train.txt')
+    cfg = Config(dict(loader=dict(dataset=dataset)))
     set_data_root(cfg, '/my/images')
-    assert cfg.loader.dataset.to_dict() == dict(data_root='/my/images', ann_file='/lists/train.txt')
+    assert cfg.loader.dataset.to_dict() == dataset | dict(data_root='/my/images')
 
 
 def test_a_data_root_that_nothing_reads_is_refused(tmp_path):
@@ -109,6 +110,12 @@ def test_a_data_root_that_nothing_reads_is_refused(tmp_path):
     cfg = Config(dict(dataset=dict(type='CustomDataset', data_root='', ann_file='a.txt')))
     with pytest.raises(ValueError, match=r'this config has a CustomDataset, which wants a folder'):
         set_data_root(cfg, str(tmp_path / 'list.csv'))
+    with pytest.raises(ValueError, match='no data set of this config has a data_root'):
+        set_data_root(Config(dict(data_root='data/coco')), '/my/images')
+    folder = dict(type='mmpatchmix.ImageFolder', data_root='')
+    cfg = Config(dict(data_root='data/mine', dataset=folder))  # a variable beside it
+    set_data_root(cfg, str(tmp_path / 'list.csv'))
+    assert cfg.dataset.data_root == str(tmp_path / 'list.csv')
 
 
 def test_no_workers_leave_nothing_that_torch_refuses_without_any():

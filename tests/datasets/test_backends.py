@@ -4,10 +4,9 @@ import lmdb
 import pytest
 from mmengine.dataset import default_collate
 from mmengine.fileio import LocalBackend, register_backend
-from mmpretrain.datasets import CustomDataset
 from torch.utils.data import DataLoader
 
-from mmpatchmix.datasets import LoadMultiCrop
+from mmpatchmix.datasets import CustomDataset, LoadMultiCrop
 from tests.datasets.shards import encode_image
 
 
@@ -48,6 +47,18 @@ def test_images_of_an_lmdb(tmp_path, num_workers):
     lines = [f'a/{number}.png' for number in range(12)]
     numbers = read_list(tmp_path, lines, num_workers, backend_args=backend_args)
     assert numbers == list(range(12))
+
+
+def test_keys_that_an_lmdb_lacks_are_skipped_and_counted(tmp_path):
+    crops = dict(
+        type='mmpatchmix.LoadMultiCrop',
+        global_size=16,
+        backend_args=make_database(tmp_path / 'images.lmdb', 3),
+    )
+    (tmp_path / 'list.txt').write_text('a/0.png\na/none.png\na/2.png')
+    dataset = CustomDataset(ann_file=str(tmp_path / 'list.txt'), with_label=False, pipeline=[crops])
+    assert [dataset.prepare_data(number) is None for number in range(3)] == [False, True, False]
+    assert dataset.num_unreadable == 1
 
 
 def test_a_key_that_an_lmdb_lacks_is_named(tmp_path):

@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py
 
-The rule of `mmpatchmix.models.vit.attend` comes from here. Per image and block of a ViT:
+The rule of `mmpatchmix.models.vit_blocks.attend` comes from here. Per image and block of a ViT:
 width 384 with 12 heads at 37 (96 pixels), 197 (224) and 257 (CIFAR) tokens, and larger ones;
 one query is the last block, which encodes the class token alone.
 """

@@ -4,11 +4,12 @@
     python benchmarks/detection.py --seeds 0 1 2 --jobs 2
 
 Scenes of digits are made (see mmpatchmix/datasets/digit_scenes.py): 2,000 for training, 100 for
-the judgement. A ViT is pre-trained on 8,000 unlabelled crops of all training scenes, by PatchMix
-and by MoCo v3 (`num_mix=1`). Then Mask R-CNN learns from the annotations of the first N scenes,
-from either backbone and from random weights, each with the rate that served it best (`tune-...`
-rows: 50 scenes, judged on 100 training scenes that are used for nothing else). All runs see 1,200
-scenes in batches of 4, however few different ones there are.
+the judgement. A ViT is pre-trained on unlabelled crops of all training scenes, by PatchMix and by
+MoCo v3 (`num_mix=1`). A crop is a piece of connected ink: on black paper it is found without
+annotations. Then Mask R-CNN learns from the annotations of the first N scenes, from either
+backbone and from random weights, each with the rate that served it best (`tune-...` rows: 50
+scenes, judged on 100 training scenes that are used for nothing else). All runs see 1,200 scenes in
+batches of 4, however few different ones there are.
 
 One JSON line per run in benchmarks/results/detection.jsonl; a cut command continues when it is
 given again. benchmarks/evidence.py makes table and figure of the file.
@@ -72,7 +73,7 @@ def build_detector(row: str, seed: int):
     cfg.default_hooks.checkpoint.save_last = False
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     if num_mix := STARTS[start]:
-        cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_10.pth')
+        cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_25.pth')
     before = digest_config(pretraining_config(num_mix)) if num_mix else None
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
     return cfg, digest_config(cfg, before)
@@ -102,7 +103,7 @@ def prepare(rows: list[str]) -> None:
         make_images()
     for num_mix in filter(None, {STARTS[ROWS[row][0]] for row in rows}):
         cfg = pretraining_config(num_mix)
-        if not Path(cfg.work_dir, 'epoch_10.pth').is_file():
+        if not Path(cfg.work_dir, 'epoch_25.pth').is_file():
             print(f'pre-training with num_mix={num_mix} ...', flush=True)
             build_runner(cfg).train()
 
@@ -110,7 +111,6 @@ def prepare(rows: list[str]) -> None:
 def make_images() -> None:
     """Write the scenes in COCO's layout, annotations of their parts, and crops of all."""
     import cv2
-    import numpy as np
 
     from mmpatchmix.datasets.digit_scenes import write_digit_scenes
 
@@ -124,16 +124,38 @@ def make_images() -> None:
         annotations = [one for one in content['annotations'] if one['image_id'] in wanted]
         text = json.dumps(dict(content, images=images, annotations=annotations))
         (SCENES / f'annotations/instances_{name}.json').write_text(text)
-    generator = np.random.default_rng(0)
     partial = ROOT / 'crops.partial'
     partial.mkdir(exist_ok=True)
     for path in sorted((SCENES / 'train').glob('*.png')):
-        scene = cv2.imread(str(path))
-        for number in range(4):
-            top, left = generator.integers(0, len(scene) - 64 + 1, 2)
-            crop = scene[top : top + 64, left : left + 64]
+        for number, crop in enumerate(crop_ink(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))):
             cv2.imwrite(str(partial / f'{path.stem}_{number}.png'), crop)
     partial.rename(ROOT / 'crops')
+
+
+def crop_ink(scene, smallest: int = 10, largest: int = 56, size: int = 32) -> list:
+    """Return square crops around pieces of connected ink, (size, size) uint8 each.
+
+    A piece is left out when its longer side is below ``smallest`` pixels (a covered digit's rest)
+    or above ``largest`` (several digits). Another fifth of the side is its margin.
+    """
+    import cv2
+    import numpy as np
+
+    _, _, boxes, _ = cv2.connectedComponentsWithStats((scene > 64).astype(np.uint8))
+    crops = []
+    for left, top, width, height, _ in boxes[1:]:  # the first is the paper
+        side = max(width, height)
+        if not smallest <= side <= largest:
+            continue
+        square = round(1.2 * side)
+        centre = (left + width / 2 - 0.5, top + height / 2 - 0.5)
+        # Beyond the scene the paper goes on: a border of black.
+        padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
+        crop = cv2.getRectSubPix(
+            padded, (square, square), (centre[0] + square, centre[1] + square)
+        )
+        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+    return crops
 
 
 def run(row: str, seed: int, results: Path) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from mmpatchmix.models import data_preprocessor, vit
+from mmpatchmix.models import data_preprocessor, vit_blocks
 from mmpatchmix.views import fused_colours, on_device
 
 SMALL = 64  # values; kernels on no more than these move nothing
@@ -73,7 +73,7 @@ class Paper:
             (on_device, 'SLOW_TO_INDEX', ()),
             (on_device, 'choose_work_dtype', half_for_bytes),
             (fused_colours, 'choose_work_dtype', half_for_bytes),
-            (vit, 'PLAIN_UP_TO', 0),
+            (vit_blocks, 'PLAIN_UP_TO', 0),
             (clip_grad, '_has_foreach_support', lambda tensors, device: True),
         ]:
             self._stack.enter_context(mock.patch.object(where, name, value))

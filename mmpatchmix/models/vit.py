@@ -2,25 +2,17 @@
 
 import logging
 import math
-from collections.abc import Callable
 from functools import partial
-from types import MethodType
 
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.transformer import FFN
 from mmengine.logging import print_log
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed, to_2tuple
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmpatchmix.checkpoints import load_backbone
+from mmpatchmix.models.vit_blocks import encode_class_token, quicken_blocks, run_block
 from mmpatchmix.registry import MODELS
-
-# Keys up to which two plain products beat the fused attention, see attend().
-PLAIN_UP_TO = 512
 
 
 @MODELS.register_module()
@@ -82,15 +74,7 @@ class PatchMixViT(VisionTransformer):
         self.register_tokens = None
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
-        for layer in self.layers:
-            layer.attn.scaled_dot_product_attention = attend
-        for module in self.modules():
-            if isinstance(module, DropPath):
-                # numpy's number, which torch.compile takes for data that it cannot branch on
-                module.drop_prob = float(module.drop_prob)
-            if isinstance(module, FFN):
-                # without mmengine's wrapper for renamed arguments, which torch 2.6 cannot compile
-                module.forward = MethodType(FFN.forward.__wrapped__, module)
+        quicken_blocks(self)
 
     def init_weights(self) -> None:
         """Initialise as described above, or load what ``init_cfg`` names.
@@ -201,6 +185,7 @@ class PretrainedViT(VisionTransformer):
 
     def __init__(self, checkpoint: str | None = None, encoder: str = 'momentum', **kwargs) -> None:
         super().__init__(**kwargs)
+        quicken_blocks(self)
         self.checkpoint = checkpoint
         self.encoder = encoder
 
@@ -263,60 +248,3 @@ def embed_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, tuple[
         num_extra_tokens=vit.num_extra_tokens,
     )
     return vit.pre_norm(vit.drop_after_pos(tokens)), size
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Compute scaled dot-product attention in the way that is quicker here.
-
-    torch's fused attention is, except for the backward in bfloat16 on CPU cores: there two plain
-    products take a third of its time up to some 500 keys (``benchmarks/attention.py``).
-
-    Args:
-        query: ``(N, heads, Q, D)``.
-        key: ``(N, heads, T, D)``.
-        value: ``(N, heads, T, D)``.
-        dropout_p: Share of the weights to drop, in [0, 1].
-
-    Returns:
-        Tensor: ``(N, heads, Q, D)``.
-    """
-    slow_backward = query.device.type == 'cpu' and query.dtype == torch.bfloat16
-    if slow_backward and query.requires_grad and key.shape[-2] <= PLAIN_UP_TO:
-        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (N, heads, Q, T)
-        return F.dropout(weights.softmax(-1), dropout_p) @ value
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-
-
-def run_block(layer: Callable[[Tensor], Tensor], tokens: Tensor, with_cp: bool) -> Tensor:
-    """Run a block; ``with_cp`` keeps only its input and runs it again in the backward."""
-    if with_cp and torch.is_grad_enabled():
-        return checkpoint(layer, tokens, use_reentrant=False)
-    return layer(tokens)
-
-
-def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """Run mmpretrain's encoder layer for the first token alone.
-
-    Args:
-        layer: A ``TransformerEncoderLayer`` of mmpretrain.
-        tokens: ``(N, T, D)``, the class token first.
-
-    Returns:
-        Tensor: ``(N, 1, D)``.
-    """
-    attn = layer.attn
-    normed = layer.ln1(tokens)
-    width = attn.embed_dims
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    query = F.linear(normed[:, :1], weight[:width], query_bias)  # (N, 1, D)
-    key, value = F.linear(normed, weight[width:], key_value_bias).chunk(2, dim=-1)
-    query, key, value = (
-        part.unflatten(-1, (attn.num_heads, attn.head_dims)).transpose(1, 2)
-        for part in (query, key, value)
-    )  # (N, heads, 1 or T, D / heads)
-    dropout = attn.attn_drop if attn.training else 0.0
-    attended = attn.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    attended = attn.proj(attended.transpose(1, 2).flatten(2))  # (N, 1, D)
-    token = tokens[:, :1] + attn.out_drop(attn.gamma1(attn.proj_drop(attended)))
-    return layer.ffn(layer.ln2(token), identity=token)

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from mmpretrain.models.backbones import VisionTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpatchmix.models import PatchMixViT
-from mmpatchmix.models.vit import attend
+from mmpatchmix.models import PatchMixViT, PretrainedViT
+from mmpatchmix.models.vit_blocks import attend
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=4, feedforward_channels=192)
 
@@ -76,6 +77,53 @@ def test_the_class_token_alone_is_what_the_whole_last_block_gives(options, with_
     torch.testing.assert_close(vit(images), upstream(images))
     for (name, ours), theirs in zip(vit.named_parameters(), upstream.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize('make', [PatchMixViT, PretrainedViT])
+@pytest.mark.parametrize('drop', [{'drop_path_rate': 0.5}, {'drop_rate': 0.3}])
+def test_blocks_train_as_mmpretrains_do(make, drop):
+    """Outputs of all tokens and every gradient, in training, where both draw the same."""
+    settings = dict(arch=dict(ARCH), img_size=32, patch_size=8, out_type='raw', **drop)
+    ours, theirs = make(**settings).double(), VisionTransformer(**settings).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    direction = torch.randn(6, 17, 48, dtype=torch.float64)
+    outputs = []
+    for model in (ours, theirs):
+        model.train()
+        torch.manual_seed(1)
+        outputs.append(model(images)[0])
+        (outputs[-1] * direction).sum().backward()
+    torch.testing.assert_close(*outputs)
+    model.eval()
+    assert not torch.allclose(model(images)[0], outputs[1])  # something was dropped
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, msg=lambda m, n=name: f'{n}: {m}')
+
+
+class Written(TorchDispatchMode):
+    """Count the values that operations write."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and isinstance(result, torch.Tensor):
+            self.values += result.numel()
+        return result
+
+
+def test_the_backward_of_a_block_makes_no_gradients_of_zeros():
+    """Ours and mmpretrain's attention alone, by what their backward writes."""
+    written = []
+    for make in (PretrainedViT, VisionTransformer):
+        attn = make(arch=dict(ARCH), img_size=32, patch_size=8).layers[0].attn
+        result = attn(torch.randn(4, 17, 48))
+        with Written() as count:
+            result.sum().backward()
+        written.append(count.values / result.numel())
+    # Three gradients of three tensors each and two sums of them, for one gradient of three: 12.
+    assert written[1] - written[0] >= 12
 
 
 @pytest.mark.parametrize('options', [{'out_type': 'raw'}, {'out_indices': [0, 1]}])

@@ -65,7 +65,7 @@ class SpatialAttention(MultiheadAttention):
     def _attend(self, x: Tensor) -> Tensor:
         num, height, width, _ = x.shape
         qkv = self.qkv(x).view(num, height * width, 3, self.num_heads, self.head_dims)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, H * W, D)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (N, heads, H * W, D)
         scale = self.head_dims**-0.5
         if self.use_rel_pos:
             q, k = self._append_position(q, k, (height, width), scale)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
-from mmpatchmix.models.vit import check_heads, embed_tokens, run_block
+from mmpatchmix.models.vit import check_heads, embed_tokens
+from mmpatchmix.models.vit_blocks import quicken_blocks, run_block
 from mmpatchmix.registry import MODELS
 
 
@@ -59,6 +60,7 @@ class DetectionViT(VisionTransformer):
             with_cls_token=with_cls_token,
             **kwargs,
         )
+        quicken_blocks(self)
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.with_cp = with_cp
@@ -172,6 +174,7 @@ class WindowedViT(DetectionViT):
                 qkv_bias=layer.attn.qkv.bias is not None,
                 layer_scale_init_value=layer_scale_init_value,
             )
+        quicken_blocks(self)  # drop path of the new attention
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x, size = super()._embed(x)

@@ -1,0 +1,135 @@
+"""Blocks of mmpretrain's ViT, computed in fewer passes over memory."""
+
+from collections.abc import Callable
+from types import MethodType
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import FFN
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Keys up to which two plain products beat the fused attention, see attend().
+PLAIN_UP_TO = 512
+
+
+def quicken_blocks(vit: nn.Module) -> None:
+    """Make the blocks of a ViT of mmpretrain compute the same in less time.
+
+    Args:
+        vit: Whose modules are changed; parameters and their names are not.
+    """
+    for module in vit.modules():
+        if type(module) is MultiheadAttention:  # a subclass has a forward of its own
+            module.scaled_dot_product_attention = attend
+            module.forward = MethodType(attend_to_all, module)
+        elif isinstance(module, DropPath):
+            # numpy's number, which torch.compile takes for data that it cannot branch on
+            module.drop_prob = float(module.drop_prob)
+            module.forward = MethodType(drop_path, module)
+        elif isinstance(module, FFN):
+            # without mmengine's wrapper for renamed arguments, which torch 2.6 cannot compile
+            module.forward = MethodType(FFN.forward.__wrapped__, module)
+
+
+def attend_to_all(attn: MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Compute mmpretrain's ``MultiheadAttention.forward``.
+
+    There the gradients of query, key and value are three tensors of the size of all three, filled
+    with zeros and added up; here they are put side by side once.
+
+    Args:
+        attn: The attention of a ViT block.
+        tokens: ``(N, T, D)``.
+
+    Returns:
+        Tensor: ``(N, T, D)``.
+    """
+    qkv = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, attn.head_dims))
+    return _attend_and_project(attn, *qkv.unbind(2))
+
+
+def drop_path(module: DropPath, branch: Tensor) -> Tensor:
+    """Compute mmcv's ``DropPath.forward`` with one pass over the branch instead of two.
+
+    Args:
+        module: Knows the share to drop.
+        branch: ``(N, ...)``, of which whole images are dropped.
+
+    Returns:
+        Tensor: ``(N, ...)``.
+    """
+    if not module.training or not module.drop_prob:
+        return branch
+    keep = 1 - module.drop_prob
+    drawn = torch.rand(
+        (len(branch), *[1] * (branch.ndim - 1)), dtype=branch.dtype, device=branch.device
+    )
+    return branch * (drawn + keep).floor_().div_(keep)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Compute scaled dot-product attention in the way that is quicker here.
+
+    torch's fused attention is, except for the backward in bfloat16 on CPU cores: there two plain
+    products take a third of its time up to some 500 keys (``benchmarks/attention.py``).
+
+    Args:
+        query: ``(N, heads, Q, D)``.
+        key: ``(N, heads, T, D)``.
+        value: ``(N, heads, T, D)``.
+        dropout_p: Share of the weights to drop, in [0, 1].
+
+    Returns:
+        Tensor: ``(N, heads, Q, D)``.
+    """
+    slow_backward = query.device.type == 'cpu' and query.dtype == torch.bfloat16
+    if slow_backward and query.requires_grad and key.shape[-2] <= PLAIN_UP_TO:
+        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (N, heads, Q, T)
+        return F.dropout(weights.softmax(-1), dropout_p) @ value
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+
+
+def run_block(layer: Callable[[Tensor], Tensor], tokens: Tensor, with_cp: bool) -> Tensor:
+    """Run a block; ``with_cp`` keeps only its input and runs it again in the backward."""
+    if with_cp and torch.is_grad_enabled():
+        return checkpoint(layer, tokens, use_reentrant=False)
+    return layer(tokens)
+
+
+def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Run mmpretrain's encoder layer for the first token alone.
+
+    Args:
+        layer: A ``TransformerEncoderLayer`` of mmpretrain.
+        tokens: ``(N, T, D)``, the class token first.
+
+    Returns:
+        Tensor: ``(N, 1, D)``.
+    """
+    attn = layer.attn
+    normed = layer.ln1(tokens)
+    width = attn.embed_dims
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    query = F.linear(normed[:, :1], weight[:width], query_bias)  # (N, 1, D)
+    key_value = F.linear(normed, weight[width:], key_value_bias)  # (N, T, 2D)
+    query, key, value = (
+        part.unflatten(-1, (attn.num_heads, attn.head_dims))
+        for part in (query, *key_value.chunk(2, dim=-1))
+    )
+    token = tokens[:, :1] + _attend_and_project(attn, query, key, value)
+    return layer.ffn(layer.ln2(token), identity=token)
+
+
+def _attend_and_project(
+    attn: MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attend with ``Q`` of ``T`` tokens, ``(N, Q or T, heads, D / heads)``; give ``(N, Q, D)``."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    dropout = attn.attn_drop if attn.training else 0.0
+    attended = attn.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    attended = attn.proj(attended.transpose(1, 2).flatten(2))
+    return attn.out_drop(attn.gamma1(attn.proj_drop(attended)))

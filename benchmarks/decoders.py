@@ -6,7 +6,9 @@
 From the bytes of a file to an array of RGB (BGR for OpenCV), on one thread:
 
 - OpenCV, which ours takes; 1/2: at half the size, as ours does where no crop needs more;
-- simplejpeg (libjpeg-turbo); 1/2: likewise; torchvision; Pillow.
+- simplejpeg (libjpeg-turbo); 1/2: likewise; torchvision; Pillow;
+- ours, 2 crops: what a worker does for an image: read the file, decode it and cut the two
+  crops of 224 pixels of the recipe.
 
 "usual" and "large" are the photos of data.py; "stored" is the large ones as
 `mmpatchmix pack-shards --size 512 --quality 90` keeps them.
@@ -26,6 +28,7 @@ from harness import measure, parse_args, report
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from mmpatchmix.datasets import LoadMultiCrop
 from mmpatchmix.datasets.pack_shards import pack_shards
 from mmpatchmix.datasets.sample_photos import write_sample_photos
 
@@ -65,12 +68,18 @@ def store(images: Path, shards: Path) -> list[bytes]:
 
 
 def compare(photos: str, contents: Sequence[bytes], repeats: int) -> list[dict]:
-    """Measure all decoders on some files."""
-    names = decoders()
+    """Measure all decoders, and a worker's whole work, on some files."""
     candidates = {
-        name: lambda run=run: [run(content) for content in contents] for name, run in names.items()
+        name: lambda run=run: [run(content) for content in contents]
+        for name, run in decoders().items()
     }
-    seconds = measure(candidates, repeats)
+    load = LoadMultiCrop(global_size=224)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f'{number}.jpg') for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        candidates['ours, 2 crops'] = lambda: [load({'img_path': str(path)}) for path in paths]
+        seconds = measure(candidates, repeats)
     size = sum(map(len, contents)) / len(contents)
     return [
         {
@@ -78,6 +87,7 @@ def compare(photos: str, contents: Sequence[bytes], repeats: int) -> list[dict]:
             'kB': size / 1000,
             'decoder': name,
             'ms/image': 1000 * value / len(contents),
+            'images/s': len(contents) / value,
             'of OpenCV': value / seconds['OpenCV'],
         }
         for name, value in seconds.items()

@@ -151,9 +151,7 @@ def crop_ink(scene, smallest: int = 10, largest: int = 56, size: int = 32) -> li
         centre = (left + width / 2 - 0.5, top + height / 2 - 0.5)
         # Beyond the scene the paper goes on: a border of black.
         padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
-        crop = cv2.getRectSubPix(
-            padded, (square, square), (centre[0] + square, centre[1] + square)
-        )
+        crop = cv2.getRectSubPix(padded, (square, square), (centre[0] + square, centre[1] + square))
         crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
     return crops
 

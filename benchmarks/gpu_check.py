@@ -50,6 +50,7 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple[int, list]]:
     twice = [*sized[:-1], 2 * batch]
     photos = ['patchmix_vit-s_folder.py', '--synthetic', '--json', '--seconds', 8]
     small = ['patchmix_vit-digits.py', '--epochs', 20, '--work-dir', scratch / 'digits']
+    graphs = [*step[:-1], 'graphs', *sized, '--crops', 2, '--peers', 'no']
     cost = ['benchmarks/device_cost.py', '--table', 'modelled', '--batch', batch]
     return {
         'tests': (150, ['-m', 'pytest', '-m', 'gpu', 'tests']),
@@ -65,6 +66,7 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple[int, list]]:
         'detector': (90, ['benchmarks/detector_step.py', '--repeats', 5]),
         'training': (120, ['tools/train.py', f'configs/{small[0]}', *small[1:]]),
         'step-vit-s-10-twice': (90, [*step, *twice, '--crops', 10, '--peers', 'no']),
+        'step-vit-s-2-graphs': (90, graphs),
         'memory': (240, ['benchmarks/memory.py']),
     }
 

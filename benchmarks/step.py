@@ -66,7 +66,7 @@ def read_config(model: str) -> Config:
     return Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
 
 
-def build_ours(compile: bool, model: str = 'vit-s') -> tuple[PatchMix, object]:
+def build_ours(compile: bool | dict, model: str = 'vit-s') -> tuple[PatchMix, object]:
     """Build the model of the ImageNet recipe, and its optimizer."""
     cfg = read_config(model)
     cfg.model.compile = compile
@@ -80,7 +80,7 @@ def build_ours(compile: bool, model: str = 'vit-s') -> tuple[PatchMix, object]:
 class OurStep:
     """Do what the Runner does in an iteration."""
 
-    def __init__(self, compile: bool = False, model: str = 'vit-s') -> None:
+    def __init__(self, compile: bool | dict = False, model: str = 'vit-s') -> None:
         self.model, self.optimizer = build_ours(compile, model)
 
     def step(self, inputs: dict, autocast) -> None:
@@ -175,9 +175,11 @@ def main() -> None:
         'ours': lambda: ours.step(inputs, autocast),
         'ours + preprocessor': lambda: ours.step_from_workers(batch, autocast),
     }
-    if args.compile == 'yes':
-        compiled = OurStep(compile=True, model=args.model)
-        candidates['ours, compiled'] = lambda: compiled.step(inputs, autocast)
+    if args.compile != 'no':
+        options = dict(mode='reduce-overhead') if args.compile == 'graphs' else True
+        compiled = OurStep(compile=options, model=args.model)
+        name = 'ours, CUDA graphs' if args.compile == 'graphs' else 'ours, compiled'
+        candidates[name] = lambda: compiled.step(inputs, autocast)
     own_floor, size = {}, args.batch
     if args.peers == 'yes':
         others, own_floor, size = build_peers(args, inputs, plain, autocast)

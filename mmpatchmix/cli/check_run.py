@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpatchmix.cli.preflight import compare_data
 from mmpatchmix.engine.random_states import random_states_kept
 from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
+from mmpatchmix.models.compiling import records_graphs
 from mmpatchmix.views import channels_first
 
 
@@ -138,6 +139,13 @@ def _check_compiler(runner: Runner, model: PatchMix) -> None:
     """Compile one addition, which needs all that a backbone needs."""
     if model.compile_options is None:
         return
+    accumulation = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+    if accumulation > 1 and records_graphs(model.compile_options):
+        raise ValueError(
+            f"model.compile=dict(mode='{model.compile_options['mode']}') records CUDA graphs, "
+            f'whose gradients optim_wrapper.accumulative_counts={accumulation} cannot add up: they '
+            "are overwritten. Set one of them only, or mode='default'."
+        )
     options = {k: v for k, v in model.compile_options.items() if k in ('backend', 'mode')}
     device = next(model.parameters()).device
     try:

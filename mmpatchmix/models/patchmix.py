@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from mmpatchmix.models.compiling import choose_compile_options, records_graphs
 from mmpatchmix.models.contrastive_head import Contrast, Pair
 from mmpatchmix.models.large_batch_step import train_in_micro_batches
 from mmpatchmix.models.vit import find_pretrained
@@ -37,7 +38,8 @@ class PatchMix(BaseSelfSupervisor):
             :func:`~mmpatchmix.models.large_batch_step.train_in_micro_batches`. None takes
             the whole batch at once.
         compile: Whether to compile the backbones with ``torch.compile``, one graph per
-            resolution and role; or its options as a dict. Evaluation stays eager.
+            resolution and role; or its options as a dict, ``dict(mode='reduce-overhead')`` for
+            CUDA graphs. Evaluation stays eager.
         init_cfg: As in mmengine, but naming no checkpoint.
 
     Raises:
@@ -88,13 +90,11 @@ class PatchMix(BaseSelfSupervisor):
                 'below 0 and not all of them 0.'
             )
         self.micro_batch_size = micro_batch_size
-        self.compile_options = {} if compile is True else compile or None
+        self.compile_options = choose_compile_options(compile, micro_batch_size)
         if self.compile_options is not None:
-            # Sizes are few and fixed: a graph for each beats one for any.
-            options = dict(dynamic=False, fullgraph=True) | self.compile_options
-            self.backbone.compile(**options)
+            self.backbone.compile(**self.compile_options)
             if self.momentum_encoder is not None:
-                self.momentum_encoder.backbone.compile(**options)
+                self.momentum_encoder.backbone.compile(**self.compile_options)
 
     def init_weights(self) -> None:
         """Initialise the query encoder; the momentum encoder starts as its copy."""
@@ -152,6 +152,9 @@ class PatchMix(BaseSelfSupervisor):
             :meth:`~mmpatchmix.models.ContrastiveHead.measure_similarity`.
         """
         self._refuse_to_ignore_micro_batches(inputs)
+        if self.training and records_graphs(self.compile_options):
+            # What recorded graphs gave the step before may be overwritten from here.
+            torch.compiler.cudagraph_mark_step_begin()
         keys = inputs.get('keys')
         if keys is None and self.momentum_encoder is not None:
             # Before the queries: what keys need is free again when activations pile up.

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.engine import PatchMixDDP
+from mmpatchmix.models import compiling
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.test_large_batch_step import NUM_IMAGES, Recorder, freeze_statistics
 from tests.models.tiny import tiny_model, uint8_batch
@@ -130,6 +131,53 @@ def test_two_ranks_agree(tmp_path):
     for rank in range(2):
         eager, compiled = torch.load(tmp_path / f'rank{rank}.pth')
         assert_alike(compiled, eager)
+
+
+RECORDING = {'reduce-overhead': 'default', 'max-autotune': 'max-autotune-no-cudagraphs'}
+
+
+@pytest.mark.parametrize('mode', RECORDING)
+@pytest.mark.parametrize(
+    ('has_device', 'micro_batch_size', 'reason'),
+    [(False, None, 'no CUDA device'), (True, 2, 'micro-batches'), (True, None, None)],
+)
+def test_cuda_graphs_are_left_out_with_a_word(
+    mode, has_device, micro_batch_size, reason, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(compiling, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_device)
+    options = compiling.choose_compile_options(dict(mode=mode), micro_batch_size)
+    assert options['mode'] == (RECORDING[mode] if reason else mode)
+    assert compiling.records_graphs(options) is (reason is None)
+    assert len(said) == (reason is not None)
+    assert all(mode in message and reason in message for message in said)
+
+
+@pytest.mark.parametrize('compile', [False, True, dict(mode='default'), dict(backend='eager')])
+def test_other_modes_record_no_graphs(compile):
+    assert not compiling.records_graphs(compiling.choose_compile_options(compile))
+
+
+def test_each_recorded_step_begins_with_a_mark(monkeypatch):
+    marks = []
+    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: marks.append(1))
+    model = tiny_model(compile=dict(backend='aot_eager')).train()
+    steps(model, num_steps=1)
+    assert not marks
+    model.compile_options = dict(mode='reduce-overhead')
+    steps(model, num_steps=2)
+    assert len(marks) == 2
+    steps(model.eval(), num_steps=1)
+    assert len(marks) == 2
+
+
+def test_accumulated_gradients_are_refused_where_graphs_are_recorded(tmp_path):
+    options = {'optim_wrapper.accumulative_counts': 2}
+    runner = Runner.from_cfg(tiny_run_config(tmp_path, **options))
+    runner.model.compile_options = dict(mode='reduce-overhead')
+    with pytest.raises(ValueError, match=r'accumulative_counts=2.*overwritten'):
+        check_run(runner)
 
 
 def no_compiler(graph, inputs):

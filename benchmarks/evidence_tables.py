@@ -23,6 +23,8 @@ TITLES = {
     'resizemix': 'ResizeMix, same soft targets',
     'no-momentum-mocov3': 'MoCo v3, no momentum encoder',
     'no-momentum-patchmix-2': 'M = 2, no momentum encoder',
+    'long-mocov3': 'MoCo v3, four times as long',
+    'long-patchmix-2': 'M = 2, four times as long',
     'local-mocov3': 'MoCo v3 + 4 local crops',
     'local-patchmix-2': 'M = 2 + 4 local crops',
     'untrained': 'untrained',
@@ -57,8 +59,13 @@ def mean_and_spread(values: list[float], digits: int = 1) -> str:
     return f'{text} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else text
 
 
-def compare(runs: dict[int, dict], base: dict[int, dict], name: str) -> str:
-    """Format the mean difference to the baseline over common seeds, with the paired t-test."""
+def compare(rows: dict, row: str, name: str) -> str:
+    """Format the mean difference to MoCo v3 over common seeds, with the paired t-test.
+
+    A ``<kind>-patchmix-2`` is compared with the ``<kind>-mocov3`` where there is one.
+    """
+    kind = row.removesuffix('patchmix-2') + BASELINE
+    runs, base = rows[row], rows.get(kind if kind in TITLES else BASELINE, {})
     seeds = sorted(set(runs) & set(base))
     pairs = [(judged(runs[seed])[name], judged(base[seed])[name]) for seed in seeds]
     if not pairs or runs is base:
@@ -86,9 +93,9 @@ def accuracy_table(rows: dict) -> str:
         body.append(
             [title, str(len(runs))]
             + [mean_and_spread([part[name] for part in best]) for name in ('knn20', 'knn200')]
-            + [compare(runs, rows.get(BASELINE, {}), 'knn20')]
+            + [compare(rows, row, 'knn20')]
             + [mean_and_spread([part['linear'] for part in best])]
-            + [compare(runs, rows.get(BASELINE, {}), 'linear')]
+            + [compare(rows, row, 'linear')]
             + [mean_and_spread([run['query']['linear'] for run in runs.values()])]
         )
     header = ['', 'seeds', 'kNN 20', 'kNN 200', 'to MoCo v3', 'linear', 'to MoCo v3']

@@ -71,6 +71,8 @@ ROWS = {
         model=dict(momentum_encoder=None, data_preprocessor=dict(num_mix=1))
     ),
     'no-momentum-patchmix-2': dict(model=dict(momentum_encoder=None)),
+    'long-mocov3': preprocessor(num_mix=1) | dict(epochs=20),
+    'long-patchmix-2': preprocessor(num_mix=2) | dict(epochs=20),
     'local-mocov3': local_crops(1),
     'local-patchmix-2': local_crops(2),
     **{f'tune-lr{lr:g}-m{m}': tune(m, lr=lr) for lr in (1e-3, 2e-3, 4e-3) for m in (1, 2)},

@@ -69,9 +69,6 @@ def build_detector(row: str, seed: int):
         cfg[f'{name}_evaluator'].ann_file = str(SCENES / part)
     cfg.optim_wrapper.optimizer.lr = lr
     cfg.randomness.seed = seed
-    cfg.default_hooks.checkpoint.interval = 1000  # none is needed
-    cfg.default_hooks.checkpoint.save_last = False
-    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     if num_mix := STARTS[start]:
         cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_25.pth')
     before = digest_config(pretraining_config(num_mix)) if num_mix else None
@@ -87,25 +84,29 @@ def pretraining_config(num_mix: int):
     cfg = Config.fromfile(PRETRAINING)
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.work_dir = str(ROOT / f'pretraining-{num_mix}')
-    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     return cfg
 
 
 def prepare(rows: list[str]) -> None:
     """Make scenes, lists of few scenes, crops and the rows' backbones, if they are not there."""
+    if not (ROOT / 'crops').is_dir():
+        print('making scenes and crops ...', flush=True)
+        make_images()
+    for num_mix in filter(None, {STARTS[ROWS[row][0]] for row in rows}):
+        pretrain(pretraining_config(num_mix))
+
+
+def pretrain(cfg) -> None:
+    """Pre-train a backbone, if that has not been done."""
     from mmpatchmix.cli.console import quiet_stack
 
     quiet_stack()
     from mmpatchmix.cli.build_runner import build_runner
 
-    if not (ROOT / 'crops').is_dir():
-        print('making scenes and crops ...', flush=True)
-        make_images()
-    for num_mix in filter(None, {STARTS[ROWS[row][0]] for row in rows}):
-        cfg = pretraining_config(num_mix)
-        if not Path(cfg.work_dir, 'epoch_25.pth').is_file():
-            print(f'pre-training with num_mix={num_mix} ...', flush=True)
-            build_runner(cfg).train()
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    if not Path(cfg.work_dir, f'epoch_{cfg.train_cfg.max_epochs}.pth').is_file():
+        print(f'pre-training in {cfg.work_dir} ...', flush=True)
+        build_runner(cfg).train()
 
 
 def make_images() -> None:
@@ -158,13 +159,22 @@ def crop_ink(scene, smallest: int = 10, largest: int = 56, size: int = 32) -> li
 
 def run(row: str, seed: int, results: Path) -> None:
     """Train and judge one row, and append its line to the results."""
+    start, num_scenes, lr = ROWS[row]
+    cfg, digest = build_detector(row, seed)
+    line = dict(row=row, seed=seed, config=digest, start=start, num_scenes=num_scenes, lr=lr)
+    append_result(results, line | train_detector(cfg))
+
+
+def train_detector(cfg) -> dict:
+    """Train a detector without keeping it; return how it is judged, AP in percent, and its cost."""
     from mmpatchmix.cli.console import quiet_stack
 
     quiet_stack()
     from mmpatchmix.cli.build_runner import build_runner
 
-    start, num_scenes, lr = ROWS[row]
-    cfg, digest = build_detector(row, seed)
+    cfg.default_hooks.checkpoint.interval = 1000  # none is needed
+    cfg.default_hooks.checkpoint.save_last = False
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     runner = build_runner(cfg)
     began = time.monotonic()
     runner.train()
@@ -178,9 +188,8 @@ def run(row: str, seed: int, results: Path) -> None:
             ('mask_ap50', 'segm_mAP_50'),
         )
     }
-    line = dict(row=row, seed=seed, config=digest, start=start, num_scenes=num_scenes, lr=lr)
-    line |= dict(iterations=runner.max_iters, seconds=round(time.monotonic() - began, 1))
-    append_result(results, line | metrics)
+    seconds = round(time.monotonic() - began, 1)
+    return dict(iterations=runner.max_iters, seconds=seconds) | metrics
 
 
 def main() -> None:

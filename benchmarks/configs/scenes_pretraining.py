@@ -4,6 +4,8 @@
 #   python benchmarks/detection.py
 _base_ = '../../configs/patchmix_vit-digits.py'
 
+# A detector looks at patch tokens: their mean represents a view, instead of the class token.
+model = dict(backbone=dict(out_type='avg_featmap'))
 # Views as in the demo: moved, resized and turned on black. A digit that overlaps others is as it
 # was cut out, with pieces of them.
 train_dataloader = dict(

@@ -37,8 +37,9 @@ class DetectionViT(VisionTransformer):
         ValueError: If the number of heads does not divide the width.
     """
 
-    # What of a pre-trained ViT has no place here, and what is new.
-    dropped = ('ln1.',)
+    # What of a pre-trained ViT has no place here, its last norm (ln2 where the patch tokens are
+    # averaged), and what is new.
+    dropped = ('ln1.', 'ln2.')
     new = ()
 
     def __init__(
@@ -126,7 +127,7 @@ class WindowedViT(DetectionViT):
         ValueError: If a global block does not exist or a size is not positive.
     """
 
-    dropped = ('ln1.', 'cls_token')
+    dropped = ('ln1.', 'ln2.', 'cls_token')
     new = ('.attn.rel_pos_h', '.attn.rel_pos_w')
 
     def __init__(

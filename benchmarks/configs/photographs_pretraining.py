@@ -1,0 +1,27 @@
+# Pre-training on unlabelled crops of photographs, for benchmarks/photographs.py, which cuts them.
+#
+#   python benchmarks/photographs.py --photographs PATH
+_base_ = './scenes_pretraining.py'
+
+jitter = dict(color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)
+model = dict(
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        augment=dict(
+            view_1=dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, **jitter),
+            view_2=dict(type='mmpatchmix.ViewAugment', blur_prob=0.1, solarize_prob=0.2, **jitter),
+        ),
+    ),
+    backbone=dict(img_size=48),
+)
+train_dataloader = dict(
+    dataset=dict(
+        data_root='work_dirs/photographs/crops',
+        pipeline=[
+            dict(type='mmpatchmix.LoadMultiCrop', global_size=48, global_scale=(0.2, 1.0)),
+            dict(type='mmpatchmix.PackViews'),
+        ],
+    )
+)
+del jitter

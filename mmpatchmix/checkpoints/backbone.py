@@ -80,6 +80,7 @@ def read_backbone(
     num_heads: int | None = None,
     prefix: str | None = None,
     default_heads: int | None = None,
+    drop: Iterable[str] = (),
 ) -> Backbone:
     """Read the backbone out of a checkpoint of any known layout.
 
@@ -92,6 +93,7 @@ def read_backbone(
         num_heads: Where the file does not say it.
         prefix: What stands before the encoder's keys, where ``encoder`` cannot choose.
         default_heads: Where neither the file says it nor its layout is known for it.
+        drop: Beginnings of keys behind the prefix, such as another norm, that are of no use.
 
     Returns:
         Backbone: Complete, or an error.
@@ -130,7 +132,8 @@ def read_backbone(
     with torch.device('meta'):
         expected = build_vit(spec, in_channels=num_channels).state_dict()
     wanted = {layout.prefix + k: v for k, v in from_hub(expected, layout.library).items()}
-    taken, report = match_state_dict(state, wanted, layout.drop)
+    drop = (*layout.drop, *(layout.prefix + key for key in drop))
+    taken, report = match_state_dict(state, wanted, drop)
     preprocessing, note = read_preprocessing(checkpoint.meta, spec.img_size)
     report.dropped = outside + report.dropped
     report.assumed = [text for text in (*assumed, layout.note, note) if text]
@@ -184,7 +187,8 @@ def load_backbone(
         ValueError: If a key does not fit, all named; or width, depth, heads or patch size differ.
     """
     heads = backbone.arch_settings['num_heads']
-    source = read_backbone(path, encoder, prefix=prefix, default_heads=heads)
+    drop = tuple(drop)
+    source = read_backbone(path, encoder, prefix=prefix, default_heads=heads, drop=drop)
     wrong = [
         f'{key}: {value} in the file, {backbone.arch_settings[key]} in the model'
         for key, value in source.spec.arch.items()

@@ -14,9 +14,9 @@ SMALL = {'arch': ARCH, 'img_size': 32, 'patch_size': 8, 'out_indices': (1,)}
 KINDS = [(DetectionViT, {}), (WindowedViT, {}), (WindowedViT, {'use_rel_pos': True})]
 
 
-def vit(seed):
+def vit(seed, out_type='cls_token'):
     torch.manual_seed(seed)
-    model = VisionTransformer(arch=ARCH, img_size=32, patch_size=8)
+    model = VisionTransformer(arch=ARCH, img_size=32, patch_size=8, out_type=out_type)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model.state_dict()
@@ -66,10 +66,11 @@ def test_without_momentum_encoder_the_only_one_is_taken(tmp_path):
     assert_equals(load(DetectionViT, tmp_path / 'a.pth'), vit(0))
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
 @pytest.mark.parametrize(('kind', 'kwargs'), KINDS)
-def test_a_bare_backbone_loads(tmp_path, kind, kwargs):
-    torch.save(vit(0), tmp_path / 'a.pth')
-    assert_equals(load(kind, tmp_path / 'a.pth', **kwargs), vit(0))
+def test_a_bare_backbone_loads(tmp_path, kind, kwargs, out_type):
+    torch.save(vit(0, out_type), tmp_path / 'a.pth')
+    assert_equals(load(kind, tmp_path / 'a.pth', **kwargs), vit(0, out_type))
 
 
 def test_the_position_embedding_is_interpolated(pretraining):

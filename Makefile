@@ -33,7 +33,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) tools/evaluate.py configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: setup $(DIGITS)/last_checkpoint  ## train Mask R-CNN on scenes of digits from the demo's backbone (about 5 minutes)
+demo-coco: setup  ## what pre-training buys a detector, on scenes of digits (about 6 minutes)
 	@$(PY) tools/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.

@@ -25,7 +25,7 @@ from runs import HERE, append_result, digest_config, parse_runs, run_all
 RESULTS = HERE / 'results/detection.jsonl'
 ROOT = Path('work_dirs/detection')
 SCENES = ROOT / 'scenes'
-PRETRAINING = HERE / 'configs/scenes_pretraining.py'
+PRETRAINING = HERE.parent / 'configs/patchmix_vit-digits_scenes.py'
 DETECTOR = HERE.parent / 'configs/coco/mask-rcnn_vit-digits_scenes.py'
 NUM_SCENES, NUM_HELD_OUT = 2_000, 100
 SEEN = 1_200  # scenes, in each run
@@ -82,6 +82,7 @@ def pretraining_config(num_mix: int):
     from mmengine.config import Config
 
     cfg = Config.fromfile(PRETRAINING)
+    cfg.train_dataloader.dataset.data_root = str(ROOT / 'crops')
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.work_dir = str(ROOT / f'pretraining-{num_mix}')
     return cfg
@@ -111,9 +112,7 @@ def pretrain(cfg) -> None:
 
 def make_images() -> None:
     """Write the scenes in COCO's layout, annotations of their parts, and crops of all."""
-    import cv2
-
-    from mmpatchmix.datasets.digit_scenes import write_digit_scenes
+    from mmpatchmix.datasets.digit_scenes import write_digit_scenes, write_ink_crops
 
     write_digit_scenes(SCENES, num_train=NUM_SCENES)
     content = json.loads((SCENES / 'annotations/instances_train.json').read_text())
@@ -125,36 +124,8 @@ def make_images() -> None:
         annotations = [one for one in content['annotations'] if one['image_id'] in wanted]
         text = json.dumps(dict(content, images=images, annotations=annotations))
         (SCENES / f'annotations/instances_{name}.json').write_text(text)
-    partial = ROOT / 'crops.partial'
-    partial.mkdir(exist_ok=True)
-    for path in sorted((SCENES / 'train').glob('*.png')):
-        for number, crop in enumerate(crop_ink(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))):
-            cv2.imwrite(str(partial / f'{path.stem}_{number}.png'), crop)
-    partial.rename(ROOT / 'crops')
-
-
-def crop_ink(scene, smallest: int = 10, largest: int = 56, size: int = 32) -> list:
-    """Return square crops around pieces of connected ink, (size, size) uint8 each.
-
-    A piece is left out when its longer side is below ``smallest`` pixels (a covered digit's rest)
-    or above ``largest`` (several digits). Another fifth of the side is its margin.
-    """
-    import cv2
-    import numpy as np
-
-    _, _, boxes, _ = cv2.connectedComponentsWithStats((scene > 64).astype(np.uint8))
-    crops = []
-    for left, top, width, height, _ in boxes[1:]:  # the first is the paper
-        side = max(width, height)
-        if not smallest <= side <= largest:
-            continue
-        square = round(1.2 * side)
-        centre = (left + width / 2 - 0.5, top + height / 2 - 0.5)
-        # Beyond the scene the paper goes on: a border of black.
-        padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
-        crop = cv2.getRectSubPix(padded, (square, square), (centre[0] + square, centre[1] + square))
-        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
-    return crops
+    write_ink_crops(SCENES / 'train', ROOT / 'crops.partial')
+    (ROOT / 'crops.partial').rename(ROOT / 'crops')
 
 
 def run(row: str, seed: int, results: Path) -> None:

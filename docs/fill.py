@@ -34,6 +34,7 @@ FOLDERS = {
     'data/imagenet': 'ImageNet-1K',
     'data/images': 'yours',
     'work_dirs/digit_scenes/data/': 'scenes of digits',
+    'work_dirs/digit_scenes/crops': 'pieces of such scenes',
 }
 # What was measured with this code, in %; how and where is said in the README.
 MEASURED = {'patchmix_vit-digits': 'kNN 94.4'}

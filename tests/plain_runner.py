@@ -56,8 +56,9 @@ def use_scenes(dataset, split, scenes):
 def shrink(cfg, images, scenes):
     """Change sizes only: what is built stays what the config names."""
     narrow(cfg.model)
-    loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
-    loops = (cfg.val_cfg, cfg.test_cfg)
+    # Without labels there is nothing to evaluate.
+    loaders = [*filter(None, (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader))]
+    loops = [*filter(None, (cfg.val_cfg, cfg.test_cfg))]
     loaders += [loop.bank_dataloader for loop in loops if 'bank_dataloader' in loop]
     for loader in loaders:
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
@@ -69,7 +70,7 @@ def shrink(cfg, images, scenes):
             use_scenes(dataset, 'train' if loader is loaders[0] else 'val', scenes)
         else:
             use_images(dataset, images)
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+    for evaluator in filter(None, (cfg.val_evaluator, cfg.test_evaluator)):
         if 'ann_file' in evaluator:
             evaluator.ann_file = f'{scenes}/annotations/instances_val.json'
         if 'num_neighbors' in evaluator:
@@ -92,7 +93,8 @@ def main():
         if types not in trained:
             trained.add(types)
             runner.train()
-            runner.test()
+            if cfg.test_cfg:
+                runner.test()
             print('RAN', path, runner.iter)
         gc.freeze()
 

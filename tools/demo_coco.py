@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Transfer the digits demo to detection: Mask R-CNN on scenes of digits, beside random weights.
+"""What pre-training buys a detector: Mask R-CNN on 50 annotated scenes of digits.
 
 python tools/demo_coco.py
 python tools/demo_coco.py --checkpoint work_dirs/digits/epoch_80.pth
+
+A ViT learns by PatchMix from 2,000 scenes without annotations. Then Mask R-CNN learns from 50 with
+annotations, from that backbone and from random weights.
 """
 
 import argparse
@@ -14,10 +17,12 @@ from pathlib import Path
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli import show
 from mmpatchmix.cli.errors import exit_on_user_error
-from mmpatchmix.datasets.digit_scenes import write_digit_scenes
+from mmpatchmix.datasets.digit_scenes import write_digit_scenes, write_ink_crops
 
 ROOT = Path(__file__).parent.parent
+PRETRAINING = ROOT / 'configs/patchmix_vit-digits_scenes.py'
 CONFIG = ROOT / 'configs/coco/mask-rcnn_vit-digits_scenes.py'
+NUM_UNLABELLED, NUM_ANNOTATED = 2000, 50
 METRICS = {
     'box AP': 'coco/bbox_mAP',
     'box AP50': 'coco/bbox_mAP_50',
@@ -32,42 +37,34 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--checkpoint', help='pre-training checkpoint; by default the last of work_dirs/digits'
+        '--checkpoint', help='pre-training checkpoint to take, instead of pre-training one'
     )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digit_scenes'))
     return parser.parse_args()
 
 
-def find_checkpoint(path: str | None) -> str:
-    """Return the given checkpoint, or the demo's last one."""
-    if path is None:
-        folder = Path('work_dirs/digits')
-        path = find_good_checkpoint(folder)[0] if folder.is_dir() else None
-        if path is None:
-            raise FileNotFoundError(
-                'there is no pre-trained backbone in work_dirs/digits yet: run "make demo" first, '
-                'or name a checkpoint with --checkpoint.'
-            )
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}.')
-    return str(path)
+def pretrain(work_dir: Path) -> str:
+    """Pre-train on pieces of ink of scenes without annotations; return the checkpoint."""
+    scenes, crops = work_dir / 'unlabelled', work_dir / 'crops'
+    print(f'writing {NUM_UNLABELLED:,} scenes without annotations to {scenes}', flush=True)
+    write_digit_scenes(scenes, num_train=NUM_UNLABELLED, num_val=0)
+    count = write_ink_crops(scenes / 'train', crops)
+    print(f'pre-training on {count:,} pieces of ink of them, in {crops}', flush=True)
+    run_training(PRETRAINING, work_dir / 'pretraining', crops)
+    return str(find_good_checkpoint(work_dir / 'pretraining')[0])
+
+
+def run_training(config: Path, work_dir: Path, data_root: Path, *options: str) -> None:
+    """Train with ``tools/train.py``."""
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--overwrite']
+    command += [f'--work-dir={work_dir}', f'--data-root={data_root}', *options]
+    subprocess.run(command, check=True)
 
 
 def train(work_dir: Path, data_root: Path, checkpoint: str | None) -> dict[str, float]:
-    """Train with ``tools/train.py`` and return the metrics of its last evaluation."""
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / 'tools/train.py'),
-            str(CONFIG),
-            f'--work-dir={work_dir}',
-            f'--data-root={data_root}',
-            '--overwrite',
-            '--cfg-options',
-            f'model.backbone.checkpoint={checkpoint}',
-        ],
-        check=True,
-    )
+    """Train a detector and return the metrics of its last evaluation."""
+    option = f'model.backbone.checkpoint={checkpoint}'
+    run_training(CONFIG, work_dir, data_root, '--cfg-options', option)
     records = [
         json.loads(line)
         for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
@@ -84,12 +81,14 @@ def draw(path: Path, work_dir: Path, data_root: Path) -> None:
 
 
 def main() -> None:
-    """Make the scenes, train twice, print the table and draw."""
+    """Make the scenes, pre-train, train twice, print the table and draw."""
     args = parse_args()
-    checkpoint = find_checkpoint(args.checkpoint)
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f'there is no checkpoint {args.checkpoint}.')
+    checkpoint = args.checkpoint or pretrain(args.work_dir)
     data_root = args.work_dir / 'data'
-    print(f'writing scenes of digits in COCO format to {data_root}')
-    write_digit_scenes(data_root)
+    print(f"\nwriting {NUM_ANNOTATED} scenes with annotations in COCO's format to {data_root}")
+    write_digit_scenes(data_root, num_train=NUM_ANNOTATED)
     results = {}
     for name, folder, start in (
         ('PatchMix backbone', 'pretrained', checkpoint),

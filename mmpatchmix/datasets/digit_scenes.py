@@ -76,6 +76,56 @@ def write_digit_scenes(
         (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
 
 
+def write_ink_crops(scenes: str | Path, folder: str | Path) -> int:
+    """Cut pieces of connected ink out of scenes, without a look at annotations.
+
+    Args:
+        scenes: Folder of scenes as PNG files.
+        folder: Where the crops go, 32x32 pixels each; made if it does not exist.
+
+    Returns:
+        int: How many there are.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for path in sorted(Path(scenes).glob('*.png')):
+        scene = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        for number, crop in enumerate(crop_ink(scene)):
+            cv2.imwrite(str(folder / f'{path.stem}_{number}.png'), crop)
+            count += 1
+    return count
+
+
+def crop_ink(
+    scene: np.ndarray, smallest: int = 10, largest: int = 56, size: int = 32
+) -> list[np.ndarray]:
+    """Return square crops around pieces of connected ink, centred, with a margin.
+
+    Args:
+        scene: (H, W) uint8, ink on black.
+        smallest: Shortest longer side of a piece, in pixels: no rests of covered digits.
+        largest: Longest longer side: no heaps of digits.
+        size: Side of the crops, to which they are resized.
+
+    Returns:
+        list: Crops, (size, size) uint8.
+    """
+    _, _, boxes, _ = cv2.connectedComponentsWithStats((scene > INK).astype(np.uint8))
+    crops = []
+    for left, top, width, height, _ in boxes[1:]:  # the first is the paper
+        side = max(width, height)
+        if not smallest <= side <= largest:
+            continue
+        square = round(1.2 * side)
+        # Beyond the scene the paper goes on.
+        padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
+        centre = (square + left + width / 2 - 0.5, square + top + height / 2 - 0.5)
+        crop = cv2.getRectSubPix(padded, (square, square), centre)
+        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+    return crops
+
+
 def _check(
     image_size: int, num_digits: tuple[int, int], digit_size: tuple[int, int], min_visible: float
 ) -> None:

@@ -46,7 +46,8 @@ def test_all_configs_are_seen():
 def test_every_config_has_the_shared_runtime(path):
     cfg = read(path)
     assert cfg.custom_imports.imports == ['mmpatchmix.registry']
-    assert cfg.default_scope == ('mmdet' if '/coco/' in path else 'mmpretrain')
+    is_detector = '/coco/' in path or path.endswith('_detection.py')
+    assert cfg.default_scope == ('mmdet' if is_detector else 'mmpretrain')
     shared = Config.fromfile(ROOT / 'configs/_base_/runtime.py')
     assert {name: hook.type for name, hook in shared.default_hooks.items()}.items() <= {
         name: hook.type for name, hook in cfg.default_hooks.items()
@@ -57,7 +58,7 @@ def test_every_config_has_the_shared_runtime(path):
 
 
 # Benchmarks that train with a config of their own.
-SCRIPTS = ('methods', 'detection', 'continuing', 'health_runs')
+SCRIPTS = ('methods', 'detection', 'photographs', 'continuing', 'health_runs')
 
 
 @pytest.mark.parametrize('path', CONFIGS)

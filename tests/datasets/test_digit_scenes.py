@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mmpatchmix.datasets.digit_scenes import INK, write_digit_scenes
+from mmpatchmix.datasets.digit_scenes import INK, crop_ink, write_digit_scenes, write_ink_crops
 
 SETTINGS = dict(num_train=12, num_val=6, image_size=96, num_digits=(3, 5), min_visible=0.5)
 
@@ -135,3 +135,29 @@ def test_mmdet_reads_every_scene(root):
 def test_wrong_arguments_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         write_digit_scenes(tmp_path, **wrong)
+
+
+def test_pieces_of_ink_are_cut_out_centred_and_whole():
+    scene = np.zeros((96, 96), np.uint8)
+    scene[10:30, 20:34] = 255  # 20 high, 14 wide
+    scene[90:96, 80:96] = 200  # at the border, 16 wide
+    scene[50:54, 50:54] = 255  # a rest
+    scene[60:70, 0:60] = 255  # too long for a digit
+    tall, low = crop_ink(scene, smallest=10, largest=40, size=24)  # 1.2 * 20: nothing is resized
+    expected = np.zeros((24, 24), np.uint8)
+    expected[2:22, 5:19] = 255
+    assert np.array_equal(tall, expected)
+    filled = low > 100
+    assert low.shape == (24, 24)
+    assert abs(np.argwhere(filled).mean(axis=0) - 11.5).max() < 1
+    assert filled.any(axis=0).sum() == pytest.approx(24 / 1.2, abs=1)
+
+
+def test_crops_of_scenes_are_counted_and_need_no_annotations(root, tmp_path):
+    (tmp_path / 'scenes').mkdir()
+    for path in (root / 'train').glob('*.png'):
+        (tmp_path / 'scenes' / path.name).write_bytes(path.read_bytes())
+    count = write_ink_crops(tmp_path / 'scenes', tmp_path / 'crops')
+    files = list((tmp_path / 'crops').glob('*.png'))
+    assert len(files) == count > 0
+    assert cv2.imread(str(files[0]), cv2.IMREAD_UNCHANGED).shape == (32, 32)

@@ -1,8 +1,10 @@
-# Pre-training on unlabelled crops of digit scenes, for benchmarks/detection.py, which makes them:
-# 32x32 pixels around a piece of connected ink, of scenes whose annotations nobody reads.
+# PatchMix on unlabelled pieces of ink, 32x32 pixels each, cut out of scenes of digits.
 #
-#   python benchmarks/detection.py
-_base_ = '../../configs/patchmix_vit-digits.py'
+# Meant for 2 CPU cores, about 3 minutes. tools/demo_coco.py makes the scenes, cuts the pieces and
+# trains a detector from this backbone:
+#
+#   make demo-coco
+_base_ = './patchmix_vit-digits.py'
 
 # A detector looks at patch tokens: their mean represents a view, instead of the class token.
 model = dict(backbone=dict(out_type='avg_featmap'))
@@ -12,7 +14,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='mmpatchmix.ImageFolder',
-        data_root='work_dirs/detection/crops',
+        data_root='work_dirs/digit_scenes/crops',
         labels=False,
         pipeline=[dict(type='LoadImageFromFile'), *_base_.train_dataloader.dataset.pipeline],
     )

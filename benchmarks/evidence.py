@@ -125,6 +125,12 @@ def draw_methods(rows: dict, folder: Path) -> None:
     figure.savefig(folder / 'evidence.png')
 
 
+def read_all() -> dict:
+    """Return the last run of each row and seed, of all comparisons."""
+    names = ('methods', 'detection', 'photographs')
+    return {row: runs for name in names for row, runs in read(RESULTS / f'{name}.jsonl').items()}
+
+
 def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(
@@ -132,7 +138,7 @@ def main() -> None:
     )
     parser.add_argument('--check', action='store_true', help='change nothing; exit 1 if outdated')
     args = parser.parse_args()
-    rows = read(RESULTS / 'methods.jsonl') | read(RESULTS / 'detection.jsonl')
+    rows = read_all()
     for path in DOCUMENTS:
         before = path.read_text()
         after = fill(before, rows)

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, from the lines of methods.jsonl and detection.jsonl."""
+"""The tables of docs/evidence.md, from the lines of the .jsonl files of benchmarks/results/."""
 
 import json
 import statistics
@@ -223,6 +223,20 @@ def detection_tuning_table(rows: dict) -> str:
     return make_table(['', *(f'lr {rate:g}' for rate in RATES)], body)
 
 
+def photographs_table(rows: dict) -> str:
+    """AP of objects of any class in photographs."""
+    names = {'box AP': 'box_ap', 'box AP50': 'box_ap50', 'mask AP': 'mask_ap'}
+    names['mask AP50'] = 'mask_ap50'
+    body = []
+    for start, title in STARTS.items():
+        runs = list(rows.get(f'photographs-{start}', {}).values())
+        cells = [
+            mean_and_spread([r[name] for r in runs]) if runs else '' for name in names.values()
+        ]
+        body.append([title, str(len(runs)), *cells])
+    return make_table(['', 'seeds', *names], body)
+
+
 TABLES = {
     'summary': summary_table,
     'accuracy': accuracy_table,
@@ -232,4 +246,5 @@ TABLES = {
     'tuning': tuning_table,
     'detection': detection_table,
     'detection-tuning': detection_tuning_table,
+    'photographs': photographs_table,
 }

@@ -23,13 +23,15 @@ from runs import HERE, append_result, digest_config, parse_runs, run_all
 RESULTS = HERE / 'results/photographs.jsonl'
 ROOT = Path('work_dirs/photographs')
 NUM_PHOTOGRAPHS, NUM_CROPS = 100, 44  # crops of each
+ROWS = {f'photographs-{start}': start for start in STARTS}
 SHORTER_SIDE, CROP = 160, 64  # of the photographs when crops are cut, and of these
 
 
-def build_detector(start: str, seed: int, photographs: str):
+def build_detector(row: str, seed: int, photographs: str):
     """Return the config of a run and its digest."""
     from mmengine.config import Config
 
+    start = ROWS[row]
     cfg = Config.fromfile(HERE / 'configs/photographs_detection.py')
     cfg.optim_wrapper.optimizer.lr = CHOSEN[start]
     cfg.randomness.seed = seed
@@ -43,7 +45,7 @@ def build_detector(start: str, seed: int, photographs: str):
         cfg[f'{name}_dataloader'].dataset.update(data_root=photographs, ann_file=file)
         if name != 'train':
             cfg[f'{name}_evaluator'].ann_file = file
-    cfg.work_dir = str(ROOT / f'{start}-{seed}')
+    cfg.work_dir = str(ROOT / f'{row}-{seed}')
     return cfg, digest
 
 
@@ -58,7 +60,7 @@ def pretraining_config(num_mix: int):
     return cfg
 
 
-def prepare(starts: list[str], photographs: Path) -> None:
+def prepare(rows: list[str], photographs: Path) -> None:
     """Write annotations of one class, crops and the backbones, if they are not there."""
     if not (ROOT / 'crops').is_dir():
         ROOT.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ def prepare(starts: list[str], photographs: Path) -> None:
             files[part] = write_annotations(photographs, part)
         print('cutting crops ...', flush=True)
         cut_crops([photographs / 'train2017' / name for name in files['train']])
-    for num_mix in filter(None, map(STARTS.get, starts)):
+    for num_mix in filter(None, {STARTS[ROWS[row]] for row in rows}):
         pretrain(pretraining_config(num_mix))
 
 
@@ -110,13 +112,13 @@ def cut_crops(paths: list[Path]) -> None:
 
 def main() -> None:
     """Run what is not in the results yet."""
-    parser = parse_runs(__doc__, list(STARTS), RESULTS)
+    parser = parse_runs(__doc__, list(ROWS), RESULTS)
     parser.add_argument('--photographs', required=True, help="folder in COCO's layout")
     args = parser.parse_args()
     if args.one:
-        start, seed = args.rows[0], args.seeds[0]
-        cfg, digest = build_detector(start, seed, args.photographs)
-        line = dict(row=start, seed=seed, config=digest, lr=CHOSEN[start])
+        row, seed = args.rows[0], args.seeds[0]
+        cfg, digest = build_detector(row, seed, args.photographs)
+        line = dict(row=row, seed=seed, config=digest, lr=CHOSEN[ROWS[row]])
         append_result(args.results, line | train_detector(cfg))
         return
     run_all(

@@ -43,7 +43,7 @@ model = dict(
 )
 
 data_root = 'work_dirs/digit_scenes/data/'
-loader = dict( num_workers=0, persistent_workers=False)
+loader = dict(num_workers=0, persistent_workers=False)
 scenes = dict(data_root=data_root, metainfo=dict(classes=tuple('0123456789')))
 train_dataloader = dict(
     **loader,

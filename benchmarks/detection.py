@@ -69,11 +69,11 @@ def build_detector(row: str, seed: int):
         cfg[f'{name}_evaluator'].ann_file = str(SCENES / part)
     cfg.optim_wrapper.optimizer.lr = lr
     cfg.randomness.seed = seed
-    if num_mix := STARTS[start]:
-        cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_25.pth')
-    before = digest_config(pretraining_config(num_mix)) if num_mix else None
+    before = STARTS[start] and pretraining_config(STARTS[start])
+    if before:
+        cfg.model.backbone.checkpoint = last_checkpoint(before)
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
-    return cfg, digest_config(cfg, before)
+    return cfg, digest_config(cfg, before and digest_config(before))
 
 
 @cache
@@ -97,6 +97,11 @@ def prepare(rows: list[str]) -> None:
         pretrain(pretraining_config(num_mix))
 
 
+def last_checkpoint(cfg) -> str:
+    """Return the file that a run will have written when it has ended."""
+    return f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
+
+
 def pretrain(cfg) -> None:
     """Pre-train a backbone, if that has not been done."""
     from mmpatchmix.cli.console import quiet_stack
@@ -105,7 +110,7 @@ def pretrain(cfg) -> None:
     from mmpatchmix.cli.build_runner import build_runner
 
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
-    if not Path(cfg.work_dir, f'epoch_{cfg.train_cfg.max_epochs}.pth').is_file():
+    if not Path(last_checkpoint(cfg)).is_file():
         print(f'pre-training in {cfg.work_dir} ...', flush=True)
         build_runner(cfg).train()
 

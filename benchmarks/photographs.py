@@ -17,7 +17,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from detection import CHOSEN, STARTS, pretrain, train_detector
+from detection import CHOSEN, STARTS, last_checkpoint, pretrain, train_detector
 from runs import HERE, append_result, digest_config, parse_runs, run_all
 
 RESULTS = HERE / 'results/photographs.jsonl'
@@ -35,11 +35,11 @@ def build_detector(row: str, seed: int, photographs: str):
     cfg = Config.fromfile(HERE / 'configs/photographs_detection.py')
     cfg.optim_wrapper.optimizer.lr = CHOSEN[start]
     cfg.randomness.seed = seed
-    num_mix = STARTS[start]
+    before = STARTS[start] and pretraining_config(STARTS[start])
     # Before there are paths in it: a run is the same wherever the photographs lie.
-    digest = digest_config(cfg, num_mix and digest_config(pretraining_config(num_mix)))
-    if num_mix:
-        cfg.model.backbone.checkpoint = str(ROOT / f'pretraining-{num_mix}/epoch_25.pth')
+    digest = digest_config(cfg, before and digest_config(before))
+    if before:
+        cfg.model.backbone.checkpoint = last_checkpoint(before)
     for name, part in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         file = str((ROOT / f'instances_{part}.json').absolute())
         cfg[f'{name}_dataloader'].dataset.update(data_root=photographs, ann_file=file)

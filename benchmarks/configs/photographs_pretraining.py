@@ -25,3 +25,9 @@ train_dataloader = dict(
     )
 )
 del jitter
+
+# 12 epochs of 34 iterations, one of them warm-up
+_base_.param_scheduler[0].end = 1
+_base_.param_scheduler[1].update(begin=1, end=12)
+train_cfg = dict(max_epochs=12, val_interval=12)
+default_hooks = dict(checkpoint=dict(interval=12))

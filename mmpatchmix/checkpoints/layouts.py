@@ -66,6 +66,8 @@ _OTHER_NETWORKS = {
     'have',
     'relative_position': 'relative positions, where this ViT adds learned ones',
     'fc_norm': 'a norm of the mean of all patches in the place of the norm of the class token',
+    r'(^|backbone\.)ln2\.': "a norm of averaged patch tokens (out_type='avg_featmap'): its own "
+    'config evaluates it and detectors start from it, but it cannot be converted',
     'norm_pre|ln_pre': 'a norm before its blocks (CLIP), which this ViT does not have',
     'q_norm': 'norms of queries and keys, which this ViT does not have',
 }

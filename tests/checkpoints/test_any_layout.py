@@ -274,12 +274,19 @@ def without(*names):
     return {key: value for key, value in vit_with().items() if not key.startswith(names)}
 
 
+def averaged():
+    options = dict(arch=dict(SPEC.arch), img_size=16, patch_size=4)
+    vit = VisionTransformer(**options, out_type='avg_featmap')
+    return vit.state_dict()
+
+
 REFUSED = {
     'rotary positions': without('pos_embed') | {'rope_embed.periods': torch.ones(4)},
     'no learned positions; they may be rotary': without('pos_embed'),
     'a distillation token': vit_with(dist_token=torch.ones(1, 1, 24)),
     'gated feed-forward': without('blocks.0.mlp') | {'blocks.0.mlp.w12.weight': torch.ones(2)},
     'a norm of the mean': without('norm.') | {'fc_norm.weight': torch.ones(24)},
+    'a norm of averaged patch tokens': averaged(),
     'norms of queries': vit_with(**{'blocks.0.attn.q_norm.weight': torch.ones(8)}),
 }
 

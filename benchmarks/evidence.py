@@ -73,7 +73,7 @@ def draw_detection(rows: dict, folder: Path) -> None:
         points = {num: [run['mask_ap'] for run in each] for num, each in runs.items() if each}
         if points:
             means = [statistics.mean(values) for values in points.values()]
-            spread = [statistics.pstdev(values) for values in points.values()]
+            spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in points.values()]
             axis.errorbar(list(points), means, spread, label=title, marker='o', capsize=3)
     if not axis.has_data():  # nothing measured yet
         return

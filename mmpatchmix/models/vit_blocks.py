@@ -1,7 +1,6 @@
 """Blocks of mmpretrain's ViT, computed in fewer passes over memory."""
 
 from collections.abc import Callable
-from types import MethodType
 
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -15,59 +14,54 @@ from torch.utils.checkpoint import checkpoint
 PLAIN_UP_TO = 512
 
 
+class QuickAttention(MultiheadAttention):
+    """mmpretrain's attention, whose backward fills no gradients with zeros.
+
+    There the gradients of query, key and value are three tensors of the size of all three, filled
+    with zeros and added up; here they are put side by side once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend; ``(N, T, D)`` to ``(N, T, D)``."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dims))
+        return _attend_and_project(self, *qkv.unbind(2))
+
+
+class QuickDropPath(DropPath):
+    """mmcv's ``DropPath`` with one pass over the branch instead of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole images of ``(N, ...)``, and scale the others."""
+        if not self.training or not self.drop_prob:
+            return x
+        keep = 1 - self.drop_prob
+        drawn = torch.rand((len(x), *[1] * (x.ndim - 1)), dtype=x.dtype, device=x.device)
+        return x * (drawn + keep).floor_().div_(keep)
+
+
+class QuickFFN(FFN):
+    """mmcv's ``FFN`` without the wrapper for renamed arguments, which torch 2.6 cannot compile."""
+
+    forward = FFN.forward.__wrapped__
+
+
+# By the exact class: a subclass has a forward of its own.
+QUICK = {MultiheadAttention: QuickAttention, DropPath: QuickDropPath, FFN: QuickFFN}
+
+
 def quicken_blocks(vit: nn.Module) -> None:
     """Make the blocks of a ViT of mmpretrain compute the same in less time.
 
     Args:
-        vit: Whose modules are changed; parameters and their names are not.
+        vit: Whose modules change their class; parameters and their names stay.
     """
     for module in vit.modules():
-        if type(module) is MultiheadAttention:  # a subclass has a forward of its own
+        module.__class__ = QUICK.get(type(module), type(module))
+        if isinstance(module, QuickAttention):
             module.scaled_dot_product_attention = attend
-            module.forward = MethodType(attend_to_all, module)
-        elif isinstance(module, DropPath):
+        elif isinstance(module, QuickDropPath):
             # numpy's number, which torch.compile takes for data that it cannot branch on
             module.drop_prob = float(module.drop_prob)
-            module.forward = MethodType(drop_path, module)
-        elif isinstance(module, FFN):
-            # without mmengine's wrapper for renamed arguments, which torch 2.6 cannot compile
-            module.forward = MethodType(FFN.forward.__wrapped__, module)
-
-
-def attend_to_all(attn: MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Compute mmpretrain's ``MultiheadAttention.forward``.
-
-    There the gradients of query, key and value are three tensors of the size of all three, filled
-    with zeros and added up; here they are put side by side once.
-
-    Args:
-        attn: The attention of a ViT block.
-        tokens: ``(N, T, D)``.
-
-    Returns:
-        Tensor: ``(N, T, D)``.
-    """
-    qkv = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, attn.head_dims))
-    return _attend_and_project(attn, *qkv.unbind(2))
-
-
-def drop_path(module: DropPath, branch: Tensor) -> Tensor:
-    """Compute mmcv's ``DropPath.forward`` with one pass over the branch instead of two.
-
-    Args:
-        module: Knows the share to drop.
-        branch: ``(N, ...)``, of which whole images are dropped.
-
-    Returns:
-        Tensor: ``(N, ...)``.
-    """
-    if not module.training or not module.drop_prob:
-        return branch
-    keep = 1 - module.drop_prob
-    drawn = torch.rand(
-        (len(branch), *[1] * (branch.ndim - 1)), dtype=branch.dtype, device=branch.device
-    )
-    return branch * (drawn + keep).floor_().div_(keep)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -99,6 +100,22 @@ def test_blocks_train_as_mmpretrains_do(make, drop):
     assert not torch.allclose(model(images)[0], outputs[1])  # something was dropped
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize('make', [PatchMixViT, PretrainedViT])
+def test_a_pickled_or_copied_vit_computes_the_same(make):
+    vit = make(arch=dict(ARCH), img_size=32, patch_size=8, drop_path_rate=0.5)
+    vit.train()
+    images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(1)
+    expected = vit(images)[0]
+    for twin in (pickle.loads(pickle.dumps(vit)), copy.deepcopy(vit)):
+        torch.manual_seed(1)
+        assert torch.equal(twin(images)[0], expected)
+        with torch.no_grad():
+            twin.layers[0].attn.proj.weight.zero_()  # of its own
+        torch.manual_seed(1)
+        assert torch.equal(vit(images)[0], expected)
 
 
 class Written(TorchDispatchMode):

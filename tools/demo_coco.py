@@ -4,8 +4,8 @@
 python tools/demo_coco.py
 python tools/demo_coco.py --checkpoint work_dirs/digits/epoch_80.pth
 
-A ViT learns by PatchMix from 2,000 scenes without annotations. Then Mask R-CNN learns from 50 with
-annotations, from that backbone and from random weights.
+A ViT learns by PatchMix from 2,000 scenes, whose annotations nobody reads. Then Mask R-CNN learns
+from the annotations of 50 of them, from that backbone and from random weights.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 def pretrain(work_dir: Path) -> str:
     """Pre-train on pieces of ink of scenes without annotations; return the checkpoint."""
     scenes, crops = work_dir / 'unlabelled', work_dir / 'crops'
-    print(f'writing {NUM_UNLABELLED:,} scenes without annotations to {scenes}', flush=True)
+    print(f'writing {NUM_UNLABELLED:,} scenes to {scenes}; nobody reads their annotations')
     write_digit_scenes(scenes, num_train=NUM_UNLABELLED, num_val=0)
     count = write_ink_crops(scenes / 'train', crops)
     print(f'pre-training on {count:,} pieces of ink of them, in {crops}', flush=True)
@@ -87,7 +87,7 @@ def main() -> None:
         raise FileNotFoundError(f'there is no checkpoint {args.checkpoint}.')
     checkpoint = args.checkpoint or pretrain(args.work_dir)
     data_root = args.work_dir / 'data'
-    print(f"\nwriting {NUM_ANNOTATED} scenes with annotations in COCO's format to {data_root}")
+    print(f"\nwriting {NUM_ANNOTATED} scenes, and 100 to judge by, in COCO's format to {data_root}")
     write_digit_scenes(data_root, num_train=NUM_ANNOTATED)
     results = {}
     for name, folder, start in (
@@ -103,7 +103,8 @@ def main() -> None:
     for name, metrics in results.items():
         values = ''.join(f'{100 * metrics[key]:>11.1f}' for key in METRICS.values())
         print(f'{name:<22}{values}')
-    print(f'\ncheckpoint  {find_good_checkpoint(args.work_dir / "pretrained")[0]}')
+    print(f'\nbackbone    {checkpoint} (--checkpoint takes it again)')
+    print(f'checkpoint  {find_good_checkpoint(args.work_dir / "pretrained")[0]}')
     print(f'figure      {figure}')
 
 

@@ -1,9 +1,11 @@
 """Small Vision Transformers with weights that make their features differ."""
 
+import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 from mmpatchmix.checkpoints import ViTSpec
+from mmpatchmix.models import PatchMixViT
 
 SPEC = ViTSpec(
     embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96, patch_size=4, img_size=16
@@ -48,3 +50,21 @@ def images(size=16, count=3):
     generator = torch.Generator().manual_seed(9)
     noise = torch.randn(count, 3, size, size, generator=generator)
     return noise + 3 * torch.randn(count, 3, 1, 1, generator=generator)  # each its own colour
+
+
+def hugging_face(folder, name, config, **options):
+    """Save a small model of transformers; return its folder and itself."""
+    transformers = pytest.importorskip('transformers')
+    config = getattr(transformers, config)(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+        image_size=16, patch_size=4, layer_norm_eps=1e-6, **options,
+    )  # fmt: skip
+    model = randomise(getattr(transformers, name)(config)).eval()
+    model.save_pretrained(folder / 'hf')
+    return folder / 'hf', model
+
+
+def make_vit(path, **options):
+    """Return a ViT of ours that starts from a file."""
+    options = dict(arch=dict(SPEC.arch), img_size=16, patch_size=4) | options
+    return PatchMixViT(init_cfg=dict(type='Pretrained', checkpoint=str(path)), **options)

@@ -24,7 +24,7 @@ def choose_compile_options(
     Returns:
         dict: The options; None if nothing is to be compiled.
     """
-    if compile is False or compile is None:
+    if not compile:
         return None
     # Sizes are few and fixed: a graph for each beats one for any.
     options = dict(dynamic=False, fullgraph=True) | ({} if compile is True else compile)

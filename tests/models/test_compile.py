@@ -154,6 +154,11 @@ def test_cuda_graphs_are_left_out_with_a_word(
     assert all(mode in message and reason in message for message in said)
 
 
+@pytest.mark.parametrize('compile', [None, False, {}])
+def test_nothing_is_compiled_where_nothing_is_said(compile):
+    assert compiling.choose_compile_options(compile) is None
+
+
 @pytest.mark.parametrize('compile', [False, True, dict(mode='default'), dict(backend='eager')])
 def test_other_modes_record_no_graphs(compile):
     assert not compiling.records_graphs(compiling.choose_compile_options(compile))

@@ -90,20 +90,7 @@ def take_step(
     step = OurStep.__new__(OurStep)
     # Autocast comes from outside.
     step.model, step.optimizer = net, build_optim_wrapper(net, optim_wrapper | {'enabled': False})
-    for owner, method, part in [
-        (net.data_preprocessor, 'forward', 'preprocessor'),
-        (net, 'parse_losses', 'losses'),
-        (net, 'update_momentum_encoder', 'momentum encoder'),
-        (net.head, 'predict', 'losses'),
-        (net.head, 'gather', 'losses'),
-        (net.head, 'contrast', 'losses'),
-        (net.head.predictor, 'forward', 'heads'),
-        (net.neck, 'forward', 'heads'),
-        (net.momentum_encoder.neck, 'forward', 'heads'),
-        (net.backbone, 'forward', 'encoders'),
-        (net.momentum_encoder.backbone, 'forward', 'encoders'),
-        (step.optimizer, 'step', 'optimizer'),
-    ]:
+    for owner, method, part in find_parts(step):
         paper.mark(owner, method, part)
     for module, part in ((net.backbone, 'encoders'), (net.neck, 'heads'), (net.head, 'heads')):
         paper.mark_parameters(module, part)
@@ -120,6 +107,25 @@ def take_step(
         with paper.part('logging'):
             stack_numbers(LOG_INTERVAL * [*logs[-1].values(), step.optimizer.broken])
     return tuple(paper.kernels)
+
+
+def find_parts(step: OurStep) -> list[tuple[object, str, str]]:
+    """Return which methods of which objects are which part of a step."""
+    net = step.model
+    return [
+        (net.data_preprocessor, 'forward', 'preprocessor'),
+        (net, 'parse_losses', 'losses'),
+        (net, 'update_momentum_encoder', 'momentum encoder'),
+        (net.head, 'predict', 'losses'),
+        (net.head, 'gather', 'losses'),
+        (net.head, 'contrast', 'losses'),
+        (net.head.predictor, 'forward', 'heads'),
+        (net.neck, 'forward', 'heads'),
+        (net.momentum_encoder.neck, 'forward', 'heads'),
+        (net.backbone, 'forward', 'encoders'),
+        (net.momentum_encoder.backbone, 'forward', 'encoders'),
+        (step.optimizer, 'step', 'optimizer'),
+    ]
 
 
 def make_batch(num_images: int, num_local: int) -> dict:

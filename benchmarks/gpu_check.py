@@ -3,10 +3,12 @@
     make gpu-check
     python benchmarks/gpu_check.py --list
     python benchmarks/gpu_check.py --parts tests step-vit-s-2
+    python benchmarks/gpu_check.py --quick     # what fails here, in two minutes; keeps no figure
 
 Each part is a command of this repository in a process of its own, with a time limit. What it
 found is a line of benchmarks/results/gpu.jsonl, and all lines of this GPU are the table
-benchmarks/results/gpu.txt, which `python benchmarks/evidence.py` puts into docs/performance.md.
+benchmarks/results/gpu.txt, which `python benchmarks/evidence.py` puts into docs/performance.md;
+what it printed is in work_dirs/gpu_check/. Parts that time nothing run first, side by side.
 A part that failed is told and the others go on. Parts that are done, on this GPU with this torch
 and this code, are not run again, so a cut command goes on when it is given again, and so does one
 whose eight minutes were not enough. Without a GPU it says so and ends well.
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -28,8 +31,12 @@ import torch
 from harness import report
 from runs import HERE, append_result, describe_code, read_results
 
+from mmpatchmix.cli.describe_machine import cores_per_process
+
 RESULTS = HERE / 'results/gpu.jsonl'
 ROOT = HERE.parent
+LOGS = ROOT / 'work_dirs/gpu_check'
+UNTIMED = ('tests', 'training', 'memory')
 MINUTES = 8
 GIB = 2**30
 # Images of a step, by the memory of the GPU in GiB.
@@ -38,66 +45,85 @@ BATCHES = {70: 128, 35: 64, 18: 32, 0: 16}
 SAID = re.compile(r'\d+ (passed|failed).*|after \d+ epochs .*')
 
 
-def plan(batch: int, scratch: Path) -> dict[str, tuple[int, list]]:
+def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[str, tuple]:
     """Return the parts: how many seconds each may take, and its command.
 
     Args:
         batch: Images of a step.
         scratch: A folder for what a part writes.
+        repeats: Rounds of what is timed.
+        seconds: For each phase of the loader.
     """
-    step = ['benchmarks/step.py', '--precision', 'bf16', '--compile', 'yes']
-    sized = ['--repeats', 7, '--batch', batch]
-    twice = [*sized[:-1], 2 * batch]
-    photos = ['patchmix_vit-s_folder.py', '--synthetic', '--json', '--seconds', 8]
+    marked = [path for path in ROOT.glob('tests/**/test_*.py') if 'mark.gpu' in path.read_text()]
+    tests = sorted(str(path.relative_to(ROOT)) for path in marked)
+    sized = ['--repeats', repeats, '--batch', batch]
+    photos = ['patchmix_vit-s_folder.py', '--synthetic', '--json', '--seconds', seconds]
     small = ['patchmix_vit-digits.py', '--epochs', 20, '--work-dir', scratch / 'digits']
-    graphs = [*step[:-1], 'graphs', *sized, '--crops', 2, '--peers', 'no']
-    cost = ['benchmarks/device_cost.py', '--table', 'modelled', '--batch', batch]
+
+    def step(model: str, crops: int, batch: int = batch, peers: str = 'no', compile: str = 'yes'):
+        options = ['--precision', 'bf16', '--repeats', repeats, '--batch', batch]
+        options += ['--model', model, '--crops', crops, '--peers', peers, '--compile', compile]
+        return ['benchmarks/step.py', *options]
+
+    def profile(model: str, crops: int):
+        return ['benchmarks/device_profile.py', *sized, '--model', model, '--crops', crops]
+
     return {
-        'tests': (150, ['-m', 'pytest', '-m', 'gpu', 'tests']),
-        'step-vit-s-10': (120, [*step, *sized, '--crops', 10]),
-        'step-vit-s-2': (90, [*step, *sized, '--crops', 2]),
-        'step-vit-b-10': (120, [*step, *sized, '--crops', 10, '--model', 'vit-b', '--peers', 'no']),
-        'step-vit-b-2': (90, [*step, *sized, '--crops', 2, '--model', 'vit-b', '--peers', 'no']),
-        'modelled': (60, cost),
-        'images-per-second': (120, ['tools/benchmark.py', f'configs/{photos[0]}', *photos[1:]]),
-        'mixing': (60, ['benchmarks/mixing.py', '--sizes', f'{batch}x224/16']),
-        'momentum': (60, ['benchmarks/momentum.py']),
-        'knn': (90, ['benchmarks/knn.py']),
-        'detector': (90, ['benchmarks/detector_step.py', '--repeats', 5]),
-        'training': (120, ['tools/train.py', f'configs/{small[0]}', *small[1:]]),
-        'step-vit-s-10-twice': (90, [*step, *twice, '--crops', 10, '--peers', 'no']),
-        'step-vit-s-2-graphs': (90, graphs),
-        'memory': (240, ['benchmarks/memory.py']),
+        'tests': (200, ['-m', 'pytest', '-m', 'gpu', *tests]),
+        'training': (200, ['tools/train.py', f'configs/{small[0]}', *small[1:]]),
+        'memory': (200, ['benchmarks/memory.py', '--batch', batch]),
+        'step-vit-s-10': (120, step('vit-s', 10, peers='yes')),
+        'step-vit-s-2': (120, step('vit-s', 2, peers='yes')),
+        'profile-vit-s-10': (60, profile('vit-s', 10)),
+        'profile-vit-s-2': (60, profile('vit-s', 2)),
+        'step-vit-b-10': (120, step('vit-b', 10)),
+        'step-vit-b-2': (90, step('vit-b', 2)),
+        'images-per-second': (90, ['tools/benchmark.py', f'configs/{photos[0]}', *photos[1:]]),
+        'step-vit-s-2-graphs': (90, step('vit-s', 2, compile='graphs')),
+        'step-vit-s-10-graphs': (90, step('vit-s', 10, compile='graphs')),
+        'mixing': (60, ['benchmarks/mixing.py', '--sizes', f'{batch}x224/16', *sized[:2]]),
+        'momentum': (60, ['benchmarks/momentum.py', *sized[:2]]),
+        'knn': (60, ['benchmarks/knn.py', '--repeats', min(3, repeats), '--queries', 50_000]),
+        'detector': (60, ['benchmarks/detector_step.py', *sized[:2]]),
+        'step-vit-s-10-twice': (90, step('vit-s', 10, 2 * batch)),
+        'step-vit-s-2-twice': (90, step('vit-s', 2, 2 * batch)),
+        'step-vit-b-10-twice': (120, step('vit-b', 10, 2 * batch)),
+        'step-vit-b-2-twice': (90, step('vit-b', 2, 2 * batch)),
+        'profile-vit-b-10': (60, profile('vit-b', 10)),
     }
 
 
-def run(command: list, limit: float) -> dict:
+def run(part: str, command: list, limit: float) -> dict:
     """Run a part.
 
     Returns:
-        dict: ``seconds``; ``result``, the JSON it ends with, or ``said``; ``error``, or None.
+        dict: ``part``; ``seconds``; ``result``, the JSON it ends with, or ``said``; ``error``, or
+        None.
     """
-    began = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    began, log = time.monotonic(), LOGS / f'{part}.log'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open('w') as printed,
+        log.with_suffix('.err').open('w') as complained,
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            stdout=printed,
+            stderr=complained,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
-            printed, complained = process.communicate(timeout=limit)
-            last = (complained.strip() or printed.strip()).splitlines()[-1:]
-            code = process.returncode
-            error = None if code == 0 else f'exit code {code}: {" ".join(last)}'
+            code = process.wait(limit)
+            said = log.with_suffix('.err').read_text().strip() or log.read_text().strip()
+            error = f'exit code {code}: {" ".join(said.splitlines()[-1:])}' if code else None
         except subprocess.TimeoutExpired:
-            printed, error = '', f'it took more than {limit:.0f} s'
+            error = f'it took more than {limit:.0f} s'
         finally:  # nothing that a part has started may stay on the GPU
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    line = {'seconds': round(time.monotonic() - began, 1), 'error': error}
-    lines = printed.strip().splitlines()
+    line = {'part': part, 'seconds': round(time.monotonic() - began, 1), 'error': error}
+    lines = log.read_text().strip().splitlines()
     if lines and lines[-1].startswith('{'):
         return line | {'result': json.loads(lines[-1])}
     said = [found[0] for found in map(SAID.search, lines) if found]
@@ -145,6 +171,7 @@ def main() -> None:
     parser.add_argument('--parts', nargs='+', choices=names, default=names, metavar='PART')
     parser.add_argument('--list', action='store_true', help='list the parts')
     parser.add_argument('--again', action='store_true', help='run parts that are done, too')
+    parser.add_argument('--quick', action='store_true', help='run all parts small, side by side')
     parser.add_argument(
         '--minutes', type=float, default=MINUTES, help='begin nothing that would end later'
     )
@@ -153,8 +180,35 @@ def main() -> None:
         print('\n'.join(names))
     elif not torch.cuda.is_available():
         print(f'There is no GPU that torch {torch.__version__} can use: nothing to check here.')
+    elif args.quick:
+        sys.exit(check_quickly(args.parts))
     else:
         check(args)
+
+
+def check_quickly(parts: list[str]) -> int:
+    """Run parts side by side on few images; return how many failed."""
+    print(f'{torch.cuda.get_device_name()}, torch {torch.__version__}', flush=True)
+    with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
+        todo = plan(min(BATCHES.values()), Path(scratch), repeats=1, seconds=1)
+        lines = run_side_by_side({part: todo[part] for part in parts}, 60 * MINUTES)
+    return sum(line['error'] is not None for line in lines)
+
+
+def run_side_by_side(parts: dict[str, tuple], limit: float) -> list[dict]:
+    """Run parts at the same time, a few at once, and say how each ends."""
+    lines = []
+    with ThreadPoolExecutor(max(1, cores_per_process() // 2)) as pool:
+        futures = [pool.submit(run, part, command, limit) for part, (_, command) in parts.items()]
+        for future in as_completed(futures):
+            lines.append(future.result())
+            tell(lines[-1])
+    return lines
+
+
+def tell(line: dict) -> None:
+    """Say how a part ended."""
+    print(f'{line["part"]}: {line["error"] or "done"} ({line["seconds"]:.0f} s)', flush=True)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -165,18 +219,28 @@ def check(args: argparse.Namespace) -> None:
     print(f'{machine[0]}, {memory:.0f} GiB, torch {machine[1]}: steps of {batch} images')
     began, left = time.monotonic(), []
     done = {} if args.again else find_done(read_results(RESULTS), machine, code)
+
+    def seconds_left() -> float:
+        return 60 * args.minutes - (time.monotonic() - began)
+
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
-        for part, (limit, command) in plan(batch, Path(scratch)).items():
-            seconds_left = 60 * args.minutes - (time.monotonic() - began)
-            if part not in args.parts or part in done:
-                continue
-            if seconds_left < limit / 2:
+        todo = {
+            part: work
+            for part, work in plan(batch, Path(scratch)).items()
+            if part in args.parts and part not in done
+        }
+        together = {part: todo.pop(part) for part in UNTIMED if part in todo}
+        if together:
+            limit = min(max(limit for limit, _ in together.values()), seconds_left())
+            for line in run_side_by_side(together, limit):
+                append_result(RESULTS, {'batch': batch} | line)
+        for part, (limit, command) in todo.items():
+            if seconds_left() < limit / 2:
                 left.append(part)
                 continue
-            print(f'{part} ...', end=' ', flush=True)
-            line = {'part': part, 'batch': batch} | run(command, min(limit, seconds_left))
-            append_result(RESULTS, line)
-            print(f'{line["error"] or "done"} ({line["seconds"]:.0f} s)', flush=True)
+            line = run(part, command, min(limit, seconds_left()))
+            append_result(RESULTS, {'batch': batch} | line)
+            tell(line)
     done = find_done(read_results(RESULTS), machine, code)
     if done:
         with RESULTS.with_suffix('.txt').open('w') as file, redirect_stdout(file):

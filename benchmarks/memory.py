@@ -2,12 +2,14 @@
 
     python benchmarks/memory.py
 
-Every row is a process of its own: one warm-up step, then the peak of a second one. On a CPU it
-is the growth of the process over what it held before its first step (model, optimizer and
-libraries are in that); on a GPU, what torch's allocator had at most. Growth must be linear in the
-batch and must not depend on the number of images per mix.
+Every row is one warm-up step and the peak of a second one. On a CPU it is a process of its own, and
+its growth over what it held before its first step (model, optimizer and libraries are in that). On
+a GPU it is what tensors took at most beyond the model, with 16 times the images (`--batch`) and in
+bfloat16 where the CPU's rows are float32. Growth must be linear in the batch and must not depend on
+the number of images per mix.
 """
 
+import gc
 import json
 import resource
 import subprocess
@@ -62,8 +64,10 @@ def measure_here(batch, crops, num_mix, with_cp, micro_batch, precision) -> int:
     if torch.cuda.is_available():
         model.cuda()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    before = peak()
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else peak()
     for _ in range(2):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         inputs = {
             name: torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
             for name in ('view_1', 'view_2')
@@ -85,18 +89,31 @@ def measure_apart(row: tuple) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+def make_rows(batch: int) -> list[tuple]:
+    """Return the rows for a GPU: as many times the images, in the precision of the recipes."""
+    times = batch // 8
+    rows = [
+        (times * row[0], *row[1:4], row[4] and times * row[4], 'bf16')
+        for row in ROWS
+        if row[5] == 'fp32'
+    ]
+    return [*rows, (times * 8, 2, 2, False, None, 'fp32')]
+
+
 def main() -> None:
-    args = parse_args(__doc__, row='')
+    args = parse_args(__doc__, row='', batch=128)
     if args.row:
         print(measure_here(*json.loads(args.row)))
         return
     names = ('batch', 'crops', 'images per mix', 'checkpointing', 'micro-batch', 'precision')
     rows = []
-    on_terminal = sys.stderr.isatty()
-    for number, row in enumerate(ROWS, 1):
+    on_terminal, on_gpu = sys.stderr.isatty(), torch.cuda.is_available()
+    todo = make_rows(args.batch) if on_gpu else ROWS
+    for number, row in enumerate(todo, 1):
         if on_terminal:
-            print(f'\r{number} of {len(ROWS)} ...', end='', file=sys.stderr, flush=True)
-        used = measure_apart(row)
+            print(f'\r{number} of {len(todo)} ...', end='', file=sys.stderr, flush=True)
+        used = measure_here(*row) if on_gpu else measure_apart(row)
+        gc.collect()  # models are cycles
         cells = ['yes' if cell is True else '' if cell is False else cell for cell in row]
         rows.append(
             dict(zip(names, cells, strict=True))

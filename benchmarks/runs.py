@@ -120,7 +120,10 @@ def append_result(path: Path, line: dict) -> None:
 
 
 def describe_code() -> str:
-    """Return the commit, and whether the code differed from it; results and documents are none."""
+    """Return the commit, and whether the code differed from it; results and documents are none.
+
+    Where there is no repository, GIT_COMMIT in the environment names it.
+    """
 
     def git(*arguments: str) -> str:
         command = ['git', '-C', str(HERE.parent), *arguments]
@@ -129,7 +132,8 @@ def describe_code() -> str:
     # What a benchmark writes must not make its own results those of other code.
     others = (':!benchmarks/results', ':!docs', ':!*.md')
     changed = git('status', '--porcelain', '-uno', '--', '.', *others)
-    return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if changed else '')
+    commit = git('rev-parse', '--short=12', 'HEAD') or os.environ.get('GIT_COMMIT', '')[:12]
+    return commit + ('-dirty' if changed else '')
 
 
 def round_floats(value):

@@ -27,8 +27,9 @@ def test_every_command_is_one_that_is_taken(part, monkeypatch):
     _, command = gpu_check.plan(8, Path('scratch'))[part]
     command = list(map(str, command))
     if command[0] == '-m':
-        module, option, marker, folder = command[1:]
-        assert (module, option) == ('pytest', '-m') and (ROOT / folder).is_dir()
+        module, option, marker, *files = command[1:]
+        assert (module, option) == ('pytest', '-m')
+        assert files and all((ROOT / file).is_file() for file in files)
         assert f'markers = ["{marker}: ' in (ROOT / 'pyproject.toml').read_text()
     elif command[0].startswith('benchmarks/'):
         check_script(command[0], command[1:], monkeypatch)
@@ -46,8 +47,9 @@ def results(tmp_path, monkeypatch):
         'slow': (0.5, ['-c', 'import time; time.sleep(60)']),
         'tests': (20, ['-c', 'print("....\\n7 passed in 2 s")']),
     }
-    monkeypatch.setattr(gpu_check, 'plan', lambda batch, scratch: parts)
+    monkeypatch.setattr(gpu_check, 'plan', lambda batch, scratch, **_: parts)
     monkeypatch.setattr(gpu_check, 'RESULTS', tmp_path / 'gpu.jsonl')
+    monkeypatch.setattr(gpu_check, 'LOGS', tmp_path / 'logs')
     monkeypatch.setattr(gpu_check, 'describe_code', lambda: 'abc')
     monkeypatch.setattr('runs.describe_code', lambda: 'abc')
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: GPU)
@@ -71,7 +73,7 @@ def test_a_part_that_fails_ends_nothing_and_what_is_done_stays(results, capsys):
     assert 'bad' not in table
     results['bad'] = (20, ['-c', 'print("1 passed")'])
     again = [line['part'] for line in check(results)]
-    assert again == ['good', 'bad', 'slow', 'tests', 'bad', 'slow']
+    assert again == ['tests', 'good', 'bad', 'slow', 'bad', 'slow']
     assert '1 passed' in gpu_check.RESULTS.with_suffix('.txt').read_text()
     assert len(check(results, parts=['good'], again=True)) == 7
 
@@ -112,10 +114,16 @@ def test_documents_and_results_are_no_code(tmp_path, monkeypatch):
 
 
 def test_parts_for_which_no_time_is_left_are_named(results, capsys):
-    assert [line['part'] for line in check(results, minutes=1 / 60)] == ['slow']
-    assert (
-        'No time was left for good, bad, tests: give the command again' in capsys.readouterr().out
-    )
+    assert {line['part'] for line in check(results, minutes=1 / 60)} == {'tests', 'slow'}
+    assert 'No time was left for good, bad: give the command again' in capsys.readouterr().out
+
+
+def test_the_quick_check_says_what_fails_and_keeps_no_figure(results, capsys):
+    assert gpu_check.check_quickly(['good', 'bad', 'tests']) == 1
+    printed = capsys.readouterr().out
+    assert 'bad: exit code 1: out of memory' in printed and 'good: done' in printed
+    assert 'out of memory' in (gpu_check.LOGS / 'bad.err').read_text()
+    assert not gpu_check.RESULTS.exists()
 
 
 def test_without_a_gpu_it_says_so_and_ends_well(monkeypatch, capsys):

@@ -164,7 +164,8 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.device('cuda'):
         step = OurStep(model=args.model)
-        batch = workers_batch(args.batch, args.crops - 2)
+    batch = workers_batch(args.batch, args.crops - 2)  # on the host, as loaders hand it over
+    batch['inputs'] = {name: views.pin_memory() for name, views in batch['inputs'].items()}
     host_seconds = []
 
     def take() -> None:

@@ -66,7 +66,8 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
         return ['benchmarks/step.py', *options]
 
     def profile(model: str, crops: int):
-        return ['benchmarks/device_profile.py', *sized, '--model', model, '--crops', crops]
+        options = ['--model', model, '--crops', crops, '--top', 25]
+        return ['benchmarks/device_profile.py', *sized, *options]
 
     return {
         'tests': (200, ['-m', 'pytest', '-m', 'gpu', *tests]),
@@ -130,13 +131,15 @@ def run(part: str, command: list, limit: float) -> dict:
     return line | {'said': (said or lines or [''])[-1]}
 
 
-def find_done(lines: list[dict], machine: tuple[str, str], code: str) -> dict[str, dict]:
-    """Return the last good line of each part of this GPU, torch and code."""
+def find_done(
+    lines: list[dict], machine: tuple[str, str], code: str | None = None
+) -> dict[str, dict]:
+    """Return the last good line of each part of this GPU and torch, and of this code if given."""
     return {
         line['part']: line
         for line in lines
         if line['error'] is None
-        and line['code'] == code
+        and code in (None, line['code'])
         and (line['machine']['accelerator'], line['machine']['torch']) == machine
     }
 
@@ -241,7 +244,7 @@ def check(args: argparse.Namespace) -> None:
             line = run(part, command, min(limit, seconds_left()))
             append_result(RESULTS, {'batch': batch} | line)
             tell(line)
-    done = find_done(read_results(RESULTS), machine, code)
+    done = find_done(read_results(RESULTS), machine)
     if done:
         with RESULTS.with_suffix('.txt').open('w') as file, redirect_stdout(file):
             report('GPU', tabulate(list(done.values())), batch=batch)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from harness import measure, parse_args, report
 from torch import Tensor
 
-from mmpatchmix.evaluation.knn import BANK_CHUNK, QUERY_CHUNK, knn_predict
+from mmpatchmix.evaluation.knn import BANK_CHUNK, choose_query_chunk, knn_predict
 
 
 def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,11 +42,12 @@ def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tenso
 
 def product(queries: Tensor, bank: Tensor, reuse: bool) -> None:
     """All similarities, block by block, each thrown away."""
-    sizes = min(len(queries), QUERY_CHUNK), min(len(bank), BANK_CHUNK)
+    query_chunk = choose_query_chunk(queries)
+    sizes = min(len(queries), query_chunk), min(len(bank), BANK_CHUNK)
     buffer = queries.new_empty(sizes[0] * sizes[1])
     for block in bank.split(BANK_CHUNK):
         block = block.to(queries.device)
-        for part in queries.split(QUERY_CHUNK):
+        for part in queries.split(query_chunk):
             out = buffer[: len(part) * len(block)].view(len(part), len(block)) if reuse else None
             torch.mm(part, block.T, out=out)
 

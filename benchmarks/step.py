@@ -72,7 +72,8 @@ def build_ours(compile: bool | dict, model: str = 'vit-s') -> tuple[PatchMix, ob
     cfg.model.compile = compile
     model = MODELS.build(cfg.model)
     model.init_weights()
-    model.train()
+    # Not before has a data preprocessor heard of its device.
+    model.to(torch.get_default_device()).train()
     cfg.optim_wrapper.enabled = False  # autocast comes from outside, for all alike
     return model, build_optim_wrapper(model, cfg.optim_wrapper)
 

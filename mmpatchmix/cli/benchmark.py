@@ -11,6 +11,7 @@ Files that are read for the first time come slower from a disk: a second call te
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_config(args)
         apply_arguments(cfg, args, Path(tmp))
         benchmark(args, cfg)
+        gc.collect()  # ends the workers, before what they read is removed
 
 
 def apply_arguments(cfg: Any, args: argparse.Namespace, scratch: Path) -> None:

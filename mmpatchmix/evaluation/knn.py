@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Similarities are computed and searched in blocks of this many queries and bank rows.
 QUERY_CHUNK, BANK_CHUNK = 1024, 16384
+# A GPU wants more to do at a time; these are 268 MB.
+QUERY_CHUNK_OF_GPUS = 4096
 # A neighbour is one int64, its rank: the similarity times 2**30 in the upper half, the inverted
 # bank index in the lower one. So equal similarities are in the order of the bank, which topk alone
 # does not promise. 2**30 keeps every bit of a float32 cosine above 2**-6.
@@ -29,7 +31,7 @@ def find_neighbors(
     bank: Tensor,
     num_neighbors: int,
     *,
-    query_chunk: int = QUERY_CHUNK,
+    query_chunk: int | None = None,
     bank_chunk: int = BANK_CHUNK,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,7 @@ def find_neighbors(
         queries: ``(Q, D)``.
         bank: ``(M, D)``. It is read once, block by block, and may stay on the host.
         num_neighbors: K; at most M are found.
-        query_chunk: Queries per block.
+        query_chunk: Queries per block; by default 1024, and 4096 on GPUs.
         bank_chunk: Bank rows per block.
         device: Where to compute; by default where ``queries`` are.
 
@@ -60,6 +62,7 @@ def find_neighbors(
     if len(bank) == 0 or num_neighbors < 1:
         raise ValueError(f'The bank is empty, or num_neighbors={num_neighbors} is below 1.')
     queries = _normalize(queries.to(device or queries.device), 'queries')  # (Q, D)
+    query_chunk = query_chunk or choose_query_chunk(queries)
     k = min(num_neighbors, len(bank))
     best = torch.full((len(queries), k), _NO_RANK, device=queries.device)  # (Q, K)
     # The same memory for all blocks: fresh memory for each costs a fifth of the product.
@@ -78,6 +81,11 @@ def find_neighbors(
             _update(best[i : i + query_chunk], similarity, start)
         start = stop
     return ((best >> _INDEX_BITS).double() / _SCALE).float(), _MAX_INDEX - (best & _MAX_INDEX)
+
+
+def choose_query_chunk(queries: Tensor) -> int:
+    """Return how many queries are searched for at a time where they are."""
+    return QUERY_CHUNK if queries.device.type == 'cpu' else QUERY_CHUNK_OF_GPUS
 
 
 def _normalize(features: Tensor, name: str, start: int = 0, out: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -126,6 +127,8 @@ def describe_code() -> str:
     """
 
     def git(*arguments: str) -> str:
+        if not shutil.which('git'):
+            return ''
         command = ['git', '-C', str(HERE.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -111,6 +111,9 @@ def test_documents_and_results_are_no_code(tmp_path, monkeypatch):
     assert runs.describe_code() == clean
     (tmp_path / 'code.py').write_text('more')
     assert runs.describe_code() == f'{clean}-dirty'
+    monkeypatch.setattr(runs.shutil, 'which', lambda name: None)
+    monkeypatch.setenv('GIT_COMMIT', '0123456789abcdef')
+    assert runs.describe_code() == '0123456789ab'  # without git
 
 
 def test_parts_for_which_no_time_is_left_are_named(results, capsys):

@@ -14,7 +14,6 @@ host: "host" is how long the host took to start all kernels.
 """
 
 import bisect
-import functools
 import json
 import statistics
 import sys
@@ -30,6 +29,7 @@ import torch
 from device_cost import DEVICES, PARTS, count_step, find_parts, model_seconds
 from harness import measure, parse_args, report
 from mmengine.logging import MMLogger
+from paper import Parts
 from step import OurStep, workers_batch
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -49,46 +49,14 @@ class Span(NamedTuple):
     what: object
 
 
-class Marks:
-    """Note which part runs, in the profile and by the numbers of autograd.
-
-    Args:
-        default: Part of what no :meth:`mark` says otherwise about.
-    """
-
-    def __init__(self, default: str) -> None:
-        self.default = default
-        self._part = default
-        self._starts, self._parts = [0], [default]
-
-    def mark(self, owner: object, method: str, name: str) -> None:
-        """Make what ``owner.method`` does a part."""
-        original = getattr(owner, method)
-
-        @functools.wraps(original)
-        def within(*args, **kwargs):
-            with self._within(name), record_function(MARK + name):
-                return original(*args, **kwargs)
-
-        setattr(owner, method, within)
+class Marks(Parts):
+    """Note in the profile, too, which part runs."""
 
     @contextmanager
-    def _within(self, name: str) -> Iterator[None]:
-        before = self._part
-        self._enter(name)
-        try:
+    def part(self, name: str) -> Iterator[None]:
+        """Say which part what runs inside belongs to, and its backward."""
+        with super().part(name), record_function(MARK + name):
             yield
-        finally:
-            self._enter(before)
-
-    def _enter(self, name: str) -> None:
-        self._part = name
-        self._starts.append(torch._C._autograd._get_sequence_nr())
-        self._parts.append(name)
-
-    def part_of(self, sequence_number: int) -> str:
-        """Return the part whose forward gave a node of autograd its number."""
-        return self._parts[bisect.bisect_right(self._starts, sequence_number) - 1]
 
 
 def attribute(trace: list[dict], marks: Marks) -> list[tuple[str, str, float]]:

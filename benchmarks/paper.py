@@ -50,19 +50,56 @@ class Kernel(NamedTuple):
     is_small: bool
 
 
-class Paper:
-    """Record the kernels of what runs inside ``with paper:``.
+class Parts:
+    """Know which part of a step runs, and whose forward a node of the backward answers.
 
     Args:
         default: Part of what no :meth:`mark` says otherwise about.
     """
 
     def __init__(self, default: str = 'other') -> None:
+        self.default = self._part = default
+        self._starts, self._parts = [0], [default]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Say which part what runs inside belongs to, and its backward."""
+        before = self._part
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, name: str) -> None:
+        self._part = name
+        self._starts.append(torch._C._autograd._get_sequence_nr())
+        self._parts.append(name)
+
+    def mark(self, owner: object, method: str, name: str) -> None:
+        """Make what ``owner.method`` does a part."""
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def within(*args, **kwargs):
+            with self.part(name):
+                return original(*args, **kwargs)
+
+        setattr(owner, method, within)
+
+    def part_of(self, sequence_number: int) -> str:
+        """Return the part whose forward gave a node of autograd its number."""
+        return self._parts[bisect.bisect_right(self._starts, sequence_number) - 1]
+
+
+class Paper(Parts):
+    """Record the kernels of what runs inside ``with paper:``."""
+
+    def __init__(self, default: str = 'other') -> None:
+        super().__init__(default)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.kernels: list[Kernel] = []
         self.part_of_variable: dict[int, str] = {}
-        self._part = default
-        self._starts, self._parts = [0], [default]
 
     def __enter__(self) -> 'Paper':
         self._stack = ExitStack()
@@ -95,32 +132,6 @@ class Paper:
         self.record(name, [values], count_bytes([values]))
         return values
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Say which part what runs inside belongs to, and its backward."""
-        before = self._part
-        self._enter(name)
-        try:
-            yield
-        finally:
-            self._enter(before)
-
-    def _enter(self, name: str) -> None:
-        self._part = name
-        self._starts.append(torch._C._autograd._get_sequence_nr())
-        self._parts.append(name)
-
-    def mark(self, owner: object, method: str, name: str) -> None:
-        """Make what ``owner.method`` does a part."""
-        original = getattr(owner, method)
-
-        @functools.wraps(original)
-        def within(*args, **kwargs):
-            with self.part(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, method, within)
-
     def mark_parameters(self, module: nn.Module, name: str) -> None:
         """Say which part sums of gradients of a module's parameters belong to."""
         self.part_of_variable |= dict.fromkeys(map(id, module.parameters()), name)
@@ -136,7 +147,7 @@ class Paper:
             return self._part
         if node.name().endswith('AccumulateGrad'):
             return self.part_of_variable.get(id(node.variable), self._part)
-        return self._parts[bisect.bisect_right(self._starts, node._sequence_nr()) - 1]
+        return self.part_of(node._sequence_nr())
 
 
 class _Sent(TorchFunctionMode):

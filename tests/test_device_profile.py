@@ -1,5 +1,6 @@
 """Whose kernels those of a profile are."""
 
+import json
 import sys
 
 import torch
@@ -48,7 +49,7 @@ def test_a_kernel_belongs_to_the_part_that_started_it_or_whose_forward_it_answer
         net.step()
     path = tmp_path / 'trace.json'
     profiler.export_chrome_trace(str(path))
-    trace = device_profile.json.loads(path.read_text())['traceEvents']
+    trace = json.loads(path.read_text())['traceEvents']
     pretend_gpu(trace)
     kernels = device_profile.attribute(trace, marks)
     # Forward one product; backward one for the weights and one for what came in.

@@ -5,6 +5,7 @@
 * :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
 * :mod:`~mmpatchmix.compat.rendezvous`: who is missing is named within a minute.
 * :mod:`~mmpatchmix.compat.safe_loading`: checkpoints that run nothing.
+* :mod:`~mmpatchmix.compat.yapf_cache`: ranks that start together on a fresh machine.
 """
 
 
@@ -13,9 +14,10 @@ def prepare_openmmlab() -> None:
 
     Repeated calls do nothing.
     """
-    from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal, safe_loading
+    from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal, safe_loading, yapf_cache
 
     mmcv_ops.install()
     multimodal.install()
     cpu_launcher.install()
     safe_loading.install()
+    yapf_cache.install()

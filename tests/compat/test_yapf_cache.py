@@ -1,0 +1,48 @@
+"""A cache of yapf that another process is writing, and one that stays broken."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.calls import environment
+
+CODE = 'from mmpatchmix.compat import yapf_cache; yapf_cache.install(); import yapf'
+
+
+def start(cache):
+    return subprocess.Popen(
+        [sys.executable, '-c', CODE],
+        env=environment(XDG_CACHE_HOME=cache),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def grammars(tmp_path):
+    """Let yapf write its cache; return the files with what they hold, all but emptied."""
+    assert start(tmp_path).wait(60) == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob('*.pickle')}
+    assert files
+    for path, whole in files.items():
+        path.write_bytes(whole[: len(whole) // 2 if 'Pattern' in path.name else 0])
+    return files
+
+
+def test_a_rank_waits_for_another_that_is_writing(grammars):
+    process = start(next(iter(grammars)).parents[2])
+    time.sleep(0.5)
+    for path, whole in grammars.items():
+        path.write_bytes(whole)
+    assert process.wait(60) == 0, process.stderr.read()
+
+
+def test_a_cache_that_stays_broken_is_named(grammars):
+    folder = next(iter(grammars)).parents[1]
+    process = start(folder.parent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith(f"OSError: {folder}: yapf's cache is broken") and 'Delete' in last

@@ -8,7 +8,7 @@ one query is the last block, which encodes the class token alone.
 """
 
 import torch
-from harness import measure, parse_args, report
+from harness import keep_memory_as_training_does, measure, parse_args, report
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,6 +53,7 @@ def compare(dtype: torch.dtype, size: tuple, num_queries: int, repeats: int) -> 
 
 def main() -> None:
     args = parse_args(__doc__, repeats=9)
+    keep_memory_as_training_does()
     rows = [
         compare(dtype, size, num_queries, args.repeats)
         for dtype in (torch.bfloat16, torch.float32)

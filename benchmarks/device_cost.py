@@ -260,7 +260,7 @@ def count_compiled(args) -> list[dict]:
             torch.no_grad(),
             mock.patch.object(fused_colours, 'choose_work_dtype', lambda _: torch.float16),
         ):
-            fused_colours._compile()(images, fused_colours.arrange(plan))
+            fused_colours._compile()(images, fused_colours.arrange(plan), to_rgb=True)
         rows.append(
             {
                 'pixels': side,

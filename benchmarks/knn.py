@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from harness import measure, parse_args, report
 from torch import Tensor
 
-from mmpatchmix.evaluation.knn import BANK_CHUNK, choose_query_chunk, knn_predict
+from mmpatchmix.evaluation.knn import choose_chunks, knn_predict
 
 
 def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tensor, Tensor, Tensor]:
     """Unit queries (Q, D), unit bank (M, D) and the bank's labels (M,) of 1000 classes."""
     generator = torch.Generator().manual_seed(0)
     bank = torch.empty(num_bank, num_dims)
-    for part in bank.split(BANK_CHUNK):
+    for part in bank.split(16384):
         part.normal_(generator=generator)
         F.normalize(part, out=part)
     queries = F.normalize(torch.randn(num_queries, num_dims, generator=generator))
@@ -42,10 +42,10 @@ def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tenso
 
 def product(queries: Tensor, bank: Tensor, reuse: bool) -> None:
     """All similarities, block by block, each thrown away."""
-    query_chunk = choose_query_chunk(queries)
-    sizes = min(len(queries), query_chunk), min(len(bank), BANK_CHUNK)
+    query_chunk, bank_chunk = choose_chunks(queries)
+    sizes = min(len(queries), query_chunk), min(len(bank), bank_chunk)
     buffer = queries.new_empty(sizes[0] * sizes[1])
-    for block in bank.split(BANK_CHUNK):
+    for block in bank.split(bank_chunk):
         block = block.to(queries.device)
         for part in queries.split(query_chunk):
             out = buffer[: len(part) * len(block)].view(len(part), len(block)) if reuse else None

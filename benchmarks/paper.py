@@ -107,7 +107,7 @@ class Paper(Parts):
         # device is to be chosen as for an accelerator.
         for where, name, value in [
             (data_preprocessor, 'goes_to_cpu', lambda images: False),
-            (on_device, 'SLOW_TO_INDEX', ()),
+            (on_device, 'CONVOLVES', ()),
             (on_device, 'choose_work_dtype', half_for_bytes),
             (fused_colours, 'choose_work_dtype', half_for_bytes),
             (vit_blocks, 'PLAIN_UP_TO', 0),
@@ -249,8 +249,7 @@ def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:
 def use_compiled_colours(paper: Paper, num_kernels: int, bytes_per_value: int):
     """Return a patch that counts colours as compiled."""
 
-    def apply(views, plan):
-        images = torch.cat(views) if len(views) > 1 else views[0]
+    def apply(images, plan, to_rgb):
         paper.put_counted(fused_colours.arrange(plan))
         out = torch.empty_like(images, dtype=half_for_bytes(images))
         for _ in range(num_kernels):

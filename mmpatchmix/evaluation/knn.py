@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Similarities are computed and searched in blocks of this many queries and bank rows.
-QUERY_CHUNK, BANK_CHUNK = 1024, 16384
-# A GPU wants more to do at a time; these are 268 MB.
-QUERY_CHUNK_OF_GPUS = 4096
+# Similarities are computed and searched in blocks of this many queries and bank rows; on a GPU,
+# which is asked for a few counts in each, in fewer and larger ones: 1.1 GB.
+CHUNKS, CHUNKS_OF_GPUS = (1024, 16384), (4096, 65536)
 # A neighbour is one int64, its rank: the similarity times 2**30 in the upper half, the inverted
 # bank index in the lower one. So equal similarities are in the order of the bank, which topk alone
 # does not promise. 2**30 keeps every bit of a float32 cosine above 2**-6.
@@ -32,7 +31,7 @@ def find_neighbors(
     num_neighbors: int,
     *,
     query_chunk: int | None = None,
-    bank_chunk: int = BANK_CHUNK,
+    bank_chunk: int | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest rows of a bank by cosine similarity, exactly.
@@ -44,7 +43,7 @@ def find_neighbors(
         bank: ``(M, D)``. It is read once, block by block, and may stay on the host.
         num_neighbors: K; at most M are found.
         query_chunk: Queries per block; by default 1024, and 4096 on GPUs.
-        bank_chunk: Bank rows per block.
+        bank_chunk: Bank rows per block; by default 16,384, and 65,536 on GPUs.
         device: Where to compute; by default where ``queries`` are.
 
     Returns:
@@ -62,7 +61,8 @@ def find_neighbors(
     if len(bank) == 0 or num_neighbors < 1:
         raise ValueError(f'The bank is empty, or num_neighbors={num_neighbors} is below 1.')
     queries = _normalize(queries.to(device or queries.device), 'queries')  # (Q, D)
-    query_chunk = query_chunk or choose_query_chunk(queries)
+    usual = choose_chunks(queries)
+    query_chunk, bank_chunk = query_chunk or usual[0], bank_chunk or usual[1]
     k = min(num_neighbors, len(bank))
     best = torch.full((len(queries), k), _NO_RANK, device=queries.device)  # (Q, K)
     # The same memory for all blocks: fresh memory for each costs a fifth of the product.
@@ -83,9 +83,9 @@ def find_neighbors(
     return ((best >> _INDEX_BITS).double() / _SCALE).float(), _MAX_INDEX - (best & _MAX_INDEX)
 
 
-def choose_query_chunk(queries: Tensor) -> int:
-    """Return how many queries are searched for at a time where they are."""
-    return QUERY_CHUNK if queries.device.type == 'cpu' else QUERY_CHUNK_OF_GPUS
+def choose_chunks(queries: Tensor) -> tuple[int, int]:
+    """Return how many queries and bank rows make a block where the queries are."""
+    return CHUNKS if queries.device.type == 'cpu' else CHUNKS_OF_GPUS
 
 
 def _normalize(features: Tensor, name: str, start: int = 0, out: Tensor | None = None) -> Tensor:
@@ -158,10 +158,10 @@ def knn_predict(
     num_classes = max(top, int(bank_labels.max()) + 1)
     result = {k: torch.empty(len(queries), top, dtype=torch.int64) for k in num_neighbors}
     for k, classes in result.items():
-        for i in range(0, len(queries), QUERY_CHUNK):  # the votes of all would fill the memory
-            near, voters = similarities[i : i + QUERY_CHUNK, :k], indices[i : i + QUERY_CHUNK, :k]
-            ranking = vote(near, bank_labels[voters], num_classes, temperature)
-            classes[i : i + QUERY_CHUNK] = ranking[:, :top]
+        for i in range(0, len(queries), CHUNKS[0]):  # the votes of all would fill the memory
+            part = slice(i, i + CHUNKS[0])
+            near, voters = similarities[part, :k], indices[part, :k]
+            classes[part] = vote(near, bank_labels[voters], num_classes, temperature)[:, :top]
     return result
 
 

@@ -20,23 +20,23 @@ COMPILED_ON = ('cuda',)  # kinds of devices
 _works = True  # until the compiler fails, in this process
 
 
-def try_apply(views: Sequence[Tensor], plan: Plan) -> Tensor | None:
-    """Jitter and grey views of one size with compiled kernels.
+def try_apply(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor | None:
+    """Jitter and grey images with compiled kernels.
 
     Args:
-        views: (N, C, H, W) each, uint8 or float32, contiguous.
+        images: (N, C, H, W), uint8 or float32, contiguous.
         plan: What to do to each image; without colours where C is not 3.
+        to_rgb: Whether three channels come in BGR order.
 
     Returns:
-        Tensor: (all images, C, H, W) from 0 to 255, of half precision for bytes and float32
+        Tensor: (N, C, H, W) from 0 to 255, of half precision for bytes and float32
         otherwise; None where nothing is compiled: off CUDA devices, and once the compiler has
         failed, which is said.
     """
-    if views[0].device.type not in COMPILED_ON or not _works or torch._dynamo.config.disable:
+    if images.device.type not in COMPILED_ON or not _works or torch._dynamo.config.disable:
         return None
-    images = torch.cat(views) if len(views) > 1 else views[0]
     try:
-        return _compile()(images, send(arrange(plan), images))
+        return _compile()(images, send(arrange(plan), images), to_rgb)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many types: no Triton, no C compiler, a device too old
@@ -92,9 +92,10 @@ def arrange(plan: Plan) -> Tensor:
     return torch.cat([steps(early), steps(weights), others])
 
 
-def apply(images: Tensor, arranged: Tensor) -> Tensor:
+def apply(images: Tensor, arranged: Tensor, to_rgb: bool) -> Tensor:
     """Jitter and grey a batch; see :func:`try_apply` and :func:`arrange`."""
     channels = [channel.float() for channel in images.unbind(1)]  # (N, H, W) each
+    channels = channels[::-1] if to_rgb else channels
     arranged = arranged[..., None, None]
     weights, turns, grey = arranged[:36].unflatten(0, (2, 6, 3)), arranged[36:38], arranged[38]
     nothing = [torch.zeros_like(turns[0])] * len(channels)  # no contrast yet, so no mean

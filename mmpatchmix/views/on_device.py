@@ -9,7 +9,7 @@ from torch import Tensor
 from mmpatchmix.views import colours, fused_colours
 from mmpatchmix.views.plan import Plan, choose_work_dtype, send
 
-SLOW_TO_INDEX = ('cpu',)  # kinds of devices that copy more quickly than they gather
+CONVOLVES = ('cpu',)  # kinds of devices that blur more quickly so than by products of matrices
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
@@ -41,16 +41,10 @@ def augment_views(
     # bfloat16 has 8 bits for 256 grey levels, and hue is a quotient of differences.
     dtype, work_dtype = choose_dtype(views[0]), choose_work_dtype(views[0])
     with torch.autocast(views[0].device.type, enabled=False):
-        sizes = [view.shape[:-3].numel() for view in views]
-        taken = [
-            _take(view, flip, to_rgb)
-            for view, flip in zip(views, plan.flip.split(sizes), strict=True)
-        ]
-        work = fused_colours.try_apply(taken, plan)
+        images = _take(views, plan.flip)
+        work = fused_colours.try_apply(images, plan, to_rgb)
         if work is None:
-            work = taken[0].new_empty((sum(sizes), *taken[0].shape[1:]), dtype=work_dtype)
-            for part, images in zip(work.split(sizes), taken, strict=True):
-                part.copy_(images)
+            work = (images.flip(1) if to_rgb else images).to(work_dtype)
             colours.jitter(work, plan)
             _change(work, plan.grey, lambda some: colours.find_grey(some).expand_as(some))
         _blur(work, plan)
@@ -67,23 +61,15 @@ def choose_dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if is_on else torch.float32
 
 
-def _take(view: Tensor, flip: Tensor, to_rgb: bool) -> Tensor:
-    """Copy a view as one batch: contiguous, RGB, mirrored where ``flip`` says so."""
-    *leading, channels, height, width = view.shape
-    if view.device.type in SLOW_TO_INDEX:
-        images = view.flatten(0, -4)
-        images = images.flip(1) if to_rgb else images
-        return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images).contiguous()
-    # One pass copies, whatever the order in memory.
-    channel = torch.arange(channels, device=view.device)
-    if to_rgb:
-        channel = channel.flip(0)
-    place = torch.arange(max(height, width), device=view.device)
-    # Counted from the other end where an image is mirrored. (images, 1, 1, W)
-    column = (place[:width] - send((width - 1) * flip.view(-1, 1, 1, 1), view)).abs_()
-    image = torch.cartesian_prod(*(torch.arange(size) for size in leading))
-    image = send(image.view(len(flip), len(leading)), view)[..., None, None, None].unbind(1)
-    return view[(*image, channel.view(-1, 1, 1), place[:height, None], column)]
+def _take(views: Sequence[Tensor], flip: Tensor) -> Tensor:
+    """Copy views as one contiguous batch, mirrored where ``flip`` says so."""
+    sizes = [view.shape[:-3] for view in views]
+    nums = [size.numel() for size in sizes]
+    images = views[0].new_empty(sum(nums), *views[0].shape[-3:])
+    flips = send(flip, images).split(nums)
+    for view, size, part, coins in zip(views, sizes, images.split(nums), flips, strict=True):
+        torch.where(coins.view(*size, 1, 1, 1), view.flip(-1), view, out=part.view(view.shape))
+    return images
 
 
 def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
@@ -95,7 +81,7 @@ def _change(images: Tensor, coins: Tensor, operation: Callable[[Tensor], Tensor]
 
 
 def _blur(images: Tensor, plan: Plan) -> None:
-    """Blur each image by its own Gaussian in place, first along the rows, then the columns."""
+    """Blur each image by its own Gaussian in place."""
     rows = plan.blur.nonzero()[:, 0]  # (K,)
     if len(rows) == 0:
         return
@@ -104,24 +90,30 @@ def _blur(images: Tensor, plan: Plan) -> None:
     offsets = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-0.5 * (offsets / plan.sigma[rows, None]) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    kernels = send(kernels.to(images.dtype), images)[:, None]  # (K * C, 1, side)
+    kernels = send(kernels.to(images.dtype), images)  # (K * C, side)
     place = send(rows, images)
-    padded = _take_padded(images, place, radius)
-    planes = padded.view(1, -1, *padded.shape[2:])  # (1, K * C, H + 2 * radius, W + 2 * radius)
-    planes = F.conv2d(planes, kernels[:, :, None], groups=len(kernels))
-    planes = F.conv2d(planes, kernels[..., None], groups=len(kernels))
-    images.index_copy_(0, place, planes.view(-1, channels, height, width))
+    planes = images.index_select(0, place).flatten(0, 1)  # (K * C, H, W)
+    if images.device.type in CONVOLVES:
+        planes = F.pad(planes[None], [radius] * 4, mode='reflect')
+        planes = F.conv2d(planes, kernels[:, None, None], groups=len(kernels))
+        planes = F.conv2d(planes, kernels[:, None, :, None], groups=len(kernels))[0]
+    else:
+        down = _as_matrices(kernels, height)
+        across = down if width == height else _as_matrices(kernels, width)
+        planes = down @ planes @ across.mT
+    images.index_copy_(0, place, planes.unflatten(0, (-1, channels)))
 
 
-def _take_padded(images: Tensor, place: Tensor, radius: int) -> Tensor:
-    """Copy some of the images, reflected beyond their borders."""
-    if images.device.type in SLOW_TO_INDEX:
-        return F.pad(images.index_select(0, place), [radius] * 4, mode='reflect')
-    channels, height, width = images.shape[1:]
-    y = send(_reflect(height, radius), images)
-    x = y if width == height else send(_reflect(width, radius), images)
-    channel = torch.arange(channels, device=images.device)
-    return images[place.view(-1, 1, 1, 1), channel.view(-1, 1, 1), y.view(-1, 1), x]
+def _as_matrices(kernels: Tensor, size: int) -> Tensor:
+    """Return the matrices, (K, size, size), that convolve as kernels, (K, side), do.
+
+    A row holds the weights of the places that its place is made of; what lies beyond the ends is
+    reflected.
+    """
+    side = kernels.shape[1]
+    places = send(_reflect(size, side // 2).unfold(0, size, 1), kernels)  # (side, size)
+    is_read = places[..., None] == torch.arange(size, device=kernels.device)
+    return (kernels @ is_read.to(kernels.dtype).flatten(1)).view(-1, size, size)
 
 
 def _reflect(size: int, radius: int) -> Tensor:

@@ -58,7 +58,7 @@ class Fused:
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
         with (
-            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
+            mock.patch.object(on_device, 'CONVOLVES', ()),
             mock.patch.object(fused_colours, 'COMPILED_ON', ('cpu', 'meta')),
             mock.patch.object(fused_colours, '_compile', lambda: fused_colours.apply),
         ):
@@ -73,7 +73,7 @@ class InHalf:
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
         with (
-            mock.patch.object(on_device, 'SLOW_TO_INDEX', ()),
+            mock.patch.object(on_device, 'CONVOLVES', ()),
             mock.patch.object(on_device, 'choose_work_dtype', lambda images: torch.float16),
         ):
             return on_device.augment(*args, **kwargs)

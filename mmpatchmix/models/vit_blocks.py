@@ -24,7 +24,10 @@ class QuickAttention(MultiheadAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Attend; ``(N, T, D)`` to ``(N, T, D)``."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dims))
-        return _attend_and_project(self, *qkv.unbind(2))
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+        dropout = self.attn_drop if self.training else 0.0
+        attended = self.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return _project(self, attended.transpose(1, 2).flatten(2))
 
 
 class QuickDropPath(DropPath):
@@ -67,8 +70,9 @@ def quicken_blocks(vit: nn.Module) -> None:
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Compute scaled dot-product attention in the way that is quicker here.
 
-    torch's fused attention is, except for the backward in bfloat16 on CPU cores: there two plain
-    products take a third of its time up to some 500 keys (``benchmarks/attention.py``).
+    torch's fused attention is, except in bfloat16 on CPU cores: there two plain products take 0.7
+    of its time forward and 0.4 with the backward (``benchmarks/attention.py``). They keep a weight
+    for each query and key, so they are for up to some 500 keys.
 
     Args:
         query: ``(N, heads, Q, D)``.
@@ -79,8 +83,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
     Returns:
         Tensor: ``(N, heads, Q, D)``.
     """
-    slow_backward = query.device.type == 'cpu' and query.dtype == torch.bfloat16
-    if slow_backward and query.requires_grad and key.shape[-2] <= PLAIN_UP_TO:
+    is_slow = query.device.type == 'cpu' and query.dtype == torch.bfloat16
+    if is_slow and key.shape[-2] <= PLAIN_UP_TO:
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (N, heads, Q, T)
         return F.dropout(weights.softmax(-1), dropout_p) @ value
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
@@ -96,6 +100,10 @@ def run_block(layer: Callable[[Tensor], Tensor], tokens: Tensor, with_cp: bool) 
 def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Run mmpretrain's encoder layer for the first token alone.
 
+    No keys and values are made for its one query: ``q (W x)`` is ``(q W) x``, and a weighted sum of
+    ``W x`` is ``W`` times that of ``x``. A bias of the keys adds the same to all scores of a query,
+    which the softmax takes away.
+
     Args:
         layer: A ``TransformerEncoderLayer`` of mmpretrain.
         tokens: ``(N, T, D)``, the class token first.
@@ -104,26 +112,22 @@ def encode_class_token(layer: nn.Module, tokens: Tensor) -> Tensor:
         Tensor: ``(N, 1, D)``.
     """
     attn = layer.attn
+    by_head = (attn.num_heads, attn.head_dims)
+    to_query, to_key, to_value = attn.qkv.weight.chunk(3)
+    query_bias, _, value_bias = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
     normed = layer.ln1(tokens)
-    width = attn.embed_dims
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    query = F.linear(normed[:, :1], weight[:width], query_bias)  # (N, 1, D)
-    key_value = F.linear(normed, weight[width:], key_value_bias)  # (N, T, 2D)
-    query, key, value = (
-        part.unflatten(-1, (attn.num_heads, attn.head_dims))
-        for part in (query, *key_value.chunk(2, dim=-1))
-    )
-    token = tokens[:, :1] + _attend_and_project(attn, query, key, value)
+    query = F.linear(normed[:, 0], to_query, query_bias) * attn.head_dims**-0.5
+    query = query.unflatten(1, by_head).transpose(0, 1) @ to_key.unflatten(0, by_head)
+    normed = normed.to(query.dtype)  # once, under autocast
+    weights = (query.transpose(0, 1) @ normed.mT).softmax(-1)  # (N, heads, T)
+    weights = F.dropout(weights, attn.attn_drop, attn.training)
+    summed = (weights @ normed).transpose(0, 1)  # (heads, N, D)
+    attended = (summed @ to_value.unflatten(0, by_head).mT).transpose(0, 1)  # (N, heads, D / heads)
+    if value_bias is not None:
+        attended = attended + weights.sum(-1, keepdim=True) * value_bias.unflatten(0, by_head)
+    token = tokens[:, :1] + _project(attn, attended.flatten(1)[:, None])
     return layer.ffn(layer.ln2(token), identity=token)
 
 
-def _attend_and_project(
-    attn: MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
-) -> Tensor:
-    """Attend with ``Q`` of ``T`` tokens, ``(N, Q or T, heads, D / heads)``; give ``(N, Q, D)``."""
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    dropout = attn.attn_drop if attn.training else 0.0
-    attended = attn.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    attended = attn.proj(attended.transpose(1, 2).flatten(2))
-    return attn.out_drop(attn.gamma1(attn.proj_drop(attended)))
+def _project(attn: MultiheadAttention, attended: Tensor) -> Tensor:
+    return attn.out_drop(attn.gamma1(attn.proj_drop(attn.proj(attended))))

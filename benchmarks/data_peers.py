@@ -30,7 +30,7 @@ def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path
     Args:
         crops: One dict per view: ``size``, ``scale``, ``num`` and the settings of
             ``mmpatchmix.ViewAugment``.
-        pillow_blur: Blur by Pillow's approximation rather than by torchvision.
+        pillow_blur: Blur by Pillow's approximation, as published, rather than by torchvision.
     """
 
     def chain(size, scale, num, color_jitter, color_jitter_prob, grayscale_prob, **more):

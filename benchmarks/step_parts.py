@@ -15,6 +15,8 @@ from harness import choose_precision, keep_memory_as_training_does, parse_args, 
 from mmengine.logging import MMLogger
 from step import MOMENTUM, OurStep, prepare, workers_batch
 
+from mmpatchmix.models.contrastive_head import Pair
+
 
 class Clock:
     """Seconds by part, in the order in which they first came."""
@@ -50,10 +52,12 @@ def take_step(ours: OurStep, inputs: dict, autocast, clock: Clock) -> None:
         with clock.part('queries: projector, predictor'):
             q = [model.head.predict(model.neck((part,))[0]) for part in features.split(size)]
         with clock.part('losses'):
-            contrast = model.head.contrast
-            loss = contrast(q[0], k[1]).loss
-            loss = loss + 0.5 * contrast(q[1], k[0], inputs['mix_to_source']).loss
-            loss = loss + 0.5 * contrast(q[1], k[2], inputs['mix_to_mix']).loss
+            pairs = [
+                Pair(q[0], k[1]),
+                Pair(q[1], k[0], inputs['mix_to_source']),
+                Pair(q[1], k[2], inputs['mix_to_mix']),
+            ]
+            loss = model.head.contrast(pairs).loss @ torch.tensor([1, 0.5, 0.5]).to(q[0].device)
     with clock.part('backward'):
         loss.backward()
     with clock.part('AdamW'):

@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.optim import OptimWrapper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,8 +31,13 @@ for path in paths:
     child = os.fork()
     if child == 0:
         sys.argv = [path, '--help']
-        runpy.run_path(path, run_name='__main__')
-        os._exit(1)  # --help should have ended it
+        code = 1
+        try:
+            runpy.run_path(path, run_name='__main__')
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush()
+        os._exit(code)  # spares the end of an interpreter with all that is imported
     print(path, 'ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -60,3 +68,26 @@ def test_the_plan_counts_the_operations_of_a_step(monkeypatch, num_local, with_c
     logits = scaling.num_logits(num_local, batch=4, num_ranks=1)
     planned = 4 * scaling.step_flops(model, num_local, global_side=16, local_side=8)
     assert counter.get_total_flops() == planned + scaling.contrast_flops(model, logits)
+
+
+def test_the_parts_of_a_step_are_a_step(monkeypatch):
+    """Weights after it are those that the model's own step gives."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import step
+    import step_parts
+
+    def take(function):
+        ours = step.OurStep.__new__(step.OurStep)
+        ours.model = tiny_model().train()
+        trained = [p for p in ours.model.parameters() if p.requires_grad]
+        ours.optimizer = OptimWrapper(torch.optim.SGD(trained, lr=0.1))
+        torch.manual_seed(1)
+        inputs = step.prepare(ours.model, uint8_batch(4))
+        function(ours, inputs, nullcontext)
+        return ours.model.state_dict()
+
+    clock = step_parts.Clock()
+    found = take(lambda *given: step_parts.take_step(*given, clock))
+    for name, weight in take(step.OurStep.step).items():
+        torch.testing.assert_close(found[name], weight, msg=name)
+    assert list(clock.seconds)[-2:] == ['AdamW', 'freeing gradients']

@@ -121,6 +121,8 @@ def cut_model(model: PatchMix, mesh: DeviceMesh) -> None:
         # The last block goes with the backbone, which computes with its weights without calling it.
         for block in encoder.backbone.layers[:-1]:
             fully_shard(block, **settings)
+        # Of a view FSDP warns: an operation in place would take its hook away.
+        encoder.backbone.register_forward_hook(_copy_outputs)
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)
@@ -128,6 +130,10 @@ def cut_model(model: PatchMix, mesh: DeviceMesh) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def _copy_outputs(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...]) -> tuple:
+    return tuple(output.clone() for output in outputs)
 
 
 def cut_optimizer(optimizer: torch.optim.Optimizer, shares: dict[Tensor, nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import warnings
 from functools import partial
 from unittest import mock
 
@@ -36,6 +37,7 @@ def start(num_ranks, folder):
 
 def work(rank, num_ranks, port, folder):
     torch.set_num_threads(1)
+    warnings.filterwarnings('error', message='FSDP2-wrapped module')
     place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank)
     os.environ.update({key: str(value) for key, value in place.items()}, WORLD_SIZE=str(num_ranks))
     torch.distributed.init_process_group('gloo')

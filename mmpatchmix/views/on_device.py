@@ -111,8 +111,8 @@ def _as_matrices(kernels: Tensor, size: int) -> Tensor:
     reflected.
     """
     side = kernels.shape[1]
-    places = send(_reflect(size, side // 2).unfold(0, size, 1), kernels)  # (side, size)
-    is_read = places[..., None] == torch.arange(size, device=kernels.device)
+    places = _reflect(size, side // 2).unfold(0, size, 1).contiguous()  # (side, size)
+    is_read = send(places, kernels)[..., None] == torch.arange(size, device=kernels.device)
     return (kernels @ is_read.to(kernels.dtype).flatten(1)).view(-1, size, size)
 
 

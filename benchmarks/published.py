@@ -68,7 +68,7 @@ def build_published(theirs: SimpleNamespace, is_fused: bool, batch: int) -> Call
         model.update_momentum_encoder(MOMENTUM)
         numbers = torch.arange(batch).to(views['view_1'].device)
         (mixed_1, to_source, to_mix), (mixed_2, *_) = (
-            mix(views[name].clone(), numbers) for name in ('view_1', 'view_2')
+            mix(views[name], numbers) for name in ('view_1', 'view_2')
         )
         _, one, _ = keep(views['view_1'], numbers)
         with autocast():
@@ -80,7 +80,7 @@ def build_published(theirs: SimpleNamespace, is_fused: bool, batch: int) -> Call
             loss = loss + contrast(q_mixed, k_mixed, to_mix) / 2
             if 'local_views' in views:
                 crops = views['local_views']
-                mixed = torch.cat([mix(crop.clone(), numbers)[0] for crop in crops])
+                mixed = torch.cat([mix(crop, numbers)[0] for crop in crops])
                 for images, target in ((crops.flatten(0, 1), one), (mixed, to_source)):
                     for q in model(images, k=False)[0].split(batch):
                         terms = contrast(q, k_1, target) + contrast(q, k_2, target)

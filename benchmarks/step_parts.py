@@ -57,7 +57,8 @@ def take_step(ours: OurStep, inputs: dict, autocast, clock: Clock) -> None:
                 Pair(q[1], k[0], inputs['mix_to_source']),
                 Pair(q[1], k[2], inputs['mix_to_mix']),
             ]
-            loss = model.head.contrast(pairs).loss @ torch.tensor([1, 0.5, 0.5]).to(q[0].device)
+            source, mix_source, mix_mix = model.head.contrast(pairs).loss
+            loss = source + 0.5 * mix_source + 0.5 * mix_mix
     with clock.part('backward'):
         loss.backward()
     with clock.part('AdamW'):

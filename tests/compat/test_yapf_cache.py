@@ -8,13 +8,19 @@ import pytest
 
 from tests.calls import environment
 
-CODE = 'from mmpatchmix.compat import yapf_cache; yapf_cache.install(); import yapf'
+CODE = """
+from mmpatchmix.compat import yapf_cache
+print('it begins', flush=True)
+yapf_cache.install()
+import yapf
+"""
 
 
 def start(cache):
     return subprocess.Popen(
         [sys.executable, '-c', CODE],
         env=environment(XDG_CACHE_HOME=cache),
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -33,7 +39,8 @@ def grammars(tmp_path):
 
 def test_a_rank_waits_for_another_that_is_writing(grammars):
     process = start(next(iter(grammars)).parents[2])
-    time.sleep(0.5)
+    assert process.stdout.readline() == 'it begins\n'
+    time.sleep(0.3)  # it has found them broken by now
     for path, whole in grammars.items():
         path.write_bytes(whole)
     assert process.wait(60) == 0, process.stderr.read()

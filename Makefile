@@ -30,7 +30,7 @@ $(DIGITS)/last_checkpoint: | setup
 	@$(PRETRAIN_DIGITS)
 
 evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, linear, few labels, fine-tuning
-	@$(PY) tools/evaluate.py configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
+	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
 demo-coco: setup  ## what pre-training buys a detector, on scenes of digits (about 6 minutes)

@@ -82,7 +82,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmpatchmix', 'mmpatchmix.*']),
-    package_data={'mmpatchmix.visualization': ['*.jinja']},
+    package_data={'mmpatchmix.report': ['*.jinja']},
     python_requires='>=3.10',
     install_requires=TRAINING,
     extras_require={

@@ -57,11 +57,10 @@ def run(num: int, epochs: int, factor: float, source: Path, digest_only: bool = 
     from mmengine.config import Config
     from mmengine.hooks import Hook
 
-    from mmpatchmix.cli.arguments import set_data_root, set_epochs
-    from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.initial_weights import set_initial_weights
+    from mmpatchmix.cli.arguments import set_data_root, set_epochs, set_initial_weights
+    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.evaluation.features import extract_features
-    from mmpatchmix.evaluation.geometry import nearest_others, rank_me, share_kept
+    from mmpatchmix.evaluation.rank_me import nearest_others, rank_me, share_kept
 
     cfg = Config.fromfile(HERE / 'configs/continue_small.py')
     cfg.optim_wrapper.optimizer.lr = RATE * factor
@@ -119,7 +118,7 @@ def main() -> None:
     source = make_source()
     if args.only_source:
         return
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()
     done = {line['config'] for line in read_results(RESULTS)}

@@ -37,7 +37,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mmpatchmix.datasets.sample_photos import write_sample_photos
+from mmpatchmix.cli.benchmark import write_sample_photos
 from mmpatchmix.registry import MODELS, TRANSFORMS
 
 CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'

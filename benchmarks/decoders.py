@@ -28,9 +28,9 @@ from harness import measure, parse_args, report
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from mmpatchmix.cli.benchmark import write_sample_photos
 from mmpatchmix.datasets import LoadMultiCrop
 from mmpatchmix.datasets.pack_shards import pack_shards
-from mmpatchmix.datasets.sample_photos import write_sample_photos
 
 
 def decoders() -> dict[str, Callable[[bytes], object]]:

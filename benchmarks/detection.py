@@ -3,7 +3,7 @@
     python benchmarks/detection.py --list
     python benchmarks/detection.py --seeds 0 1 2 --jobs 2
 
-Scenes of digits are made (see mmpatchmix/datasets/digit_scenes.py): 2,000 for training, 100 for
+Scenes of digits are made (see mmpatchmix/datasets/digits.py): 2,000 for training, 100 for
 the judgement. A ViT is pre-trained on unlabelled crops of all training scenes, by PatchMix and by
 MoCo v3 (`num_mix=1`). A crop is a piece of connected ink: on black paper it is found without
 annotations. Then Mask R-CNN learns from the annotations of the first N scenes, from either
@@ -104,10 +104,10 @@ def last_checkpoint(cfg) -> str:
 
 def pretrain(cfg) -> None:
     """Pre-train a backbone, if that has not been done."""
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()
-    from mmpatchmix.cli.build_runner import build_runner
+    from mmpatchmix.cli.verb import build_runner
 
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     if not Path(last_checkpoint(cfg)).is_file():
@@ -117,7 +117,7 @@ def pretrain(cfg) -> None:
 
 def make_images() -> None:
     """Write the scenes in COCO's layout, annotations of their parts, and crops of all."""
-    from mmpatchmix.datasets.digit_scenes import write_digit_scenes, write_ink_crops
+    from mmpatchmix.datasets.digits import write_digit_scenes, write_ink_crops
 
     write_digit_scenes(SCENES, num_train=NUM_SCENES)
     content = json.loads((SCENES / 'annotations/instances_train.json').read_text())
@@ -143,10 +143,10 @@ def run(row: str, seed: int, results: Path) -> None:
 
 def train_detector(cfg) -> dict:
     """Train a detector without keeping it; return how it is judged, AP in percent, and its cost."""
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()
-    from mmpatchmix.cli.build_runner import build_runner
+    from mmpatchmix.cli.verb import build_runner
 
     cfg.default_hooks.checkpoint.interval = 1000  # none is needed
     cfg.default_hooks.checkpoint.save_last = False

@@ -30,10 +30,11 @@ from paper import Kernel, Paper, use_compiled_colours
 from step import CONFIGS, OurStep
 from torch._inductor import metrics
 
-from mmpatchmix.engine.runtime_info_hook import stack_numbers
+from mmpatchmix.engine.loss_log_hook import stack_numbers
 from mmpatchmix.models import PatchMix
+from mmpatchmix.models.augment import fused_colours
+from mmpatchmix.models.augment.view_augment import ViewAugment
 from mmpatchmix.registry import MODELS as REGISTRY
-from mmpatchmix.views import ViewAugment, fused_colours
 
 # (bytes/s, operations/s in bfloat16) of data sheets: A100 and H100 with 80 GB (SXM), H200.
 DEVICES = {

@@ -33,7 +33,7 @@ from paper import Parts
 from step import OurStep, workers_batch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mmpatchmix.views import fused_colours
+from mmpatchmix.models.augment import fused_colours
 
 ON_DEVICE = ('kernel', 'gpu_memcpy', 'gpu_memset')
 LAUNCHES = ('cuda_runtime', 'cuda_driver')

@@ -21,7 +21,7 @@ from harness import choose_precision, parse_args, report
 from mmengine.logging import MMLogger
 from step import OurStep, workers_batch
 
-from mmpatchmix.cli.freed_memory import USERS_OWN_SETTINGS, keep_freed_memory
+from mmpatchmix.cli.verb import USERS_OWN_SETTINGS, keep_freed_memory
 
 WARMUP, STEPS = 2, 5
 SETTINGS = {'as glibc has it': '', 'kept, as training does': 'keep'}

@@ -32,7 +32,7 @@ import torch
 from harness import report
 from runs import HERE, append_result, describe_code, read_results
 
-from mmpatchmix.cli.describe_machine import cores_per_process
+from mmpatchmix.report.run_record import cores_per_process
 
 RESULTS = HERE / 'results/gpu.jsonl'
 ROOT = HERE.parent

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mmpatchmix.cli.console import quiet_stack
+from mmpatchmix.cli.verb import quiet_stack
 
 quiet_stack()  # before what it silences is imported
 
 import mmpatchmix.registry  # noqa: F401, E402  before a benchmark imports mmpretrain
-from mmpatchmix.cli.describe_machine import describe_machine  # noqa: E402
-from mmpatchmix.cli.freed_memory import keep_freed_memory  # noqa: E402
+from mmpatchmix.cli.verb import keep_freed_memory  # noqa: E402
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16  # noqa: E402
+from mmpatchmix.report.run_record import describe_machine  # noqa: E402
 
 
 def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:

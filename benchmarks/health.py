@@ -19,9 +19,8 @@ from mmpretrain.structures import DataSample
 from step import OurStep, prepare, workers_batch
 
 from mmpatchmix.evaluation import HealthHook, OnlineProbeHook
-from mmpatchmix.evaluation.health import measure_features
-from mmpatchmix.evaluation.health_hook import NUM_LOOKS
-from mmpatchmix.evaluation.training_features import TrainingFeatures
+from mmpatchmix.evaluation.features import TrainingFeatures
+from mmpatchmix.evaluation.health import NUM_LOOKS, measure_features
 
 NUM_ITERS = 10_000
 

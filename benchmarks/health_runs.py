@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmpatchmix.cli.arguments import set_epochs
-from mmpatchmix.visualization import read_scalars
+from mmpatchmix.report.run_record import read_scalars
 
 CONFIG = Path(__file__).parent / 'configs/health_digits.py'
 LR, MOMENTUM = 'optim_wrapper.optimizer.lr', 'default_hooks.momentum'

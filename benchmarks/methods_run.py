@@ -118,10 +118,10 @@ def register_photos() -> None:
 
 def run(row: str, changes: dict, seed: int, shrink: int, results: Path) -> None:
     """Train and judge one row, and append its line to the results."""
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()
-    from mmpatchmix.cli.build_runner import build_runner
+    from mmpatchmix.cli.verb import build_runner
 
     register_photos()
     cfg, digest = build_config(row, changes, seed, shrink)
@@ -188,9 +188,9 @@ def judge_features(backbone, bank, queries, views, seed: int) -> dict:
     import torch
 
     from mmpatchmix.evaluation.features import evaluation_mode
-    from mmpatchmix.evaluation.geometry import alignment, rank_me, uniformity
     from mmpatchmix.evaluation.knn import knn_predict
     from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
+    from mmpatchmix.evaluation.rank_me import alignment, rank_me, uniformity
     from mmpatchmix.evaluation.similarity import class_agreement
 
     result = {}

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mmpatchmix.models import data_preprocessor, vit_blocks
-from mmpatchmix.views import fused_colours, on_device
+from mmpatchmix.models.augment import fused_colours, on_device
 
 SMALL = 64  # values; kernels on no more than these move nothing
 ALLOCATIONS = ('aten.empty', 'aten.new_empty', 'prim.device', 'aten.detach', 'aten.alias')

@@ -112,7 +112,7 @@ def read_results(path: Path) -> list[dict]:
 
 def append_result(path: Path, line: dict) -> None:
     """Append a line with the code's version and the machine; one write, so jobs do not mix."""
-    from mmpatchmix.cli.describe_machine import describe_machine
+    from mmpatchmix.report.run_record import describe_machine
 
     line = dict(line, code=describe_code(), machine=describe_machine())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
-from mmpatchmix.engine.rank_agreement import RankAgreement
+from mmpatchmix.engine.stop_requests import RankAgreement
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 

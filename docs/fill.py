@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 import mmpatchmix.registry  # noqa: F401  (custom_imports of the configs)
-from mmpatchmix.cli.find_config import list_recipes
+from mmpatchmix.files import list_recipes
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / 'docs' / name for name in ('recipes.md', 'extend.md')]

@@ -21,13 +21,13 @@ def _node(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     )
 
 
-MODELS = _node('model', root.MODELS, 'models', 'models.detection', 'views')
+MODELS = _node('model', root.MODELS, 'models', 'models.detection', 'models.augment')
 MODEL_WRAPPERS = _node('model_wrapper', root.MODEL_WRAPPERS, 'engine')
 DATASETS = _node('dataset', root.DATASETS, 'datasets')
-TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets', 'views')
+TRANSFORMS = _node('transform', root.TRANSFORMS, 'datasets')
 FUNCTIONS = _node('function', root.FUNCTIONS, 'models')
 METRICS = _node('metric', root.METRICS, 'evaluation')
-HOOKS = _node('hook', root.HOOKS, 'engine', 'evaluation', 'visualization')
+HOOKS = _node('hook', root.HOOKS, 'engine', 'evaluation', 'report')
 LOG_PROCESSORS = _node('log_processor', root.LOG_PROCESSORS, 'engine')
 LOOPS = _node('loop', root.LOOPS, 'engine', 'evaluation')
 OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from mmengine.registry import Registry
 
-from mmpatchmix.cli.console import quiet_stack
+from mmpatchmix.cli.verb import quiet_stack
 
 quiet_stack()
 registry = import_module('mmpatchmix.registry')

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmpatchmix.datasets.digit_scenes import write_digit_scenes
+from mmpatchmix.datasets.digits import write_digit_scenes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

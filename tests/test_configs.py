@@ -10,10 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmpatchmix.cli.arguments import set_data_root
-from mmpatchmix.cli.build_runner import build_runner
-from mmpatchmix.cli.check_run import check_run
+from mmpatchmix.cli.check_run import check_run, run_one_step
 from mmpatchmix.cli.describe_run import describe_run
-from mmpatchmix.cli.dry_run import run_one_step
+from mmpatchmix.cli.verb import build_runner
 from mmpatchmix.registry import MODELS
 
 CONFIGS = sorted(Path('configs').glob('patchmix_*.py'))

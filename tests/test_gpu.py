@@ -11,11 +11,12 @@ from mmengine.optim import OptimWrapper
 from torch import distributed, nn
 
 from mmpatchmix.engine import PatchMixDDP
-from mmpatchmix.views import ViewAugment, fused_colours, on_device
+from mmpatchmix.models.augment import fused_colours, on_device
+from mmpatchmix.models.augment.view_augment import ViewAugment
 from tests.faults.processes import free_port
+from tests.models.augment.plans import MEAN, STD, make_images
 from tests.models.test_host_waits import AUGMENT
 from tests.models.tiny import tiny_model, uint8_batch
-from tests.views.plans import MEAN, STD, make_images
 
 pytestmark = pytest.mark.gpu
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_recipe_and_tool_and_the_command(wheel):
     tools = {f'tools/{name}' for name in ('train.py', 'test.py', 'dist_train.sh', 'torchrun.sh')}
     assert len(configs) > 40
     assert {f'mmpatchmix/.mim/{name}' for name in configs | tools} <= names
-    assert 'mmpatchmix/visualization/report.html.jinja' in names
+    assert 'mmpatchmix/report/report.html.jinja' in names
     assert not any(name.startswith('tests/') for name in names)
 
 

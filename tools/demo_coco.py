@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli import show
-from mmpatchmix.cli.errors import exit_on_user_error
-from mmpatchmix.datasets.digit_scenes import write_digit_scenes, write_ink_crops
+from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.datasets.digits import write_digit_scenes, write_ink_crops
 
 ROOT = Path(__file__).parent.parent
 PRETRAINING = ROOT / 'configs/patchmix_vit-digits_scenes.py'

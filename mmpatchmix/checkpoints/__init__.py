@@ -1,8 +1,7 @@
-"""Checkpoints that travel: safe reading, strict loading, translation between libraries."""
+"""Checkpoints that travel: safe reading, strict loading, no network is built here."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
-from mmpatchmix.checkpoints.backbone import Backbone, build_vit, load_backbone, read_backbone
-from mmpatchmix.checkpoints.convert import Conversion, convert_checkpoint
+from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
 from mmpatchmix.checkpoints.matching import KeyReport, fit_state_dict, match_state_dict
 from mmpatchmix.checkpoints.reading import Checkpoint, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import ViTSpec
@@ -10,13 +9,9 @@ from mmpatchmix.checkpoints.vit_spec import ViTSpec
 __all__ = [
     'Backbone',
     'Checkpoint',
-    'Conversion',
     'KeyReport',
     'ViTSpec',
-    'build_vit',
-    'convert_checkpoint',
     'fit_state_dict',
-    'load_backbone',
     'match_state_dict',
     'read_backbone',
     'read_checkpoint',

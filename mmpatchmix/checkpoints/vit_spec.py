@@ -60,6 +60,31 @@ class ViTSpec:
         keys = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
         return {key: getattr(self, key) for key in keys}
 
+    def parameter_shapes(self, in_channels: int = 3) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor, under mmpretrain's names and in its order."""
+        dims, hidden, patch = self.embed_dims, self.feedforward_channels, self.patch_size
+        num_tokens = 1 + (self.img_size // patch) ** 2
+        shapes: dict[str, tuple[int, ...]] = {'cls_token': (1, 1, dims)}
+        shapes['pos_embed'] = (1, num_tokens, dims)
+        if self.num_registers:
+            shapes['register_tokens'] = (1, self.num_registers, dims)
+        shapes['patch_embed.projection.weight'] = (dims, in_channels, patch, patch)
+        shapes['patch_embed.projection.bias'] = (dims,)
+        block = {
+            'ln1': (dims,),
+            'attn.qkv': (3 * dims, dims),
+            'attn.proj': (dims, dims),
+            'ln2': (dims,),
+            'ffn.layers.0.0': (hidden, dims),
+            'ffn.layers.1': (dims, hidden),
+        }
+        for index in range(self.num_layers):
+            for name, shape in block.items():
+                shapes[f'layers.{index}.{name}.weight'] = shape
+                shapes[f'layers.{index}.{name}.bias'] = shape[:1]
+        shapes['ln1.weight'] = shapes['ln1.bias'] = (dims,)
+        return shapes
+
     def as_dict(self) -> dict[str, int | float]:
         """Return all fields, for a file's metadata."""
         return asdict(self)

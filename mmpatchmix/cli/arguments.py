@@ -7,18 +7,24 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.find_config import find_config
-from mmpatchmix.cli.walk_config import walk_dicts
+from mmpatchmix.cli.verb import walk_dicts
+from mmpatchmix.files import find_config
 
 # Optimizer wrappers whose precision --amp and --no-amp can change.
 FLOAT32, BF16 = 'OptimWrapper', 'mmpatchmix.BF16OptimWrapper'
+
 WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
+
 # Data sets that --data-root chooses between.
 FOLDER, SHARDS = 'mmpatchmix.ImageFolder', 'mmpatchmix.ShardedImages'
+
 BESIDE_SHARDS = ('.tar', '.npz', '.json', '.txt', '.partial')
+
 # In names of environment variables.
 SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)
 
@@ -105,11 +111,10 @@ def load_config(args: argparse.Namespace) -> Any:
     """
     from mmengine.config import Config
 
-    from mmpatchmix.cli.cfg_options import apply_options
-    from mmpatchmix.cli.check_config import check_config
+    from mmpatchmix.cli.config_checks import apply_options, check_config
 
     if args.trust_checkpoint:
-        from mmpatchmix.checkpoints.reading import trust_checkpoints
+        from mmpatchmix.compat.safe_loading import trust_checkpoints
 
         trust_checkpoints()
     path = find_config(args.config)
@@ -311,3 +316,103 @@ def set_epochs(cfg: Any, epochs: int) -> None:
                 scheduler[name] = round(scheduler[name] * factor, digits)
         if scheduler.get('milestones'):
             scheduler['milestones'] = [round(m * factor) for m in scheduler['milestones']]
+
+
+TRACKERS = ('mlflow', 'wandb', 'aim')  # as their packages are called
+
+
+def set_trackers(cfg: Any, names: Sequence[str]) -> None:
+    """Add the back ends of mmengine for some trackers to the visualizer of a config.
+
+    Where they write is up to them and their environment variables: without any, MLflow into
+    ``mlflow.db`` and ``mlruns`` of the present folder, as it does by itself, and Aim into ``.aim``.
+
+    Args:
+        cfg: The config, with ``work_dir`` and ``visualizer``; changed in place.
+        names: Of :data:`TRACKERS`.
+
+    Raises:
+        ModuleNotFoundError: If the package of one is missing.
+        ValueError: If the config has no visualizer.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f'--track {name} needs the package {name}, which is not installed: '
+                f'pip install {name}'
+            )
+    if names and not (cfg.get('visualizer') or {}).get('vis_backends'):
+        raise ValueError('--track needs a config with visualizer.vis_backends.')
+    project, run = Path(cfg.filename).stem, Path(cfg.work_dir).name
+    for name in names:
+        cfg.visualizer.vis_backends.append(_backend(name, project, run))
+
+
+def _backend(name: str, project: str, run: str) -> dict[str, Any]:
+    if name == 'mlflow':  # by itself it would open a store of its own for every start of a run
+        store = f'sqlite:///{Path("mlflow.db").absolute()}'
+        store = os.environ.get('MLFLOW_TRACKING_URI') or store
+        return dict(type='MLflowVisBackend', exp_name=project, run_name=run, tracking_uri=store)
+    if name == 'wandb':
+        return dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=run))
+    return dict(type='AimVisBackend', init_kwargs=dict(experiment=project))
+
+
+def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> None:
+    """Let a recipe start from a checkpoint; the network becomes the file's, and it is said.
+
+    Width, depth, heads and patch size come with the weights. What the recipe is about stays:
+    images, their size, crops, mixing, schedules.
+
+    Args:
+        cfg: The config; changed in place.
+        checkpoint: See :func:`mmpatchmix.checkpoints.read_backbone`.
+        begun: A checkpoint of the run itself, which is resumed: it tells the network, too, and
+            the first one need not exist any more.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not hold a plain ViT, or the config is no pre-training recipe.
+    """
+    from mmpretrain.models.backbones import VisionTransformer
+
+    from mmpatchmix.checkpoints import read_backbone
+
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    if backbone.get('type') != 'mmpatchmix.PatchMixViT':
+        raise ValueError(
+            '--init starts pre-training recipes (model.backbone of type mmpatchmix.PatchMixViT); '
+            f'this one is of type {backbone.get("type")}. For linear probes, fine-tuning and '
+            'detection: --cfg-options model.backbone.checkpoint=FILE.'
+        )
+    arch = backbone.arch
+    arch = dict(VisionTransformer.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
+    source = read_backbone(begun or checkpoint, default_heads=arch['num_heads'])
+    spec, before = source.spec, backbone.get('patch_size', 16)
+    changes = [
+        f'{key} {value} (the recipe: {arch.get(key)})'
+        for key, value in spec.arch.items()
+        if value != arch.get(key)
+    ]
+    if spec.patch_size != before:
+        changes.append(f'patch_size {spec.patch_size} (the recipe: {before})')
+        if model.data_preprocessor.patch_size == before:  # of the mix
+            model.data_preprocessor.patch_size = spec.patch_size
+    registers = backbone.pop('num_registers', 0)
+    if spec.num_registers != registers:
+        changes.append(f'num_registers {spec.num_registers} (the recipe: {registers})')
+    if spec.num_registers:
+        backbone.num_registers = spec.num_registers
+    backbone.update(
+        arch=arch | spec.arch,
+        patch_size=spec.patch_size,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    )
+    model.neck.in_channels = spec.embed_dims
+    if begun is None and int(os.environ.get('RANK', 0)) == 0:
+        print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')
+        for line in (*source.report.assumed, *source.report.notes):
+            print(f'  {line}')
+        if changes:
+            print(f'  the network is that of the file: {", ".join(changes)}')

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_trust_checkpoint, add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers', 'onnx', 'torch-export')
 
@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         # Here, not above: importing takes seconds, and --help is to answer at once.
-        from mmpatchmix.cli.console import quiet_stack
+        from mmpatchmix.cli.verb import quiet_stack
 
         quiet_stack()  # before what it silences is imported
-        from mmpatchmix.checkpoints import convert_checkpoint
-        from mmpatchmix.checkpoints.reading import trust_checkpoints
         from mmpatchmix.cli.work_dir import find_checkpoint
+        from mmpatchmix.compat.safe_loading import trust_checkpoints
+        from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 
         if args.trust_checkpoint:
             trust_checkpoints()

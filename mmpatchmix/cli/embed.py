@@ -1,7 +1,7 @@
 """Write the features of all images of a folder, for numpy and pandas; labels are not needed.
 
 mmpatchmix embed patchmix_vit-s_folder work_dirs/RUN --data-root PATH --out embedded
-bash tools/torchrun.sh 8 tools/embed.py CONFIG CKPT --launcher pytorch --data-root PATH --out OUT
+bash tools/torchrun.sh 8 -m mmpatchmix embed CONFIG CKPT --launcher pytorch --out OUT
 
 OUT is a folder: features.npy (a row per image), files.csv (their names), about.json. Called again
 after it was cut short, it continues. Features are those of all other verbs: the class token of the
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,19 +72,19 @@ def set_images(cfg: Any, data_root: str | None) -> None:
 def embed(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
 
     from mmpatchmix import __version__
     from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
-    from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.preflight import compare_data
+    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import find_checkpoint
+    from mmpatchmix.engine.ranks import compare_data
     from mmpatchmix.evaluation import embedding
     from mmpatchmix.evaluation.feature_cache import feature_key
-    from mmpatchmix.models import unwrap_model
+    from mmpatchmix.models import compiling as unwrap_model
 
     began, out = time.monotonic(), Path(args.out)
     if out.exists():

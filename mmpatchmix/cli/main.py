@@ -21,8 +21,6 @@ VERBS = {
     'pack-shards': 'pack a folder of images into tar shards',
     'benchmark': 'measure whether data or training step limits the speed',
     'stats': 'print what your images are, and mean and std for the config',
-    'show-config': 'print a config without running it',
-    'replay': 'repeat the step at which a run met NaN',
 }
 
 

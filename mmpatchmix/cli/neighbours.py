@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 if TYPE_CHECKING:
     from mmpatchmix.evaluation.embedding import Embedding
@@ -72,11 +72,11 @@ def neighbours(args: argparse.Namespace) -> None:
         embed.main([*args.embed, *data_root, '--out', args.embedding])
 
     # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()  # before what it silences is imported
     from mmpatchmix.evaluation.embedding import read_embedding
-    from mmpatchmix.visualization.contact_sheet import draw_contact_sheet
+    from mmpatchmix.report.sheets import draw_contact_sheet
 
     found = read_embedding(args.embedding)
     if args.near_duplicates is None:
@@ -151,7 +151,7 @@ def find_nearest(
 
 def find_pairs(found: 'Embedding', threshold: float) -> list[Pair]:
     """Find all pairs of images from a cosine on, the nearest first."""
-    from mmpatchmix.evaluation.near_duplicates import find_near_duplicates
+    from mmpatchmix.evaluation.knn import find_near_duplicates
 
     rows, bank = _readable(found)
     names = [found.files[row] or str(row) for row in rows]

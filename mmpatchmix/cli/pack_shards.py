@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 NUM_SHOWN = 20
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         # Here, not above: importing takes seconds, and --help is to answer at once.
-        from mmpatchmix.cli.console import quiet_stack
+        from mmpatchmix.cli.verb import quiet_stack
 
         quiet_stack()
         from mmpatchmix.datasets.pack_shards import pack_shards

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, write, and say where."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
-        from mmpatchmix.cli.console import quiet_stack
+        from mmpatchmix.cli.verb import quiet_stack
 
         quiet_stack()  # before what it silences is imported
-        from mmpatchmix.visualization.report import write_report
+        from mmpatchmix.report.report import write_report
 
         folder = Path(args.work_dirs[0]) if len(args.work_dirs) == 1 else Path()
         path = write_report(args.work_dirs, args.out or folder / 'report.html')

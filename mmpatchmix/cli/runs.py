@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 if TYPE_CHECKING:
-    from mmpatchmix.visualization.run_record import RunRecord
+    from mmpatchmix.report.run_record import RunRecord
 
 TITLES = ('run', 'config', 'state', 'done', 'best figures', 'warnings', 'started')
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a list, or a comparison."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
-        from mmpatchmix.cli.console import quiet_stack
+        from mmpatchmix.cli.verb import quiet_stack
 
         quiet_stack()  # before what it silences is imported
         lines = list_runs(args.paths[0]) if len(args.paths) == 1 else compare_runs(args.paths)
@@ -50,7 +50,7 @@ def list_runs(folder: str) -> list[str]:
     Raises:
         FileNotFoundError: If there is none.
     """
-    from mmpatchmix.visualization.run_record import ABOUT, read_run
+    from mmpatchmix.report.run_record import ABOUT, read_run
 
     patterns = {'*/vis_data/scalars.json': 2, f'*/{ABOUT}': 1}
     work_dirs = {
@@ -66,7 +66,7 @@ def list_runs(folder: str) -> list[str]:
 
 def describe(run: 'RunRecord', folder: Path) -> list[str]:
     """Return what the list says of a run."""
-    from mmpatchmix.visualization.report import say_progress, summarise
+    from mmpatchmix.report.report import say_progress, summarise
 
     best = [f'{name} {value}' for name, value, _ in summarise(run) if '/' in name]
     return [
@@ -86,8 +86,8 @@ def compare_runs(work_dirs: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: If one holds no run.
     """
-    from mmpatchmix.visualization.report import compare, name_runs
-    from mmpatchmix.visualization.run_record import read_run
+    from mmpatchmix.report.report import compare, name_runs
+    from mmpatchmix.report.run_record import read_run
 
     runs = [read_run(work_dir) for work_dir in work_dirs]
     names = name_runs([run.work_dir for run in runs])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,12 +62,12 @@ def show(args: argparse.Namespace) -> None:
         number = {(0, 0): 'no checkpoint', (1, 1): 'one checkpoint'}.get(wanted, '1 to 8')
         raise ValueError(f'show {args.what} takes {number}; there are {len(args.checkpoints)}.')
     # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()  # before what it silences is imported
-    from mmpatchmix.cli.build_runner import build_runner
+    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import find_checkpoint
-    from mmpatchmix.visualization.saving import check_picture_name, save_picture
+    from mmpatchmix.report.sheets import check_picture_name, save_picture
 
     path = check_picture_name(args.out or f'{args.what}.png')
     checkpoints = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
@@ -92,10 +92,10 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> 'Figure':
     Raises:
         ValueError: If the model has no such picture.
     """
-    from mmpatchmix.visualization import pictures
-    from mmpatchmix.visualization.detection_figure import draw_class_precision, is_detection
-    from mmpatchmix.visualization.sample import take_sample
-    from mmpatchmix.visualization.views_sheet import draw_views
+    from mmpatchmix.report import pictures
+    from mmpatchmix.report.detection_figure import draw_class_precision, is_detection
+    from mmpatchmix.report.pictures import take_sample
+    from mmpatchmix.report.sheets import draw_views
 
     if what in INPUTS:
         return {'mix': pictures.draw_mix, 'views': draw_views}[what](runner)
@@ -118,7 +118,7 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> 'Figure':
 def load(runner: Any, checkpoint: str) -> None:
     """Load all of a checkpoint into the model of a Runner."""
     from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
-    from mmpatchmix.models import unwrap_model
+    from mmpatchmix.models import compiling as unwrap_model
 
     model = unwrap_model(runner.model)
     state = read_checkpoint(checkpoint).state_dict

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,10 +48,10 @@ def print_stats(args: argparse.Namespace) -> None:
     """
     if args.sample < 1:
         raise ValueError(f'--sample {args.sample} must be at least 1.')
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()
-    from mmpatchmix.cli.describe_images import describe_survey
+    from mmpatchmix.cli.describe_run import describe_survey
     from mmpatchmix.datasets import ImageFolder, LoadAnyImage
     from mmpatchmix.datasets.load_any_image import EXTENSIONS
     from mmpatchmix.datasets.survey import sample_paths, survey_images

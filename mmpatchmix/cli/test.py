@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def test(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
 
-    from mmpatchmix.cli.build_runner import build_runner
+    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import find_checkpoint
 
     cfg = load_config(args)

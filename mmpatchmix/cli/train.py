@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mmpatchmix.cli.arguments import (
+    TRACKERS,
     add_common_arguments,
     load_config,
     new_parser,
     set_epochs,
     set_precision,
+    set_trackers,
 )
-from mmpatchmix.cli.errors import exit_on_user_error
-from mmpatchmix.cli.track import TRACKERS, set_trackers
+from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,7 +95,7 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Turn the arguments of this verb into config values."""
     if args.init:
         from mmpatchmix.checkpoints.sealing import find_good_checkpoint
-        from mmpatchmix.cli.initial_weights import set_initial_weights
+        from mmpatchmix.cli.arguments import set_initial_weights
 
         begun = find_good_checkpoint(cfg.work_dir)[0] if args.resume == 'auto' else args.resume
         set_initial_weights(cfg, args.init, begun and str(begun))
@@ -142,19 +143,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> None:
     """Do what the arguments say."""
     # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
 
     quiet_stack()  # before what it silences is imported
     from mmengine.dist import is_main_process
 
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
-    from mmpatchmix.cli.build_runner import build_runner
-    from mmpatchmix.cli.check_run import check_run
+    from mmpatchmix.cli.check_run import check_run, run_one_step
     from mmpatchmix.cli.describe_run import describe_run
-    from mmpatchmix.cli.dry_run import run_one_step
+    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import settle_work_dir
-    from mmpatchmix.visualization.saving import check_picture_name, save_picture
-    from mmpatchmix.visualization.views_sheet import draw_views
+    from mmpatchmix.report.sheets import check_picture_name, draw_views, save_picture
 
     if args.contact_sheet:
         check_picture_name(args.contact_sheet)

@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from mmpatchmix.checkpoints.sealing import find_damage, find_good_checkpoint
-from mmpatchmix.engine.work_dir_lock import lock_work_dir
+from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.files import lock_work_dir
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:

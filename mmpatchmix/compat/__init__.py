@@ -3,7 +3,7 @@
 * :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
 * :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
 * :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
-* :mod:`~mmpatchmix.compat.rendezvous`: who is missing is named within a minute.
+* :mod:`~mmpatchmix.engine.ranks`: who is missing is named within a minute.
 * :mod:`~mmpatchmix.compat.safe_loading`: checkpoints that run nothing.
 * :mod:`~mmpatchmix.compat.yapf_cache`: ranks that start together on a fresh machine.
 """

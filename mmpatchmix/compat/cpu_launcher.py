@@ -2,7 +2,7 @@
 
 On a machine with CPUs only the processes then stop before they have met. Here they
 meet over gloo. Where mmengine finds an accelerator, its own function runs. Both meet in
-the store of :mod:`mmpatchmix.compat.rendezvous`.
+the store of :mod:`mmpatchmix.engine.ranks`.
 """
 
 import fcntl
@@ -10,13 +10,43 @@ import functools
 import os
 import socket
 import struct
+from datetime import timedelta
 from typing import Any
 
 from mmengine.device import get_device
 from mmengine.dist import utils
 from torch import distributed
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from mmpatchmix.compat.rendezvous import open_store
+MEETING_SECONDS = 60
+
+
+@functools.cache
+def open_store() -> Store:
+    """Connect to the store that ``MASTER_ADDR`` and ``MASTER_PORT`` name; once per process.
+
+    Raises:
+        ValueError: If nobody answers there within :data:`MEETING_SECONDS`.
+    """
+    address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+    is_agents = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    try:
+        store = TCPStore(
+            address,
+            port,
+            int(os.environ['WORLD_SIZE']),
+            is_master=int(os.environ['RANK']) == 0 and not is_agents,
+            timeout=timedelta(seconds=MEETING_SECONDS),
+            wait_for_workers=False,  # exchange() waits, and says for whom
+            multi_tenant=True,
+        )
+    except DistError as error:
+        raise ValueError(
+            f'rank {os.environ["RANK"]}: nobody answers at MASTER_ADDR={address}, port {port}, '
+            f'within {MEETING_SECONDS} s ({str(error).splitlines()[0]}). Is the first machine '
+            'started, the address its own, and the port open?'
+        ) from error
+    return PrefixStore(f'attempt-{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
 
 
 def install() -> None:

@@ -10,9 +10,15 @@ import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
 from mmengine.logging import MMLogger
 
-from mmpatchmix.datasets.image_list import is_list, number_labels, read_image_list
+from mmpatchmix.datasets.image_list import (
+    hash_name,
+    is_list,
+    list_folders,
+    number_labels,
+    read_image_list,
+    walk,
+)
 from mmpatchmix.datasets.skip_unreadable import SkipUnreadable
-from mmpatchmix.datasets.walk_folder import hash_name, list_folders, walk
 from mmpatchmix.registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')

@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from mmpatchmix.checkpoints.sealing import move_into_place, write_text
 from mmpatchmix.datasets.decode_image import decode_image
 from mmpatchmix.datasets.image_folder import EXTENSIONS, ImageFolder
+from mmpatchmix.datasets.image_list import hash_name
 from mmpatchmix.datasets.load_any_image import UnfitImageError
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
-from mmpatchmix.datasets.walk_folder import hash_name
+from mmpatchmix.files import move_into_place, write_text
 
 PLAN = 'pack.json'
 DEFAULT_QUALITY = 90  # of JPEGs that are resized

@@ -9,8 +9,14 @@ from mmengine.dataset.base_dataset import force_full_init
 from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.image_folder import ImageFolder
-from mmpatchmix.datasets.shard_files import fetch_shards, list_shards, name_part, one_at_a_time
-from mmpatchmix.datasets.shard_index import ShardIndex, read_index
+from mmpatchmix.datasets.shard_index import (
+    ShardIndex,
+    fetch_shards,
+    list_shards,
+    name_part,
+    one_at_a_time,
+    read_index,
+)
 from mmpatchmix.registry import DATASETS
 
 HELD = ['offset', 'size', 'shard', 'label']  # in memory: 20 bytes per image

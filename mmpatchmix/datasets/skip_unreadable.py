@@ -1,19 +1,25 @@
 """Datasets that put up with a few files that cannot be read, and stop at many."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets import CustomDataset as UpstreamDataset
 from PIL.Image import DecompressionBombError
+
+from mmpatchmix.registry import DATASETS
 
 # What loading a bad file raises. mmcv asserts when OpenCV returns None; Pillow's PNG reader
 # raises SyntaxError.
 ERRORS = (OSError, EOFError, AssertionError, SyntaxError, cv2.error, DecompressionBombError)
+
 # A handful of bad files says nothing about a small folder: 1 of 50 would be 2 %.
 ALWAYS_ALLOWED = 3
+
 NUM_SHOWN = 5
 
 
@@ -101,3 +107,29 @@ class SkipUnreadable(BaseDataset):
                 'Unreadable image skipped, another takes its place: '
                 f'{self.name_sample(idx)} ({reason}){more}'
             )
+
+
+@DATASETS.register_module()
+class CustomDataset(SkipUnreadable, UpstreamDataset):
+    """mmpretrain's ``CustomDataset``, which skips and counts images that cannot be read.
+
+    For configs that have an ``ann_file``, or images on a backend that is no file system. Where
+    there is none of these, :class:`~mmpatchmix.datasets.ImageFolder` reads folders and lists.
+
+    Args:
+        *args: As in mmpretrain.
+        max_unreadable: Share of images that may be unreadable, in [0, 1]; more, and more than 3,
+            stop the run. With 0 the first one does.
+        **kwargs: As in mmpretrain.
+
+    Raises:
+        ValueError: If ``max_unreadable`` is no share.
+    """
+
+    def __init__(self, *args: Any, max_unreadable: float = 0.01, **kwargs: Any) -> None:
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(
+                f'CustomDataset: max_unreadable must be in [0, 1]; got {max_unreadable}'
+            )
+        self.max_unreadable = max_unreadable
+        super().__init__(*args, **kwargs)

@@ -3,15 +3,10 @@
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.continue_guard_hook import ContinueGuardHook
 from mmpatchmix.evaluation.features import Features, extract_features
-from mmpatchmix.evaluation.health_hook import HealthHook
+from mmpatchmix.evaluation.health import HealthHook
 from mmpatchmix.evaluation.knn import find_neighbors, knn_predict
 from mmpatchmix.evaluation.knn_loop import KNNLoop, KNNMetric
-from mmpatchmix.evaluation.linear_probe import (
-    fit_linear,
-    linear_probe,
-    low_shot,
-    low_shot_indices,
-)
+from mmpatchmix.evaluation.linear_probe import fit_linear, linear_probe, low_shot, low_shot_indices
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
 
 __all__ = [

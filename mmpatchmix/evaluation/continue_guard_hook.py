@@ -6,10 +6,10 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.engine.choose_checkpoint import find_start
-from mmpatchmix.engine.random_states import random_states_kept
-from mmpatchmix.evaluation.geometry import nearest_others, share_kept
+from mmpatchmix.engine.checkpoint_hook import find_start
+from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.evaluation.knn_loop import KNNLoop
+from mmpatchmix.evaluation.rank_me import nearest_others, share_kept
 from mmpatchmix.registry import HOOKS
 
 KEY = 'continue_guard'

@@ -26,9 +26,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmpatchmix.checkpoints.sealing import write_text
 from mmpatchmix.evaluation.features import evaluation_mode, feature_function, log_progress
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.files import write_text
+from mmpatchmix.models import compiling as unwrap_model
 
 FEATURES, PATCH_TOKENS, FILES, ABOUT = 'features.npy', 'patch_tokens.npy', 'files.csv', 'about.json'
 # Of each image: 0 until it is done.

@@ -18,12 +18,13 @@ from mmpatchmix import __version__
 from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
 from mmpatchmix.evaluation.feature_cache import cached_features, feature_key
 from mmpatchmix.evaluation.features import Features, extract_features, is_labelled
-from mmpatchmix.evaluation.geometry import measure_geometry
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
+from mmpatchmix.evaluation.rank_me import measure_geometry
 from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
-from mmpatchmix.models import PatchMix, unwrap_model
-from mmpatchmix.visualization.similarity_figure import draw_similarity
+from mmpatchmix.models import PatchMix
+from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.report.feature_figures import draw_similarity
 
 JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
 # What `similarity` looks at: images that vote for each other's class; mixed images and draws.
@@ -174,7 +175,7 @@ def judge_geometry(runner: Runner, test: Features) -> dict[str, float]:
         test: Test set; of more than 10,000 images every n-th.
 
     Returns:
-        dict: See :func:`~mmpatchmix.evaluation.geometry.measure_geometry`; and
+        dict: See :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`; and
         ``geometry/width``, D.
     """
     features = test.features[:: -(-len(test.features) // _MAX_COMPARED)]

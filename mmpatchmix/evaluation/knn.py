@@ -7,7 +7,7 @@ cosine, and a neighbour votes for its class with ``exp(similarity / temperature)
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch import Tensor
 # Similarities are computed and searched in blocks of this many queries and bank rows; on a GPU,
 # which is asked for a few counts in each, in fewer and larger ones: 1.1 GB.
 CHUNKS, CHUNKS_OF_GPUS = (1024, 16384), (4096, 65536)
+
 # A neighbour is one int64, its rank: the similarity times 2**30 in the upper half, the inverted
 # bank index in the lower one. So equal similarities are in the order of the bank, which topk alone
 # does not promise. 2**30 keeps every bit of a float32 cosine above 2**-6.
 _SCALE, _INDEX_BITS, _MAX_INDEX = 2**30, 32, 2**32 - 1
+
 _NO_RANK = -(2**63)
+
 # Votes are added as integers, so that the order of adding does not matter; 2**20 of them fit.
 _VOTE_SCALE = 2**42
 
@@ -186,3 +189,58 @@ def check_knn_settings(num_neighbors: Sequence[int], temperature: float | None) 
             'num_neighbors must be integers from 1 to 2**20, for example (10, 20, 100, 200); got '
             f'{num_neighbors}.'
         )
+
+
+# Rows that search at once, and how many neighbours each looks for at first.
+_ROWS, _FIRST_K = 8192, 16
+
+# Neighbours of all searching rows together: 8 bytes each.
+_MAX_FOUND = 2**24
+
+
+def find_near_duplicates(
+    features: Tensor, threshold: float, device: torch.device | str | None = None
+) -> Tensor:
+    """Find all pairs of rows whose cosine is at least a threshold.
+
+    Args:
+        features: ``(M, D)``; read in blocks, and may be mapped from a disk.
+        threshold: In (-1, 1].
+        device: Where to compute; by default where the features are.
+
+    Returns:
+        Tensor: ``(P, 3)`` float64 on the CPU: row, later row and cosine of each pair, the nearest
+        first.
+
+    Raises:
+        ValueError: If the threshold is no cosine, or a feature is not finite.
+    """
+    if not -1 < threshold <= 1:
+        raise ValueError(f'the threshold is a cosine, above -1 and at most 1; got {threshold}.')
+    found = [torch.empty(0, 3, dtype=torch.float64)]
+    for start in range(0, len(features), _ROWS):
+        rows = torch.arange(start, min(start + _ROWS, len(features)))
+        found += _search(features, rows, start, threshold, _FIRST_K, device)
+    pairs = torch.cat(found)
+    # Stable, twice: by similarity, and among equal ones by row.
+    pairs = pairs[(pairs[:, 0] * len(features) + pairs[:, 1]).argsort(stable=True)]
+    return pairs[pairs[:, 2].argsort(descending=True, stable=True)]
+
+
+def _search(
+    features: Tensor, rows: Tensor, start: int, threshold: float, k: int, device
+) -> Iterator[Tensor]:
+    """Yield the pairs of some rows with later ones; of rows with more than k, all."""
+    bank = features[start:]
+    k = min(k, len(bank))
+    for part in rows.split(max(1, _MAX_FOUND // k)):
+        cosines, columns = (x.cpu() for x in find_neighbors(features[part], bank, k, device=device))
+        is_pair = cosines >= threshold
+        # Where the last of the k is near enough, there may be more: those rows search again.
+        is_full = is_pair[:, -1] & (k < len(bank))
+        is_pair &= (columns + start > part[:, None]) & ~is_full[:, None]
+        row, column = is_pair.nonzero(as_tuple=True)
+        values = part[row], columns[row, column] + start, cosines[row, column]
+        yield torch.stack([value.double() for value in values], dim=1)
+        if is_full.any():
+            yield from _search(features, part[is_full], start, threshold, 4 * k, device)

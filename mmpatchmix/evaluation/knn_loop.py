@@ -12,16 +12,11 @@ from mmengine.runner import BaseLoop
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mmpatchmix.evaluation.features import (
-    Features,
-    extract_features,
-    extract_pixels,
-    is_labelled,
-)
-from mmpatchmix.evaluation.geometry import measure_geometry
+from mmpatchmix.evaluation.features import Features, extract_features, extract_pixels, is_labelled
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.evaluation.rank_me import measure_geometry
+from mmpatchmix.models import compiling as unwrap_model
 from mmpatchmix.registry import LOOPS, METRICS
 
 # float32 pixels of ImageNet at 224 would take 770 GB; of CIFAR-10 they take 0.7 GB.
@@ -130,7 +125,7 @@ class KNNLoop(BaseLoop):
     The metrics pass through the Runner's hooks, so they reach the log and
     ``CheckpointHook(save_best='knn/top1')`` works. Without labels there is no kNN, which the loop
     says once; it then gives RankMe and the other figures of
-    :func:`~mmpatchmix.evaluation.geometry.measure_geometry`.
+    :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`.
 
     Args:
         runner: The Runner.

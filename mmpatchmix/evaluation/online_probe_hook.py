@@ -10,9 +10,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.utils import skip_init
 
-from mmpatchmix.evaluation.features import Features, get_label
-from mmpatchmix.evaluation.training_features import TrainingFeatures
-from mmpatchmix.models import PatchMix, unwrap_model
+from mmpatchmix.evaluation.features import Features, TrainingFeatures, get_label
+from mmpatchmix.models import PatchMix
+from mmpatchmix.models import compiling as unwrap_model
 from mmpatchmix.registry import HOOKS
 
 KEY = 'online_probe'

@@ -1,12 +1,13 @@
 """The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
 
+from mmpatchmix.models.compiling import unwrap_model
 from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead, Pair
 from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
+from mmpatchmix.models.load_backbone import load_backbone
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.other_mixings import cut_mix, mix_up, resize_mix
 from mmpatchmix.models.patchmix import PatchMix
-from mmpatchmix.models.unwrap_model import unwrap_model
 from mmpatchmix.models.vit import PatchMixViT, PretrainedViT
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'PretrainedViT',
     'cut_mix',
     'draw_groups',
+    'load_backbone',
     'mix_patches',
     'mix_to_mix',
     'mix_to_source',

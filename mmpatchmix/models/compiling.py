@@ -4,6 +4,8 @@ import logging
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 # Modes of torch.compile that record CUDA graphs, and what they are without.
 WITHOUT_GRAPHS = {'reduce-overhead': 'default', 'max-autotune': 'max-autotune-no-cudagraphs'}
@@ -50,3 +52,8 @@ def choose_compile_options(
 def records_graphs(options: dict | None) -> bool:
     """Tell whether CUDA graphs are recorded under these options of ``torch.compile``."""
     return (options or {}).get('mode') in WITHOUT_GRAPHS
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside a distributed wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model

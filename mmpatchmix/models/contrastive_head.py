@@ -11,9 +11,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmpatchmix.models.augment.plan import send
 from mmpatchmix.models.mixing import Target
 from mmpatchmix.registry import MODELS
-from mmpatchmix.views.plan import send
 
 
 class Pair(NamedTuple):

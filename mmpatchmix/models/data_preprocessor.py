@@ -9,6 +9,10 @@ from mmengine.logging import print_log
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
+from mmpatchmix.datasets.pack_views import VIEWS, channels_first
+from mmpatchmix.models.augment import on_device
+from mmpatchmix.models.augment.plan import join
+from mmpatchmix.models.augment.view_augment import goes_to_cpu
 from mmpatchmix.models.mixing import (
     draw_groups,
     group_shares,
@@ -17,10 +21,6 @@ from mmpatchmix.models.mixing import (
     shares_to_source,
 )
 from mmpatchmix.registry import FUNCTIONS, MODELS
-from mmpatchmix.views import on_device
-from mmpatchmix.views.augment import goes_to_cpu
-from mmpatchmix.views.pack_views import VIEWS, channels_first
-from mmpatchmix.views.plan import join
 
 
 @MODELS.register_module()

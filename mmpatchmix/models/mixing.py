@@ -17,7 +17,7 @@ the image ``(n + offsets[i]) mod N`` with ``weights[i]``.
 import torch
 from torch import Tensor
 
-from mmpatchmix.views.plan import send
+from mmpatchmix.models.augment.plan import send
 
 # (offsets, weights), both (K,): the shared sparse row of a soft target.
 Target = tuple[Tensor, Tensor]

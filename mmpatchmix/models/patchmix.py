@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmpatchmix.models.compiling import choose_compile_options, records_graphs
 from mmpatchmix.models.contrastive_head import Contrast, Pair
-from mmpatchmix.models.large_batch_step import train_in_micro_batches
+from mmpatchmix.models.micro_batches import train_in_micro_batches
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import MODELS
 
@@ -35,7 +35,7 @@ class PatchMix(BaseSelfSupervisor):
             ``mix_source`` and ``mix_mix`` 1/2, ``local`` and ``mix_local`` 1). 0 removes a term.
         micro_batch_size: Images per rank whose queries are in memory at once. The batch
             of the data loader stays the one that is contrasted and stepped on, see
-            :func:`~mmpatchmix.models.large_batch_step.train_in_micro_batches`. None takes
+            :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`. None takes
             the whole batch at once.
         compile: Whether to compile the backbones with ``torch.compile``, one graph per
             resolution and role; or its options as a dict, ``dict(mode='reduce-overhead')`` for

@@ -10,7 +10,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed, to_2tuple
 from torch import Tensor, nn
 
-from mmpatchmix.checkpoints import load_backbone
+from mmpatchmix.models.load_backbone import load_backbone
 from mmpatchmix.models.vit_blocks import encode_class_token, quicken_blocks, run_block
 from mmpatchmix.registry import MODELS
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import mmpatchmix.registry  # noqa: F401  (prepares the stack)
-from mmpatchmix.checkpoints import build_vit
+from mmpatchmix.convert.features import build_vit
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -17,8 +17,11 @@ from vits import (
     randomise,
 )
 
-from mmpatchmix.checkpoints import build_vit, convert_checkpoint, load_backbone, read_backbone
+from mmpatchmix.checkpoints import read_backbone
+from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
+from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models import PatchMixViT
+from mmpatchmix.models.load_backbone import load_backbone
 
 NAMED = dict(meta=dict(mmpatchmix=SPEC.as_dict()))
 

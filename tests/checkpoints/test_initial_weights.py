@@ -8,12 +8,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from vits import images, make_timm_vit, randomise
 
-from mmpatchmix.checkpoints import ViTSpec, build_vit
+from mmpatchmix.checkpoints import ViTSpec
 from mmpatchmix.cli import train
 from mmpatchmix.cli.describe_run import describe_run
+from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
-from mmpatchmix.visualization import RunReportHook
+from mmpatchmix.report.run_report_hook import RunReportHook
 from tests.engine.tiny_run import tiny_run_config
 
 # Another network than the tiny run's in all: width, depth, heads, patch, image.

@@ -4,7 +4,9 @@ import pytest
 import torch
 from vits import SPEC, images, make_published_checkpoint, make_timm_vit, randomise
 
-from mmpatchmix.checkpoints import build_vit, load_backbone, match_state_dict, read_backbone
+from mmpatchmix.checkpoints import match_state_dict, read_backbone
+from mmpatchmix.convert.features import build_vit
+from mmpatchmix.models.load_backbone import load_backbone
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import zipfile
 import pytest
 import torch
 
-from mmpatchmix.checkpoints.sealing import find_damage, find_good_checkpoint, seal, write_text
+from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
+from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.files import write_text
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmpatchmix.cli import build_runner as build_module
 from mmpatchmix.cli import train
+from mmpatchmix.cli import verb as build_module
 from mmpatchmix.cli.arguments import (
     find_launcher,
     holds_shards,
@@ -21,8 +21,8 @@ from mmpatchmix.cli.arguments import (
     set_val_root,
     set_workers,
 )
-from mmpatchmix.cli.build_runner import build_runner
-from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.cli.config_checks import check_config
+from mmpatchmix.cli.verb import build_runner
 from tests.engine.tiny_run import tiny_run_config
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.cli.config_checks import check_config
 from mmpatchmix.engine import MomentumScheduleHook
 from mmpatchmix.registry import MODELS
 from tests.models.tiny import tiny_config

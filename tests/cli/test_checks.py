@@ -10,8 +10,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpatchmix.cli.check_config import check_config
 from mmpatchmix.cli.check_run import check_run
+from mmpatchmix.cli.config_checks import check_config
 from mmpatchmix.cli.describe_run import describe_run
 from tests.engine.tiny_run import tiny_run_config
 

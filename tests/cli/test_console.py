@@ -5,20 +5,20 @@ import re
 import subprocess
 import sys
 
-from mmpatchmix.cli import console
+from mmpatchmix.cli import verb as console
 
 # Whatever makes the stack speak: its imports, and a process of a distributed run.
 CODE = """
 import torch, warnings
 import mmpatchmix.registry
 if {quiet}:
-    from mmpatchmix.cli.console import quiet_stack
+    from mmpatchmix.cli.verb import quiet_stack
     quiet_stack()
     quiet_stack()  # again: no effect
 import mmpretrain.datasets, mmdet.datasets, mmdet.evaluation
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
-from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
+from mmpatchmix.engine.distributed import PatchMixDDP
 
 set_multi_processing(distributed=True)
 store = torch.distributed.HashStore()

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmpatchmix.cli import test as test_verb
 from mmpatchmix.cli import train
 from mmpatchmix.cli.arguments import load_config
-from mmpatchmix.cli.cfg_options import apply_options
-from mmpatchmix.cli.errors import exit_on_user_error
+from mmpatchmix.cli.config_checks import apply_options
+from mmpatchmix.cli.verb import exit_on_user_error
 from tests.engine.tiny_run import tiny_run_config
 
 

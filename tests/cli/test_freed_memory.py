@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mmpatchmix.cli.freed_memory import USERS_OWN_SETTINGS
+from mmpatchmix.cli.verb import USERS_OWN_SETTINGS
 
 # 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system has those.
 FEW = 20
@@ -18,7 +18,7 @@ CHILD = """
 import resource
 import statistics
 import torch
-from mmpatchmix.cli.freed_memory import keep_freed_memory
+from mmpatchmix.cli.verb import keep_freed_memory
 taken = keep_freed_memory()
 counts = [0] * 60
 for index in range(len(counts)):

@@ -8,8 +8,8 @@ from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import mmpatchmix.registry  # noqa: F401
-from mmpatchmix.cli import loader_or_step
-from mmpatchmix.cli.loader_or_step import Speeds, make_step, measure, verdict
+from mmpatchmix.cli import benchmark as loader_or_step
+from mmpatchmix.cli.benchmark import Speeds, make_step, measure, verdict
 from tests.engine.tiny_run import tiny_run_config
 
 BATCH = 8

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import mmpatchmix
-from mmpatchmix.checkpoints.convert import TARGETS
 from mmpatchmix.cli import convert, evaluate, show
-from mmpatchmix.cli.find_config import find_config, list_recipes
 from mmpatchmix.cli.main import VERBS, main
+from mmpatchmix.convert.convert_checkpoint import TARGETS
 from mmpatchmix.evaluation.judge import JUDGEMENTS
-from mmpatchmix.visualization.pictures import PICTURES
+from mmpatchmix.files import find_config, list_recipes
+from mmpatchmix.report.pictures import PICTURES
 
 HEAVY = ('torch', 'mmcv', 'mmpretrain', 'mmdet', 'numpy')
 CHILD = f"""

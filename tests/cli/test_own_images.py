@@ -9,15 +9,12 @@ from PIL import Image
 
 from mmpatchmix.cli import stats
 from mmpatchmix.cli.arguments import set_data_root, set_val_root
-from mmpatchmix.cli.check_run import check_run
-from mmpatchmix.cli.describe_images import describe_images
-from mmpatchmix.cli.describe_run import describe_run
-from mmpatchmix.cli.dry_run import run_one_step
+from mmpatchmix.cli.check_run import check_run, run_one_step
+from mmpatchmix.cli.describe_run import describe_images, describe_run
 from mmpatchmix.cli.embed import set_images
 from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.evaluation import extract_features
-from mmpatchmix.visualization.saving import save_picture, to_array
-from mmpatchmix.visualization.views_sheet import draw_views
+from mmpatchmix.report.sheets import draw_views, save_picture, to_array
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
 from tests.datasets.folders import PIPELINE, make_classes, make_folder
 from tests.engine.tiny_run import tiny_run_config

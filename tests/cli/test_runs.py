@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmpatchmix.cli.runs import compare_runs, list_runs
-from mmpatchmix.visualization.run_facts import flatten
+from mmpatchmix.report.run_record import flatten
 
 
 def write_run(work_dir, lr, top1, ended=True, iters=20):

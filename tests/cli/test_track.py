@@ -12,7 +12,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from mmpatchmix.cli import track
+from mmpatchmix.cli import arguments as track
 from mmpatchmix.cli.train import main
 from tests.engine.tiny_run import tiny_run_config
 

@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from mmpatchmix.cli.work_dir import (
-    clear_earlier_run,
-    earlier_run,
-    find_checkpoint,
-    settle_work_dir,
-)
+from mmpatchmix.cli.work_dir import clear_earlier_run, earlier_run, find_checkpoint, settle_work_dir
 
 
 def write(path, text='x'):

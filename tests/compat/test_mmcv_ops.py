@@ -84,7 +84,7 @@ def test_install_twice_adds_one_finder():
 def test_the_stack_imports_silently_for_the_command_line():
     done = run(
         'import mmpatchmix.registry\n'
-        'from mmpatchmix.cli.console import quiet_stack\n'
+        'from mmpatchmix.cli.verb import quiet_stack\n'
         'quiet_stack()\n'
         'import mmpretrain.models, mmpretrain.datasets, mmdet.apis\n'
     )

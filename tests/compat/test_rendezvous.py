@@ -9,7 +9,7 @@ import time
 import pytest
 from mmengine.config import Config
 
-from mmpatchmix.compat import rendezvous
+from mmpatchmix.engine import ranks as rendezvous
 
 TIMED_OUT_AFTER = 3
 
@@ -24,7 +24,7 @@ def be_rank(queue, rank, port, lr, restart):
     """Report what a rank of two learns."""
     place = dict(RANK=rank, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     os.environ.update({k: str(v) for k, v in place.items()}, TORCHELASTIC_RESTART_COUNT=restart)
-    from mmpatchmix.cli.preflight import compare_ranks
+    from mmpatchmix.engine.ranks import compare_ranks
 
     cfg = Config(dict(launcher='pytorch', optim_wrapper=dict(lr=lr), work_dir=str(rank)))
     try:

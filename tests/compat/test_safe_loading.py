@@ -13,9 +13,9 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 
 from mmpatchmix.checkpoints import reading
-from mmpatchmix.checkpoints.reading import load_torch
 from mmpatchmix.cli import convert, evaluate, train
 from mmpatchmix.cli import test as test_verb
+from mmpatchmix.compat.safe_loading import load_torch
 from tests.engine.tiny_run import tiny_run_config
 
 

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
-from mmpatchmix.datasets.digit_scenes import write_digit_scenes
+from mmpatchmix.datasets.digits import write_digit_scenes
 from mmpatchmix.models.detection import WindowedViT
 from mmpatchmix.registry import MODELS
 

@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
 import mmpatchmix.models.vit  # noqa: F401
-from mmpatchmix.checkpoints import ViTSpec, build_vit
-from mmpatchmix.cli.check_config import check_config
+from mmpatchmix.checkpoints import ViTSpec
+from mmpatchmix.cli.config_checks import check_config
+from mmpatchmix.convert.features import build_vit
 
 ROOT = Path(__file__).parents[2]
 SIZES = dict(t=(192, 3), s=(384, 12), b=(768, 12))

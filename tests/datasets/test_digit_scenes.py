@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mmpatchmix.datasets.digit_scenes import INK, crop_ink, write_digit_scenes, write_ink_crops
+from mmpatchmix.datasets.digits import INK, crop_ink, write_digit_scenes, write_ink_crops
 
 SETTINGS = dict(num_train=12, num_val=6, image_size=96, num_digits=(3, 5), min_visible=0.5)
 

@@ -8,9 +8,9 @@ from mmpretrain.registry import TRANSFORMS as MMPRETRAIN_TRANSFORMS
 
 from mmpatchmix.datasets import ImageFolder, LoadAnyImage, MultiCrop, ResizeCentre
 from mmpatchmix.datasets.load_any_image import UnfitImageError, parse_value_range
+from mmpatchmix.datasets.pack_views import PackViews
 from mmpatchmix.models import PatchMixDataPreprocessor
 from mmpatchmix.registry import TRANSFORMS
-from mmpatchmix.views import PackViews
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_levels, make_noise
 
 FIVE = make_noise((40, 50, 5), 'uint16', 4096)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from mmpatchmix.datasets import ImageFolder, LoadMultiCrop, MultiCrop
 from mmpatchmix.datasets.crop_boxes import choose_reduction, reduce_box
-from mmpatchmix.datasets.load_multi_crop import read_jpeg_header
+from mmpatchmix.datasets.multi_crop import read_jpeg_header
 
 CROPS = dict(global_size=64, local_size=32, num_local=2)
 
@@ -103,7 +103,7 @@ def test_reduced_crops_look_like_whole_ones(photos, tmp_path, monkeypatch, size,
     options = dict(global_size=global_size, local_size=16)
     reductions = []
     monkeypatch.setattr(
-        'mmpatchmix.datasets.load_multi_crop.choose_reduction',
+        'mmpatchmix.datasets.multi_crop.choose_reduction',
         lambda *given: reductions.append(choose_reduction(*given)) or reductions[-1],
     )
     for number, photo in enumerate(photos):
@@ -157,7 +157,7 @@ def test_a_header_that_lies_is_not_believed(photos, tmp_path, monkeypatch):
     photos[0].save(path)
     real = read_jpeg_header(path.read_bytes())
     lie = real._replace(height=real.width, width=real.height)
-    monkeypatch.setattr('mmpatchmix.datasets.load_multi_crop.read_jpeg_header', lambda _: lie)
+    monkeypatch.setattr('mmpatchmix.datasets.multi_crop.read_jpeg_header', lambda _: lie)
     ours = load(path)
     # Boxes of the size that the header told were drawn in vain; those after them count.
     torch.manual_seed(0)

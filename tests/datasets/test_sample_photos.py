@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmpatchmix.datasets.sample_photos import write_sample_photos
+from mmpatchmix.cli.benchmark import write_sample_photos
 
 
 @pytest.fixture(scope='module')

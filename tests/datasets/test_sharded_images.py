@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmpatchmix.datasets import ShardedImages, shard_index
-from mmpatchmix.datasets.shard_files import list_shards
+from mmpatchmix.datasets.shard_index import list_shards
 from mmpatchmix.engine.exact_order import ExactSampler, make_exact, skip_batches
 from mmpatchmix.evaluation.feature_cache import _digest_images
 from tests.datasets.folders import PIPELINE

@@ -17,10 +17,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmpatchmix.cli.cfg_options import apply_options
-from mmpatchmix.cli.check_config import check_config
-from mmpatchmix.cli.find_config import find_config
+from mmpatchmix.cli.config_checks import apply_options, check_config
 from mmpatchmix.cli.main import VERBS, main
+from mmpatchmix.files import find_config
 from mmpatchmix.registry import MODELS
 from tests.docs.documents import DOCUMENTS, ROOT, read_commands
 

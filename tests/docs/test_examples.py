@@ -7,9 +7,9 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mmpatchmix.cli.build_runner import build_runner
 from mmpatchmix.cli.check_run import check_run
-from mmpatchmix.cli.find_config import list_recipes
+from mmpatchmix.cli.verb import build_runner
+from mmpatchmix.files import list_recipes
 from tests.docs.documents import ROOT
 from tests.engine.tiny_run import tiny_run_config
 

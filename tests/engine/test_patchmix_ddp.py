@@ -7,7 +7,7 @@ import torch
 from mmengine.model import convert_sync_batchnorm
 from torch import nn
 
-from mmpatchmix.engine.patchmix_ddp import PatchMixDDP
+from mmpatchmix.engine.distributed import PatchMixDDP
 
 
 @pytest.fixture

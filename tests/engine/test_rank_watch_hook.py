@@ -3,8 +3,9 @@
 import pytest
 from torch.distributed import HashStore
 
-from mmpatchmix.engine import RankWatchHook, rank_watch_hook
-from mmpatchmix.engine.rank_watch_hook import Watch
+from mmpatchmix.engine import RankWatchHook
+from mmpatchmix.engine import ranks as rank_watch_hook
+from mmpatchmix.engine.ranks import Watch
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.checkpoints.sealing import find_damage
-from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
+from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.engine import SafeCheckpointHook
+from mmpatchmix.engine import checkpoint_hook as safe_checkpoint_hook
 from tests.engine.tiny_run import tiny_run_config
 
 

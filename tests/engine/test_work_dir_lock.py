@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmpatchmix.engine.work_dir_lock import is_in_use, lock_work_dir
+from mmpatchmix.files import is_in_use, lock_work_dir
 
 
 def fork_holder(folder):

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 
 from mmpatchmix.evaluation import ContinueGuardHook
-from mmpatchmix.visualization import RunReportHook
+from mmpatchmix.report.run_report_hook import RunReportHook
 from tests.engine.tiny_run import tiny_run_config
 
 WORSE = 'continue guard: after epoch {} the network is worse than what it started from.'

@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 
-from mmpatchmix.evaluation import geometry
-from mmpatchmix.evaluation.geometry import (
+from mmpatchmix.evaluation import rank_me as geometry
+from mmpatchmix.evaluation.rank_me import (
     alignment,
     encode_views,
     lidar,

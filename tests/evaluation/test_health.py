@@ -7,8 +7,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
+from mmpatchmix.evaluation.features import TrainingFeatures
 from mmpatchmix.evaluation.health import MOST_LINES, Line, feature_std, find_troubles, forget_some
-from mmpatchmix.evaluation.training_features import TrainingFeatures
 from mmpatchmix.models import contrastive_head
 from tests.models.tiny import tiny_model, uint8_batch
 

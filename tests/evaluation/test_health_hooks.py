@@ -9,7 +9,7 @@ from mmpretrain.structures import DataSample
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mmpatchmix.evaluation import Features, HealthHook, OnlineProbeHook
-from mmpatchmix.visualization import read_scalars
+from mmpatchmix.report.run_record import read_scalars
 from tests.engine.tiny_run import tiny_run_config
 
 HEALTH, PROBE = 'default_hooks.health', 'default_hooks.probe'

@@ -8,12 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mmpatchmix.evaluation.features import Features
-from mmpatchmix.evaluation.linear_probe import (
-    fit_linear,
-    linear_probe,
-    low_shot,
-    low_shot_indices,
-)
+from mmpatchmix.evaluation.linear_probe import fit_linear, linear_probe, low_shot, low_shot_indices
 
 
 def make_features(size, seed, num_classes=4, dim=6, spread=1.0):

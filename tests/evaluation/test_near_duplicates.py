@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmpatchmix.evaluation import near_duplicates
-from mmpatchmix.evaluation.near_duplicates import find_near_duplicates
+from mmpatchmix.evaluation import knn as near_duplicates
+from mmpatchmix.evaluation.knn import find_near_duplicates
 
 
 def by_hand(features, threshold):

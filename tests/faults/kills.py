@@ -11,7 +11,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 
 from mmpatchmix.checkpoints import sealing
-from mmpatchmix.engine import safe_checkpoint_hook as hook_file
+from mmpatchmix.engine import checkpoint_hook as hook_file
 from tests.faults.runs import ITERS, at
 
 

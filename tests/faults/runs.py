@@ -10,9 +10,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.engine import SafeCheckpointHook, safe_checkpoint_hook
+from mmpatchmix.engine import SafeCheckpointHook
+from mmpatchmix.engine import checkpoint_hook as safe_checkpoint_hook
 from mmpatchmix.engine.exact_order import SeededSamples
-from mmpatchmix.visualization.run_record import read_scalars
+from mmpatchmix.report.run_record import read_scalars
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH, BATCH = 3, 5, 8

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from mmpatchmix.engine.rank_agreement import RankAgreement
+from mmpatchmix.engine.stop_requests import RankAgreement
 from tests.faults.processes import (
     finish,
     free_port,

@@ -15,7 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import tests.calls  # noqa: F401  what the server of forks is to import
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
-from mmpatchmix.engine.rank_agreement import RankAgreement
+from mmpatchmix.engine.stop_requests import RankAgreement
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 

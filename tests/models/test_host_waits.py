@@ -138,7 +138,7 @@ def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
 
 def test_history_does_not_grow_with_the_run(monkeypatch):
     """mmengine copies all of it for every figure."""
-    monkeypatch.setattr('mmpatchmix.engine.runtime_info_hook.HISTORY', 12)
+    monkeypatch.setattr('mmpatchmix.engine.loss_log_hook.HISTORY', 12)
     hub, _ = train_with(DeferredRuntimeInfoHook(), 10)
     assert hub.log_scalars['train/loss'].max_length == 12
     hub, _ = train_with(DeferredRuntimeInfoHook(), 20)

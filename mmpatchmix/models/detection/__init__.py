@@ -16,9 +16,6 @@ __all__ = [
 ]
 
 if find_spec('mmdet') is not None:
-    from mmpatchmix.models.detection.full_precision import (
-        FullPrecisionRoIExtractor,
-        FullPrecisionRPNHead,
-    )
+    from mmpatchmix.models.detection.pyramid import FullPrecisionRoIExtractor, FullPrecisionRPNHead
 
     __all__ += ['FullPrecisionRPNHead', 'FullPrecisionRoIExtractor']

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
 
-from mmpatchmix.checkpoints import load_backbone
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
+from mmpatchmix.models.load_backbone import load_backbone
 from mmpatchmix.models.vit import check_heads, embed_tokens
 from mmpatchmix.models.vit_blocks import quicken_blocks, run_block
 from mmpatchmix.registry import MODELS

@@ -1,0 +1,1 @@
+"""Convert checkpoints to timm, Hugging Face, mmdet and ONNX, and prove that features stay equal."""

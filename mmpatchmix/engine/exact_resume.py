@@ -1,0 +1,160 @@
+"""Saves and restores what mmengine's checkpoints lack for a run to continue exactly."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from mmpatchmix.engine.exact_order import ExactTrainLoop, read_random_states, seed_cpu
+from mmpatchmix.engine.run_plan import compare_plans, describe_plan, remember_schedules, replan
+from mmpatchmix.registry import HOOKS
+
+KEY = 'exact_resume'
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Put random states, the sampler's seed and the plan of the run into every checkpoint.
+
+    With ``mmpatchmix.ExactTrainLoop`` a resumed run then equals one that was never
+    interrupted. Checkpoints hold plain data and tensors only, the training history included,
+    and load with ``weights_only=True``.
+
+    A run of another length, batch, learning rate or mixing is refused. On another number of
+    ranks with the same batch over all ranks, order of samples and schedules stay the same.
+
+    Args:
+        change_schedule: Whether a changed plan is taken over from here on instead.
+    """
+
+    priority = 'HIGHEST'  # timers note down the iteration that they begin with
+
+    def __init__(self, change_schedule: bool = False) -> None:
+        self.change_schedule = change_schedule
+        self._states: list[dict] | None = None  # of all ranks
+        self._loaded: dict[str, Any] | None = None
+        self._plan: dict[str, str] = {}
+        self._start: dict[str, Any] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Remember the plan and the schedules before a checkpoint overwrites them."""
+        if not isinstance(runner._train_loop, ExactTrainLoop):
+            return  # another loop, or no training at all
+        self._plan = describe_plan(runner)
+        if self.change_schedule:
+            self._start = remember_schedules(runner)
+
+    def prepare_checkpoint(self, runner: Runner) -> None:
+        """Gather the random states of all ranks; called on all of them before rank 0 saves."""
+        self._states = dist.all_gather_object(read_random_states())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the state, and turn the training history into plain data."""
+        states, self._states = self._states, None
+        if states is None and dist.get_world_size() == 1:  # mmengine's own CheckpointHook
+            states = [read_random_states()]
+        loop = runner.train_loop
+        for key in ('meta', 'message_hub'):
+            checkpoint[key] = to_plain(checkpoint.get(key, {}))
+        if states is not None and isinstance(loop, ExactTrainLoop):
+            state = {'loop': loop.state_dict(), 'plan': self._plan}
+            checkpoint[KEY] = state | {'random_states': states}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turn the training history back, and keep the state for :meth:`before_train`."""
+        scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+        for name, value in scalars.items():
+            if isinstance(value, dict):
+                scalars[name] = _to_history(value)
+        self._loaded = checkpoint.get(KEY)
+
+    def before_train(self, runner: Runner) -> None:
+        """Restore the state of a resumed run.
+
+        Raises:
+            ValueError: If the run is planned otherwise than the checkpoint's.
+        """
+        loaded, self._loaded = self._loaded, None
+        loop = runner.train_loop
+        if runner.iter == 0 or not isinstance(loop, ExactTrainLoop):
+            return
+        if loaded is None:
+            runner.logger.warning(
+                'The checkpoint holds no random states and no position in the data: the run '
+                'continues, but not as if it had never been interrupted.'
+            )
+            return
+        self._settle_plan(runner, loaded['plan'])
+        loop.load_state_dict(loaded['loop'])
+        states = loaded['random_states']
+        if len(states) == dist.get_world_size():
+            loop.random_states = states[dist.get_rank()]
+        else:
+            self._reseed(runner, len(states))
+
+    def _settle_plan(self, runner: Runner, before: dict[str, str]) -> None:
+        differences = compare_plans(before, self._plan)
+        if not differences:
+            return
+        lines = ''.join(f'\n  {line}' for line in differences)
+        if not self.change_schedule:
+            raise ValueError(
+                f'this is not the run of the checkpoint:{lines}\nResume it with the values of the '
+                'checkpoint, or add --change-schedule to go on from here with the new ones '
+                '(default_hooks.exact_resume.change_schedule=True).'
+            )
+        replan(runner, self._start, before)
+        rates = ', '.join(f'{rate:g}' for rate in sorted(set(runner.optim_wrapper.get_lr()['lr'])))
+        runner.logger.warning(
+            f'The schedule changes from here on:{lines}\n  going on at epoch {runner.epoch + 1} of '
+            f'{runner.max_epochs}, iteration {runner.iter + 1} of {runner.max_iters}, with a '
+            f'learning rate of {rates}'
+        )
+
+    def _reseed(self, runner: Runner, num_before: int) -> None:
+        """Begin new streams of random numbers, a function of seed, iteration and rank."""
+        ranks, rank = dist.get_world_size(), dist.get_rank()
+        batch = runner.train_dataloader.batch_size
+        runner.logger.warning(
+            f'Resumed on {ranks} ranks instead of {num_before}. The order of the samples, their '
+            'crops and all schedules stay the same. What changes: BatchNorm (unless it is '
+            f'synchronised) and the rings of mixing now take the {batch} images of a rank; colours '
+            'and mixes are drawn anew.'
+        )
+        numbers = np.random.SeedSequence([abs(runner.seed), runner.iter, ranks, rank])
+        seed = int(numbers.generate_state(1)[0])
+        seed_cpu(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
+        runner.train_loop.random_states = read_random_states()
+
+
+def to_plain(value: Any) -> Any:
+    """Return data as dicts, lists, tuples, numbers, strings and tensors.
+
+    What is none of these, such as an object of a class, becomes None.
+    """
+    if isinstance(value, HistoryBuffer):
+        values, counts = (torch.as_tensor(numbers) for numbers in value.data)
+        return {'values': values, 'counts': counts, 'max_length': value.max_length}
+    if isinstance(value, dict):
+        return {to_plain(key): to_plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(to_plain, value))
+    if isinstance(value, list | set):
+        return list(map(to_plain, value))
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value) if value.dtype.kind in 'biuf' else value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    known = (str, int, float, bool, bytes, torch.Tensor)
+    return value if value is None or isinstance(value, known) else None
+
+
+def _to_history(value: dict) -> HistoryBuffer:
+    values, counts = (value[name].cpu().numpy() for name in ('values', 'counts'))
+    return HistoryBuffer(values, counts, value['max_length'])

@@ -1,0 +1,6 @@
+"""Photometric augmentation of the views: settings, random numbers, and how they are applied."""
+
+from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
+from mmpatchmix.models.augment.view_augment import ViewAugment
+
+__all__ = ['ViewAugment']

@@ -1,0 +1,243 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vits import SPEC, images, make_published_checkpoint, make_timm_vit
+
+from mmpatchmix.checkpoints import read_backbone
+from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
+from mmpatchmix.convert.features import build_vit
+from tests.calls import call_tool
+
+ROOT = Path(__file__).parents[2]
+ENDINGS = dict(mmpretrain='.pth', mmdet='.pth', timm='.safetensors', transformers='')
+
+
+def assert_same(state, expected):
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize('target', ENDINGS)
+@pytest.mark.parametrize('encoder', ['momentum', 'query'])
+def test_round_trips_are_exact(own, tmp_path, target, encoder):
+    path, query, momentum = own
+    there = tmp_path / f'there{ENDINGS[target]}'
+    conversion = convert_checkpoint(path, there, target, encoder=encoder)
+    assert conversion.spec == SPEC
+    # And back: what was written carries its heads, so none are given.
+    back = tmp_path / 'back.pth'
+    convert_checkpoint(there, back, 'mmdet')
+    assert_same(torch.load(back)['state_dict'], query if encoder == 'query' else momentum)
+    assert read_backbone(there).spec == SPEC
+
+
+def test_report_of_a_checkpoint_of_ours(own, tmp_path):
+    report = convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmpretrain').backbone.report
+    assert len(report.used) == len(own[2])
+    dropped = 'neck (1), head.predictor (1), momentum_encoder.neck (1)'
+    assert f'dropped on purpose: backbone ({len(own[1])}), {dropped}' in str(report)
+
+
+def test_a_folder_of_transformers_may_have_a_pooler(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
+    weights = tmp_path / 'hf' / 'model.safetensors'
+    pooler = {'pooler.dense.weight': torch.ones(24, 24), 'pooler.dense.bias': torch.ones(24)}
+    save_file(load_file(weights) | pooler, weights, {'format': 'pt'})
+    report = convert_checkpoint(
+        tmp_path / 'hf', tmp_path / 'x.pth', 'mmdet', num_heads=3
+    ).backbone.report
+    assert sorted(report.dropped) == ['pooler.dense.bias', 'pooler.dense.weight']
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+@pytest.mark.parametrize('encoder', ['momentum', 'query'])
+def test_a_published_checkpoint_gives_the_features_of_timm(tmp_path, wrapped, encoder):
+    models = dict(query=make_timm_vit(seed=1), momentum=make_timm_vit(seed=2))
+    torch.save(make_published_checkpoint(*models.values(), wrapped), tmp_path / 'published.pth')
+    convert_checkpoint(
+        tmp_path / 'published.pth', tmp_path / 'x.pth', 'mmdet', encoder, num_heads=3
+    )
+    vit = build_vit(SPEC)
+    vit.load_state_dict(torch.load(tmp_path / 'x.pth')['state_dict'], strict=True)
+    with torch.no_grad():
+        expected, features = models[encoder](images()), vit(images())[-1]
+    assert expected.std(dim=0).max() > 0.1  # images are told apart
+    assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_a_timm_file_with_its_classifier(tmp_path):
+    torch.save(make_timm_vit(num_classes=5).state_dict(), tmp_path / 'timm.pth')
+    conversion = convert_checkpoint(tmp_path / 'timm.pth', tmp_path / 'x.pth', 'mmpretrain',
+                                    num_heads=3)  # fmt: skip
+    assert conversion.backbone.report.dropped == ['head.weight', 'head.bias']
+
+
+def test_mmpretrain_file_loads_by_one_line_of_init_cfg(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmpretrain')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'), prefix='backbone.')
+    vit = build_vit(SPEC, init_cfg=init_cfg)
+    vit.init_weights()
+    assert_same(vit.state_dict(), own[2])
+    init_cfg = init_cfg | dict(checkpoint=str(own[0]), prefix='momentum_encoder.backbone.')
+    direct = build_vit(SPEC, init_cfg=init_cfg)
+    direct.init_weights()
+    assert_same(direct.state_dict(), own[2])
+
+
+def test_mmdet_file_loads_into_a_detection_backbone(own, tmp_path):
+    from mmpatchmix.models.detection import DetectionViT
+
+    convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
+    backbone = DetectionViT(
+        SPEC.arch, str(tmp_path / 'x.pth'), out_indices=(0, 1), img_size=16, patch_size=4
+    )
+    backbone.init_weights()
+    state = backbone.state_dict()
+    assert_same(state, {key: own[2][key] for key in state})
+    maps = backbone(images(32))
+    assert [tuple(one.shape) for one in maps] == [(3, 24, 8, 8)] * 2
+
+
+def test_positions_are_interpolated_for_another_image_size(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'x.safetensors', 'timm', img_size=32)
+    state = load_file(tmp_path / 'x.safetensors')
+    assert state['pos_embed'].shape == (1, 1 + 8 * 8, 24)
+    larger = make_timm_vit(replace(SPEC, img_size=32))
+    larger.load_state_dict(state)
+    vit = build_vit(SPEC)
+    vit.load_state_dict(own[2])
+    with torch.no_grad():
+        assert torch.allclose(larger(images(32)), vit(images(32))[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize('layout', ['own', 'published', 'timm', 'transformers'])
+@pytest.mark.parametrize('fault', ['missing', 'unexpected', 'wrong shape'])
+def test_faulty_files_fail_by_name(own, tmp_path, layout, fault):
+    path = tmp_path / 'faulty.pth'
+    prefix, name = dict(
+        own=('momentum_encoder.backbone.', 'layers.0.ln2.bias'),
+        published=('momentum_encoder.', 'blocks.0.norm2.bias'),
+        timm=('', 'blocks.0.norm2.bias'),
+        transformers=('', 'encoder.layer.0.attention.attention.key.bias'),
+    )[layout]
+    if layout == 'own':
+        content = torch.load(own[0])
+        state = content['state_dict']
+    elif layout == 'published':
+        content = make_published_checkpoint(make_timm_vit(), make_timm_vit(), wrapped=False)
+        state = content['state_dict']
+    elif layout == 'timm':
+        content = state = make_timm_vit().state_dict()
+    else:
+        convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
+        content = state = load_file(tmp_path / 'hf' / 'model.safetensors')
+    if fault == 'missing':
+        del state[prefix + name]
+    elif fault == 'unexpected':
+        name = 'register_token'
+        state[prefix + name] = torch.ones(1, 1, 24)
+    else:
+        state[prefix + name] = torch.ones(25)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f'{fault}: {prefix}{name}'.replace('.', r'\.')):
+        convert_checkpoint(path, tmp_path / 'x.pth', 'mmdet', num_heads=3)
+    assert not (tmp_path / 'x.pth').exists()
+
+
+def test_heads_that_nobody_knows_are_asked_for(tmp_path):
+    torch.save(make_timm_vit().state_dict(), tmp_path / 'timm.pth')
+    with pytest.raises(ValueError, match=r'Width 24 .* mmpatchmix convert .* --num-heads N'):
+        read_backbone(tmp_path / 'timm.pth')
+    with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
+        read_backbone(tmp_path / 'timm.pth', num_heads=5)
+
+
+@pytest.mark.parametrize(('layout', 'heads'), [('moco', 12), ('timm', 6)])
+def test_assumed_heads_are_said(tmp_path, layout, heads):
+    small = make_timm_vit(replace(SPEC, embed_dims=384, num_heads=6, feedforward_channels=1536))
+    content = small.state_dict() if layout == 'timm' else make_published_checkpoint(small, small)
+    torch.save(content, tmp_path / 'small.pth')
+    backbone = read_backbone(tmp_path / 'small.pth')
+    assert backbone.spec.num_heads == heads
+    assert f'assumed: num_heads={heads} (not in the file' in str(backbone.report)
+
+
+def test_contradictions_are_named(own, tmp_path):
+    with pytest.raises(ValueError, match='num_heads=3 by its own metadata, not 4'):
+        read_backbone(own[0], num_heads=4)
+    content = torch.load(own[0])
+    content['meta']['cfg'] = content['meta']['cfg'].replace('img_size=16', 'img_size=32')
+    torch.save(content, tmp_path / 'odd.pth')
+    with pytest.raises(ValueError, match='img_size is 16 by its weights and 32 by what is said'):
+        read_backbone(tmp_path / 'odd.pth')
+
+
+def test_features_that_differ_are_refused_and_nothing_is_left(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        'mmpatchmix.convert.convert_checkpoint.features_of_file',
+        lambda *_: lambda x: x.new_zeros(len(x), 24),
+    )
+    for target, name in (('transformers', 'hf'), ('mmdet', 'x.pth')):
+        with pytest.raises(ValueError, match='not the same network'):
+            convert_checkpoint(own[0], tmp_path / name, target)
+        assert not (tmp_path / name).exists()
+    nan = lambda *_: lambda x: x.new_full((len(x), 24), float('nan'))  # noqa: E731
+    monkeypatch.setattr('mmpatchmix.convert.convert_checkpoint.features_of_file', nan)
+    with pytest.raises(ValueError, match='differ by up to nan'):
+        convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
+
+
+def test_bad_wishes_are_refused(own, tmp_path):
+    with pytest.raises(ValueError, match='target must be one of'):
+        convert_checkpoint(own[0], tmp_path / 'x.pth', 'jax')
+    with pytest.raises(ValueError, match=r'For mmdet the destination must be \.pth'):
+        convert_checkpoint(own[0], tmp_path / 'x.safetensors', 'mmdet')
+    with pytest.raises(FileExistsError, match='exists already'):
+        convert_checkpoint(own[0], own[0], 'mmdet')
+    with pytest.raises(ValueError, match="encoder must be 'momentum' or 'query'"):
+        convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet', encoder='key')
+    with pytest.raises(ValueError, match='img_size=18 is not divisible'):
+        convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet', img_size=18)
+    torch.save(dict(conv1=torch.ones(1)), tmp_path / 'resnet.pth')
+    with pytest.raises(ValueError, match=r"known layout.*\['conv1'\]"):
+        read_backbone(tmp_path / 'resnet.pth')
+
+
+def test_files_without_a_momentum_encoder_say_so(own, tmp_path):
+    content = torch.load(own[0])
+    content['state_dict'] = {
+        key: value for key, value in content['state_dict'].items() if 'momentum' not in key
+    }
+    torch.save(content, tmp_path / 'tiny.pth')
+    backbone = read_backbone(tmp_path / 'tiny.pth')
+    assert_same(backbone.state_dict, own[1])
+    assert 'the file has no momentum encoder' in str(backbone.report)
+
+
+def test_the_tool(own, tmp_path):
+    written = tmp_path / 'x.safetensors'
+    command = ('convert_checkpoint.py', own[0], written, '--to', 'timm', '--encoder', 'query')
+    said = call_tool(*command)
+    assert "layout 'own', encoder backbone." in said
+    assert 'missing: none' in said and '(allowed: 1e-04)' in said
+    make_timm_vit().load_state_dict(load_file(written), strict=True)
+    again = call_tool(*command, ok=False)
+    assert 'remove it or choose another name.' in again and 'Traceback' not in again
+
+
+def test_metadata_travels(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
+    config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    assert (config['num_attention_heads'], config['patch_size'], config['image_size']) == (3, 4, 16)
+    convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmpretrain')
+    expected = SPEC.as_dict() | dict(
+        source='own.pth', layout='own', encoder='momentum_encoder.backbone'
+    )
+    imagenet = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    expected['preprocessing'] = dict(resize=18, crop=16, values='RGB, from 0 to 255', **imagenet)
+    assert torch.load(tmp_path / 'x.pth')['meta']['mmpatchmix'] == expected

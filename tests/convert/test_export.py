@@ -1,0 +1,215 @@
+"""Programs without this package, what they want to be done to images, and LayerNorm's eps."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, ViTConfig, ViTModel
+from vits import SPEC, images, randomise
+
+from mmpatchmix.checkpoints import read_backbone
+from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from mmpatchmix.cli import convert
+from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
+from mmpatchmix.convert.features import build_vit
+from mmpatchmix.convert.onnx import write_program
+from mmpatchmix.models.load_backbone import load_backbone
+from mmpatchmix.models.vit import PretrainedViT
+
+CFG = """
+model = dict(
+    backbone=dict(type='mmpatchmix.PatchMixViT'),
+    data_preprocessor=dict(mean=[1.0, 2.0, 3.0], num_mix=2, std=[4.0, 5.0, 6.0]))
+test_dataloader = dict(
+    batch_size=2,
+    dataset=dict(
+        data_root=some_function(),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(edge='short', scale=20, type='ResizeEdge'),
+            dict(crop_size=16, type='CenterCrop'),
+        ]))
+"""
+OURS = Preprocessing(20, 16, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+
+
+def run_onnx(path, pixels):
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return session.run(['features'], {'images': pixels.numpy()})[0]
+
+
+def run_torch(path, pixels):
+    with torch.no_grad():
+        return torch.export.load(path).module()(pixels).numpy()
+
+
+@pytest.mark.parametrize('size', [16, 32])
+@pytest.mark.parametrize(
+    ('target', 'name', 'run'), [('onnx', 'x.onnx', run_onnx), ('torch-export', 'x.pt2', run_torch)]
+)
+def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run, size):
+    path, _, momentum = own
+    conversion = convert_checkpoint(path, tmp_path / name, target, img_size=size)
+    assert conversion.target_difference < 1e-4
+    vit = build_vit(SPEC)
+    vit.load_state_dict(momentum)
+    for count in (1, 5):  # not the number it was made with
+        pixels = images(size, count)
+        with torch.no_grad():
+            expected = vit(pixels)[-1].numpy()  # which interpolates as it runs
+        assert np.allclose(run(tmp_path / name, pixels), expected, atol=1e-4)
+    said = json.loads((tmp_path / 'x.preprocessing.json').read_text())
+    assert (said['crop'], said['resize']) == (size, size * 18 // 16)
+    assert said['input'] == f'float32 (N, 3, {size}, {size})'
+    with pytest.raises(FileExistsError, match='exists already'):
+        convert_checkpoint(path, tmp_path / name, target)
+
+
+def test_a_program_that_computes_something_else_is_not_kept(own, tmp_path, monkeypatch):
+    def write_another(vit, path, img_size):
+        write_program(randomise(vit, 7), path, img_size)
+
+    monkeypatch.setattr('mmpatchmix.convert.convert_checkpoint.write_program', write_another)
+    with pytest.raises(ValueError, match='not the same network'):
+        convert_checkpoint(own[0], tmp_path / 'x.pt2', 'torch-export')
+    assert [path.name for path in tmp_path.iterdir()] == ['own.pth']
+
+
+def test_missing_packages_are_named(own, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install .mmpatchmix\[export\]'):
+        convert_checkpoint(own[0], tmp_path / 'x.onnx', 'onnx')
+
+
+def test_preprocessing_is_read_off_the_config(own, tmp_path):
+    assert read_preprocessing(dict(cfg=CFG), 16) == (OURS, '')
+    without_resize = CFG.replace('ResizeEdge', 'Other')
+    assert read_preprocessing(dict(cfg=without_resize), 16)[0].resize == 16
+    assumed, note = read_preprocessing({}, 224)
+    assert (assumed.resize, assumed.mean[0]) == (256, 123.675) and 'ImageNet' in note
+    assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
+
+
+def test_five_channels_become_a_program_and_say_what_they_are(tmp_path):
+    vit = randomise(build_vit(SPEC, in_channels=5))
+    arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
+    text = f"""
+model = dict(
+    backbone=dict(arch=dict({arch}), patch_size=4, img_size=16),
+    data_preprocessor=dict(mean={[9.0] * 5}, std={[2.0] * 5}))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='mmpatchmix.LoadAnyImage', channels=5, value_range='0,4095'),
+    dict(type='mmpatchmix.ResizeCentre', size=16)]))
+"""
+    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
+    torch.save(dict(state_dict=state, meta=dict(cfg=text)), tmp_path / 'own.pth')
+    convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.pt2', 'torch-export')
+    pixels = torch.randn(2, 5, 16, 16)
+    with torch.no_grad():
+        expected = vit(pixels)[-1].numpy()
+    assert np.allclose(run_torch(tmp_path / 'x.pt2', pixels), expected, atol=1e-4)
+    said = json.loads((tmp_path / 'x.preprocessing.json').read_text())
+    assert said['input'] == 'float32 (N, 5, 16, 16)' and said['mean'] == [9.0] * 5
+    assert (said['resize'], said['crop']) == (18, 16)
+    assert "5 channels as in the file, of which value_range='0,4095'" in said['channels']
+    with pytest.raises(ValueError, match='images of 5 channels; for timm files are'):
+        convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.safetensors', 'timm')
+
+
+def test_preprocessing_travels(own, tmp_path):
+    content = torch.load(own[0])
+    arch = content['meta']['cfg'][len('model = dict(') : -1]
+    content['meta']['cfg'] = CFG.replace("backbone=dict(type='mmpatchmix.PatchMixViT')", arch)
+    torch.save(content, tmp_path / 'ours.pth')
+    assert read_backbone(tmp_path / 'ours.pth').preprocessing == OURS
+    for target, name in (('timm', 'x.safetensors'), ('mmdet', 'x.pth'), ('transformers', 'hf')):
+        convert_checkpoint(tmp_path / 'ours.pth', tmp_path / name, target)
+        assert read_backbone(tmp_path / name).preprocessing == OURS
+    # As transformers itself sees it, without our metadata.
+    weights = tmp_path / 'hf' / 'model.safetensors'
+    save_file(load_file(weights), weights, {'format': 'pt'})
+    found = read_backbone(tmp_path / 'hf').preprocessing
+    assert (found.resize, found.crop) == (20, 16)
+    assert found.mean == pytest.approx(OURS.mean) and found.std == pytest.approx(OURS.std)
+
+
+def test_transformers_prepares_images_as_our_test_view_does(own, tmp_path):
+    convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
+    generator = np.random.default_rng(0)
+    small = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    photo = small.resize((70, 50), Image.Resampling.BICUBIC)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / 'hf')
+    found = processor(photo, return_tensors='pt')['pixel_values'][0]
+    # The test view by hand: 18 pixels on the shorter side, the middle 16.
+    resized = photo.resize((25, 18), Image.Resampling.BICUBIC).crop((4, 1, 20, 17))
+    expected = (np.asarray(resized, np.float32) - (123.675, 116.28, 103.53)) / (
+        58.395, 57.12, 57.375
+    )  # fmt: skip
+    difference = np.abs(found.numpy() - expected.transpose(2, 0, 1))
+    assert found.shape == (3, 16, 16) and np.ptp(expected) > 1
+    assert difference.max() < 3 / 57  # grey levels: resizing in uint8 rounds in its own way
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A ViT as Hugging Face's users save it: eps 1e-12, and weights so small that it matters."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+        patch_size=4, image_size=16,
+    )  # fmt: skip
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.embeddings.parameters():
+            parameter.mul_(0.01)
+    assert config.layer_norm_eps == 1e-12
+    model.save_pretrained(tmp_path / 'hub')
+    return tmp_path / 'hub', model
+
+
+def test_the_eps_of_transformers_is_taken_over_and_told(hub_folder, tmp_path):
+    folder, model = hub_folder
+    conversion = convert_checkpoint(folder, tmp_path / 'x.pth', 'mmdet')
+    assert conversion.source_difference < 1e-5 and conversion.spec.norm_eps == 1e-12
+    text = str(conversion)
+    assert 'LayerNorm of this network adds 1e-12' in text
+    assert "norm_cfg=dict(type='LN', eps=1e-12)" in text
+    with torch.no_grad():
+        expected = model(images()).last_hidden_state[:, 0]
+        state = torch.load(tmp_path / 'x.pth')['state_dict']
+        for eps, is_same in ((1e-12, True), (1e-6, False)):
+            vit = build_vit(replace(SPEC, norm_eps=eps))
+            vit.load_state_dict(state)
+            assert torch.allclose(vit(images())[-1], expected, atol=1e-4) is is_same
+    # And back, through a file of ours.
+    convert_checkpoint(tmp_path / 'x.pth', tmp_path / 'back', 'transformers')
+    assert json.loads((tmp_path / 'back' / 'config.json').read_text())['layer_norm_eps'] == 1e-12
+
+
+def test_a_config_without_eps_means_that_of_transformers(hub_folder):
+    folder, _ = hub_folder
+    config = json.loads((folder / 'config.json').read_text())
+    config.pop('layer_norm_eps', None)
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert read_backbone(folder).spec.norm_eps == 1e-12
+
+
+def test_loading_into_a_model_with_another_eps_says_so(hub_folder):
+    arch = dict(img_size=16, patch_size=4, arch=SPEC.arch)
+    report = load_backbone(PretrainedViT(**arch), hub_folder[0])
+    assert 'LayerNorm adds 1e-06 to the variance, as the model says, and not 1e-12' in str(report)
+    same = PretrainedViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
+    assert 'LayerNorm' not in str(load_backbone(same, hub_folder[0]))
+
+
+def test_a_work_dir_is_its_last_checkpoint(own, tmp_path, capsys):
+    (tmp_path / 'work').mkdir()
+    own[0].rename(tmp_path / 'work' / 'epoch_3.pth')
+    convert.main([str(tmp_path / 'work'), str(tmp_path / 'x.pth'), '--to', 'mmdet'])
+    assert f'wrote {tmp_path / "x.pth"}' in capsys.readouterr().out

@@ -1,0 +1,293 @@
+"""The report as a person opens it: in Chromium, in both themes, on a laptop and on a phone."""
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from mmengine.runner import Runner
+
+from mmpatchmix.cli import report, show
+from mmpatchmix.files import lock_work_dir
+from mmpatchmix.report import report as pages
+from mmpatchmix.report.pictures import PICTURES
+from mmpatchmix.report.run_record import DESCRIBED
+from tests.engine.tiny_run import tiny_run_config
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
+)
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason='no Chromium is installed (on Debian: apt-get install chromium)'
+)
+WARNING = {
+    'iter': 7, 'epoch': 2, 'name': 'collapse', 'message': 'All features <are> alike.',
+    'hint': 'Lower the rate.',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """A run of two epochs to its end, and what a hook for its health adds."""
+    folder = tmp_path_factory.mktemp('run') / 'first'
+    cfg = tiny_run_config(folder, epochs=2, num_images=24, report=True)
+    cfg.default_hooks.report.pictures = True
+    runner = Runner.from_cfg(cfg)
+    runner.message_hub.update_info(DESCRIBED, {'data': '24 <images>'}, resumed=False)
+    runner.train()
+    assert (folder / 'report.html').is_file()
+    (data,) = folder.glob('*/vis_data')
+    (data / 'health.jsonl').write_text(json.dumps(WARNING) + '\n{"cut')
+    with open(data / 'scalars.json', 'a', encoding='utf-8') as file:
+        for step in (1, 2, 3):
+            file.write(json.dumps({'health/rankme': 2.5 * step, 'step': step}) + '\n')
+        file.write('{"iter": 4, "loss": NaN, "epoch": 2}\n')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def second(work_dir):
+    """Another run: longer, better, of another learning rate, and not at its end."""
+    folder = work_dir.parent / 'second'
+    shutil.copytree(work_dir, folder)
+    (data,) = folder.glob('*/vis_data')
+    (data / 'health.jsonl').unlink()
+    (path,) = folder.glob('*/run.json')
+    about = json.loads(path.read_text())
+    del about['ended']
+    about['values']['optim_wrapper.optimizer.lr'] = '0.125'
+    path.write_text(json.dumps(about))
+    return folder
+
+
+def log_of(work_dir):
+    """Read the numbers of the log, by nothing of ours."""
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def browser():
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a file; afterwards nothing may have been asked for, and nothing been complained of."""
+    contexts, complaints, requests = [], [], []
+
+    def open_file(path, width=1280, height=900, **settings):
+        context = browser.new_context(viewport=dict(width=width, height=height), **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on('console', lambda m: complaints.append((m.type, m.text)))
+        page.on('pageerror', lambda error: complaints.append(('error', str(error))))
+        page.on('request', lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector('html[data-ready]', timeout=60_000)
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert {url for url in requests if not url.startswith('data:')} <= {requests[0]}
+    assert [c for c in complaints if c[0] in ('error', 'warning')] == []
+
+
+PLOTS = 'Bokeh.documents.flatMap(doc => doc.roots())'
+CURVES = f"""() => {PLOTS}.flatMap(plot => plot.renderers.map(part => ({{
+  name: part.name, kind: part.glyph.type, x: [...part.data_source.data.x],
+  y: [...part.data_source.data.y].map(y => Number.isNaN(y) ? null : y)}})))"""
+# Contrast of two colours as WCAG defines it.
+CONTRAST = """([text, back]) => {
+  const light = colour => {
+    const context = document.createElement('canvas').getContext('2d');
+    context.fillStyle = colour; context.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map(v => v / 255)
+      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [low, high] = [light(text), light(back)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}"""
+
+
+@in_browser
+def test_a_run_on_a_laptop(open_page, work_dir, tmp_path):
+    path = pages.write_report([work_dir], tmp_path / 'one.html')
+    assert path.stat().st_size < 5e6
+    page = open_page(path, color_scheme='light')
+    log = log_of(work_dir)
+    curves = {(c['name'], c['kind']): c for c in page.evaluate(CURVES)}
+    # Of an iteration that was logged twice the later record counts.
+    training = {r['iter']: r for r in log if 'loss' in r}
+    for name in ('loss', 'loss_mix_mix', 'acc_source', 'kl', 'lr', 'momentum', 'time'):
+        points = {step: r[name] for step, r in training.items() if name in r}
+        curve = curves[name, 'Line']
+        assert curve['y'] == [None if v != v else v for v in points.values()], name
+        assert curve['x'] == pytest.approx([step / 3 for step in points])
+    points = [(r['step'], r['knn/top1']) for r in log if 'knn/top1' in r]
+    assert len(points) == 2  # before training, and at the end
+    assert list(zip(*(curves['knn/top1', 'Line'][k] for k in 'xy'), strict=True)) == points
+    assert curves['health/rankme', 'Line']['y'] == [2.5, 5.0, 7.5]
+    # Keys switch curves off, the span zooms all plots, by the keyboard alone.
+    box = page.get_by_role('checkbox', name='loss_mix_mix')
+    box.focus()
+    page.keyboard.press('Space')
+    hidden = (
+        'Bokeh.documents.flatMap(d => d.roots()).flatMap(p => p.renderers).filter(r => !r.visible)'
+    )
+    assert page.evaluate(f'{hidden}.map(r => r.name)') == ['loss_mix_mix']
+    page.get_by_label('Show').select_option('its last half')
+    spans = f'{PLOTS}.map(plot => [plot.x_range.start, plot.x_range.end])'
+    assert {tuple(span) for span in page.evaluate(spans)} == {(1.0, 2.0)}
+    # What is said in words.
+    text = page.locator('body').inner_text()
+    assert 'finished' in text and re.search(r'Written .*, \d+ (second|minute)s? ago', text)
+    assert 'All features <are> alike.' in text and 'Lower the rate.' in text
+    assert '24 <images>' in text and 'patchmix_vit-digits' in text
+    changed = page.get_by_role('table', name='What differs from the shipped recipe').locator('tr')
+    rows = [row.all_inner_texts() for row in (r.locator('th,td') for r in changed.all())]
+    assert ['train_dataloader.batch_size', '128', '8'] in rows
+    assert not any('work_dir' in row[0] or 'experiment_name' in row[0] for row in rows)
+
+
+@in_browser
+def test_its_pictures_and_tables_have_names(open_page, work_dir):
+    page = open_page(work_dir / 'report.html')
+    loaded = 'images => images.map(i => [i.alt, i.naturalWidth])'
+    pictures = page.locator('img').evaluate_all(loaded)
+    for name in ('mixed', 'neighbours', 'attention', 'similar', 'map', 'similarity_matrix'):
+        assert any(alt.startswith(pages.CAPTIONS[name]) and width > 200 for alt, width in pictures)
+    assert sum(alt.startswith(pages.CAPTIONS['neighbours']) for alt, _ in pictures) == 2
+    for place in page.locator('[role=img]').all():
+        assert page.locator(f'#{place.get_attribute("aria-labelledby")}').inner_text()
+    assert page.locator('table').count() == page.locator('table > caption').count() > 5
+    levels = page.locator('h1,h2,h3').evaluate_all('all => all.map(h => Number(h.tagName[1]))')
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    page.keyboard.press('Tab')
+    assert page.evaluate('document.activeElement.textContent') == 'Skip to the curves'
+
+
+@in_browser
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_both_themes_can_be_read_on_a_phone(open_page, work_dir, scheme):
+    page = open_page(
+        work_dir / 'report.html', 390, 844, color_scheme=scheme, has_touch=True, is_mobile=True
+    )
+    assert page.evaluate('document.documentElement.scrollWidth') == 390
+
+    def contrasts():
+        looks = page.evaluate("""() => {
+          const style = q => getComputedStyle(document.querySelector(q));
+          const card = style('.card').backgroundColor;
+          return [[style('body').color, style('body').backgroundColor], [style('a').color, card],
+            [style('figcaption').color, card],
+            [Bokeh.documents[0].roots()[0].below[0].major_label_text_color, card]];
+        }""")
+        return [page.evaluate(CONTRAST, look) for look in looks], looks[0]
+
+    found, before = contrasts()
+    assert min(found) > 4.5
+    page.get_by_role('button', name='Dark').click()
+    found, after = contrasts()
+    assert (min(found) > 4.5 and before == after[::-1]) or before != after
+    pressed = page.get_by_role('button', name='Dark').get_attribute('aria-pressed')
+    assert pressed == ('true' if scheme == 'light' else 'false')
+    # A finger scrolls the page, it does not draw a box in a plot.
+    assert page.evaluate('Bokeh.documents[0].roots()[0].toolbar.active_drag') is None
+
+
+@in_browser
+def test_two_runs_are_compared(open_page, work_dir, second, tmp_path, capsys):
+    report.main([str(work_dir), str(second), '--out', str(tmp_path / 'two.html')])
+    assert str(tmp_path / 'two.html') in capsys.readouterr().out
+    assert (tmp_path / 'two.html').stat().st_size < 5e6
+    page = open_page(tmp_path / 'two.html')
+    table = page.get_by_role('table', name='The runs').first
+    names = lambda: table.locator('tbody th').all_inner_texts()  # noqa: E731
+    assert names() == ['first', 'second']
+    head = table.get_by_role('button', name='warnings')
+    head.focus()
+    page.keyboard.press('Enter')
+    assert names() == ['first', 'second']  # 1 warning before 0
+    page.keyboard.press('Enter')
+    assert names() == ['second', 'first']
+    sorted_by = table.locator('th[aria-sort=ascending]').all_inner_texts()
+    assert len(sorted_by) == 1 and sorted_by[0].startswith('warnings')
+    differences = page.get_by_role('table', name='What their configs differ in').locator('tr')
+    assert differences.nth(1).locator('th,td').all_inner_texts() == [
+        'optim_wrapper.optimizer.lr', '0.003', '0.125',
+    ]  # fmt: skip
+    assert differences.count() == 2
+    labels = {c['name'] for c in page.evaluate(CURVES)}
+    assert {'first: loss', 'second: loss', 'first', 'second'} <= labels
+    assert 'not finished' in page.locator('header').inner_text()
+
+
+def test_tensorboard_has_the_pictures(work_dir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = work_dir.glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    assert [image.step for image in events.Images('neighbours')] == [0, 2]
+    assert set(PICTURES) <= set(events.Tags()['images'])
+
+
+def test_a_run_that_has_just_begun_and_one_that_is_none(work_dir, tmp_path):
+    (path,) = work_dir.glob('*/run.json')
+    about = json.loads(path.read_text())
+    del about['ended']
+    (tmp_path / 'begun' / 'now').mkdir(parents=True)
+    (tmp_path / 'begun' / 'now' / 'run.json').write_text(json.dumps(about))
+    begun = [tmp_path / 'begun']
+    assert 'going on' not in pages.write_report(begun, tmp_path / 'a.html').read_text()
+    lock_work_dir(tmp_path / 'begun')
+    text = pages.write_report(begun, tmp_path / 'a.html').read_text()
+    assert 'going on' in text and 'This page does not renew itself' in text
+    assert 'nothing has been logged yet' in text and 'Nothing has been evaluated' in text
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        pages.write_report([tmp_path], tmp_path / 'b.html')
+
+
+def test_without_bokeh_there_are_the_numbers(work_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, 'find_spec', lambda name: None)
+    text = pages.write_report([work_dir], tmp_path / 'a.html').read_text()
+    assert 'pip install bokeh' in text and 'role="img"' not in text
+    last = [r for r in log_of(work_dir) if 'kl' in r][-1]['kl']
+    assert f'<td>{last:.6g}</td>' in text
+
+
+def test_pictures_that_find_no_room_are_named(work_dir):
+    run = pages.read_run(work_dir)
+    pictures, left_out = pages.embed_pictures(run, 20_000)
+    assert len(pictures) > 0 and len(left_out) > 0
+    assert len(pictures) + len(left_out) == sum(min(2, len(s)) for s in run.pictures.values())
+    assert all(Path(path).is_file() for path in left_out)
+
+
+def test_runs_of_one_name_are_told_apart():
+    assert pages.name_runs([Path('/a/run'), Path('/b/run')]) == ['a/run', 'b/run']
+    assert pages.name_runs([Path('/a/run')] * 2) == ['/a/run (1)', '/a/run (2)']
+
+
+def test_pictures_are_shown_by_a_command(work_dir, tmp_path, capsys):
+    """The config of the run, which mmengine has written beside it, and its checkpoints."""
+    config, out = str(work_dir / 'patchmix_vit-digits.py'), tmp_path / 'out' / 'similar.png'
+    checkpoints = [str(work_dir / f'epoch_{epoch}.pth') for epoch in (1, 2)]
+    place = ['--work-dir', str(tmp_path / 'show')]
+    show.main(['similar', config, *checkpoints, '--out', str(out), *place])
+    assert out.stat().st_size > 10_000 and str(out) in capsys.readouterr().out
+    for arguments, message in (
+        (['map', config], 'show map takes one checkpoint; there are 0'),
+        (['mix', config, *checkpoints], 'show mix takes no checkpoint; there are 2'),
+        (['mix', config, '--out', 'mix.pdf'], 'must end in .png'),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            show.main(arguments)

@@ -5,6 +5,7 @@ from mmpatchmix.datasets.digits import Digits
 from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.load_any_image import LoadAnyImage
 from mmpatchmix.datasets.multi_crop import LoadMultiCrop, MultiCrop
+from mmpatchmix.datasets.pack_views import PackViews, channels_first
 from mmpatchmix.datasets.sharded_images import ShardedImages
 from mmpatchmix.datasets.skip_unreadable import CustomDataset
 from mmpatchmix.datasets.view_transforms import ResizeCentre, TransformViews
@@ -16,7 +17,9 @@ __all__ = [
     'LoadAnyImage',
     'LoadMultiCrop',
     'MultiCrop',
+    'PackViews',
     'ResizeCentre',
     'ShardedImages',
     'TransformViews',
+    'channels_first',
 ]

@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpatchmix.datasets.pack_views import channels_first
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.ranks import compare_data
-from mmpatchmix.models import PatchMix, draw_groups
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
 from mmpatchmix.models.compiling import records_graphs
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import DESCRIBED, cores_per_process
 

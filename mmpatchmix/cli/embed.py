@@ -84,7 +84,7 @@ def embed(args: argparse.Namespace) -> None:
     from mmpatchmix.engine.ranks import compare_data
     from mmpatchmix.evaluation import embedding
     from mmpatchmix.evaluation.feature_cache import feature_key
-    from mmpatchmix.models import compiling as unwrap_model
+    from mmpatchmix.models import unwrap_model
 
     began, out = time.monotonic(), Path(args.out)
     if out.exists():

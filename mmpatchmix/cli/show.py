@@ -118,7 +118,7 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> 'Figure':
 def load(runner: Any, checkpoint: str) -> None:
     """Load all of a checkpoint into the model of a Runner."""
     from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
-    from mmpatchmix.models import compiling as unwrap_model
+    from mmpatchmix.models import unwrap_model
 
     model = unwrap_model(runner.model)
     state = read_checkpoint(checkpoint).state_dict

@@ -22,7 +22,7 @@ from mmpatchmix.engine.distributed import gather_whole, local_share
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code
 from mmpatchmix.files import lock_work_dir, move_into_place, write_text
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS
 

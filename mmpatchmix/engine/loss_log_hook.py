@@ -15,7 +15,7 @@ from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
 from mmpatchmix.engine.exact_order import ExactTrainLoop, find_sampler, read_random_states
 from mmpatchmix.engine.exact_resume import to_plain
 from mmpatchmix.files import move_into_place
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
 BROKEN = 'broken'  # among the outputs kept: whether the optimizer has stopped to step

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 
 
 def describe_plan(runner: Runner) -> dict[str, str]:

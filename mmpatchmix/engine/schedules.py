@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.optim.scheduler import LinearLR
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 
 

@@ -5,8 +5,7 @@ from torch import nn
 
 from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.checkpoints.vit_spec import spec_from_mmengine
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 

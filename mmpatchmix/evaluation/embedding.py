@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.evaluation.features import evaluation_mode, feature_function, log_progress
 from mmpatchmix.files import write_text
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 
 FEATURES, PATCH_TOKENS, FILES, ABOUT = 'features.npy', 'patch_tokens.npy', 'files.csv', 'about.json'
 # Of each image: 0 until it is done.

@@ -21,8 +21,7 @@ from torch import Tensor
 from mmpatchmix.engine.run_plan import global_batch
 from mmpatchmix.evaluation.features import TrainingFeatures
 from mmpatchmix.evaluation.rank_me import lidar, rank_me
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 # Dimensions below which images differ in no more than one or two directions.

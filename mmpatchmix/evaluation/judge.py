@@ -22,8 +22,7 @@ from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.linear_probe import linear_probe, low_shot
 from mmpatchmix.evaluation.rank_me import measure_geometry
 from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.report.feature_figures import draw_similarity
 
 JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')

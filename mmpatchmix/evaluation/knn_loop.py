@@ -16,7 +16,7 @@ from mmpatchmix.evaluation.features import Features, extract_features, extract_p
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
 from mmpatchmix.evaluation.rank_me import measure_geometry
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import LOOPS, METRICS
 
 # float32 pixels of ImageNet at 224 would take 770 GB; of CIFAR-10 they take 0.7 GB.

@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from mmpatchmix.evaluation.features import Features, TrainingFeatures, get_label
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 KEY = 'online_probe'

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.evaluation.features import evaluation_mode, feature_function, get_label
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.report import feature_figures
 from mmpatchmix.report.detection_figure import draw_found_objects, is_detection
 from mmpatchmix.report.feature_figures import draw_similarity

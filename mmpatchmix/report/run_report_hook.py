@@ -12,8 +12,7 @@ from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.engine.checkpoint_hook import find_start
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import random_states_kept
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 from mmpatchmix.report.detection_figure import is_detection
 from mmpatchmix.report.pictures import PICTURES, draw_mix, draw_pictures

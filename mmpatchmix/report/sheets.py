@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from mmpatchmix.engine.exact_order import random_states_kept
-from mmpatchmix.models import PatchMix
-from mmpatchmix.models import compiling as unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.models.mixing import Target
 
 

@@ -55,7 +55,8 @@ def decode_image(content: bytes, path: str) -> DecodedImage:
     except (UnfitImageError, MissingPackageError) as error:
         raise type(error)(f'{error}: {path}') from None
     except Exception as error:  # the libraries have no common error for damaged files
-        raise OSError(f'not an image, or an incomplete one: {path} ({error})') from error
+        reason = f' ({error})' if str(error) else ''
+        raise OSError(f'not an image, or an incomplete one: {path}{reason}') from error
 
 
 def _decode_with_opencv(content: bytes) -> DecodedImage:
@@ -70,7 +71,7 @@ def _decode_with_opencv(content: bytes) -> DecodedImage:
             raise UnfitImageError(f'holds {num_frames} frames, not one image')
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise OSError('OpenCV cannot decode it')
+        raise OSError
     if values.ndim == 3 and values.shape[2] in (3, 4):  # BGR and BGRA
         values = values[:, :, [2, 1, 0, 3][: values.shape[2]]]
     return _add_range(_rotate(values, orientation))

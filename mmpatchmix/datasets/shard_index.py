@@ -60,44 +60,17 @@ def read_index(
     status = [os.stat(path) for path in paths]
     stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, status, strict=True)]
     samples, table = _load(file)
-    if [row[:3] for row in table['shards']] != stamps:
-        ends = np.cumsum([row[3] for row in table['shards']], dtype=int)
-        rows = zip(table['shards'], np.split(samples, ends[:-1]), strict=False)
-        known = {tuple(row[:3]): part for row, part in rows}
-        samples, table = _update(paths, stamps, endings, known, table['classes'])
-        _save(file, samples, table)
-    return samples, table['classes']
-
-
-def _load(file: str) -> tuple[np.ndarray, dict]:
-    """Return the samples and the table of an index file; empty ones if it is missing or invalid."""
-    try:
-        with np.load(file) as content:
-            samples, table = content['samples'], json.loads(str(content['table']))
-        if samples.dtype == SAMPLE and sum(row[3] for row in table['shards']) == len(samples):
-            return samples, table
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return np.empty(0, SAMPLE), {'shards': [], 'classes': None}
-
-
-def _update(
-    paths: Sequence[str],
-    stamps: list[list],
-    endings: Sequence[str],
-    known: dict[tuple, np.ndarray],
-    classes: list[str] | None,
-) -> tuple[np.ndarray, dict]:
-    """Scan the shards that are not known; return the samples of all and their table."""
-    new = [path for path, stamp in zip(paths, stamps, strict=True) if tuple(stamp) not in known]
-    if new:
-        MMLogger.get_current_instance().info(
-            f'scanning {len(new)} of {len(paths)} shards, such as {new[0]}'
-        )
-    if len(new) == len(paths):
-        classes = None
+    if [row[:3] for row in table['shards']] == stamps:
+        return samples, table['classes']
+    rows = table['shards']
+    parts = np.split(samples, np.cumsum([row[3] for row in rows], dtype=int)[:-1])
+    known = {tuple(row[:3]): part for row, part in zip(rows, parts, strict=False)}
+    new = [path for path, s in zip(paths, stamps, strict=True) if tuple(s) not in known]
+    classes = table['classes'] if len(new) < len(paths) else None
+    MMLogger.get_current_instance().info(f'scanning {len(new)} of {len(paths)} shards')
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        scanned = dict(zip(new, pool.map(lambda path: scan_shard(path, endings), new), strict=True))
+        found = pool.map(lambda path: scan_shard(path, endings), new)
+        scanned = dict(zip(new, found, strict=True))
     parts = []
     for number, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
         part, meta = scanned.get(path) or (known[tuple(stamp)], {})
@@ -110,19 +83,29 @@ def _update(
                 'disagree. Use shards of one folder of images'
             )
         classes = own or classes
-    table = [[*stamp, len(part)] for stamp, part in zip(stamps, parts, strict=True)]
-    return np.concatenate(parts), {'shards': table, 'classes': classes}
-
-
-def _save(file: str, samples: np.ndarray, table: dict) -> None:
+    rows = [[*stamp, len(part)] for stamp, part in zip(stamps, parts, strict=True)]
+    samples, table = np.concatenate(parts), {'shards': rows, 'classes': classes}
     try:
         with _replace(file) as content:
             np.savez(content, samples=samples, table=np.array(json.dumps(table)))
     except OSError as error:
         MMLogger.get_current_instance().warning(
-            f'the index of the shards cannot be saved ({error}), so every start scans all of them. '
-            'Set cache_dir to a folder, or set PATCHMIX_CACHE'
+            f'the index of the shards cannot be saved ({error}), so every start scans all of '
+            'them. Set cache_dir to a folder, or set PATCHMIX_CACHE'
         )
+    return samples, classes
+
+
+def _load(file: str) -> tuple[np.ndarray, dict]:
+    """Return the samples and the table of an index file; empty ones if it is missing or invalid."""
+    try:
+        with np.load(file) as content:
+            samples, table = content['samples'], json.loads(str(content['table']))
+        if samples.dtype == SAMPLE and sum(row[3] for row in table['shards']) == len(samples):
+            return samples, table
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return np.empty(0, SAMPLE), {'shards': [], 'classes': None}
 
 
 @contextmanager

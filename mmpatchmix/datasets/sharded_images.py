@@ -27,8 +27,8 @@ class ShardedImages(ImageFolder):
     A sample is an image and, with labels, its class number: ``KEY.jpg`` and ``KEY.cls``, as written
     by ``mmpatchmix pack-shards`` and the webdataset library. Other members are ignored. The first
     start scans the shards and saves an index file, so that images are read in any order, and
-    epochs, ranks, workers and resuming work as for files. ``metainfo`` is that of ``ImageFolder``,
-    with ``classes`` only if ``pack-shards`` stored them or the argument is given.
+    epochs, ranks, workers and resuming work as for files. ``metainfo`` has ``classes`` only if
+    ``pack-shards`` stored them or the argument is given.
 
     Args:
         data_root: The folder of the tar files, or their path or URL with ranges
@@ -63,7 +63,7 @@ class ShardedImages(ImageFolder):
         super().__init__(data_root, data_prefix, **kwargs)
 
     def load_data_list(self) -> np.ndarray:
-        """Return offset, size, shard and label (-1 without labels) of each image: ``HELD``."""
+        """Return offset, size, shard and label (-1: none) of each image: ``HELD``."""
         samples, classes = self._read_index()
         labelled = self.labels is not False and self._has_labels(samples['label'])
         self._metainfo.update(labelled=labelled, split=self.split)
@@ -73,9 +73,7 @@ class ShardedImages(ImageFolder):
                 samples = samples[self._choose_split(samples['hash'], len(samples))]
         data_list = np.empty(len(samples), [(name, samples.dtype[name]) for name in HELD])
         for name in HELD:
-            data_list[name] = samples[name]
-        if not labelled:
-            data_list['label'] = -1
+            data_list[name] = samples[name] if labelled or name != 'label' else -1
         return data_list
 
     def _locate(self, row: np.void) -> tuple[str, int]:
@@ -137,17 +135,15 @@ class ShardedImages(ImageFolder):
 
     def _check_classes(self, labels: np.ndarray, packed: list[str] | None) -> None:
         """Set ``metainfo['classes']`` if known; raise if they do not fit."""
-        classes = self._metainfo.get('classes') or packed
-        if not classes:
-            return
+        classes = self._metainfo.get('classes') or packed or ()
         if packed and list(classes) != packed:
             raise ValueError(
                 f'ShardedImages: the given classes differ from those that {self.img_prefix} was '
                 f'packed with: {", ".join(packed[:5])}, ... Leave classes out to take these'
             )
-        if labels.max() >= len(classes):
+        if classes and labels.max() >= len(classes):
             raise ValueError(
                 f'ShardedImages: {self.img_prefix} has an image of class {labels.max()}, but '
                 f'there are names for {len(classes)} classes only'
             )
-        self._metainfo['classes'] = tuple(classes)
+        self._metainfo |= {'classes': tuple(classes)} if classes else {}

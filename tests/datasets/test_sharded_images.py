@@ -8,10 +8,9 @@ import pytest
 import torch
 import webdataset
 from mmcv.transforms import LoadImageFromFile
-from mmengine.dataset import default_collate
 from mmengine.fileio import get
 from mmengine.runner import Runner
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler
 
 from mmpatchmix.datasets import ShardedImages
 from mmpatchmix.engine.exact_order import ExactSampler, make_exact, skip_batches
@@ -74,17 +73,10 @@ def test_all_formats_of_tar(tmp_path, format):
     assert read_all(open_shards(tmp_path)) == [0, 2, 3, 5, 7][: 4 + (len(names) == 8)]
 
 
-def test_through_the_pipeline_and_real_workers(shards):
+def test_images_need_twenty_bytes_and_no_setting_of_transforms(shards):
     dataset = open_shards(shards)
     assert dataset.data_list.nbytes == 20 * NUM
-    loader = DataLoader(dataset, batch_size=8, num_workers=2, collate_fn=default_collate)
-    seen = [int(view[0, 0, 0]) for batch in loader for view in batch['inputs']['view_1']]
-    assert seen == list(range(NUM))
-
-
-def test_transforms_need_no_setting_of_their_own(shards):
-    info = open_shards(shards).get_data_info(33)
-    assert (LoadImageFromFile().transform(info)['img'] == 33).all()
+    assert (LoadImageFromFile().transform(dataset.get_data_info(33))['img'] == 33).all()
 
 
 # Epochs

@@ -95,15 +95,8 @@ def write_digit_scenes(
     Digits (:class:`Digits`) lie on black at random places and sizes; later ones cover earlier ones,
     of which half stays visible. Masks are the visible pixels, as compressed RLE. Training and
     validation scenes share no digit. Equal arguments give equal files; existing ones are replaced.
-
-    Args:
-        root: Folder to write to.
-        num_train: Number of training scenes.
-        num_val: Number of validation scenes.
-        image_size: Side of a scene in pixels.
-        num_digits: Minimum and maximum number of digits per scene; crowded scenes have fewer.
-        digit_size: Smallest and largest side of a digit's square in pixels, at least 8.
-        seed: Seed of all random numbers.
+    ``image_size`` is the side of a scene in pixels, ``num_digits`` the range of digits per scene
+    (crowded ones have fewer), ``digit_size`` that of their sides in pixels, at least 8.
     """
     root = Path(root)
     (root / 'annotations').mkdir(parents=True, exist_ok=True)

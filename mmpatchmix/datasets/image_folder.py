@@ -5,6 +5,7 @@ import os.path as osp
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from sys import intern
 
 import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
@@ -43,8 +44,8 @@ class ImageFolder(SkipUnreadable):
     ``classes``; ``understood`` describes by topic what was found, and why.
 
     A list is a ``.csv`` of path, optional label and optional split ('train' or 'val'), with or
-    without a header line, or a ``.txt`` of paths; paths are relative to the list and may have any
-    ending. Labels that are whole numbers are sorted as numbers.
+    without a header line, or a ``.txt`` of paths, relative to the list. Labels that are whole
+    numbers are sorted as numbers.
 
     Args:
         data_root: The folder, or the parent of ``data_prefix``, or a list.
@@ -140,17 +141,16 @@ class ImageFolder(SkipUnreadable):
         if not (self._has_classes(names) if self.labels == 'auto' else self.labels):
             self.understood.setdefault('labels', f'none (labels={self.labels})')
             return names, None, (), is_split
-        used = {name.partition('/')[0] for name in names}
+        labels = [intern(name.partition('/')[0]) for name in names]
         num_loose = sum('/' not in name for name in names)
-        if num_loose or len(used) < 2:
-            found = f'{num_loose} lie in none' if num_loose else f'all are in {min(used)}'
+        if num_loose or len(set(labels)) < 2:
+            found = f'{num_loose} lie in none' if num_loose else f'all are in {labels[0]}'
             raise ValueError(
                 f'ImageFolder: labels=True needs the {len(names)} images of {self.img_prefix} in '
                 f'two or more class folders, but {found}. Use labels=False, or set data_root to '
                 'the folder of the class folders'
             )
-        classes = [name[:-1] for name in folders if name.count('/') == 1]
-        return names, [name.partition('/')[0] for name in names], classes, is_split
+        return names, labels, [name[:-1] for name in folders if name.count('/') == 1], is_split
 
     def _read_list(self) -> tuple[list[str], list[str] | None, Sequence[str], bool]:
         """Do the same for a list."""

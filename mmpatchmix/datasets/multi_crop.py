@@ -200,10 +200,9 @@ def read_jpeg_header(content: bytes) -> tuple[int, int, bool] | None:
 def draw_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """Draw the box of a random resized crop (arXiv 1409.4842, section 6).
+    """Draw the box of a random resized crop (arXiv 1409.4842, section 6), as torchvision does.
 
-    Boxes and random numbers equal those of torchvision's ``RandomResizedCrop.get_params``, which
-    is slower because it allocates tensors for every box.
+    Boxes and random numbers equal those of ``RandomResizedCrop.get_params``, which takes longer.
     """
     low, high = _log_ratio(ratio)
     number = torch.empty(1)
@@ -235,11 +234,7 @@ def choose_reduction(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> 
 
 
 def reduce_box(box: Box, reduction: int) -> Box:
-    """Map a box to an image decoded at ``1 / reduction`` of its size.
-
-    Edges are rounded to the nearest pixel, halves up. A box of at least ``reduction * s`` pixels
-    keeps at least ``s``, and stays inside the ``ceil(H / reduction)`` pixels that libjpeg decodes.
-    """
+    """Map a box to an image decoded at ``1 / reduction`` of its size, edges rounded, halves up."""
     top, left, bottom, right = (
         (2 * edge + reduction) // (2 * reduction)
         for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
@@ -282,10 +277,7 @@ def allocate(image: torch.Tensor, size: tuple[int, int], *num: int) -> torch.Ten
 
 
 def resize(image: torch.Tensor, out: torch.Tensor) -> None:
-    """Resize (1, C, H, W) into ``out``, (1, C, h, w): antialiased bicubic, clamped to 0-255.
-
-    Both are uint8 or float32 and have channels last in memory, which the fast kernel needs.
-    """
+    """Resize (1, C, H, W) into ``out``, (1, C, h, w), both channels last: antialiased bicubic."""
     _resize(image, out.shape[-2:], False, out=out)
     if out.is_floating_point():
         out.clamp_(0, 255)

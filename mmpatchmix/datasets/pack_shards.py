@@ -98,17 +98,9 @@ def pack_shards(
 
     Images are ordered by a hash of their names, so every shard mixes all classes. A shard is
     written to a temporary file, synchronised to the disk, read back and renamed; complete shards of
-    an earlier run are kept. Unreadable images, and those that a JPEG cannot hold, are left out;
-    they are returned with the reasons.
-
-    Args:
-        images: The folder, as for :class:`ImageFolder`.
-        out: Folder of the shards, created if missing. Shards are named after ``images``.
-        size: Shorter side of larger images in pixels; None keeps the size.
-        quality: JPEG quality, 1 to 100; None copies images that need no resizing bit for bit.
-        per_shard: Images per shard.
-        num_workers: Processes that read and encode.
-        say: Called with each line of progress.
+    an earlier run are kept. ``size`` is the shorter side of larger images in pixels, ``quality``
+    that of JPEGs, 1 to 100; images that need no resizing are copied bit for bit if it is None.
+    Unreadable images, and those that a JPEG cannot hold, are left out, and returned with reasons.
 
     Raises:
         ValueError: If an argument is out of range, ``out`` holds other files or another packing, or

@@ -165,8 +165,7 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
 def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield key, ending in lower case, and member of all files with an ending.
 
-    Names that lead out of the archive are refused, although nothing is unpacked here, to protect
-    other programs.
+    Nothing is unpacked here; names that lead out of the archive are refused for other programs.
     """
     while (member := shard.next()) is not None:
         if member.name.startswith('/') or '..' in member.name.split('/'):

@@ -53,11 +53,8 @@ def survey_images(
 ) -> Survey:
     """Read images and collect their statistics.
 
-    Args:
-        paths: Image files.
-        scale: ``LoadAnyImage.scale`` or :func:`as_rgb8`; None skips mean and standard deviation.
-        seconds: Stop after this time, but read at least one image.
-        show: Wraps the loop to show its progress.
+    ``scale`` (``LoadAnyImage.scale`` or :func:`as_rgb8`) adds mean and standard deviation. After
+    ``seconds`` no further image is read. ``show`` wraps the loop to show its progress.
     """
     survey, end = Survey(), time.monotonic() + seconds
     for path in show(paths):

@@ -113,8 +113,8 @@ def scan_rate(folder: Path) -> float:
         write_shard(path, images, None)
         path.read_bytes()
     began = time.process_time()
-    index = shard_index.read_index([str(path) for path in paths], EXTENSIONS)
-    return len(index.samples) / (time.process_time() - began)
+    samples, _ = shard_index.read_index([str(path) for path in paths], EXTENSIONS)
+    return len(samples) / (time.process_time() - began)
 
 
 def main() -> None:

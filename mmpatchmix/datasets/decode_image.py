@@ -1,4 +1,4 @@
-"""Decode a file to all the values it holds: every channel, every bit, nothing converted."""
+"""Decode an image file to a NumPy array without loss: all channels and bits, as displayed."""
 
 import io
 import logging
@@ -11,138 +11,121 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 NPY_START = b'\x93NUMPY'
-# By how a file starts; Image.open would try all formats and refuse large images.
+# Pillow's readers by the first bytes. Image.open tries all formats and refuses large images.
 HEADER_READERS = {b'\xff\xd8\xff': JpegImageFile, b'\x89PNG': PngImageFile, b'RIFF': WebPImageFile}
-MINISWHITE, PALETTE = 0, 3  # of TIFF's tag PhotometricInterpretation
-ORIENTATION = ExifTags.Base.Orientation
-EXTRA = 'pip install "mmpatchmix[images]"'
+MINISWHITE, PALETTE = 0, 3  # TIFF's PhotometricInterpretation
+ORIENTATION = ExifTags.Base.Orientation  # the same number in EXIF and TIFF
+INSTALL = 'pip install "mmpatchmix[images]"'
+
+
+class UnfitImageError(OSError):
+    """A readable file does not hold the kind of image that is needed."""
+
+
+class MissingPackageError(ValueError):
+    """A file needs a package that is not installed."""
 
 
 class DecodedImage(NamedTuple):
-    """What a file holds.
+    """(H, W, C) values as displayed, colours in RGB order, and the range of the file's type."""
 
-    Attributes:
-        values: (H, W, C) of any kind of number, as displayed (turned and mirrored as the file
-            says), colours in the order red, green, blue.
-        low: Smallest value that its kind of number can have; None where that is no bound, as
-            with floating point.
-        high: Largest value, likewise.
-    """
-
-    values: np.ndarray
-    low: float | None
+    values: np.ndarray  # any integer or floating-point dtype
+    low: float | None  # None for floating point
     high: float | None
 
 
 def decode_image(content: bytes, path: str) -> DecodedImage:
-    """Decode a file by what it starts with: TIFF, NumPy array, DICOM, or what OpenCV reads.
-
-    Args:
-        content: The whole file.
-        path: Its name, for messages.
+    """Decode a TIFF, NumPy or DICOM file, or any format of OpenCV, by its first bytes.
 
     Raises:
-        OSError: If it is damaged, or holds what is no one image: a movie, a stack of colour
-            pages, a palette.
-        ValueError: If a package is missing that would read it.
+        OSError: If the file is damaged, or does not hold one image, but an animation or a palette.
+        ValueError: If a package is required that is not installed.
     """
     try:
         if content.startswith(TIFF_STARTS):
-            return _decode_tiff(content, path)
+            return _decode_tiff(content)
         if content.startswith(NPY_START):
-            values = np.load(io.BytesIO(content), allow_pickle=False)
-            return _finish(values, path)
+            return _add_range(np.load(io.BytesIO(content), allow_pickle=False))
         if content[128:132] == b'DICM':
-            return _decode_dicom(content, path)
-        return _decode_with_opencv(content, path)
-    except MissingPackageError:
-        raise
-    except Exception as error:  # what libraries raise at damaged files has no common name
-        if isinstance(error, OSError) and path in str(error):
-            raise
-        raise OSError(f'not an image, or an incomplete one: {path} ({error})') from error
+            return _decode_dicom(content)
+        return _decode_with_opencv(content)
+    except (UnfitImageError, MissingPackageError) as error:
+        raise type(error)(f'{error}: {path}') from None
+    except Exception as error:  # the libraries have no common error for damaged files
+        reason = f' ({error})' if str(error) else ''
+        raise OSError(f'not an image, or an incomplete one: {path}{reason}') from error
 
 
-class MissingPackageError(ValueError):
-    """A file needs a package that is not installed; says which."""
-
-
-def _decode_with_opencv(content: bytes, path: str) -> DecodedImage:
-    kind = next((kind for start, kind in HEADER_READERS.items() if content.startswith(start)), None)
+def _decode_with_opencv(content: bytes) -> DecodedImage:
+    reader = next((r for start, r in HEADER_READERS.items() if content.startswith(start)), None)
     orientation = 1
-    if kind is not None:
-        header = kind(io.BytesIO(content))
-        if kind is not PngImageFile or b'eXIf' in content:  # where a PNG has none, all is decoded
+    if reader is not None:
+        header = reader(io.BytesIO(content))
+        if reader is not PngImageFile or b'eXIf' in content:  # Pillow decodes a PNG to find none
             orientation = header.getexif().get(ORIENTATION, 1)
         num_frames = getattr(header, 'n_frames', 1)
-        if num_frames > 1 and kind is not JpegImageFile:  # of a JPEG they are previews
-            raise OSError(f'holds {num_frames} frames, not one image: {path}')
+        if num_frames > 1 and reader is not JpegImageFile:  # further frames of a JPEG are previews
+            raise UnfitImageError(f'holds {num_frames} frames, not one image')
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise OSError(f'not an image, or an incomplete one: {path}')
+        raise OSError
     if values.ndim == 3 and values.shape[2] in (3, 4):  # BGR and BGRA
         values = values[:, :, [2, 1, 0, 3][: values.shape[2]]]
-    return _finish(_turn(values, orientation), path)
+    return _add_range(_rotate(values, orientation))
 
 
-def _decode_tiff(content: bytes, path: str) -> DecodedImage:
+def _decode_tiff(content: bytes) -> DecodedImage:
     import tifffile
 
-    logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # it tells what it raises, too
+    logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # its errors are raised as well
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        series = [
-            each
-            for each in file.series
-            if not (each.keyframe.is_reduced or each.keyframe.is_mask)  # overviews
-        ]
-        if len(series) != 1:
-            shapes = ', '.join(str(each.shape) for each in series)
-            raise OSError(f'holds {len(series)} images of shapes {shapes}, not one: {path}')
-        (series,) = series
-        page = series.keyframe
+        pages = [(each, each.keyframe) for each in file.series]
+        images = [each for each, page in pages if not (page.is_reduced or page.is_mask)]
+        if len(images) != 1:
+            shapes = ', '.join(str(each.shape) for each in images)
+            raise UnfitImageError(f'holds {len(images)} images of shapes {shapes}, not one')
+        (image,) = images
+        page = image.keyframe
         if page.photometric == PALETTE:
-            raise OSError(f'holds numbers of a palette, not colours: {path}; convert it to RGB')
-        # tifffile fills what lies beyond the end of the file with zeros.
+            raise UnfitImageError('holds indices of a palette, not colours (convert it to RGB)')
+        # tifffile reads zeros beyond the end of the file.
         segments = [
             offset + count
-            for each in series.pages
+            for each in image.pages
             for offset, count in zip(each.dataoffsets, each.databytecounts, strict=True)
         ]
         if max(segments) > len(content):
-            raise OSError(f'not an image, or an incomplete one: {path} (it ends too early)')
+            raise OSError('it ends too early')
         try:
-            values = series.asarray()
+            values = image.asarray()
         except ValueError as error:
             if 'imagecodecs' not in str(error):
                 raise
             raise MissingPackageError(
-                f'{path} is a TIFF with {page.compression.name} compression, which needs the '
-                f'package imagecodecs: {EXTRA}'
+                f'TIFF with {page.compression.name} compression needs imagecodecs ({INSTALL})'
             ) from error
-        values = _move_channels_last(values, series.axes, path)
-        orientation = page.tags.valueof(274, 1)
-        decoded = _finish(_turn(values, orientation), path, page.bitspersample)
+        values = _rotate(_channels_last(values, image.axes), page.tags.valueof(ORIENTATION, 1))
+        decoded = _add_range(values, page.bitspersample)
         return _invert(decoded) if page.photometric == MINISWHITE else decoded
 
 
-def _decode_dicom(content: bytes, path: str) -> DecodedImage:
+def _decode_dicom(content: bytes) -> DecodedImage:
     try:
         import pydicom
         from pydicom.pixels import pixel_array
     except ImportError as error:
-        raise MissingPackageError(
-            f'{path} is a DICOM file, which needs the package pydicom: {EXTRA}'
-        ) from error
+        raise MissingPackageError(f'DICOM needs pydicom ({INSTALL})') from error
     dataset = pydicom.dcmread(io.BytesIO(content))
     if dataset.PhotometricInterpretation == 'PALETTE COLOR' or 'ModalityLUTSequence' in dataset:
-        raise OSError(f'holds numbers of a table, not values: {path}')
-    values = pixel_array(dataset)  # colours as RGB
+        raise UnfitImageError('holds indices of a lookup table, not values')
+    values = pixel_array(dataset)  # RGB
     axes = 'YXS' if dataset.SamplesPerPixel > 1 else 'YX'
     if int(dataset.get('NumberOfFrames') or 1) > 1:
         axes = f'Q{axes}'
-    decoded = _finish(_move_channels_last(values, axes, path), path, dataset.BitsStored)
+    decoded = _add_range(_channels_last(values, axes), dataset.BitsStored)
     if dataset.PhotometricInterpretation == 'MONOCHROME1':
         decoded = _invert(decoded)
     slope = float(dataset.get('RescaleSlope', 1))
@@ -153,40 +136,40 @@ def _decode_dicom(content: bytes, path: str) -> DecodedImage:
     return DecodedImage(slope * decoded.values.astype(np.float64) + intercept, low, high)
 
 
-def _move_channels_last(values: np.ndarray, axes: str, path: str) -> np.ndarray:
-    """Return (H, W) or (H, W, C), with whatever axis is neither height nor width as channels."""
+def _channels_last(values: np.ndarray, axes: str) -> np.ndarray:
+    """Return (H, W) or (H, W, C): an axis other than height (Y) and width (X) holds channels."""
     others = [n for n, axis in enumerate(axes) if axis not in 'YX']
     if len(others) > 1 or values.ndim - len(others) != 2:
-        raise OSError(f'holds an array of shape {values.shape} ({axes}), not one image: {path}')
+        raise UnfitImageError(f'holds an array of shape {values.shape} ({axes}), not one image')
     return np.moveaxis(values, others[0], -1) if others else values
 
 
-def _finish(values: np.ndarray, path: str, num_bits: int | None = None) -> DecodedImage:
-    """Add the axis of channels, and the range that the kind of number has."""
+def _add_range(values: np.ndarray, num_bits: int | None = None) -> DecodedImage:
+    """Check the shape, add a missing channel axis, and return the range of the type as well."""
     if values.ndim == 2:
         values = values[:, :, None]
-    if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in 'buif':
-        raise OSError(f'holds {values.dtype} of shape {values.shape}, not an image: {path}')
-    if values.dtype.kind == 'b':
+    kind = values.dtype.kind
+    if values.ndim != 3 or 0 in values.shape or kind not in 'buif':
+        raise UnfitImageError(f'holds {values.dtype} of shape {values.shape}, not an image')
+    if kind == 'b':
         return DecodedImage(values.astype(np.uint8), 0, 1)
-    if values.dtype.kind == 'f':
+    if kind == 'f':
         return DecodedImage(values, None, None)
-    num_bits = num_bits or 8 * values.dtype.itemsize
-    if values.dtype.kind == 'u':
-        return DecodedImage(values, 0, 2**num_bits - 1)
-    return DecodedImage(values, -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+    num_values = 2 ** (num_bits or 8 * values.dtype.itemsize)
+    low = 0 if kind == 'u' else -num_values // 2
+    return DecodedImage(values, low, low + num_values - 1)
 
 
 def _invert(decoded: DecodedImage) -> DecodedImage:
-    """Make the values grow with brightness where the file has the smallest as white."""
+    """Make larger values brighter in a file whose smallest value is white."""
     values, low, high = decoded
     if high is None:
         return decoded
     return decoded._replace(values=(low + high - values.astype(np.int64)).astype(values.dtype))
 
 
-def _turn(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Mirror and turn as EXIF's and TIFF's orientation, 1 to 8, says."""
+def _rotate(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

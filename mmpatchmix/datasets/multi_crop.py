@@ -1,12 +1,14 @@
-"""What the workers do per image: draw crops and resize them.
+"""Multi-crop in the workers: ``MultiCrop``, ``LoadMultiCrop``, and the boxes of random crops.
 
-Everything photometric, the flip included, happens in the data preprocessor
+Photometric augmentation and flips follow in the data preprocessor
 (:class:`mmpatchmix.models.augment.ViewAugment`).
 """
 
 import io
+import math
+from collections import namedtuple
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
 
 import cv2
 import mmcv
@@ -17,30 +19,33 @@ from mmengine import fileio
 from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mmpatchmix.datasets.crop_boxes import Box, choose_reduction, draw_box, reduce_box
 from mmpatchmix.registry import TRANSFORMS
 
-SIZE = 'a whole number >= 1, or two of them: (height, width)'
+NUM_TRIES = 10  # torchvision takes the centre after as many boxes that do not fit
+DECODE_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
-# What torchvision's antialiased bicubic resize of uint8 tensors ends in. Its own way there
-# copies, dispatches and allocates, which for ten small crops takes a fifth of the time.
+Box = namedtuple('Box', ('top', 'left', 'height', 'width'))  # in pixels
+
+# The kernel of torchvision's antialiased bicubic resize. torchvision's wrapper adds a fifth to the
+# time of ten small crops.
 _resize = torch.ops.aten._upsample_bicubic2d_aa.out
 
 
 @TRANSFORMS.register_module()
 class MultiCrop(BaseTransform):
-    """Two global crops and any number of local crops of one image.
+    """Cut two global crops and any number of local crops out of an image.
 
-    The boxes are torchvision's (``RandomResizedCrop.get_params``), the resize is
-    its antialiased bicubic, straight from the decoded array into the crops,
-    whose channels come last in memory.
+    The boxes are those of torchvision's ``RandomResizedCrop``; the resize is its antialiased
+    bicubic. Crops have channels last in memory.
 
-    **Required keys**: ``img``, a uint8 array of shape (H, W, C), any channel order, or a
-    float32 one of values from 0 to 255 (:class:`LoadAnyImage`).
-
-    **Added keys**: ``view_1`` and ``view_2``, tensors of the same type and of shape
-    (C, height, width); ``local_views``, likewise, of shape (num_local, C, height, width), only
-    when ``num_local > 0``.
+    **Required keys**: ``img``, (H, W, C) uint8, any channel order, or float32 from 0 to 255
+    (:class:`LoadAnyImage`). **Added keys**: ``view_1`` and ``view_2``, tensors of the same dtype,
+    (C, height, width); with ``num_local > 0`` also ``local_views``, (num_local, C, height, width).
 
     Args:
         global_size: Side of the two global crops in pixels, or (height, width).
@@ -48,11 +53,11 @@ class MultiCrop(BaseTransform):
         local_size: Side of the local crops in pixels, or (height, width).
         local_scale: The same share for local crops.
         num_local: Number of local crops.
-        ratio: Smallest and largest width / height of a crop box, as a multiple of the crop's
-            own: (1, 1) never squeezes.
+        ratio: Smallest and largest width / height of a box, relative to that of the crop: (1, 1)
+            keeps proportions.
 
     Raises:
-        ValueError: If an argument is out of its range, or an image is of another kind.
+        ValueError: If an argument is out of range, or the image has another dtype or shape.
     """
 
     def __init__(
@@ -64,69 +69,43 @@ class MultiCrop(BaseTransform):
         num_local: int = 0,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        area = 'two shares of the area, 0 < smallest <= largest <= 1'
-        for name, value, is_good, wanted in (
-            ('global_size', global_size, is_size(global_size), SIZE),
-            ('local_size', local_size, is_size(local_size), SIZE),
-            ('num_local', num_local, _is_whole(num_local, 0), 'a whole number >= 0'),
-            ('global_scale', global_scale, _is_range(global_scale, 1), area),
-            ('local_scale', local_scale, _is_range(local_scale, 1), area),
-            ('ratio', ratio, _is_range(ratio), 'two width / height, 0 < smallest <= largest'),
-        ):
-            if not is_good:
-                raise ValueError(f'{type(self).__name__}: {name} must be {wanted}; got {value!r}')
-        self.global_size = global_size
-        self.global_scale = tuple(global_scale)
-        self.local_size = local_size
-        self.local_scale = tuple(local_scale)
+        owner = type(self).__name__
+        self.global_size = to_pair(f'{owner}: global_size', global_size)
+        self.local_size = to_pair(f'{owner}: local_size', local_size)
+        self.global_scale = _to_range(f'{owner}: global_scale', global_scale, 1)
+        self.local_scale = _to_range(f'{owner}: local_scale', local_scale, 1)
+        self.ratio = _to_range(f'{owner}: ratio', ratio)
+        if not isinstance(num_local, int) or num_local < 0:
+            raise ValueError(f'{owner}: num_local must be a whole number >= 0; got {num_local!r}')
         self.num_local = num_local
-        self.ratio = tuple(ratio)
 
     @property
     def crop_sizes(self) -> list[tuple[int, int]]:
         """Height and width of each crop in pixels, in the order of :meth:`draw_boxes`."""
-        return [to_pair(self.global_size)] * 2 + [to_pair(self.local_size)] * self.num_local
+        return [self.global_size] * 2 + [self.local_size] * self.num_local
 
     def transform(self, results: dict) -> dict:
-        """Add the crops of ``results['img']``; see the class."""
-        img = results['img']
-        check_image(type(self).__name__, img, results.get('img_path'))
-        return results | self.cut(img, self.draw_boxes(*img.shape[:2]))
+        """Add the crops of ``results['img']``."""
+        image = to_tensor(type(self).__name__, results['img'], results.get('img_path'))
+        return results | self.cut(image, self.draw_boxes(*image.shape[2:]))
 
     def draw_boxes(self, height: int, width: int) -> list[Box]:
-        """Draw the boxes of all crops, the two global ones first, from torch's generator.
-
-        Args:
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
-        """
+        """Draw a box for each crop of an image, the global ones first, from torch's generator."""
         scales = [self.global_scale] * 2 + [self.local_scale] * self.num_local
         return [
             draw_box(height, width, scale, tuple(each * (w / h) for each in self.ratio))
             for scale, (h, w) in zip(scales, self.crop_sizes, strict=True)
         ]
 
-    def cut(self, img: np.ndarray, boxes: Sequence[Box]) -> dict[str, torch.Tensor]:
-        """Crop an image and resize the crops.
-
-        Args:
-            img: (H, W, C) uint8 or float32.
-            boxes: As from :meth:`draw_boxes`.
-
-        Returns:
-            The added keys of the class.
-        """
-        # Views, not copies: the fast uint8 resize wants channels last on both sides.
-        image = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]  # (1, C, H, W)
-        size = to_pair(self.global_size)
-        views = {name: _allocate(image, size) for name in ('view_1', 'view_2')}
-        places = [views['view_1'][None], views['view_2'][None]]
+    def cut(self, image: torch.Tensor, boxes: Sequence[Box]) -> dict[str, torch.Tensor]:
+        """Cut boxes out of an image, (1, C, H, W), and resize them; returns the added keys."""
+        views = {name: allocate(image, self.global_size) for name in ('view_1', 'view_2')}
+        outs = [views['view_1'][None], views['view_2'][None]]
         if self.num_local:
-            views['local_views'] = _allocate(image, to_pair(self.local_size), self.num_local)
-            places += views['local_views'].split(1)  # (1, C, h, w) each
-        for place, (top, left, height, width) in zip(places, boxes, strict=True):
-            crop = image[:, :, top : top + height, left : left + width]
-            resize(crop, place)
+            views['local_views'] = allocate(image, self.local_size, self.num_local)
+            outs += views['local_views'].split(1)  # (1, C, h, w) each
+        for out, (top, left, height, width) in zip(outs, boxes, strict=True):
+            resize(image[:, :, top : top + height, left : left + width], out)
         return views
 
     def __repr__(self) -> str:
@@ -134,107 +113,28 @@ class MultiCrop(BaseTransform):
         return f'{type(self).__name__}({settings})'
 
 
-def _is_whole(value, smallest: int) -> bool:
-    return isinstance(value, int) and value >= smallest
-
-
-def is_size(value) -> bool:
-    """Tell whether a value is a side in pixels, or a pair of them."""
-    if isinstance(value, list | tuple):
-        return len(value) == 2 and all(_is_whole(each, 1) for each in value)
-    return _is_whole(value, 1)
-
-
-def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size as :class:`MultiCrop` takes it."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def resize(image: torch.Tensor, out: torch.Tensor) -> None:
-    """Resize to the size of ``out``: antialiased bicubic, overshoot cut to 0 to 255.
-
-    Args:
-        image: (1, C, H, W) uint8 or float32, the channels last in memory.
-        out: (1, C, h, w) of the same type, likewise; written to.
-    """
-    _resize(image, out.shape[-2:], False, out=out)
-    if out.is_floating_point():
-        out.clamp_(0, 255)  # eight bits do so by themselves
-
-
-def _allocate(image: torch.Tensor, size: tuple[int, int], *num: int) -> torch.Tensor:
-    """Return crops, (*num, C, *size), channels last in memory as in an image."""
-    return image.new_empty(*num, *size, image.shape[1]).movedim(-1, -3)
-
-
-def _is_range(pair, largest: float = float('inf')) -> bool:
-    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= largest
-
-
-def check_image(owner: str, img, path: str | None) -> None:
-    """Raise ValueError unless an image is (H, W, C) of uint8, or of float32 from 0 to 255.
-
-    Args:
-        owner: Name of the transform that asks.
-        img: What its input holds.
-        path: File of the image, if it has one.
-    """
-    is_array = isinstance(img, np.ndarray)
-    if is_array and img.ndim == 3 and img.dtype in (np.uint8, np.float32):
-        return
-    found = f'{img.dtype} of shape {img.shape}' if is_array else f'a {type(img).__name__}'
-    raise ValueError(
-        f'{owner} needs a uint8 or float32 image of shape (H, W, C), got {found}'
-        f'{f" from {path}" if path else ""}: load with mmpatchmix.LoadAnyImage, or with '
-        'color_type="color"'
-    )
-
-
-JPEG_START = b'\xff\xd8\xff'
-
-FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
-
-class JpegHeader(NamedTuple):
-    """Size as displayed, and whether that is mirrored or turned from what is stored."""
-
-    height: int
-    width: int
-    is_moved: bool
-
-
 @TRANSFORMS.register_module()
 class LoadMultiCrop(MultiCrop, LoadImageFromFile):
-    """``LoadImageFromFile`` and :class:`MultiCrop` in one, so that large photos decode fast.
+    """Load an image and cut crops out of it, with large JPEGs decoded at a reduced size.
 
-    The boxes are drawn first, from the size in the file's header. A JPEG is then decoded at
-    1/2, 1/4 or 1/8 of its size where every crop still has at least as many pixels as it is
-    resized to, in both directions. libjpeg does that in the inverse cosine transform; it skips
-    the detail that the crops would have filtered out. Box edges go to the nearest pixel
-    of the smaller image, which is half a pixel of the crop at most. Where nothing is reduced,
-    as with other formats, the crops equal those of the two transforms, bit for bit; the boxes
-    and the random numbers are the same in any case.
+    Boxes are drawn first, from the size in the file's header. A JPEG is then decoded at 1/2, 1/4
+    or 1/8 of its size if every box still has at least the pixels of its crop in both directions;
+    libjpeg reduces it in the inverse cosine transform. Box edges are rounded to pixels of the
+    reduced image. Without reduction, and for other formats, crops equal those of
+    ``LoadImageFromFile`` and :class:`MultiCrop` bit for bit. Boxes and random numbers always do.
 
-    **Required keys**: ``img_path``.
-
-    **Added keys**: those of :class:`MultiCrop` (channels in BGR order), ``ori_shape`` (H, W)
-    of the whole image. The decoded image itself is not kept.
+    **Required keys**: ``img_path``. **Added keys**: those of :class:`MultiCrop`, channels in BGR
+    order, and ``ori_shape``, (H, W) of the whole image. The decoded image is not kept.
 
     Args:
-        reduced_decoding: Whether to decode at a reduced size where that is enough.
-            Needs the 'cv2' backend; with others images are decoded whole.
+        reduced_decoding: Whether to reduce where possible. Only the 'cv2' backend can.
         imdecode_backend: As in mmcv's ``LoadImageFromFile``.
         backend_args: As in mmcv's ``LoadImageFromFile``.
-        **kwargs: As in :class:`MultiCrop`: ``global_size``, ...
+        **kwargs: As in :class:`MultiCrop`.
 
     Raises:
         OSError: If a file cannot be read or decoded. ``mmpatchmix.ImageFolder`` skips it.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -251,53 +151,133 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
         self.reduced_decoding = reduced_decoding
 
     def transform(self, results: dict) -> dict:
-        """Read ``results['img_path']`` and add its crops; see the class."""
+        """Read ``results['img_path']`` and add its crops."""
         path = results['img_path']
         content = fileio.get(path, backend_args=self.backend_args)
-        if content is None:  # how LMDB says it
+        if content is None:  # a missing key of LMDB
             raise OSError(f'there is no {path} in {self.backend_args}')
-        reduce = self.reduced_decoding and self.imdecode_backend == 'cv2'
-        header = read_jpeg_header(content) if reduce else None
+        reduces = self.reduced_decoding and self.imdecode_backend == 'cv2'
+        header = read_jpeg_header(content) if reduces else None
         if header:
             height, width, is_moved = header
             boxes = self.draw_boxes(height, width)
             reduction = choose_reduction(boxes, self.crop_sizes)
-            # libjpeg completes the last pixels at the right and at the bottom as stored. Where
-            # they end up elsewhere, everything would be moved by a part of a pixel.
+            # libjpeg pads at the right and at the bottom as stored. If the padding ends up at
+            # another side, the reduced image is shifted by a fraction of a pixel.
             if is_moved and (height % reduction or width % reduction):
                 reduction = 1
-            img = self._decode(content, path, FLAGS[reduction])
-            if img.shape == (-(-height // reduction), -(-width // reduction), 3):
+            image = self._decode(content, path, DECODE_FLAGS[reduction])
+            if image.shape[2:] == (-(-height // reduction), -(-width // reduction)):
                 boxes = [reduce_box(box, reduction) for box in boxes]
-                return results | self.cut(img, boxes) | {'ori_shape': (height, width)}
-        # Nothing to reduce, or a header that tells another size than the decoder.
-        img = self._decode(content, path, self.color_type)
-        check_image(type(self).__name__, img, path)
-        shape = img.shape[:2]
-        return results | self.cut(img, self.draw_boxes(*shape)) | {'ori_shape': shape}
+                return results | self.cut(image, boxes) | {'ori_shape': (height, width)}
+        # Not reduced, or the header and the decoder disagree about the size.
+        image = self._decode(content, path, self.color_type)
+        shape = tuple(image.shape[2:])
+        return results | self.cut(image, self.draw_boxes(*shape)) | {'ori_shape': shape}
 
-    def _decode(self, content: bytes, path: str, flag: int | str) -> np.ndarray:
+    def _decode(self, content: bytes, path: str, flag: int | str) -> torch.Tensor:
         img = mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
         if img is None:
             raise OSError(f'not an image, or an incomplete one: {path}')
-        return img
+        return to_tensor(type(self).__name__, img, path)
 
 
-def read_jpeg_header(content: bytes) -> JpegHeader | None:
-    """Return the size and orientation of a JPEG without decoding it; None for other files.
-
-    Args:
-        content: The file, or its beginning up to the image data.
-    """
-    if not content.startswith(JPEG_START):
+def read_jpeg_header(content: bytes) -> tuple[int, int, bool] | None:
+    """Return height and width as displayed, and whether rotated or mirrored; None if unknown."""
+    if not content.startswith(b'\xff\xd8\xff'):
         return None
     try:
-        # Image.open would try other formats first and warn of large images.
-        header = JpegImageFile(io.BytesIO(content))
+        header = JpegImageFile(io.BytesIO(content))  # Image.open warns of large images
         orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever is wrong with the header, the decoder has the last word
+    except Exception:
         return None
     width, height = header.size
-    if orientation in (5, 6, 7, 8):  # the row axis and the column axis change places
+    if orientation in (5, 6, 7, 8):
         height, width = width, height
-    return JpegHeader(height, width, is_moved=orientation != 1)
+    return height, width, orientation != 1
+
+
+def draw_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Draw the box of a random resized crop (arXiv 1409.4842, section 6), as torchvision does.
+
+    Boxes and random numbers equal those of ``RandomResizedCrop.get_params``, which takes longer.
+    """
+    low, high = _log_ratio(ratio)
+    number = torch.empty(1)
+    for _ in range(NUM_TRIES):
+        area = height * width * number.uniform_(*scale).item()
+        aspect = number.uniform_(low, high).exp_().item()
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = torch.randint(height - box_height + 1, (1,)).item()
+            left = torch.randint(width - box_width + 1, (1,)).item()
+            return Box(top, left, box_height, box_width)
+    box_width = min(width, round(height * ratio[1]))
+    box_height = min(height, round(width / ratio[0]))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+@cache
+def _log_ratio(ratio: tuple[float, float]) -> tuple[float, float]:
+    return tuple(torch.tensor(ratio).log().tolist())  # float32, as in torchvision
+
+
+def choose_reduction(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> int:
+    """Return the largest of 8, 4, 2 and 1 that leaves every box at least as large as its crop."""
+    limit = min(
+        min(box.height // height, box.width // width)
+        for box, (height, width) in zip(boxes, sizes, strict=True)
+    )
+    return next((reduction for reduction in (8, 4, 2) if reduction <= limit), 1)
+
+
+def reduce_box(box: Box, reduction: int) -> Box:
+    """Map a box to an image decoded at ``1 / reduction`` of its size, edges rounded, halves up."""
+    top, left, bottom, right = (
+        (2 * edge + reduction) // (2 * reduction)
+        for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
+    )
+    return Box(top, left, bottom - top, right - left)
+
+
+def to_pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of a size: a side in pixels, or a pair; ValueError for others."""
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(
+            f'{name} must be a whole number >= 1, or two of them: (height, width); got {size!r}'
+        )
+    return pair
+
+
+def _to_range(name: str, pair: Sequence[float], largest: float = float('inf')) -> tuple:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= largest:
+        raise ValueError(f'{name} must be two numbers, 0 < low <= high <= {largest}; got {pair!r}')
+    return tuple(pair)
+
+
+def to_tensor(owner: str, img: np.ndarray, path: str | None = None) -> torch.Tensor:
+    """Return a uint8 or float32 image, (H, W, C), as a tensor (1, C, H, W) of the same memory."""
+    is_array = isinstance(img, np.ndarray)
+    if is_array and img.ndim == 3 and img.dtype in (np.uint8, np.float32):
+        return torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
+    found = f'{img.dtype} of shape {img.shape}' if is_array else f'a {type(img).__name__}'
+    raise ValueError(
+        f'{owner} needs a uint8 or float32 image of shape (H, W, C), got {found}'
+        f'{f" from {path}" if path else ""}: load with mmpatchmix.LoadAnyImage, or with '
+        'color_type="color"'
+    )
+
+
+def allocate(image: torch.Tensor, size: tuple[int, int], *num: int) -> torch.Tensor:
+    """Return an uninitialised tensor (*num, C, *size) like an image, channels last in memory."""
+    return image.new_empty(*num, *size, image.shape[1]).movedim(-1, -3)
+
+
+def resize(image: torch.Tensor, out: torch.Tensor) -> None:
+    """Resize (1, C, H, W) into ``out``, (1, C, h, w), both channels last: antialiased bicubic."""
+    _resize(image, out.shape[-2:], False, out=out)
+    if out.is_floating_point():
+        out.clamp_(0, 255)

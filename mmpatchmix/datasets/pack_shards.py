@@ -1,4 +1,4 @@
-"""Pack a folder of images into tar shards, so that a cut run goes on where it was."""
+"""Pack a folder of images into tar shards; an interrupted run continues after its last shard."""
 
 import fcntl
 import io
@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import islice
@@ -20,10 +21,9 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from mmpatchmix.datasets.decode_image import decode_image
-from mmpatchmix.datasets.image_folder import EXTENSIONS, ImageFolder
+from mmpatchmix.datasets.decode_image import EXTENSIONS, UnfitImageError, decode_image
+from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.image_list import hash_name
-from mmpatchmix.datasets.load_any_image import UnfitImageError
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
 from mmpatchmix.files import move_into_place, write_text
@@ -34,7 +34,7 @@ PREFETCH = 16  # images per worker
 
 
 class Packed(NamedTuple):
-    """One image on its way into a shard; without ``content`` it is left out."""
+    """One encoded image; without ``content`` it is left out for ``reason``."""
 
     source: str
     label: int
@@ -43,23 +43,14 @@ class Packed(NamedTuple):
     reason: str
 
 
+@dataclass
 class Sources(Dataset):
-    """Images of a folder, checked and, where asked for, resized and encoded.
+    """Images of a folder in an order, checked and, if requested, resized and encoded."""
 
-    Args:
-        folder: The images.
-        order: (N,) Which of them comes at which place.
-        size: Pixels of the shorter side of larger images; None keeps the size.
-        quality: Of the JPEGs; None copies images that need no resizing bit for bit.
-    """
-
-    def __init__(
-        self, folder: ImageFolder, order: np.ndarray, size: int | None, quality: int | None
-    ) -> None:
-        self.folder, self.order, self.size, self.quality = folder, order, size, quality
-
-    def __len__(self) -> int:
-        return len(self.order)
+    folder: ImageFolder
+    order: np.ndarray  # (N,)
+    size: int | None
+    quality: int | None
 
     def __getitem__(self, place: int) -> Packed:
         path, label = self.folder.data_list[self.order[place]].item()
@@ -72,25 +63,25 @@ class Sources(Dataset):
         return Packed(source, label, content, ending, '')
 
     def _encode(self, source: str, content: bytes) -> tuple[str, bytes]:
-        values, _, high = decode_image(content, source)  # (H, W, C), all that the file holds
+        values, _, high = decode_image(content, source)  # (H, W, C)
         height, width, num_channels = values.shape
-        shrink = self.size is not None and min(height, width) > self.size
-        if not shrink and self.quality is None:
+        shrinks = self.size is not None and min(height, width) > self.size
+        if not shrinks and self.quality is None:
             return os.path.splitext(source)[1].lower(), content
         if high != 255 or num_channels not in (1, 3):
             raise UnfitImageError(
-                f'{num_channels} channel{"" if num_channels == 1 else "s"} of {values.dtype}: no '
-                'JPEG holds that; without --size and --quality it is copied'
+                f'{num_channels} channel{"" if num_channels == 1 else "s"} of {values.dtype} '
+                'cannot be a JPEG; without --size and --quality the file is copied'
             )
-        image = np.ascontiguousarray(values[:, :, ::-1])  # OpenCV wants BGR
-        if shrink:
+        image = np.ascontiguousarray(values[:, :, ::-1])  # BGR for OpenCV
+        if shrinks:
             scale = self.size / min(height, width)
             new_size = [max(self.size, round(side * scale)) for side in (width, height)]
             image = cv2.resize(image, new_size, interpolation=cv2.INTER_AREA)
         settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality or DEFAULT_QUALITY]
-        is_good, encoded = cv2.imencode('.jpg', image, settings)
-        if not is_good:
-            raise OSError('cannot be written as a JPEG')
+        is_encoded, encoded = cv2.imencode('.jpg', image, settings)
+        if not is_encoded:
+            raise OSError('cannot be encoded as a JPEG')
         return '.jpg', encoded.tobytes()
 
 
@@ -105,69 +96,55 @@ def pack_shards(
 ) -> dict[str, str]:
     """Pack a folder of images into tar shards in the format of the webdataset library.
 
-    The order is that of a hash of the names, so every shard is a mixture of all classes. A shard
-    is written aside, brought to the disk, read back and renamed; whole ones of an earlier run
-    stay. Images that cannot be read are left out, and so are those that a JPEG would cut.
-
-    Args:
-        images: The folder, as :class:`ImageFolder` understands it.
-        out: Where to; made if need be. Shards are named after the folder of images.
-        size: Pixels of the shorter side of larger images; None keeps the size.
-        quality: Of JPEGs, 1 to 100; None copies images that need no resizing bit for bit.
-        per_shard: Images per shard.
-        num_workers: Processes that read and encode.
-        say: Takes the lines of the progress.
-
-    Returns:
-        dict[str, str]: Images of this run that were left out, and why.
+    Images are ordered by a hash of their names, so every shard mixes all classes. A shard is
+    written to a temporary file, synchronised to the disk, read back and renamed; complete shards of
+    an earlier run are kept. ``size`` is the shorter side of larger images in pixels, ``quality``
+    that of JPEGs, 1 to 100; images that need no resizing are copied bit for bit if it is None.
+    Unreadable images, and those that a JPEG cannot hold, are left out, and returned with reasons.
 
     Raises:
-        ValueError: If an argument is out of its range, ``out`` holds something else or another
-            packing, or no image can be read.
-        OSError: If a shard reads back differently from how it was written.
+        ValueError: If an argument is out of range, ``out`` holds other files or another packing, or
+            no image can be read.
+        OSError: If a shard reads back differently.
     """
-    for name, value, is_good in (
+    for name, value, is_valid in (
         ('size', size, size is None or size >= 1),
         ('quality', quality, quality is None or 1 <= quality <= 100),
         ('per_shard', per_shard, per_shard >= 1),
         ('num_workers', num_workers, num_workers >= 0),
     ):
-        if not is_good:
-            raise ValueError(f'pack-shards: {name}={value} is out of its range')
+        if not is_valid:
+            raise ValueError(f'pack-shards: {name}={value} is out of range')
     folder = ImageFolder(str(images))
-    names = [os.fsdecode(path) for path in folder.data_list['path']]
-    num_images = len(names)
-    order = np.argsort(np.array([hash_name(name) for name in names], np.uint64), kind='stable')
+    hashes = [hash_name(os.fsdecode(path)) for path in folder.data_list['path']]
+    order = np.argsort(np.array(hashes, np.uint64), kind='stable')
+    name = re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
     plan = {
-        'name': re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
-        or 'images',
-        'num_images': num_images,
+        'name': name or 'images',
+        'num_images': len(order),
         'image_names': blake2b(folder.data_list.tobytes(), digest_size=8).hexdigest(),
         'classes': folder.metainfo.get('classes'),
         'size': size,
         'quality': quality,
         'per_shard': per_shard,
     }
-    starts = range(0, num_images, per_shard)
     out = Path(out)
-    paths = [out / f'{plan["name"]}-{number:06d}.tar' for number in range(len(starts))]
+    shards = {
+        out / f'{plan["name"]}-{number:06d}.tar': range(start, min(start + per_shard, len(order)))
+        for number, start in enumerate(range(0, len(order), per_shard))
+    }
     with _alone(out):
-        _take_plan(out / PLAN, plan)
-        todo = {
-            path: range(start, min(start + per_shard, num_images))
-            for path, start in zip(paths, starts, strict=True)
-            if not path.exists()
-        }
+        _check_plan(out / PLAN, plan)
+        todo = {path: places for path, places in shards.items() if not path.exists()}
         sources = Sources(folder, order, size, quality)
         skipped = _write_all(todo, sources, plan['classes'], num_workers, say)
-        index = read_index([str(path.absolute()) for path in paths], EXTENSIONS)
-    if len(index.samples) == 0:
-        reason = next(iter(skipped.items()), None)
-        named = f', such as {reason[0]} ({reason[1]})' if reason else ''
-        raise ValueError(f'none of the {num_images} images in {images} can be packed{named}')
+        samples, _ = read_index([str(path.absolute()) for path in shards], EXTENSIONS)
+    if len(samples) == 0:
+        example = ''.join(f', such as {name} ({why})' for name, why in [*skipped.items()][:1])
+        raise ValueError(f'none of the {len(order)} images in {images} can be packed{example}')
     say(
-        f'{len(index.samples):,} of {num_images:,} images are in {len(paths)} shards in {out}, '
-        f'{len(paths) - len(todo)} of them from an earlier run'
+        f'{len(samples):,} of {len(order):,} images are in {len(shards)} shards in {out}, '
+        f'{len(shards) - len(todo)} of them from an earlier run'
     )
     return skipped
 
@@ -184,24 +161,25 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _take_plan(file: Path, plan: dict) -> None:
-    """Write what is to be packed, or compare it with what an earlier run wrote."""
+def _check_plan(file: Path, plan: dict) -> None:
+    """Save the settings, or compare them with those of an earlier run."""
     plan = json.loads(json.dumps(plan))
     if not file.exists():
         if any(not path.name.startswith('.') for path in file.parent.iterdir()):
-            raise ValueError(f'{file.parent} holds other files, and no {PLAN}: give a new folder')
+            raise ValueError(f'{file.parent} holds other files, and no {PLAN}: use a new folder')
         write_text(file, json.dumps(plan, indent=1))
         return
     former = json.loads(file.read_text(encoding='utf-8'))
-    changed = [key for key in plan if former.get(key) != plan[key]]
+    changed = {
+        key: '' if key == 'classes' else f': {former.get(key)} before, {value} now'
+        for key, value in plan.items()
+        if former.get(key) != value
+    }
     if changed:
-        lines = [
-            f'  {key}' + ('' if key == 'classes' else f': {former.get(key)} then, {plan[key]} now')
-            for key in changed
-        ]
+        lines = '\n'.join(f'  {key}{values}' for key, values in changed.items())
         raise ValueError(
-            f'{file.parent} holds shards of another packing:\n' + '\n'.join(lines) + '\nGo on '
-            'with the same images and settings, give a new folder, or delete this one'
+            f'{file.parent} holds shards packed differently:\n{lines}\nContinue with the same '
+            'images and settings, use a new folder, or delete this one'
         )
 
 
@@ -212,7 +190,7 @@ def _write_all(
     num_workers: int,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Write the shards that are missing; return the images that cannot be read, and why."""
+    """Write the missing shards; return the images left out, and why."""
     places = [place for part in todo.values() for place in part]
     loader = DataLoader(
         sources,
@@ -236,19 +214,7 @@ def _write_all(
 def write_shard(
     path: Path, images: Iterable[tuple[int, Packed]], classes: Sequence[str] | None
 ) -> dict[str, str]:
-    """Write one shard, whole or not at all.
-
-    Args:
-        path: Of the shard.
-        images: With the number of each, which becomes its key.
-        classes: Names of the classes, if there are any.
-
-    Returns:
-        dict[str, str]: Images that cannot be read, and why.
-
-    Raises:
-        OSError: If what is read back is not what was written.
-    """
+    """Write one shard of numbered images, completely or not at all; return those left out."""
     written = path.with_name(f'{path.name}.partial')
     expected, sources, skipped = [], [], {}
     with open(written, 'wb') as file:
@@ -266,7 +232,7 @@ def write_shard(
             _add(shard, META, json.dumps(meta).encode())
         file.flush()
         os.fsync(file.fileno())
-        # So that reading it back asks the disk.
+        # Drop the page cache, so that reading back reads the disk.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if list(_read_back(written)) != expected:
         raise OSError(f'{written} reads back differently from how it was written: check the disk')

@@ -1,4 +1,4 @@
-"""Where each image of WebDataset's tar shards lies: found once, then kept in a file."""
+"""Tar shards in WebDataset's format: find them, index their images, read one image."""
 
 import fcntl
 import glob
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from mmengine import fileio
@@ -25,15 +25,16 @@ from mmengine.logging import MMLogger
 from mmpatchmix.datasets.image_list import hash_name
 from mmpatchmix.files import move_into_place
 
-# Key and ending of a member, as the webdataset library splits them: at the first dot.
+# Key and ending of a member are split at the first dot, as in the webdataset library.
 MEMBER = re.compile(r'((?:.*/|)[^.]+)\.([^/]*)', re.DOTALL)
-
-# Our own member; the webdataset library leaves out names of this form.
-META = '__pack__'
-
+META = '__pack__'  # member of pack-shards; the webdataset library ignores names of this form
+RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
+PREFIX = 'shard://'
+NUM_THREADS = 16  # for scanning, which is limited by the disk
+NUM_OPEN = 128  # shards that a process keeps open; the limit of open files is often 1,024
 SAMPLE = np.dtype(
     [
-        ('hash', np.uint64),  # of the name that decides whether it is held out
+        ('hash', np.uint64),  # of the name, for the split
         ('offset', np.int64),
         ('size', np.uint32),
         ('shard', np.int32),
@@ -41,94 +42,35 @@ SAMPLE = np.dtype(
     ]
 )
 
-NUM_THREADS = 16  # scanning waits for the disk
-
-
-class ShardIndex(NamedTuple):
-    """All images of some shards, and the names of their classes where they are known.
-
-    Args:
-        samples: (N,) of ``SAMPLE``, in the order of the shards and within them.
-        classes: Names, or None.
-    """
-
-    samples: np.ndarray
-    classes: tuple[str, ...] | None
-
 
 def read_index(
     paths: Sequence[str], endings: Sequence[str], cache_dir: str | None = None
-) -> ShardIndex:
-    """Return the index of shards, from its file where that is up to date.
+) -> tuple[np.ndarray, list[str] | None]:
+    """Return the images of shards, (N,) of ``SAMPLE`` in their order, and the packed class names.
 
-    Shards that are new, or whose size or time of change differs, are scanned.
-
-    Args:
-        paths: Of the shards.
-        endings: Those of images, with dots, in lower case.
-        cache_dir: Folder of the index file; None is the one that all shards lie in.
-
-    Raises:
-        ValueError: Naming a shard that is damaged or refused.
+    They are read from an index file in ``cache_dir``, or else in the folder that all shards lie in.
+    Shards that are new, or whose size or modification time differs, are scanned. ``endings`` are
+    those of images, with dots, in lower case.
     """
     folder = osp.commonpath([osp.dirname(path) for path in paths])
     names = [osp.relpath(path, folder) for path in paths]
     key = json.dumps([list(paths) if cache_dir else names, list(endings)])
     digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
     file = osp.join(cache_dir or folder, f'shards-{digest}.index.npz')
-    stamps = [[name, *_stamp(path)] for name, path in zip(names, paths, strict=True)]
+    status = [os.stat(path) for path in paths]
+    stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, status, strict=True)]
     samples, table = _load(file)
-    if [row[:3] for row in table['shards']] != stamps:
-        known = _split(samples, table)
-        samples, table = _scan_all(paths, stamps, endings, known, table['classes'])
-        _save(file, samples, table)
-    classes = table['classes']
-    return ShardIndex(samples, None if classes is None else tuple(classes))
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def _load(file: str) -> tuple[np.ndarray, dict]:
-    """Return the samples and the table of an index file; empty ones if it is of no use."""
-    try:
-        with np.load(file) as content:
-            samples, table = content['samples'], json.loads(str(content['table']))
-        if samples.dtype == SAMPLE and sum(row[3] for row in table['shards']) == len(samples):
-            return samples, table
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none yet, or none of ours
-    return np.empty(0, SAMPLE), {'shards': [], 'classes': None}
-
-
-def _split(samples: np.ndarray, table: dict) -> dict[tuple, np.ndarray]:
-    """Return the samples of each shard by its name and stamp."""
-    ends = np.cumsum([row[3] for row in table['shards']], dtype=int)
-    parts = np.split(samples, ends[:-1]) if len(ends) else []
-    return {tuple(row[:3]): part for row, part in zip(table['shards'], parts, strict=True)}
-
-
-def _scan_all(
-    paths: Sequence[str],
-    stamps: list[list],
-    endings: Sequence[str],
-    known: dict[tuple, np.ndarray],
-    classes: list[str] | None,
-) -> tuple[np.ndarray, dict]:
-    """Scan the shards that are not known; return the samples of all and their table."""
-    missing = [path for path, s in zip(paths, stamps, strict=True) if tuple(s) not in known]
-    MMLogger.get_current_instance().info(
-        f'looking through {len(missing)} of {len(paths)} shards, such as {missing[0]}'
-        if missing
-        else 'fewer shards than before'
-    )
-    if len(missing) == len(paths):
-        classes = None
+    if [row[:3] for row in table['shards']] == stamps:
+        return samples, table['classes']
+    rows = table['shards']
+    parts = np.split(samples, np.cumsum([row[3] for row in rows], dtype=int)[:-1])
+    known = {tuple(row[:3]): part for row, part in zip(rows, parts, strict=False)}
+    new = [path for path, s in zip(paths, stamps, strict=True) if tuple(s) not in known]
+    classes = table['classes'] if len(new) < len(paths) else None
+    MMLogger.get_current_instance().info(f'scanning {len(new)} of {len(paths)} shards')
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        results = pool.map(lambda path: scan_shard(path, endings), missing)
-        scanned = dict(zip(missing, results, strict=True))
+        found = pool.map(lambda path: scan_shard(path, endings), new)
+        scanned = dict(zip(new, found, strict=True))
     parts = []
     for number, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
         part, meta = scanned.get(path) or (known[tuple(stamp)], {})
@@ -137,60 +79,79 @@ def _scan_all(
         own = meta.get('classes')
         if own and classes and own != classes:
             raise ValueError(
-                f'{path} was packed with other classes than the shards before it: labels would '
-                'mean different things. Use shards of one folder of images'
+                f'{path} was packed with other classes than the shards before it, so labels '
+                'disagree. Use shards of one folder of images'
             )
         classes = own or classes
-    table = [[*stamp, len(part)] for stamp, part in zip(stamps, parts, strict=True)]
-    return np.concatenate(parts), {'shards': table, 'classes': classes}
-
-
-def _save(file: str, samples: np.ndarray, table: dict) -> None:
-    written = f'{file}.{os.getpid()}.partial'
+    rows = [[*stamp, len(part)] for stamp, part in zip(stamps, parts, strict=True)]
+    samples, table = np.concatenate(parts), {'shards': rows, 'classes': classes}
     try:
-        with open(written, 'wb') as content:
+        with _replace(file) as content:
             np.savez(content, samples=samples, table=np.array(json.dumps(table)))
-            content.flush()
-            os.fsync(content.fileno())
-        move_into_place(written, file)
     except OSError as error:
         MMLogger.get_current_instance().warning(
-            f'the index of the shards cannot be kept ({error}): every start looks through all of '
-            'them. Give cache_dir a folder, or set PATCHMIX_CACHE'
+            f'the index of the shards cannot be saved ({error}), so every start scans all of '
+            'them. Set cache_dir to a folder, or set PATCHMIX_CACHE'
         )
+    return samples, classes
+
+
+def _load(file: str) -> tuple[np.ndarray, dict]:
+    """Return the samples and the table of an index file; empty ones if it is missing or invalid."""
+    try:
+        with np.load(file) as content:
+            samples, table = content['samples'], json.loads(str(content['table']))
+        if samples.dtype == SAMPLE and sum(row[3] for row in table['shards']) == len(samples):
+            return samples, table
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return np.empty(0, SAMPLE), {'shards': [], 'classes': None}
+
+
+@contextmanager
+def _replace(path: str) -> Iterator[BinaryIO]:
+    """Open a new version of a file, which replaces the old one once it is on the disk."""
+    written = f'{path}.{os.getpid()}.partial'
+    with open(written, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    move_into_place(written, path)
 
 
 def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
-    """Find the images of one shard.
-
-    Args:
-        path: Of the shard, an uncompressed tar file.
-        endings: Those of images, with dots, in lower case.
-
-    Returns:
-        The samples (``SAMPLE``, with 0 as their shard), and what ``pack-shards`` noted: ``{}``
-        in other shards.
+    """Return the images of an uncompressed tar file and the notes of ``pack-shards``, if any.
 
     Raises:
-        ValueError: Naming the shard, and the member or byte where it is damaged or refused.
+        ValueError: If the shard is damaged or refused; names the member or byte.
     """
     rows, keys, meta = [], [], {}
     try:
         with tarfile.open(path, 'r:') as shard:
             for key, members in groupby(_list_members(shard), itemgetter(0)):
-                files = dict(_without_repeats(members))
+                files = {}
+                for _, ending, member in members:
+                    if ending in files:
+                        raise ValueError(f'{member.name} comes twice')
+                    files[ending] = member
                 if key == META:
-                    meta = json.loads(_read(shard, files['']))
+                    meta = json.load(shard.extractfile(files['']))
                     continue
                 images = [file for ending, file in files.items() if f'.{ending}' in endings]
                 if len(images) > 1:
                     names = ' and '.join(image.name for image in images)
-                    raise ValueError(f'{names} are one sample: name one ending in extensions')
-                label = _parse_label(_read(shard, files['cls'])) if 'cls' in files else -1
+                    raise ValueError(f'{names} are one sample: set extensions to one ending')
+                label = shard.extractfile(files['cls']).read().strip() if 'cls' in files else b'-1'
+                if 'cls' in files and not label.isdigit():
+                    raise ValueError(f'a .cls file holds {label[:20]!r}, not a class number >= 0')
                 for image in images:
-                    rows.append((0, image.offset_data, image.size, 0, label))
+                    rows.append((0, image.offset_data, image.size, 0, int(label)))
                     keys.append(key)
-            _check_end(shard)
+            # tarfile reads a damaged header as the end of the archive.
+            shard.fileobj.seek(shard.offset)
+            if shard.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                last = shard.members[-1].name if shard.members else 'none'
+                raise ValueError(f'cut or damaged at byte {shard.offset}, after the member {last}')
         samples = np.array(rows, SAMPLE)
         samples['hash'] = [hash_name(name) for name in meta.get('sources', keys)]
     except (tarfile.TarError, ValueError, KeyError) as error:
@@ -204,8 +165,7 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
 def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield key, ending in lower case, and member of all files with an ending.
 
-    Nothing is ever unpacked, so that no name could lead out of a folder here; but whoever made
-    such a name may mean others that do unpack.
+    Nothing is unpacked here; names that lead out of the archive are refused for other programs.
     """
     while (member := shard.next()) is not None:
         if member.name.startswith('/') or '..' in member.name.split('/'):
@@ -213,7 +173,7 @@ def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.Ta
         if member.isdir():
             continue
         if not member.isreg() or member.issparse():
-            raise ValueError(f'{member.name!r} is no plain file (a link?): pack the file itself')
+            raise ValueError(f'{member.name!r} is not a plain file (a link?): pack the file itself')
         split = MEMBER.fullmatch(member.name)
         if member.name == META:
             yield META, '', member
@@ -221,54 +181,12 @@ def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.Ta
             yield split[1], split[2].lower(), member
 
 
-def _without_repeats(members: Iterator[tuple]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    seen = set()
-    for _, ending, member in members:
-        if ending in seen:
-            raise ValueError(f'{member.name} comes twice')
-        seen.add(ending)
-        yield ending, member
-
-
-def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return shard.extractfile(member).read()
-
-
-def _parse_label(content: bytes) -> int:
-    if not content.strip().isdigit():
-        raise ValueError(f'a .cls file holds {content[:20]!r}, not the number of a class from 0')
-    return int(content)
-
-
-def _check_end(shard: tarfile.TarFile) -> None:
-    """Raise unless the archive ends as it should: tarfile takes a damaged header for the end."""
-    shard.fileobj.seek(shard.offset)
-    if shard.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        last = shard.members[-1].name if shard.members else 'none'
-        raise ValueError(f'it is cut or damaged at byte {shard.offset}, after the member {last}')
-
-
-RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
-
-PREFIX = 'shard://'
-
-# Shards that a process keeps open; its limit of open files is often 1,024.
-NUM_OPEN = 128
-
-
 @register_backend('shard', prefixes='shard')
 class ShardBackend(BaseStorageBackend):
-    """Read an image out of a shard, so that every transform with an ``img_path`` can.
-
-    Paths are those of :func:`name_part`: mmengine finds this backend by their beginning.
-    """
+    """Read a path of :func:`name_part`, so that every transform with an ``img_path`` can."""
 
     def get(self, filepath: str) -> bytes:
-        """Read the bytes that a path of :func:`name_part` names, in one piece.
-
-        Raises:
-            OSError: If the shard is gone or has become shorter.
-        """
+        """Read the bytes of a path; OSError if the shard is missing or too short."""
         path, _, part = filepath.removeprefix(PREFIX).rpartition('/')
         offset, size = map(int, part.split('+'))
         content = os.pread(_open(path).fileno(), size, offset)
@@ -276,68 +194,50 @@ class ShardBackend(BaseStorageBackend):
             raise OSError(f'{path} ends before byte {offset + size}: it was cut')
         return content
 
-    def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
-        """Read and decode the same bytes."""
-        return self.get(filepath).decode(encoding)
+    get_text = None  # abstract in mmengine; images are not text
 
 
 @lru_cache(NUM_OPEN)
 def _open(path: str) -> BinaryIO:
-    return open(path, 'rb', buffering=0)  # closes itself once the cache has dropped it
+    return open(path, 'rb', buffering=0)  # closed when the cache drops it
 
 
 def name_part(shard: str, offset: int, size: int) -> str:
-    """Return the path that stands for a part of a shard in ``img_path``.
-
-    Args:
-        shard: Path of the shard.
-        offset: First byte.
-        size: Number of bytes.
-    """
+    """Return the ``img_path`` of ``size`` bytes of a shard from byte ``offset``."""
     return f'{PREFIX}{shard}/{offset}+{size}'
 
 
 def list_shards(location: str) -> list[str]:
-    """Return the shards that a location names, sorted as it says.
+    """Return absolute paths, or URLs, of the shards at a location.
 
-    Args:
-        location: Folder of tar files, or the path or URL of one, with ranges
-            (``train-{000000..000009}.tar``) or, for local ones, wildcards (``train-*.tar``).
-
-    Returns:
-        list[str]: Absolute paths, or URLs.
-
-    Raises:
-        FileNotFoundError: If there is none, or one of a range is missing.
-        ValueError: If it is a URL and no tar file.
+    That is a folder of tar files, or the path or URL of one, with ranges
+    (``train-{000000..000009}.tar``) or, for local ones, wildcards (``train-*.tar``).
     """
     is_remote = '://' in location
     if is_remote and not location.endswith('.tar'):
         raise ValueError(
-            f'the shards of {location} cannot be listed from here: name them, such as '
+            f'the shards of {location} cannot be listed: name them, such as '
             f'{location.rstrip("/")}/train-{{000000..000009}}.tar'
         )
     if osp.isdir(location):
         location = osp.join(glob.escape(location), '*.tar')
-    paths = [
-        path
-        for name in _expand(location)
-        for path in (sorted(glob.glob(name)) if glob.has_magic(name) and not is_remote else [name])
-    ]
+    names = _expand(location)
     if is_remote:
-        return paths
+        return names
+    lists = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] for name in names]
+    paths = [path for found in lists for path in found]
     missing = [path for path in paths if not osp.isfile(path)]
     if missing or not paths:
-        many = f' and {len(missing) - 1} more' if missing[1:] else ''
+        more = f' and {len(missing) - 1} more' if missing[1:] else ''
         raise FileNotFoundError(
-            f'there is no shard {missing[0] if missing else location}{many}. Point data_root at '
+            f'there is no shard {missing[0] if missing else location}{more}. Set data_root to '
             'a folder of tar files, or name them: shards/train-{000000..000009}.tar'
         )
     return [osp.abspath(path) for path in paths]
 
 
 def _expand(pattern: str) -> list[str]:
-    """Write out ranges such as ``{000..009}``."""
+    """Expand ranges such as ``{000..009}``."""
     found = RANGE.search(pattern)
     if not found:
         return [pattern]
@@ -348,23 +248,10 @@ def _expand(pattern: str) -> list[str]:
 
 
 def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None) -> list[str]:
-    """Copy remote shards, once, with mmengine's file backends.
+    """Copy remote shards to folders in ``cache_dir``, unless they are there; return their paths.
 
-    A copy is written aside and renamed when it is whole; those that are there are kept. The
-    backends read files as a whole, so a shard has to fit into memory.
-
-    Args:
-        urls: Of the shards.
-        cache_dir: Where the copies go, a folder for each remote folder.
-        backend_args: Of the backend; None chooses it by the URL.
-
-    Returns:
-        list[str]: Paths of the copies.
-
-    Raises:
-        ConnectionError: Naming the shard that could not be copied.
+    mmengine's file backends read whole files, so a shard has to fit into memory.
     """
-    logger = MMLogger.get_current_instance()
     paths = []
     for number, url in enumerate(urls, 1):
         folder, _, name = url.rpartition('/')
@@ -373,17 +260,16 @@ def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None)
         paths.append(path)
         if osp.isfile(path):
             continue
-        logger.info(f'copying shard {number} of {len(urls)}: {url} to {path}')
+        MMLogger.get_current_instance().info(
+            f'copying shard {number} of {len(urls)}: {url} to {path}'
+        )
         os.makedirs(osp.dirname(path), exist_ok=True)
         try:
             content = fileio.get(url, backend_args=backend_args)
         except OSError as error:
             raise ConnectionError(f'the shard {url} cannot be read: {error}') from error
-        with open(f'{path}.partial', 'wb') as file:
+        with _replace(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        move_into_place(f'{path}.partial', path)
     return paths
 
 

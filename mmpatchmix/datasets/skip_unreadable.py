@@ -1,4 +1,4 @@
-"""Datasets that put up with a few files that cannot be read, and stop at many."""
+"""Datasets that skip and count unreadable images, and stop the run when there are too many."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,21 +13,18 @@ from PIL.Image import DecompressionBombError
 
 from mmpatchmix.registry import DATASETS
 
-# What loading a bad file raises. mmcv asserts when OpenCV returns None; Pillow's PNG reader
+# Errors of loading a damaged file. mmcv asserts when OpenCV returns None; Pillow's PNG reader
 # raises SyntaxError.
 ERRORS = (OSError, EOFError, AssertionError, SyntaxError, cv2.error, DecompressionBombError)
-
-# A handful of bad files says nothing about a small folder: 1 of 50 would be 2 %.
-ALWAYS_ALLOWED = 3
-
+ALWAYS_ALLOWED = 3  # because one file is a large share of a small folder
 NUM_SHOWN = 5
 
 
 class UnreadableImagesError(ValueError):
     """Too many images cannot be read.
 
-    A DataLoader raises the error of a worker again, with the worker's whole traceback as its
-    message. Only what follows this class's name there is kept, so that users read one message.
+    A DataLoader re-raises the error of a worker with the worker's traceback in the message; only
+    the original message is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -35,35 +32,41 @@ class UnreadableImagesError(ValueError):
 
 
 class SkipUnreadable(BaseDataset):
-    """Replace and count the files that cannot be read.
+    """Replace and count unreadable images.
 
-    Only errors of the loading transform count; those of the others are never taken for a bad
-    file. Whichever process meets a bad file sets its byte of shared memory, so each counts
-    once: over all epochs and workers, forked or spawned, without a lock. Each rank of a
-    distributed run counts for itself.
+    Only errors of the loading transform count. Each file has a byte of shared memory that any
+    process may set, so it is counted once over all epochs and workers, forked or spawned. Each
+    rank counts separately. ``max_unreadable`` is the share of images, in [0, 1], that may be
+    unreadable; more, and more than 3, raise an error. With 0 the first one does.
     """
 
-    max_unreadable = 0.01  # share of the files; subclasses make it an argument
+    def __init__(self, *args: Any, max_unreadable: float = 0.01, **kwargs: Any) -> None:
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(
+                f'{type(self).__name__}: max_unreadable must be in [0, 1]; got {max_unreadable!r}'
+            )
+        self.max_unreadable = max_unreadable
+        super().__init__(*args, **kwargs)
 
     def filter_data(self) -> Sequence:
-        """Start the count; called once, by ``full_init``."""
+        """Allocate the counters; called once, by ``full_init``."""
         self._is_unreadable = torch.zeros(len(self.data_list), dtype=torch.bool).share_memory_()
         return super().filter_data()
 
     @property
     def num_unreadable(self) -> int:
-        """Number of files found unreadable so far, over all worker processes."""
+        """Number of unreadable files found so far by all worker processes."""
         return int(self._is_unreadable.sum())
 
     def name_sample(self, idx: int) -> str:
-        """Return what a message calls the file of a sample."""
+        """Return the name of a sample's file for messages."""
         return self.get_data_info(idx)['img_path']
 
     def prepare_data(self, idx: int) -> dict | None:
-        """Run the pipeline on one sample, or raise if too many files are unreadable.
+        """Run the pipeline on one sample; UnreadableImagesError if too many files are unreadable.
 
-        For an unreadable file return the next readable sample with ``test_mode=True``, where
-        every run should see the same, else None, for which mmengine takes a random sample.
+        For an unreadable file return the next readable sample with ``test_mode=True``, so that
+        every run evaluates the same images, else None, which mmengine replaces by a random sample.
         """
         num_tries = len(self) if self.test_mode else 1
         tries = (self._run_pipeline((idx + offset) % len(self)) for offset in range(num_tries))
@@ -77,59 +80,42 @@ class SkipUnreadable(BaseDataset):
             except ERRORS as error:
                 if not isinstance(transform, LoadImageFromFile):
                     raise
-                self._note_unreadable(idx, error)
+                self._count_unreadable(idx, error)
                 return None
             if data is None:
                 return None
         return data
 
-    def _note_unreadable(self, idx: int, error: Exception) -> None:
+    def _count_unreadable(self, idx: int, error: Exception) -> None:
         is_new = not self._is_unreadable[idx]
         self._is_unreadable[idx] = True
         reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
-        if isinstance(error, AssertionError):  # mmcv repeats the path, and says no more
+        if isinstance(error, AssertionError):  # mmcv's message is the path alone
             reason = 'not an image, or an incomplete one'
         at_least = ALWAYS_ALLOWED if self.max_unreadable else 0
         count, limit = self.num_unreadable, max(int(self.max_unreadable * len(self)), at_least)
-        # Also asked about files met before, so that every worker stops, not one of them.
+        # Not only for new files, so that every worker stops.
         if count > limit or count == len(self):
             numbers = self._is_unreadable.nonzero()[:NUM_SHOWN, 0].tolist()
             paths = '\n'.join(f'  {self.name_sample(number)}' for number in numbers)
             raise UnreadableImagesError(
-                f'{count} of {len(self)} images cannot be read; the run puts up with {limit} '
+                f'{count} of {len(self)} images cannot be read; {limit} are allowed '
                 f'(max_unreadable={self.max_unreadable}). The first of them:\n{paths}\n'
-                f'The last reason was: {reason}. Replace or delete these files, or raise '
+                f'The last error was: {reason}. Replace or delete these files, or increase '
                 'max_unreadable of the dataset.'
             ) from error
         if is_new and count <= NUM_SHOWN:
-            more = '; further ones are counted in silence' if count == NUM_SHOWN else ''
+            more = '; further ones are not logged' if count == NUM_SHOWN else ''
             MMLogger.get_current_instance().warning(
-                'Unreadable image skipped, another takes its place: '
-                f'{self.name_sample(idx)} ({reason}){more}'
+                f'Skipped unreadable image: {self.name_sample(idx)} ({reason}){more}'
             )
 
 
 @DATASETS.register_module()
 class CustomDataset(SkipUnreadable, UpstreamDataset):
-    """mmpretrain's ``CustomDataset``, which skips and counts images that cannot be read.
+    """mmpretrain's ``CustomDataset`` with unreadable images skipped and counted.
 
-    For configs that have an ``ann_file``, or images on a backend that is no file system. Where
-    there is none of these, :class:`~mmpatchmix.datasets.ImageFolder` reads folders and lists.
-
-    Args:
-        *args: As in mmpretrain.
-        max_unreadable: Share of images that may be unreadable, in [0, 1]; more, and more than 3,
-            stop the run. With 0 the first one does.
-        **kwargs: As in mmpretrain.
-
-    Raises:
-        ValueError: If ``max_unreadable`` is no share.
+    For configs with an ``ann_file``, or images on a backend that is not a file system. For folders
+    and lists use :class:`~mmpatchmix.datasets.ImageFolder`. Takes the arguments of mmpretrain's
+    class and ``max_unreadable``, as in :class:`SkipUnreadable`.
     """
-
-    def __init__(self, *args: Any, max_unreadable: float = 0.01, **kwargs: Any) -> None:
-        if not 0 <= max_unreadable <= 1:
-            raise ValueError(
-                f'CustomDataset: max_unreadable must be in [0, 1]; got {max_unreadable}'
-            )
-        self.max_unreadable = max_unreadable
-        super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Read a sample of one's images: what they are, and their mean and standard deviation."""
+"""Read a sample of images: sizes, types, range of values, mean and standard deviation."""
 
 import math
 import time
@@ -9,77 +9,39 @@ from dataclasses import dataclass, field
 import numpy as np
 from mmengine import fileio
 
-from mmpatchmix.datasets.decode_image import DecodedImage, decode_image
-from mmpatchmix.datasets.load_any_image import UnfitImageError
+from mmpatchmix.datasets.decode_image import DecodedImage, UnfitImageError, decode_image
 
 NUM_SAMPLED = 300
 
 
 @dataclass
 class Survey:
-    """What a sample of images holds.
+    """Statistics of a sample of images."""
 
-    Attributes:
-        num_read: Images that could be read.
-        kinds: Their numbers by (channels, dtype).
-        smallest: (height, width) of the one with the fewest pixels.
-        largest: (height, width) of the one with the most.
-        low: Smallest value in any of them.
-        high: Largest value in any of them.
-        damaged: Path and reason of those that could not be read.
-        unfit: Path and reason of those that are not what the config says.
-        sums: Per channel the sum over images of their mean value, and of their mean square.
-        num_fit: Images that are in ``sums``.
-    """
-
-    num_read: int = 0
-    kinds: Counter = field(default_factory=Counter)
-    smallest: tuple[int, int] = (0, 0)
+    kinds: Counter = field(default_factory=Counter)  # number by (channels, dtype)
+    smallest: tuple[int, int] = (0, 0)  # (height, width)
     largest: tuple[int, int] = (0, 0)
-    low: float = math.inf
+    low: float = math.inf  # of all values
     high: float = -math.inf
-    damaged: list[tuple[str, str]] = field(default_factory=list)
-    unfit: list[tuple[str, str]] = field(default_factory=list)
-    sums: np.ndarray | float = 0.0  # (2, C)
+    damaged: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    unfit: list[tuple[str, str]] = field(default_factory=list)  # refused by ``scale``
+    sums: np.ndarray | float = 0.0  # (2, C) of the means and mean squares of fitting images
     num_fit: int = 0
 
-    def add(self, decoded: DecodedImage) -> None:
-        """Count an image that was read."""
-        values = decoded.values
-        self.num_read += 1
-        self.kinds[values.shape[2], values.dtype.name] += 1
-        size = values.shape[:2]
-        if self.num_read == 1 or math.prod(size) < math.prod(self.smallest):
-            self.smallest = size
-        if math.prod(size) > math.prod(self.largest):
-            self.largest = size
-        self.low = min(self.low, float(np.nanmin(values)))
-        self.high = max(self.high, float(np.nanmax(values)))
-
-    def add_values(self, img: np.ndarray) -> None:
-        """Count the values of an image, (H, W, C), as they reach the network."""
-        values = img.astype(np.float64)
-        self.sums = self.sums + np.stack([values.mean((0, 1)), (values**2).mean((0, 1))])
-        self.num_fit += 1
+    @property
+    def num_read(self) -> int:
+        """Number of images that could be read."""
+        return self.kinds.total()
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation per channel on the scale 0-255.
-
-        Every image counts alike, whatever its size, as its crops do.
-
-        Raises:
-            ValueError: If no image fits, or a channel has the same value everywhere.
-        """
+        """Return mean and standard deviation per channel; images of all sizes weigh the same."""
         if not self.num_fit:
             path, reason = (self.unfit or self.damaged or [('', 'there is none')])[0]
             raise ValueError(f'none of the sampled images can be measured: {path} ({reason})')
         mean, square = self.sums / self.num_fit
         std = np.sqrt(np.maximum(square - mean**2, 0))
         if not (std > 1e-6 * np.maximum(mean, 1)).all():
-            raise ValueError(
-                f'channel {int(std.argmin())} of the sampled images has one value everywhere: '
-                'there is nothing to learn from'
-            )
+            raise ValueError(f'channel {int(std.argmin())} of the sampled images is constant')
         return [_round(value) for value in mean], [_round(value) for value in std]
 
 
@@ -89,13 +51,10 @@ def survey_images(
     seconds: float = math.inf,
     show: Callable[[Iterable], Iterable] = iter,
 ) -> Survey:
-    """Read images.
+    """Read images and collect their statistics.
 
-    Args:
-        paths: Of the files.
-        scale: ``LoadAnyImage.scale`` or :func:`as_rgb8`; None measures no values.
-        seconds: Read no further one after this time.
-        show: Wraps the loop to show its progress.
+    ``scale`` (``LoadAnyImage.scale`` or :func:`as_rgb8`) adds mean and standard deviation. After
+    ``seconds`` no further image is read. ``show`` wraps the loop to show its progress.
     """
     survey, end = Survey(), time.monotonic() + seconds
     for path in show(paths):
@@ -106,27 +65,33 @@ def survey_images(
         except OSError as error:
             survey.damaged.append((path, str(error).replace(f': {path}', '')))
             continue
-        survey.add(decoded)
+        values = decoded.values  # (H, W, C)
+        size = values.shape[:2]
+        survey.smallest = min(survey.smallest if survey.num_read else size, size, key=math.prod)
+        survey.largest = max(survey.largest, size, key=math.prod)
+        survey.kinds[values.shape[2], values.dtype.name] += 1
+        survey.low = min(survey.low, float(np.nanmin(values)))
+        survey.high = max(survey.high, float(np.nanmax(values)))
+        if scale is None:
+            continue
         try:
-            if scale is not None:
-                survey.add_values(scale(decoded))
+            img = scale(decoded).astype(np.float64)
         except UnfitImageError as error:
             survey.unfit.append((path, str(error)))
+            continue
+        survey.sums = survey.sums + np.stack([img.mean((0, 1)), (img**2).mean((0, 1))])
+        survey.num_fit += 1
     return survey
 
 
 def sample_paths(dataset, num: int) -> list[str]:
-    """Return paths of up to ``num`` images, evenly spread over a data set that has such."""
+    """Return paths of up to ``num`` images, evenly spread over a data set with ``img_path``."""
     num = min(num, len(dataset))
     return [dataset.get_data_info(n * len(dataset) // num)['img_path'] for n in range(num)]
 
 
 def as_rgb8(decoded: DecodedImage) -> np.ndarray:
-    """Return what ``LoadImageFromFile`` makes of an image, but in the order red, green, blue.
-
-    Raises:
-        UnfitImageError: If it makes nothing of it that can be said here.
-    """
+    """Convert an image to 8-bit RGB as ``LoadImageFromFile`` does; UnfitImageError if it cannot."""
     values = decoded.values
     if values.dtype == np.uint16:
         values = values >> 8
@@ -138,5 +103,5 @@ def as_rgb8(decoded: DecodedImage) -> np.ndarray:
 
 
 def _round(value: float) -> float:
-    """Round to two digits after the point, or to four in all where there are fewer."""
+    """Round to four significant digits, and to at least two decimal places."""
     return round(float(value), max(2, 3 - math.floor(math.log10(abs(value)))) if value else 2)

@@ -1,78 +1,78 @@
-"""Annotation files of mmpretrain's form, with damaged images among good ones, as a user trains."""
+"""CustomDataset: annotation files, LMDB and remote images, with unreadable ones skipped."""
 
+import lmdb
 import pytest
+from mmengine.dataset import default_collate
+from mmengine.fileio import LocalBackend, register_backend
+from torch.utils.data import DataLoader
 
-from mmpatchmix.cli import train
-from mmpatchmix.datasets import CustomDataset
+from mmpatchmix.datasets import CustomDataset, LoadMultiCrop
 from tests.datasets.folders import PIPELINE, make_folder
-
-NAMES = [f'photos/{number:02d}.jpg' for number in range(20)]
-CONFIG = """
-_base_ = '{root}/configs/patchmix_vit-s_folder.py'
-arch = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
-model = dict(
-    backbone=dict(arch=arch, img_size=32),
-    neck=dict(in_channels=12, hid_channels=16, out_channels=8),
-    head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
-)
-crops = dict(type='mmpatchmix.LoadMultiCrop', global_size=32, local_size=16, num_local=0)
-train_dataloader = dict(
-    batch_size=4, num_workers=1, persistent_workers=False, collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        _delete_=True, type='{type}', data_root='{data_root}', ann_file='train.txt',
-        data_prefix='photos', pipeline=[crops, dict(type='mmpatchmix.PackViews')],
-    ),
-)
-val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
-"""
+from tests.datasets.shards import encode_image
 
 
-@pytest.fixture
-def images(tmp_path):
-    """A folder of 20 images and a list of them with labels; one is empty, one cut off."""
-    folder = tmp_path / 'images'
-    make_folder(folder, *NAMES)
-    (folder / NAMES[3]).write_bytes(b'')
-    content = (folder / NAMES[7]).read_bytes()
-    (folder / NAMES[7]).write_bytes(content[: len(content) // 8])
-    lines = [f'{name.removeprefix("photos/")} {number % 2}' for number, name in enumerate(NAMES)]
-    (folder / 'train.txt').write_text('\n'.join(lines))
-    return folder
+class Library(LocalBackend):
+    """A stand-in for a remote backend."""
+
+    def get(self, filepath):
+        return encode_image(int(filepath.removeprefix('library://')))
 
 
-def write_config(tmp_path, pytestconfig, **settings):
-    path = tmp_path / 'mine.py'
-    path.write_text(CONFIG.format(root=pytestconfig.rootpath, **settings))
-    return str(path)
+register_backend('library', Library, prefixes='library', force=True)
 
 
-def test_a_run_goes_on_and_counts_them(images, tmp_path, pytestconfig, capsys):
-    settings = dict(type='mmpatchmix.CustomDataset', data_root='elsewhere')
-    config = write_config(tmp_path, pytestconfig, **settings)
-    work_dir = tmp_path / 'run'
-    arguments = [config, '--data-root', str(images), '--epochs', '2', '--work-dir', str(work_dir)]
-    train.main(arguments)
-    assert (work_dir / 'epoch_2.pth').is_file()
-    said = capsys.readouterr()
-    assert '2 unreadable images were skipped' in said.out + said.err
-    assert 'ends at the first one' not in said.out + said.err
+def make_database(path, num_images: int) -> dict:
+    with lmdb.open(str(path)) as database, database.begin(write=True) as writes:
+        for number in range(num_images):
+            writes.put(f'a/{number}.png'.encode(), encode_image(number))
+    return dict(backend='lmdb', db_path=str(path))
 
 
-def test_that_of_mmpretrain_is_pointed_out(images, tmp_path, pytestconfig, capsys):
-    for name in (NAMES[3], NAMES[7]):
-        (images / name).write_bytes((images / NAMES[0]).read_bytes())
-    config = write_config(tmp_path, pytestconfig, type='CustomDataset', data_root=images)
-    train.main([config, '--dry-run', '--work-dir', str(tmp_path / 'run')])
-    said = capsys.readouterr()
-    assert "type='mmpatchmix.CustomDataset' skips and counts them" in said.out + said.err
+def open_list(tmp_path, lines: list[str], **settings) -> CustomDataset:
+    """A list of images, through the transform of the recipes."""
+    (tmp_path / 'list.txt').write_text('\n'.join(lines))
+    crops = dict(type='mmpatchmix.LoadMultiCrop', global_size=16, **settings)
+    pipeline = [crops, dict(type='mmpatchmix.PackViews')]
+    return CustomDataset(ann_file=str(tmp_path / 'list.txt'), with_label=False, pipeline=pipeline)
 
 
-def test_more_than_the_limit_stop(images):
-    settings = dict(data_root=str(images), ann_file='train.txt', data_prefix='photos')
+def read(dataset, num_workers: int) -> list[int]:
+    """Numbers of the images."""
+    _ = dataset[0]  # opens the backend in the main process, as the checks before training do
+    loader = DataLoader(dataset, 4, num_workers=num_workers, collate_fn=default_collate)
+    return [int(view[0, 0, 0]) for batch in loader for view in batch['inputs']['view_1']]
+
+
+def test_images_of_an_lmdb_and_missing_keys(tmp_path):
+    backend_args = make_database(tmp_path / 'images.lmdb', 6)
+    lines = [f'a/{number}.png' for number in range(6)]
+    dataset = open_list(tmp_path, lines, backend_args=backend_args)
+    assert read(dataset, 0) == read(dataset, 2) == list(range(6))
+    dataset = open_list(tmp_path, ['a/0.png', 'a/none.png', 'a/2.png'], backend_args=backend_args)
+    assert [dataset.prepare_data(number) is None for number in range(3)] == [False, True, False]
+    assert dataset.num_unreadable == 1
+    with pytest.raises(OSError, match=r'there is no b\.png in .*images\.lmdb'):
+        LoadMultiCrop(backend_args=backend_args)({'img_path': 'b.png'})
+
+
+def test_remote_images_of_a_list(tmp_path):
+    dataset = open_list(tmp_path, [f'library://{number}' for number in range(6)])
+    assert read(dataset, 0) == read(dataset, 2) == list(range(6))
+
+
+def test_annotation_files_and_the_limit_of_unreadable_images(tmp_path):
+    names = [f'{number}.jpg' for number in range(20)]
+    make_folder(tmp_path / 'photos', *names)
+    (tmp_path / 'photos/3.jpg').write_bytes(b'')
+    lines = (f'{name} {number % 2}' for number, name in enumerate(names))
+    (tmp_path / 'train.txt').write_text('\n'.join(lines))
+    settings = dict(data_root=str(tmp_path), ann_file='train.txt', data_prefix='photos')
     dataset = CustomDataset(**settings, pipeline=PIPELINE, max_unreadable=0)
     assert [dataset.get_data_info(n)['gt_label'] for n in range(4)] == [0, 1, 0, 1]
     assert dataset.prepare_data(0) is not None
     with pytest.raises(ValueError, match=r'1 of 20 images cannot be read'):
         dataset.prepare_data(3)
+    dataset = CustomDataset(**settings, pipeline=PIPELINE)
+    assert dataset.prepare_data(3) is None and dataset.num_unreadable == 1
     with pytest.raises(ValueError, match=r'max_unreadable must be in \[0, 1\]; got 2'):
         CustomDataset(**settings, max_unreadable=2)

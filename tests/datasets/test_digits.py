@@ -1,9 +1,18 @@
+"""Digits against scikit-learn's originals; scenes against COCO's format and mmdet."""
+
+import json
+
+import cv2
 import numpy as np
 import pytest
 from mmpretrain.registry import DATASETS
+from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
 from mmpatchmix.datasets import Digits
+from mmpatchmix.datasets.digits import INK, crop_ink, write_digit_scenes, write_ink_crops
+
+SETTINGS = dict(num_train=12, num_val=6, image_size=96, num_digits=(3, 5))
 
 
 def contents(dataset):
@@ -12,61 +21,40 @@ def contents(dataset):
 
 @pytest.fixture(scope='module')
 def splits():
-    return {split: Digits(split=split) for split in ('train', 'test')}
+    return {split: contents(Digits(split=split)) for split in ('train', 'test')}
 
 
-def test_splits_are_disjoint_and_complete():
+def test_splits_are_disjoint_complete_and_stratified():
     # At 8x8 nothing is interpolated, so every image can be traced to its original.
     originals = load_digits()
     keys = [np.rint(image * (255 / 16)).astype(np.uint8).tobytes() for image in originals.images]
-    ours = []
-    for split in ('train', 'test'):
-        ours.append([i['img'][..., 0].tobytes() for i in contents(Digits(split, image_size=8))])
-    assert len(set(keys)) == 1797  # no two digits are equal, so sets tell the whole truth
-    assert set(ours[0]).isdisjoint(ours[1])
-    assert set(ours[0]) | set(ours[1]) == set(keys)
     label_of = dict(zip(keys, originals.target, strict=True))
-    for split in ('train', 'test'):
-        for item in contents(Digits(split, image_size=8)):
-            assert item['gt_label'] == label_of[item['img'][..., 0].tobytes()]
-
-
-def test_split_is_stratified_and_the_same_every_time(splits):
-    assert (len(splits['train']), len(splits['test'])) == (1437, 360)
-    shares = np.bincount([item['gt_label'] for item in contents(splits['test'])]) / np.bincount(
-        load_digits().target
-    )
-    np.testing.assert_allclose(shares, 0.2, atol=0.01)
-    np.random.seed(5)
-    again = Digits('test')
-    for first, second in zip(contents(splits['test']), contents(again), strict=True):
-        assert np.array_equal(first['img'], second['img'])
+    assert len(label_of) == 1797  # no two digits are equal
+    items = {split: contents(Digits(split, image_size=8)) for split in ('train', 'test')}
+    ours = {split: [i['img'][..., 0].tobytes() for i in items[split]] for split in items}
+    assert (len(ours['train']), len(ours['test'])) == (1437, 360)
+    assert set(ours['train']).isdisjoint(ours['test'])
+    assert set(ours['train']) | set(ours['test']) == set(keys)
+    for split, names in ours.items():
+        assert [i['gt_label'] for i in items[split]] == [label_of[name] for name in names]
+    counts = np.bincount([item['gt_label'] for item in items['test']])
+    np.testing.assert_allclose(counts / np.bincount(originals.target), 0.2, atol=0.01)
 
 
 def test_samples_are_enlarged_grey_images(splits):
-    item = splits['train'].get_data_info(0)
-    assert item['img'].shape == (32, 32, 3)
-    assert item['img'].dtype == np.uint8
+    item = splits['train'][0]
+    assert item['img'].shape == (32, 32, 3) and item['img'].dtype == np.uint8
     assert item['img_shape'] == item['ori_shape'] == (32, 32)
     assert isinstance(item['gt_label'], int)
-    for item in contents(splits['test'])[:50]:
-        channels = item['img'].transpose(2, 0, 1)
-        assert np.array_equal(channels[0], channels[1])
-        assert np.array_equal(channels[0], channels[2])
-    # Averaging 4x4 blocks must give the original back, but for bicubic's sharpening.
+    for item in splits['test'][:100]:
+        channels = item['img'].transpose(2, 0, 1).astype(int)
+        assert (channels == channels[0]).all() and channels.max() > 200
+        # Bicubic overshoots 0 and 255; a cast without a clip would wrap around.
+        assert np.abs(np.diff(channels[0], axis=1)).max() < 160
+    # Means of 4x4 blocks equal the original but for bicubic's sharpening.
     original = load_digits().images * (255 / 16)
-    means = splits['train'].get_data_info(3)['img'][..., 0].reshape(8, 4, 8, 4).mean((1, 3))
-    nearest = np.abs(original - means).mean((1, 2))
-    assert nearest.min() < 12
-
-
-def test_range_is_kept_without_wrapping_around():
-    # Bicubic overshoots beyond 0 and 255; a cast without a clip would turn black into white.
-    for item in contents(Digits('test', image_size=32))[:100]:
-        grey = item['img'][..., 0].astype(int)
-        assert grey.max() > 200
-        border = np.abs(np.diff(grey, axis=1)).max()
-        assert border < 160, 'neighbours of an enlarged image differ little'
+    means = splits['train'][3]['img'][..., 0].reshape(8, 4, 8, 4).mean((1, 3))
+    assert np.abs(original - means).mean((1, 2)).min() < 12
 
 
 def test_built_by_name_with_a_pipeline():
@@ -79,25 +67,18 @@ def test_built_by_name_with_a_pipeline():
     assert sample['inputs']['view_1'].shape == (32, 32, 3)
     assert sample['data_samples'].gt_label.item() in range(10)
     assert dataset.metainfo['classes'] == tuple('0123456789')
-    plain = Digits('test', pipeline=[dict(type='mmpretrain.PackInputs')])[0]
-    assert plain['inputs'].shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    'settings', [dict(split='val'), dict(image_size=4), dict(test_share=1.0)], ids=repr
-)
+@pytest.mark.parametrize('settings', [dict(split='val'), dict(image_size=4)], ids=repr)
 def test_wrong_arguments_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Digits(**settings)
 
 
-def test_changed_digits_are_moved_resized_and_turned_the_same_every_time(splits):
-    changed = contents(Digits(split='test', changed=True))
-    again = contents(Digits(split='test', changed=True))
-    plain = contents(splits['test'])
-    assert len(changed) == len(plain)
+def test_changed_digits_are_shifted_resized_and_rotated_the_same_every_time(splits):
+    changed, again = (contents(Digits(split='test', changed=True)) for _ in range(2))
     areas, shifts = [], []
-    for one, two, before in zip(changed, again, plain, strict=True):
+    for one, two, before in zip(changed, again, splits['test'], strict=True):
         assert np.array_equal(one['img'], two['img'])
         assert one['gt_label'] == before['gt_label']
         assert not np.array_equal(one['img'], before['img'])
@@ -109,3 +90,100 @@ def test_changed_digits_are_moved_resized_and_turned_the_same_every_time(splits)
     assert 0.5 < np.quantile(areas, 0.05) < 0.7 and 1.0 < np.quantile(areas, 0.95) < 1.25
     shifts = np.array(shifts)
     assert (np.abs(shifts) < 7).all() and (shifts.std(axis=0) > 1.5).all()  # up to 4 pixels
+
+
+# Scenes
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('scenes')
+    write_digit_scenes(root, **SETTINGS)
+    return root
+
+
+def scenes(root, split):
+    """Per scene: the picture, annotations, and masks of the digits, by pycocotools."""
+    api = COCO(str(root / f'annotations/instances_{split}.json'))
+    for image in api.imgs.values():
+        picture = cv2.imread(str(root / split / image['file_name']), cv2.IMREAD_UNCHANGED)
+        annotations = api.imgToAnns[image['id']]
+        yield picture, annotations, [api.annToMask(one).astype(bool) for one in annotations]
+
+
+@pytest.mark.parametrize(('split', 'count'), [('train', 12), ('val', 6)])
+def test_annotations_describe_disjoint_masks_that_cover_the_ink(root, split, count):
+    assert len(list((root / split).glob('*.png'))) == count
+    seen = list(scenes(root, split))
+    assert len(seen) == count
+    overlaps = 0
+    for picture, annotations, masks in seen:
+        assert picture.shape == (96, 96)
+        assert 1 <= len(masks) <= 5
+        for annotation, mask in zip(annotations, masks, strict=True):
+            rows, columns = np.nonzero(mask)
+            left, top, width, height = annotation['bbox']
+            assert (left, top) == (columns.min(), rows.min())
+            assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
+            assert annotation['area'] == mask.sum()
+            assert annotation['iscrowd'] == 0
+        total = np.sum(masks, axis=0)
+        assert total.max() == 1
+        assert np.array_equal(picture > INK, total == 1)
+        assert not picture[total == 0].any()
+        boxes = [np.array(one['bbox']) for one in annotations]
+        for i, a in enumerate(boxes):
+            for b in boxes[i + 1 :]:
+                ends = np.minimum(a[:2] + a[2:], b[:2] + b[2:])
+                overlaps += (ends > np.maximum(a[:2], b[:2])).all()
+    assert overlaps > 1  # without overlaps the masks would prove nothing
+    content = json.loads((root / f'annotations/instances_{split}.json').read_text())
+    assert content['categories'] == [{'id': n + 1, 'name': str(n)} for n in range(10)]
+    ids = [annotation['id'] for annotation in content['annotations']]
+    assert ids == list(range(1, len(ids) + 1))  # pycocotools reads 0 as "no match"
+
+
+def test_labels_are_those_of_the_digits_drawn(tmp_path):
+    """One digit at full size per scene: its nearest original has the label."""
+    sizes = dict(image_size=32, num_digits=(1, 1), digit_size=(32, 32))
+    write_digit_scenes(tmp_path, num_train=0, num_val=20, **sizes)
+    digits = load_digits()
+    originals = digits.images.reshape(len(digits.images), -1)
+    for picture, annotations, _ in scenes(tmp_path, 'val'):
+        small = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA).reshape(-1) / 16
+        nearest = ((originals - small) ** 2).sum(1).argmin()
+        assert digits.target[nearest] == annotations[0]['category_id'] - 1
+
+
+def test_equal_seeds_give_equal_files(tmp_path):
+    sizes = dict(num_train=2, num_val=1, image_size=64)
+    for name, seed in (('one', 0), ('same', 0), ('other', 1)):
+        write_digit_scenes(tmp_path / name, **sizes, seed=seed)
+    root = tmp_path / 'one'
+    for file in (path.relative_to(root) for path in root.rglob('*.*')):
+        assert (tmp_path / 'same' / file).read_bytes() == (root / file).read_bytes()
+    name = 'annotations/instances_train.json'
+    assert (tmp_path / 'other' / name).read_bytes() != (root / name).read_bytes()
+
+
+def test_pieces_of_ink_are_cropped_centred_and_whole():
+    scene = np.zeros((96, 96), np.uint8)
+    scene[10:30, 20:34] = 255  # 20 high, 14 wide
+    scene[90:96, 80:96] = 200  # at the border, 16 wide
+    scene[50:54, 50:54] = 255  # too small
+    scene[60:70, 0:60] = 255  # too long for a digit
+    tall, low = crop_ink(scene, smallest=10, largest=40, size=24)  # 1.2 * 20: not resized
+    expected = np.zeros((24, 24), np.uint8)
+    expected[2:22, 5:19] = 255
+    assert np.array_equal(tall, expected)
+    filled = low > 100
+    assert low.shape == (24, 24)
+    assert abs(np.argwhere(filled).mean(axis=0) - 11.5).max() < 1
+    assert filled.any(axis=0).sum() == pytest.approx(24 / 1.2, abs=1)
+
+
+def test_crops_of_scenes_need_no_annotations(root, tmp_path):
+    count = write_ink_crops(root / 'train', tmp_path / 'crops')
+    files = list((tmp_path / 'crops').glob('*.png'))
+    assert len(files) == count > 0
+    assert cv2.imread(str(files[0]), cv2.IMREAD_UNCHANGED).shape == (32, 32)

@@ -1,15 +1,25 @@
-"""Crops against torchvision's own RandomResizedCrop, and against Pillow's resize."""
+"""Crops and boxes against torchvision; loading against the two steps it replaces."""
 
+import io
 import itertools
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode, v2
 
-from mmpatchmix.datasets import MultiCrop
+from mmpatchmix.datasets import ImageFolder, LoadMultiCrop, MultiCrop
+from mmpatchmix.datasets.multi_crop import (
+    Box,
+    choose_reduction,
+    draw_box,
+    read_jpeg_header,
+    reduce_box,
+)
 
 
 def make_image(height: int = 120, width: int = 160) -> np.ndarray:
@@ -31,8 +41,7 @@ def torchvision_crops(source, num_local=0, ratio=(3 / 4, 4 / 3)):
 
 
 def our_crops(image, num_local=0, ratio=(3 / 4, 4 / 3)):
-    transform = MultiCrop(64, (0.35, 1.0), 32, (0.05, 0.35), num_local, ratio)
-    results = transform.transform({'img': image})
+    results = MultiCrop(64, (0.35, 1.0), 32, (0.05, 0.35), num_local, ratio)({'img': image})
     return [results['view_1'], results['view_2'], *results.get('local_views', ())]
 
 
@@ -62,17 +71,18 @@ def resize_slowly(image: np.ndarray, size: int) -> np.ndarray:
     'shape',
     [(120, 160), (40, 400), (400, 40), (20, 24), (375, 500), (1, 1), (3, 2), (1, 90), (64, 64)],
 )
-def test_crops_equal_torchvisions_bit_for_bit(shape):
+@pytest.mark.parametrize('ratio', [(3 / 4, 4 / 3), (0.2, 6.0), (1.0, 1.0)])
+def test_crops_and_random_numbers_equal_torchvisions_bit_for_bit(shape, ratio):
     image = make_image(*shape)
+    # Another memory layout on purpose: torchvision's usual (C, H, W).
+    source = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     for seed in range(5):
         torch.manual_seed(seed)
-        crops = our_crops(image, num_local=3)
+        crops, after = our_crops(image, 3, ratio), torch.rand(())
         torch.manual_seed(seed)
-        # Another memory layout, on purpose: torchvision's usual (C, H, W) one.
-        source = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        expected = torchvision_crops(source, num_local=3)
-        for ours, theirs in zip(crops, expected, strict=True):
+        for ours, theirs in zip(crops, torchvision_crops(source, 3, ratio), strict=True):
             assert torch.equal(ours, theirs)
+        assert after == torch.rand(())
 
 
 @pytest.mark.parametrize('shape', [(48, 48), (100, 50), (30, 50), (40, 120), (200, 112)])
@@ -84,32 +94,7 @@ def test_resize_equals_a_slow_one_within_one_step(shape):
     assert np.abs(view - resize_slowly(image, 64)).max() <= 1
 
 
-def test_crops_equal_pillows_within_one_step():
-    image = make_image()
-    # Boxes at least as wide as high: Pillow filters the columns of tall ones first, and noise
-    # that overshoots is then clipped at other places (7 steps were seen).
-    for seed in range(5):
-        torch.manual_seed(seed)
-        crops = our_crops(image, num_local=2, ratio=(1.0, 4 / 3))
-        torch.manual_seed(seed)
-        expected = torchvision_crops(Image.fromarray(image), num_local=2, ratio=(1.0, 4 / 3))
-        for ours, theirs in zip(crops, expected, strict=True):
-            theirs = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)
-            assert (ours.int() - theirs.int()).abs().max() <= 1
-
-
-def test_shrinking_does_not_alias():
-    # Stripes finer than the new grid have no place in it: only their grey mean is right.
-    stripes = np.tile(np.array([0, 0, 255], dtype=np.uint8), (192, 64))
-    image = np.repeat(stripes[:, :, None], 3, axis=2)
-    view = MultiCrop(48, (1.0, 1.0), ratio=(1.0, 1.0)).transform({'img': image})['view_1']
-    aliased = cv2.resize(image, (48, 48), interpolation=cv2.INTER_CUBIC)
-    inner = slice(4, -4)  # off the border, where the filter is cut
-    assert (view[:, :, inner].int() - 85).abs().max() <= 3
-    assert np.abs(aliased[:, inner].astype(int) - 85).max() > 50  # the image does tell
-
-
-def test_views_keep_the_channel_order_and_differ():
+def test_views_keep_the_channel_order_of_any_layout_and_differ():
     image = np.zeros((50, 60, 3), dtype=np.uint8)
     image[..., 0], image[..., 2] = 200, 100
     crops = our_crops(image, num_local=1)
@@ -117,16 +102,11 @@ def test_views_keep_the_channel_order_and_differ():
         assert crop.flatten(1).unique(dim=1).flatten().tolist() == [200, 0, 100]
     torch.manual_seed(0)
     view_1, view_2, first, second = our_crops(make_image(), num_local=2)
-    assert not torch.equal(view_1, view_2)
-    assert not torch.equal(first, second)
-
-
-def test_non_contiguous_images_are_taken():
-    image = make_image()
+    assert not torch.equal(view_1, view_2) and not torch.equal(first, second)
     torch.manual_seed(0)
-    expected = our_crops(image[:, ::-1].copy())
+    mirrored = our_crops(make_image()[:, ::-1])[0]  # not contiguous
     torch.manual_seed(0)
-    assert torch.equal(our_crops(image[:, ::-1])[0], expected[0])
+    assert torch.equal(mirrored, our_crops(make_image()[:, ::-1].copy())[0])
 
 
 @pytest.mark.parametrize(
@@ -150,11 +130,9 @@ def test_wrong_images_are_refused(img, message):
         dict(global_size=(224, 0)),
         dict(global_size=(224, 224, 3)),
         dict(local_size=-1),
-        dict(global_scale=(0.0, 1.0)),
         dict(global_scale=(0.5, 1.2)),
         dict(local_scale=(0.4, 0.1)),
         dict(num_local=-1),
-        dict(ratio=(2.0, 1.0)),
         dict(ratio=(0.0, 1.0)),
     ],
     ids=repr,
@@ -162,3 +140,213 @@ def test_wrong_images_are_refused(img, message):
 def test_wrong_arguments_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         MultiCrop(**settings)
+
+
+# Boxes
+
+
+def test_reduction_is_the_largest_that_leaves_crops_enough_pixels():
+    boxes = [Box(0, 0, 448, 900), Box(3, 5, 97, 400)]
+    for sizes, expected in (
+        ([(224, 224)], 2),
+        ([(225, 224)], 1),
+        ([(224, 451)], 1),
+        ([(56, 112)], 8),
+        ([(112, 112), (48, 48)], 2),  # 97 / 2 >= 48, 97 / 4 < 48
+        ([(56, 56), (24, 24)], 4),
+        ([(2, 2), (2, 2)], 8),  # the largest of libjpeg
+    ):
+        assert choose_reduction(boxes[: len(sizes)], sizes) == expected
+
+
+def test_reduced_boxes_stay_inside_and_keep_what_crops_need():
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(400):
+        height, width = (int(side) for side in rng.integers(1, 3000, 2))
+        size = int(rng.integers(1, 300))
+        torch.manual_seed(int(rng.integers(2**31)))
+        box = draw_box(height, width, (0.05, 1.0), (3 / 4, 4 / 3))
+        reduction = choose_reduction([box], [(size, size)])
+        seen.add(reduction)
+        small = reduce_box(box, reduction)
+        assert small.top >= 0 and small.left >= 0
+        assert small.top + small.height <= -(-height // reduction)
+        assert small.left + small.width <= -(-width // reduction)
+        if reduction == 1:
+            assert small == box
+            continue
+        assert min(small.height, small.width) >= size
+        # No edge moves by more than half a pixel of the smaller image.
+        for begin, length, place, new in zip(box[:2], box[2:], small[:2], small[2:], strict=True):
+            assert abs(place - begin / reduction) <= 0.5
+            assert abs(place + new - (begin + length) / reduction) <= 0.5
+    assert seen == {1, 2, 4, 8}
+
+
+# Loading at a reduced size
+
+CROPS = dict(global_size=64, local_size=32, num_local=2)
+
+
+@pytest.fixture(scope='module')
+def photos() -> list[Image.Image]:
+    return [Image.fromarray(array) for array in load_sample_images().images]  # 640 x 427, RGB
+
+
+def load(path, seed=0, **options):
+    torch.manual_seed(seed)
+    return LoadMultiCrop(**{**CROPS, **options}).transform({'img_path': str(path)})
+
+
+def load_in_two_steps(path, seed=0, backend='cv2', **options):
+    torch.manual_seed(seed)
+    results = LoadImageFromFile(imdecode_backend=backend).transform({'img_path': str(path)})
+    return MultiCrop(**{**CROPS, **options}).transform(results)
+
+
+def assert_equal_crops(ours, theirs):
+    for name in ('view_1', 'view_2', 'local_views'):
+        assert torch.equal(ours[name], theirs[name])
+    assert ours['ori_shape'] == theirs['ori_shape']
+
+
+def save_oriented(image: Image.Image, path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, quality=95)
+
+
+def psnr(first: torch.Tensor, second: torch.Tensor) -> float:
+    """In dB, of uint8 images."""
+    error = (first.double() - second.double()).square().mean().item()
+    return 10 * np.log10(255**2 / error) if error else float('inf')
+
+
+def full_size_crops(path, boxes, reduction, sizes):
+    """Cut these reduced boxes from the image decoded at its whole resolution."""
+    image = Image.fromarray(cv2.imread(str(path)))
+    crops = []
+    for (top, left, height, width), size in zip(boxes, sizes, strict=True):
+        box = [reduction * edge for edge in (left, top, left + width, top + height)]
+        # The last pixel of the smaller image may stand for less than a whole one.
+        box[2:] = min(box[2], image.width), min(box[3], image.height)
+        crop = image.resize(size[::-1], Image.Resampling.BICUBIC, box=tuple(box))
+        crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+    return crops
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('options', [dict(reduced_decoding=False), dict(global_size=300)], ids=str)
+def test_whole_images_give_the_same_bits_and_random_numbers(photos, tmp_path, mode, options):
+    path = tmp_path / 'photo.jpg'
+    photos[0].convert(mode).save(path)
+    ours, after = load(path, **options), torch.rand(())
+    assert_equal_crops(ours, load_in_two_steps(path, global_size=options.get('global_size', 64)))
+    assert after == torch.rand(())
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.webp', 'a.jpg'])
+def test_other_formats_and_backends_decode_whole(photos, tmp_path, name):
+    path = tmp_path / name
+    photos[1].save(path)
+    backend = 'pillow' if name == 'a.jpg' else 'cv2'
+    ours = load(path, imdecode_backend=backend)
+    assert_equal_crops(ours, load_in_two_steps(path, backend=backend))
+    assert (read_jpeg_header(path.read_bytes()) is None) == (name != 'a.jpg')
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 2), (9, 7), (40, 2), (65, 64)])
+def test_tiny_images(photos, tmp_path, shape):
+    path = tmp_path / 'tiny.jpg'
+    photos[0].resize(shape).save(path)
+    assert_equal_crops(load(path), load_in_two_steps(path))
+
+
+@pytest.mark.parametrize(('size', 'global_size'), [((639, 421), 64), ((1283, 857), 32)], ids=str)
+def test_reduced_crops_are_close_to_whole_ones(photos, tmp_path, monkeypatch, size, global_size):
+    """At least 30 dB: a root mean square of 8 grey levels of 255."""
+    options = dict(global_size=global_size, local_size=16)
+    reductions = []
+    monkeypatch.setattr(
+        'mmpatchmix.datasets.multi_crop.choose_reduction',
+        lambda *given: reductions.append(choose_reduction(*given)) or reductions[-1],
+    )
+    for number, photo in enumerate(photos):
+        path = tmp_path / f'{number}.jpg'
+        photo.resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
+        for seed in range(4):
+            ours = load(path, seed, **options)
+            transform = MultiCrop(**{**CROPS, **options})
+            torch.manual_seed(seed)
+            boxes = transform.draw_boxes(size[1], size[0])
+            boxes = [reduce_box(box, reductions[-1]) for box in boxes]
+            whole = full_size_crops(path, boxes, reductions[-1], transform.crop_sizes)
+            crops = [ours['view_1'], ours['view_2'], *ours['local_views']]
+            assert ours['ori_shape'] == (size[1], size[0])
+            for crop, expected in zip(crops, whole, strict=True):
+                assert psnr(crop, expected) > 30
+    assert max(reductions) > 1
+
+
+@pytest.mark.parametrize('size', [(640, 424), (638, 421)], ids=['divisible', 'odd'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_rotated_and_mirrored_photos(photos, tmp_path, orientation, size):
+    """Against OpenCV's rotation of the whole image, in two steps."""
+    path = tmp_path / 'photo.jpg'
+    save_oriented(photos[0].resize(size), path, orientation)
+    stored = (size[1], size[0])
+    header = read_jpeg_header(path.read_bytes())
+    assert header[:2] == (stored if orientation < 5 else stored[::-1])
+    assert_equal_crops(load(path, global_size=300), load_in_two_steps(path, global_size=300))
+    for seed in range(3):
+        ours, whole = load(path, seed), load_in_two_steps(path, seed)
+        assert ours['ori_shape'] == whole['ori_shape']
+        # The edges of boxes are rounded here, so a looser bound; mirrored crops have 12 dB.
+        assert psnr(ours['view_1'], whole['view_1']) > 25
+        assert psnr(ours['view_1'], whole['view_1'].flip(-1)) < 14
+        if orientation != 1 and size == (638, 421):
+            assert_equal_crops(ours, whole)  # not reduced: it would be moved
+
+
+def test_a_wrong_header_is_ignored(photos, tmp_path, monkeypatch):
+    path = tmp_path / 'photo.jpg'
+    photos[0].save(path)
+    height, width, _ = read_jpeg_header(path.read_bytes())
+    monkeypatch.setattr(
+        'mmpatchmix.datasets.multi_crop.read_jpeg_header', lambda _: (width, height, False)
+    )
+    ours = load(path)
+    # The boxes for the size of the header are drawn first, and not used.
+    torch.manual_seed(0)
+    transform = MultiCrop(**CROPS)
+    transform.draw_boxes(width, height)
+    theirs = transform.transform(LoadImageFromFile().transform({'img_path': str(path)}))
+    assert_equal_crops(ours, theirs)
+
+
+def test_bad_files_are_skipped_and_config_errors_are_raised(photos, tmp_path):
+    buffer = io.BytesIO()
+    photos[0].save(buffer, 'jpeg')
+    whole = buffer.getvalue()
+    (tmp_path / '0.jpg').write_bytes(whole)
+    (tmp_path / '1.jpg').write_bytes(whole[: len(whole) // 2])  # header in order, data missing
+    (tmp_path / '2.jpg').write_bytes(whole[:100])  # not even a header
+    (tmp_path / '3.jpg').write_bytes(b'')
+    for global_size in (300, 32):
+        step = dict(type='mmpatchmix.LoadMultiCrop', global_size=global_size)
+        dataset = ImageFolder(str(tmp_path), pipeline=[step], max_unreadable=0.9)
+        found = [dataset.prepare_data(index) for index in range(4)]
+        assert [data is None for data in found] == [False, True, True, True]
+        assert dataset.num_unreadable == 3
+    step['imdecode_backend'] = 'opencv'
+    dataset = ImageFolder(str(tmp_path), pipeline=[step])
+    with pytest.raises(ValueError, match='backend: opencv is not supported'):
+        dataset.prepare_data(0)
+    assert dataset.num_unreadable == 0
+
+
+def test_arguments_in_messages_and_repr():
+    with pytest.raises(ValueError, match='LoadMultiCrop: global_size'):
+        LoadMultiCrop(global_size=0)
+    assert 'reduced_decoding=False' in repr(LoadMultiCrop(reduced_decoding=False))

@@ -1,0 +1,257 @@
+"""Shards: the index file, names, remote shards, and which ones are refused."""
+
+import json
+import os
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from mmengine.fileio import BaseStorageBackend, register_backend
+
+from mmpatchmix.datasets import shard_index
+from mmpatchmix.datasets.shard_index import list_shards
+from mmpatchmix.datasets.skip_unreadable import UnreadableImagesError
+from mmpatchmix.evaluation.feature_cache import _digest_images
+from tests.datasets.shards import (
+    encode_image,
+    make_shards,
+    open_shards,
+    read_all,
+    read_number,
+    write_tar,
+)
+
+NUM = 20
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp('shards'), NUM, per_shard=3)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.delenv('PATCHMIX_CACHE', raising=False)
+    monkeypatch.setenv('no_proxy', '*')
+
+
+# The index file
+
+
+def scans(monkeypatch) -> list[str]:
+    """Collect the names of the shards that are scanned from now on."""
+    names, scan = [], shard_index.scan_shard
+
+    def note(path, endings):
+        names.append(os.path.basename(path))
+        return scan(path, endings)
+
+    monkeypatch.setattr(shard_index, 'scan_shard', note)
+    return names
+
+
+def test_shards_are_scanned_once_and_again_when_they_change(tmp_path, monkeypatch):
+    make_shards(tmp_path, 9, per_shard=3)
+    names = scans(monkeypatch)
+    assert read_all(open_shards(tmp_path)) == list(range(9))
+    assert sorted(names) == [f'train-00000{i}.tar' for i in range(3)]
+    names.clear()
+    assert read_all(open_shards(tmp_path)) == list(range(9))
+    assert names == []
+    write_tar(tmp_path / 'train-000001.tar', {f'{i}.png': encode_image(i) for i in (50, 51)})
+    assert read_all(open_shards(tmp_path, labels=False)) == [0, 1, 2, 50, 51, 6, 7, 8]
+    assert names == ['train-000001.tar']
+    os.remove(tmp_path / 'train-000000.tar')
+    assert read_all(open_shards(tmp_path, labels=False)) == [50, 51, 6, 7, 8]
+
+
+def test_a_change_that_keeps_the_size_is_detected(tmp_path):
+    write_tar(tmp_path / 'a.tar', {'1.png': encode_image(1), '1.cls': b'4'})
+    dataset = open_shards(tmp_path)
+    assert dataset.get_data_info(0)['gt_label'] == 4
+    before = _digest_images(dataset)  # of cached features
+    write_tar(tmp_path / 'a.tar', {'1.png': encode_image(1), '1.cls': b'7'})
+    os.utime(tmp_path / 'a.tar', ns=(0, 0))
+    assert open_shards(tmp_path).get_data_info(0)['gt_label'] == 7
+    assert _digest_images(dataset) != before
+
+
+@pytest.mark.parametrize('content', [b'', b'no zip', None])
+def test_a_damaged_index_in_the_cache_is_replaced(tmp_path, monkeypatch, content):
+    make_shards(tmp_path / 'shards', 4, per_shard=2)
+    monkeypatch.setenv('PATCHMIX_CACHE', str(tmp_path / 'cache'))
+    open_shards(tmp_path / 'shards')
+    (file,) = tmp_path.rglob('*.npz')
+    assert file.parent == tmp_path / 'cache'
+    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
+    assert read_all(open_shards(tmp_path / 'shards')) == list(range(4))
+
+
+# Names of shards
+
+
+def test_folders_ranges_and_wildcards(shards, monkeypatch):
+    names = [str(shards / f'train-{number:06d}.tar') for number in range(7)]
+    for location in ('', '/train-{000000..000006}.tar', '/train-*.tar', '/train-00000[0-6].tar'):
+        assert list_shards(f'{shards}{location}') == names
+    monkeypatch.chdir(shards.parent)
+    assert list_shards(f'{shards.name}/train-{{000002..000003}}.tar') == names[2:4]
+    assert list_shards('http://h/{0..1}/{08..10}.tar') == [
+        f'http://h/{folder}/{number}.tar' for folder in (0, 1) for number in ('08', '09', '10')
+    ]
+
+
+def test_missing_shards_are_named(shards, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'train-000007.tar and 2 more'):
+        open_shards(shards / 'train-{000005..000009}.tar')
+    with pytest.raises(FileNotFoundError, match=r'\{000000\.\.000009\}'):
+        open_shards(tmp_path)
+    with pytest.raises(ValueError, match='cannot be listed'):
+        open_shards('http://localhost/shards')
+
+
+# Remote shards
+
+
+@pytest.fixture
+def server(shards):
+    """A web server of the shards' folder; yields its address and the paths it was asked for."""
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *args):
+            asked.append(self.path)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(shards)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}', asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_remote_shards_are_copied_once(server, tmp_path, monkeypatch):
+    address, asked = server
+    location = f'{address}/train-{{000000..000006}}.tar'
+    with pytest.raises(ValueError, match='PATCHMIX_CACHE=FOLDER'):
+        open_shards(location)
+    monkeypatch.setenv('PATCHMIX_CACHE', str(tmp_path))
+    assert read_all(open_shards(location)) == list(range(NUM))
+    assert asked == [f'/train-{number:06d}.tar' for number in range(7)]
+    assert read_all(open_shards(location)) == list(range(NUM))
+    assert len(asked) == 7
+    with pytest.raises(ConnectionError, match=r'train-000007\.tar cannot be read: .*404'):
+        open_shards(f'{address}/train-{{000000..000007}}.tar')
+
+
+def test_any_backend_of_mmengine_copies(shards, tmp_path):
+    class Bucket(BaseStorageBackend):
+        def __init__(self, token):
+            assert token == 'mine'
+
+        def get(self, filepath):
+            return (shards / filepath.removeprefix('bucket://there/')).read_bytes()
+
+        get_text = None
+
+    register_backend('bucket', Bucket, prefixes='bucket', force=True)
+    dataset = open_shards(
+        'bucket://there',
+        data_prefix='train-{000001..000002}.tar',
+        cache_dir=str(tmp_path),
+        backend_args=dict(backend='bucket', token='mine'),
+    )
+    assert read_all(dataset) == list(range(3, 9))
+
+
+# Refused shards
+
+
+@pytest.mark.parametrize('name', ['/etc/1.png', '../1.png', 'a/../../1.png'])
+def test_names_outside_the_archive_are_refused(tmp_path, name):
+    write_tar(tmp_path / 'a.tar', {'0.png': encode_image(0), name: encode_image(1)})
+    with pytest.raises(ValueError, match=r'shard .*a\.tar is refused.*leads out of the archive'):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / 'a.tar', 'w') as shard:
+        member = tarfile.TarInfo('1.png')
+        member.type, member.linkname = kind, '/etc/passwd'
+        shard.addfile(member)
+    with pytest.raises(ValueError, match=r"a\.tar is refused: '1.png' is not a plain file"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('members', 'message'),
+    [
+        ({'1.png': b'', '1.cls': b'cat'}, "a .cls file holds b'cat'"),
+        ({'1.png': b'', '1.jpg': b''}, '1.png and 1.jpg are one sample'),
+        ({'1.png': b'', '1.PNG': b''}, '1.PNG comes twice'),
+        ({'1.txt': b''}, 'no image in the 1 shards'),
+        ({'__pack__': b'no json'}, 'is refused'),
+        ({'__pack__': b'{"sources": ["a", "b"]}', '1.png': b'1'}, 'is refused'),
+    ],
+)
+def test_invalid_samples_are_refused(tmp_path, members, message):
+    write_tar(tmp_path / 'a.tar', members)
+    with pytest.raises(ValueError, match=message):
+        open_shards(tmp_path)
+
+
+def test_shards_of_different_packings_are_refused(tmp_path):
+    for name, classes in (('a', ['ant']), ('b', ['bee'])):
+        meta = json.dumps({'classes': classes, 'sources': ['1.png']}).encode()
+        members = {'1.png': encode_image(1), '1.cls': b'0', '__pack__': meta}
+        write_tar(tmp_path / f'{name}.tar', members)
+    with pytest.raises(ValueError, match=r'b\.tar was packed with other classes'):
+        open_shards(tmp_path)
+
+
+def test_shards_cut_anywhere_are_named(tmp_path):
+    make_shards(tmp_path, 6, per_shard=3)
+    path = tmp_path / 'train-000001.tar'
+    whole = path.read_bytes()
+    end = whole.rindex(b'ustar') // 512 * 512 + 1024  # of the last member
+    for size in (0, 1, 511, 512, 700, 1024, 1500, 2048, end - 512, end - 1, end):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r'shard .*train-000001\.tar is refused'):
+            open_shards(tmp_path)
+    path.write_bytes(whole[: end + 512])  # complete without padding
+    assert read_all(open_shards(tmp_path)) == list(range(6))
+    with tarfile.open(path, 'w:gz'), pytest.raises(ValueError, match='uncompressed tar files'):
+        open_shards(tmp_path)
+
+
+def test_damaged_headers_are_named(tmp_path):
+    make_shards(tmp_path, 3, per_shard=3)
+    path = tmp_path / 'train-000000.tar'
+    whole = path.read_bytes()
+    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b'ustar']
+    assert len(headers) == 6
+    for at in headers:
+        path.write_bytes(whole[: at + 3] + b'?' + whole[at + 4 :])
+        with pytest.raises(ValueError, match=r'train-000000\.tar is refused'):
+            open_shards(tmp_path)
+
+
+def test_images_that_cannot_be_read_are_named_by_shard_and_member(tmp_path):
+    write_tar(tmp_path / 'a.tar', {f'{i}.png': b'no image' for i in range(9)})
+    dataset = open_shards(tmp_path)
+    with pytest.raises(UnreadableImagesError, match=r'a\.tar: 2\.png'):
+        for index in range(2, 9):
+            dataset.prepare_data(index)
+
+
+def test_a_shard_cut_while_it_is_read(tmp_path):
+    make_shards(tmp_path, 3, per_shard=3)
+    dataset = open_shards(tmp_path)
+    os.truncate(tmp_path / 'train-000000.tar', 2048)
+    with pytest.raises(OSError, match=r'train-000000\.tar ends before byte'):
+        read_number(dataset, 2)

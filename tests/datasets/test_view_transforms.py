@@ -1,0 +1,67 @@
+"""The test view against mmpretrain's, and views made by any transforms."""
+
+import numpy as np
+import pytest
+import torch
+from mmpretrain.registry import TRANSFORMS
+
+from mmpatchmix.datasets import ResizeCentre, TransformViews
+from tests.datasets.any_images import make_noise
+
+AFFINE = [
+    dict(type='mmpretrain.NumpyToPIL'),
+    dict(type='mmpretrain.torchvision/RandomAffine', degrees=90, translate=(0.2, 0.2)),
+    dict(type='mmpretrain.PILToNumpy'),
+]
+
+
+def image():
+    return np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def test_each_view_is_drawn_anew_and_the_image_stays():
+    torch.manual_seed(0)
+    transform = TRANSFORMS.build(dict(type='mmpatchmix.TransformViews', transforms=AFFINE))
+    original = image()
+    results = transform(dict(img=original, gt_label=3))
+    assert results['gt_label'] == 3 and np.array_equal(original, image())
+    first, second = results['view_1'], results['view_2']
+    assert first.shape == second.shape == (3, 12, 16) and first.dtype == torch.uint8
+    assert not torch.equal(first, second)
+
+
+def test_views_are_the_outputs_of_the_transforms():
+    transform = TransformViews([dict(type='RandomFlip', prob=1.0, direction='horizontal')])
+    results = transform(dict(img=image()))
+    expected = torch.from_numpy(image()[:, ::-1].copy()).permute(2, 0, 1)
+    assert torch.equal(results['view_1'], expected) and torch.equal(results['view_2'], expected)
+
+
+def test_views_that_are_no_uint8_images_are_refused():
+    with pytest.raises(ValueError, match='TransformViews needs a uint8 or float32 image'):
+        TransformViews(AFFINE[:1])(dict(img=image()))
+
+
+@pytest.mark.parametrize('shape', [(300, 400), (500, 333), (100, 90)])
+def test_the_test_view_of_photos_equals_mmpretrains(shape):
+    img = make_noise((*shape, 3))
+    theirs = {'img': img}
+    for step in (
+        dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=224),
+    ):
+        theirs = TRANSFORMS.build(step)(theirs)
+    ours = ResizeCentre(224)({'img': img})
+    assert ours['img'].shape == (224, 224, 3) == theirs['img'].shape
+    assert np.abs(ours['img'].astype(int) - theirs['img']).max() <= 2
+
+
+def test_the_test_view_of_other_shapes_keeps_the_proportions():
+    # A ramp along each axis: after resizing, the steps are equal in both.
+    rows, columns = np.mgrid[0:210, 0:400].astype(np.float32)
+    img = np.stack([rows / 2, columns / 2], -1)
+    view = ResizeCentre((64, 128)).transform({'img': img})['img']
+    assert view.shape == (64, 128, 2)
+    steps = np.diff(view[10:-10, :, 0], axis=0).mean(), np.diff(view[:, 10:-10, 1], axis=1).mean()
+    assert steps[0] == pytest.approx(steps[1], rel=0.01)
+    assert view[31:33, 63:65].mean((0, 1)) == pytest.approx([52, 99.5], abs=1)

@@ -32,17 +32,12 @@ model = dict(
 
 # -- data
 # Digits end at the border of their image: views move, resize and turn them on black.
+affine = dict(scale=(0.75, 1.1), interpolation='bilinear')
 views = dict(
     type='mmpatchmix.TransformViews',
     transforms=[
         dict(type='NumpyToPIL'),
-        dict(
-            type='torchvision/RandomAffine',
-            degrees=20,
-            translate=(0.125, 0.125),
-            scale=(0.75, 1.1),
-            interpolation='bilinear',
-        ),
+        dict(type='torchvision/RandomAffine', degrees=20, translate=(0.125, 0.125), **affine),
         dict(type='PILToNumpy'),
     ],
 )
@@ -57,7 +52,7 @@ val_cfg = test_cfg = dict(
     pixel_baseline=True,
 )
 val_evaluator = test_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10,))
-del img_size, views, bank, changed
+del img_size, affine, views, bank, changed
 
 # -- schedule: 80 epochs of 11 iterations
 optim_wrapper = dict(
@@ -68,19 +63,12 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.999), weight_decay=0.04, fused=True),
     constructor='mmpatchmix.DecayGroupsConstructor',
 )
+schedule = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
-    dict(
-        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=8, convert_to_iter_based=True
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=8,
-        end=80,
-        convert_to_iter_based=True,
-    ),
+    dict(type='mmpatchmix.LinearWarmupLR', begin=0, end=8, **schedule),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=8, end=80, **schedule),
 ]
+del schedule
 train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=80, val_interval=10)
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 randomness = dict(seed=0)

@@ -97,7 +97,7 @@ def test_without_images_at_hand(benchmark, folder_of_images):
 
 def test_two_ranks_measure_together_and_one_tells(benchmark, digits):
     options = ('--launcher', 'pytorch', '--seconds', 0.2, '--images', 1600, '--json')
-    text = benchmark('bash', 'tools/torchrun.sh', 2, 'tools/benchmark.py', digits, *options)
+    text = benchmark('bash', 'tools/torchrun.sh', 2, '-m', 'mmpatchmix', 'benchmark', digits, *options)
     figures = figures_of(text)
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
 

@@ -13,7 +13,7 @@ from mmpatchmix.files import list_recipes
 from tests.docs.documents import ROOT
 from tests.engine.tiny_run import tiny_run_config
 
-EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
+EXAMPLES = sorted((ROOT / 'examples').glob('own_*.py'))
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""Every pre-training recipe builds as it stands and trains one real step at reduced size."""
+"""Pre-training recipes have the published values, build, and train a step at reduced size."""
 
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from mmpatchmix.cli.verb import build_runner
 from mmpatchmix.registry import MODELS
 
 CONFIGS = sorted(Path('configs').glob('patchmix_*.py'))
+# Those that differ from the others in more than widths, rates and the data set.
+KINDS = ('vit-s_in1k', 'vit-t_cifar10', 'vit-s_cifar100', 'vit-l_in1k_fsdp', 'vit-digits')
+KINDS += ('vit-digits_scenes', 'vit-s_folder', 'vit-s_any', 'vit-s_continue')
 
 # Table of the recipes: base lr per 256 images, weight decay, momentum, batch / epochs /
 # warm-up, crops, width, heads, patch (arXiv 2306.12243).
@@ -35,7 +38,6 @@ for name in ('s', 'b', 't'):
 
 @pytest.fixture(autouse=True)
 def default_scope():
-    """Another test file may have left mmdet's scope behind."""
     init_default_scope('mmpretrain')
 
 
@@ -86,14 +88,6 @@ def test_model_builds_at_full_size(path):
     assert model.backbone.cls_token.shape == (1, 1, width)
     assert len(list(model.neck.children())) == 6 + 1  # three linear layers, three norms, ReLU
     assert not model.neck.bn2.affine and not model.head.predictor.bn1.affine
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_header_tells_paper_hardware_metric_and_command(path):
-    head = path.read_text().split('\n_base_')[0]
-    assert f'tools/train.py {path}' in head or f'tools/dist_train.sh {path}' in head
-    assert 'Meant for' in head and '%' in head
-    assert 'arxiv.org/abs/2306.12243' in head or 'No paper has figures' in head
 
 
 def write_images(folder, num_images, size):
@@ -157,8 +151,9 @@ def test_another_size_takes_a_real_step(data_root, tmp_path, monkeypatch):
     assert 'knn/top1' in runner.val_loop.evaluate()
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_dry_run_takes_a_real_step(path, data_root, tmp_path):
+@pytest.mark.parametrize('name', KINDS)
+def test_dry_run_takes_a_real_step(name, data_root, tmp_path):
+    path = Path(f'configs/patchmix_{name}.py')
     cfg = Config.fromfile(path)
     reduce(cfg, path, data_root)
     if path.stem.endswith('_scenes'):  # which views do not crop

@@ -10,6 +10,7 @@ import runpy
 import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,20 +67,13 @@ def expand(document, command):
     return words
 
 
-def find_verb(tool):
-    """Return the verb of a tool, which is what its file imports."""
-    text = (ROOT / tool).read_text()
-    verb = re.search(r'from mmpatchmix\.cli\.(\w+) import main', text)
-    return verb[1].replace('_', '-')
-
-
 def to_arguments(words):
     """Return what our command gets: a verb and its arguments; None for what is not ours."""
     match words:
-        case ['mmpatchmix', *arguments]:
+        case ['mmpatchmix', *arguments] | ['python', '-m', 'mmpatchmix', *arguments]:
             return arguments
-        case ['python', tool, *arguments] if tool.startswith('tools/'):
-            return [find_verb(tool), *arguments]
+        case ['python', 'tools/train.py' | 'tools/test.py' as tool, *arguments]:
+            return [Path(tool).stem, *arguments]
         case ['bash', 'tools/dist_train.sh', config, ranks, *arguments] if ranks.isdigit():
             return ['train', config, *arguments]
         case ['bash', 'tools/dist_test.sh', config, checkpoint, ranks, *arguments] if (
@@ -88,10 +82,15 @@ def to_arguments(words):
             return ['test', config, checkpoint, *arguments]
         case ['bash', 'tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
             return ['train', config, '--work-dir', work_dir, *arguments]
-        case ['bash', 'tools/torchrun.sh', _, tool, *arguments]:
-            return [find_verb(tool), *arguments]
-        case ['torchrun', '--nproc_per_node', _, tool, *arguments]:
-            return [find_verb(tool), *arguments]
+        case ['bash', 'tools/torchrun.sh', _, '-m', 'mmpatchmix', *arguments] | [
+            'torchrun',
+            '--nproc_per_node',
+            _,
+            '-m',
+            'mmpatchmix',
+            *arguments,
+        ]:
+            return arguments
     return None
 
 

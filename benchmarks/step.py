@@ -1,37 +1,27 @@
 """A training step of ViT-S/16 beside the encoders alone, its parts, and steps of other codebases.
 
-    python benchmarks/step.py --crops 2 --precision fp32
     python benchmarks/step.py --crops 10 --precision bf16
     python benchmarks/step.py --model vit-b --table ours --compile yes --batch 128 --precision bf16
-    python benchmarks/step.py --table parts --precision auto
-    python benchmarks/step.py --table freed-memory --precision auto
     python benchmarks/step.py --table published --code /tmp/published --crops 10
     python benchmarks/step.py --table detector --batch 2 --size 800 --precision auto
-    python benchmarks/step.py --table attention
 
-Every step encodes some views with gradient (queries) and some without (keys). The *floor* is the
-forward and backward of as many images of the same sizes through the same backbone at the same
-precision, without projector, loss, optimizer and momentum encoder. It is measured with our backbone
-and with mmpretrain's plain ViT, whose last block also computes the unused patch tokens.
+The *floor* of a step is the forward and backward of its queries and the forward of its keys through
+a backbone alone: ours, or mmpretrain's plain ViT, which also computes unused patch tokens.
 
-- peers: ours (momentum update, losses, backward and AdamW, from the preprocessor's outputs); ours +
-  preprocessor (from the workers' uint8 crops); naive PatchMix (one encoder call per view, dense
-  targets, parameter-by-parameter updates); with 2 crops MoCo v3 of mmpretrain and MoCo of lightly's
-  parts, with 2 + 8 crops DINO of lightly's parts. These encode fewer views per image and take a
-  batch that encodes as many: 5/4 of ours, and 21/12. "of own floor" divides by mmpretrain's ViT on
-  each step's own queries and keys. Goal: ours takes at most 1.08 x the floor of our backbone.
+- peers: ours (momentum update, losses, backward, AdamW, from the preprocessor's outputs); ours +
+  preprocessor (from uint8 crops); naive PatchMix; with 2 crops two MoCos, with 2 + 8 DINO. These
+  encode fewer views and take a batch that encodes as many: 5/4 and 21/12 of ours. "of own floor"
+  divides by mmpretrain's ViT on each step's own views. Goal: ours <= 1.08 x the floor of our
+  backbone.
 - ours: the same without the steps of others.
 - parts: our step with 2 crops and its floor, part by part.
-- freed-memory: our step on CPU cores with and without keeping freed memory, each in processes of
-  its own, since glibc's settings cannot be undone. Page faults count pages of 4 KiB per step.
-- published: our step beside that of the published code, whose license keeps it out of this
-  repository (git clone https://github.com/visresearch/patchmix /tmp/published). Both start with
-  normalised views and include the mixing; without schedules, logging and gradient scaler. timm
-  decides how the published ViT attends; both ways are measured, "of theirs" divides by the quicker.
-  Goal: 0.9 of theirs.
+- freed-memory: with and without keeping freed memory, in processes of their own, since glibc's
+  settings cannot be undone. Page faults count pages of 4 KiB per step.
+- published: beside the published code (git clone https://github.com/visresearch/patchmix), whose
+  license keeps it out of this repository. From normalised views to new weights; timm decides how
+  its ViT attends, both ways are measured. Goal: 0.9 of theirs.
 - detector: Mask R-CNN on random images and objects (`--config`).
-- attention: torch's fused attention beside two plain products, by type, length and queries; the
-  rule of `mmpatchmix.models.vit_blocks.attend` follows from it.
+- attention: fused attention beside two plain products, for `mmpatchmix.models.vit_blocks.attend`.
 """
 
 import json

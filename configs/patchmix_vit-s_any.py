@@ -9,7 +9,7 @@
 #       python tools/train.py configs/patchmix_vit-s_any.py --data-root PATH --stats auto
 _base_ = './patchmix_vit-s_folder.py'
 
-# What the files hold. Everything below follows.
+# The channels of the files.
 channels = int('{{$PATCHMIX_CHANNELS:3}}')
 # 'dtype', 'LOW,HIGH' or 'percentile,LOW,HIGH': which values become 0 and 255.
 values = '{{$PATCHMIX_VALUES:dtype}}'

@@ -1,4 +1,4 @@
-# Fine-tuning: all layers are trained, the first ones slowly, on strongly augmented images.
+# Fine-tuning: all layers are trained, the first ones at lower rates, on augmented images.
 _base_ = './classification.py'
 
 model = dict(
@@ -11,7 +11,7 @@ model = dict(
     ),
 )
 
-# The training transforms after the crop, for a config to take. Colours are BGR, the mean's.
+# The training transforms after the crop; each config adds its own crop. Colours are BGR.
 after_crop = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(

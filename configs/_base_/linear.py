@@ -1,4 +1,4 @@
-# A linear probe: the backbone stands still, one layer on its class token is trained.
+# A linear probe: the backbone is frozen, one layer on its class token is trained.
 _base_ = './classification.py'
 
 model = dict(

@@ -1,5 +1,4 @@
-# CIFAR-10, downloaded to data/cifar10 when it is not there. Who trains on it adds the
-# training transforms.
+# CIFAR-10, downloaded to data/cifar10 if missing. Configs add the training transforms.
 
 # Pixels per side of crops, test views and the ViT's position embedding: change them all here,
 # or for one run with `PATCHMIX_IMG_SIZE=48 python tools/train.py ...`.

@@ -1,5 +1,4 @@
-# ImageNet-1K: data/imagenet/{train,val}/CLASS/*.JPEG. Who trains on it adds the training
-# transforms.
+# ImageNet-1K: data/imagenet/{train,val}/CLASS/*.JPEG. Configs add the training transforms.
 
 # Pixels per side of crops, test views and the ViT's position embedding: change them all here,
 # or for one run with `PATCHMIX_IMG_SIZE=160 python tools/train.py ...`.

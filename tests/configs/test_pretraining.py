@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from mmpatchmix.cli.arguments import set_data_root
 from mmpatchmix.cli.check_run import check_run, run_one_step
@@ -34,11 +33,6 @@ RECIPES = {
 }
 for name in ('s', 'b', 't'):
     RECIPES[f'patchmix_vit-{name}_cifar100'] = RECIPES[f'patchmix_vit-{name}_cifar10']
-
-
-@pytest.fixture(autouse=True)
-def default_scope():
-    init_default_scope('mmpretrain')
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -88,24 +82,6 @@ def test_model_builds_at_full_size(path):
     assert model.backbone.cls_token.shape == (1, 1, width)
     assert len(list(model.neck.children())) == 6 + 1  # three linear layers, three norms, ReLU
     assert not model.neck.bn2.affine and not model.head.predictor.bn1.affine
-
-
-def write_images(folder, num_images, size):
-    generator = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for index in range(num_images):
-        image = generator.integers(0, 256, (size, size + 20, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f'{index}.jpg'), image)
-
-
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    """Class-wise train and val folders, as ImageNet has them."""
-    root = tmp_path_factory.mktemp('data')
-    for split in ('train', 'val'):
-        for name in ('n01', 'n02'):
-            write_images(root / split / name, 4, 120)
-    return root
 
 
 def reduce(cfg, path, data_root):

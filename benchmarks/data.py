@@ -36,7 +36,7 @@ import cv2
 import numpy as np
 import torch
 from data_peers import mmpretrain_pipeline, torchvision_pipeline
-from harness import measure, parse_args, report, set_up
+from harness import make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
@@ -146,18 +146,11 @@ def compare_workers(usual: list[Path], large: list[Path], repeats: int) -> list[
         seconds = measure(candidates | build_preprocessors(cfg, batch), repeats)
         ms = {name: 1e3 * value / len(paths) for name, value in seconds.items()}
         ms['ours + preprocessor'] = ms['ours'] + ms['preprocessor']
-        rows += [
-            {
-                'photos': photos,
-                'crops': f'2 + {num_local}' if num_local else '2',
-                'what': name,
-                'ms/image': value,
-                'published / this': ms['published'] / value,
-                'exact blur / this': ms['published, exact blur'] / value,
-            }
-            for name, value in ms.items()
-        ]
-    return rows
+        crops = f'2 + {num_local}' if num_local else '2'
+        peers = [ms['published'], ms['published, exact blur']]
+        rows += [(photos, crops, name, v, *(peer / v for peer in peers)) for name, v in ms.items()]
+    columns = ('photos', 'crops', 'what', 'ms/image', 'published / this', 'exact blur / this')
+    return make_rows(columns, rows)
 
 
 def build_decoders() -> dict[str, Callable[[bytes], object]]:
@@ -205,18 +198,11 @@ def compare_decoders(usual: list[Path], large: list[Path], repeats: int) -> list
             records = [{'img_path': str(path)} for path in paths]
             candidates['ours, 2 crops'] = partial(run_all, lambda record: load({**record}), records)
             seconds = measure(candidates, repeats)
-            rows += [
-                {
-                    'photos': photos,
-                    'kB': sum(map(len, files)) / len(files) / 1000,
-                    'decoder': name,
-                    'ms/image': 1000 * value / len(files),
-                    'images/s': len(files) / value,
-                    'of OpenCV': value / seconds['OpenCV'],
-                }
-                for name, value in seconds.items()
-            ]
-    return rows
+            num, size = len(files), sum(map(len, files)) / len(files) / 1000
+            for name, value in seconds.items():
+                ratio = value / seconds['OpenCV']
+                rows.append((photos, size, name, 1000 * value / num, num / value, ratio))
+    return make_rows(('photos', 'kB', 'decoder', 'ms/image', 'images/s', 'of OpenCV'), rows)
 
 
 def describe(paths: list[Path]) -> str:

@@ -68,54 +68,55 @@ def last_checkpoint(cfg: Config) -> str:
     return f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
-def build_scenes(row: str, seed: int) -> tuple[Config, str]:
-    """Return the config of a run on scenes and its digest."""
-    start, num_scenes, lr = ROWS[row]
-    is_tuned = row.startswith('tune-')
-    cfg = Config.fromfile(CONFIGS / 'coco/mask-rcnn_vit-digits_scenes.py')
+def build_config(row: str, seed: int, photographs: Path | None) -> tuple[Config, str]:
+    """Return the config of a run and its digest."""
+    start, num_images, lr = (ROWS | PHOTO_ROWS)[row]
+    if photographs:
+        cfg = Config.fromfile(HERE / 'configs/photographs_detection.py')
+    else:
+        cfg = Config.fromfile(CONFIGS / 'coco/mask-rcnn_vit-digits_scenes.py')
+        use_scenes(cfg, num_images, is_tuned=row.startswith('tune-'))
+    cfg.optim_wrapper.optimizer.lr = lr
+    cfg.randomness.seed = seed
+    before = STARTS[start] and pretraining_config(STARTS[start], bool(photographs))
+    digest_before = before and digest_config(before)
+    if photographs:
+        # Taken before paths are set: it does not depend on the place of the photographs.
+        digest = digest_config(cfg, digest_before)
+        use_photographs(cfg, str(photographs))
+    if before:
+        cfg.model.backbone.checkpoint = last_checkpoint(before)
+    if not photographs:
+        digest = digest_config(cfg, digest_before)
+    cfg.work_dir = str((PHOTO_ROOT if photographs else ROOT) / f'{row}-{seed}')
+    return cfg, digest
+
+
+def use_scenes(cfg: Config, num_scenes: int, is_tuned: bool) -> None:
+    """Set the scenes of a run."""
     train = cfg.train_dataloader
     train.batch_size = 4
-    train.dataset.update(
-        data_root=str(SCENES), ann_file=f'annotations/instances_train_{num_scenes}.json'
-    )
+    annotations = f'annotations/instances_train_{num_scenes}.json'
+    train.dataset.update(data_root=str(SCENES), ann_file=annotations)
     times = max(COUNTS) // num_scenes
     train.dataset = dict(type='RepeatDataset', times=times, dataset=train.dataset)
     cfg.train_cfg.update(max_epochs=EPOCHS, val_interval=EPOCHS)
     cfg.param_scheduler[1].end = EPOCHS
-    part = f'annotations/instances_{"held_out" if is_tuned else "val"}.json'
+    annotations = f'annotations/instances_{"held_out" if is_tuned else "val"}.json'
     images = dict(img='train/' if is_tuned else 'val/')
+    paths = dict(data_root=str(SCENES), ann_file=annotations, data_prefix=images)
     for name in ('val', 'test'):
-        cfg[f'{name}_dataloader'].dataset.update(
-            data_root=str(SCENES), ann_file=part, data_prefix=images
-        )
-        cfg[f'{name}_evaluator'].ann_file = str(SCENES / part)
-    cfg.optim_wrapper.optimizer.lr = lr
-    cfg.randomness.seed = seed
-    before = STARTS[start] and pretraining_config(STARTS[start])
-    if before:
-        cfg.model.backbone.checkpoint = last_checkpoint(before)
-    cfg.work_dir = str(ROOT / f'{row}-{seed}')
-    return cfg, digest_config(cfg, before and digest_config(before))
+        cfg[f'{name}_dataloader'].dataset.update(paths)
+        cfg[f'{name}_evaluator'].ann_file = str(SCENES / annotations)
 
 
-def build_photographs(row: str, seed: int, photographs: str) -> tuple[Config, str]:
-    """Return the config of a run on photographs and its digest."""
-    start, _, lr = PHOTO_ROWS[row]
-    cfg = Config.fromfile(HERE / 'configs/photographs_detection.py')
-    cfg.optim_wrapper.optimizer.lr = lr
-    cfg.randomness.seed = seed
-    before = STARTS[start] and pretraining_config(STARTS[start], of_photographs=True)
-    # Taken before paths are set: it does not depend on the place of the photographs.
-    digest = digest_config(cfg, before and digest_config(before))
-    if before:
-        cfg.model.backbone.checkpoint = last_checkpoint(before)
+def use_photographs(cfg: Config, photographs: str) -> None:
+    """Set the photographs of a run."""
     for name, part in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         file = str((PHOTO_ROOT / f'instances_{part}.json').absolute())
         cfg[f'{name}_dataloader'].dataset.update(data_root=photographs, ann_file=file)
         if name != 'train':
             cfg[f'{name}_evaluator'].ann_file = file
-    cfg.work_dir = str(PHOTO_ROOT / f'{row}-{seed}')
-    return cfg, digest
 
 
 def prepare(starts: set[str], photographs: Path | None) -> None:
@@ -206,15 +207,10 @@ def main() -> None:
     args.results = args.results or HERE / f'results/{name}.jsonl'
     options = ('--photographs', str(args.photographs)) if args.photographs else ()
 
-    def build(row: str, seed: int) -> tuple[Config, str]:
-        if args.photographs:
-            return build_photographs(row, seed, str(args.photographs))
-        return build_scenes(row, seed)
-
     run_all(
         __file__,
         args,
-        build=build,
+        build=lambda row, seed: build_config(row, seed, args.photographs),
         run=train_detector,
         prepare=lambda: prepare({rows[row][0] for row in args.rows}, args.photographs),
         options=options,

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -120,6 +120,11 @@ def measure_apart(*options: object, env: dict[str, str] | None = None):
     command = [sys.executable, sys.argv[0], *map(str, options)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_rows(columns: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
+    """Return rows of a table as dicts."""
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def report(name: str, rows: Sequence[dict], **settings) -> None:

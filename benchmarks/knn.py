@@ -15,7 +15,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from harness import DEVICE, measure, parse_args, report
+from harness import DEVICE, make_rows, measure, parse_args, report
 from torch import Tensor
 
 from mmpatchmix.evaluation.knn import choose_chunks, knn_predict
@@ -50,15 +50,10 @@ def compare_times(queries: Tensor, bank: Tensor, labels: Tensor, repeats: int) -
     }
     seconds = measure(candidates, repeats)
     work = 2e-9 * len(queries) * bank.numel()
-    return [
-        {
-            'candidate': name,
-            'time (s)': value,
-            'x product': value / seconds['product'],
-            'product alone (GFLOP/s)': work / value,
-        }
-        for name, value in seconds.items()
-    ]
+    columns = ('candidate', 'time (s)', 'x product', 'product alone (GFLOP/s)')
+    product_seconds = seconds['product']
+    rows = [(name, value, value / product_seconds, work / value) for name, value in seconds.items()]
+    return make_rows(columns, rows)
 
 
 def measure_memory(queries: Tensor, bank: Tensor, labels: Tensor, repeats: int) -> list[dict]:
@@ -67,15 +62,11 @@ def measure_memory(queries: Tensor, bank: Tensor, labels: Tensor, repeats: int) 
 
     # Libraries and thread pools are loaded before the measurement.
     knn_predict(queries[:64], bank[:512], labels[:512])
+    size = (bank.numel() + queries.numel()) * 4 / 2**30
     before, began = peak_gb(), time.perf_counter()
     knn_predict(queries, bank, labels)
-    return [
-        {
-            'features (GB)': (bank.numel() + queries.numel()) * 4 / 2**30,
-            'beyond (GB)': peak_gb() - before,
-            'time (s)': time.perf_counter() - began,
-        }
-    ]
+    row = (size, peak_gb() - before, time.perf_counter() - began)
+    return make_rows(('features (GB)', 'beyond (GB)', 'time (s)'), [row])
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ makes tables and figures of the file.
 
 import methods_run
 import torch
-from harness import measure, report, set_up
+from harness import make_rows, measure, report, set_up
 from mmengine.optim import build_optim_wrapper
 from runs import HERE, parse_runs, run_all
 
@@ -95,15 +95,9 @@ def measure_cost(repeats: int) -> None:
     names = [row for row in ROWS if not row.startswith(('tune-', 'long-')) and row != 'untrained']
     configs = {row: methods_run.build_config(row, ROWS[row], 0, 1)[0] for row in names}
     seconds = measure({row: build_step(cfg) for row, cfg in configs.items()}, repeats)
-    rows = [
-        {
-            'row': row,
-            'views encoded per image': methods_run.count_views(configs[row]),
-            's': value,
-            'of mocov3': value / seconds['mocov3'],
-        }
-        for row, value in seconds.items()
-    ]
+    views = {row: methods_run.count_views(cfg) for row, cfg in configs.items()}
+    rows = [(row, views[row], value, value / seconds['mocov3']) for row, value in seconds.items()]
+    rows = make_rows(('row', 'views encoded per image', 's', 'of mocov3'), rows)
     batch = configs['mocov3'].train_dataloader.batch_size
     report('a step of each method', rows, repeats=repeats, batch=batch)
 

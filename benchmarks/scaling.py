@@ -187,16 +187,12 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
 def plan_data(num_images: float, num_ranks: int, images_per_second: float, args: Namespace) -> dict:
     """Return a row: memory of a rank, disks and cores for images and ranks."""
     peak, seconds = measure_sampler(2 * 10**6)
-    return {
-        'images': f'{num_images:.3g}',
-        'ranks': num_ranks,
-        'index/rank (GB)': (args.path_bytes + 4 + 1) * num_images / GB,
-        'order/rank (GB)': peak * num_images / GB,
-        'order (s)': seconds * num_images,
-        'read (GB/s)': images_per_second * args.image_kb / 1e6,
-        'worker cores': images_per_second * args.worker_ms / 1e3,
-        'preflight (GB)': len('{"digest": ""}' + 64 * '0') * num_ranks**2 / GB,
-    }
+    index, digest = (args.path_bytes + 4 + 1) * num_images, len('{"digest": ""}' + 64 * '0')
+    row = {'images': f'{num_images:.3g}', 'ranks': num_ranks, 'index/rank (GB)': index / GB}
+    row |= {'order/rank (GB)': peak * num_images / GB, 'order (s)': seconds * num_images}
+    row |= {'read (GB/s)': images_per_second * args.image_kb / 1e6}
+    row |= {'worker cores': images_per_second * args.worker_ms / 1e3}
+    return row | {'preflight (GB)': digest * num_ranks**2 / GB}
 
 
 def measure_sampler(num_images: int) -> tuple[float, float]:

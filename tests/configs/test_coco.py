@@ -125,15 +125,6 @@ def test_bfloat16_step_is_near_the_float32_step(name, scenes, tmp_path):
     assert all(torch.isfinite(torch.as_tensor(value)) for value in result.values())
 
 
-def test_all_sizes_positions_and_lengths_have_a_config():
-    assert {name for name in CONFIGS if name.startswith('vitdet')} == {
-        f'vitdet_vit-{size}{position}_{length}.py'
-        for size in 'sb'
-        for position in ('', '_rel-pos')
-        for length in ('12e', '100e')
-    }
-
-
 @pytest.mark.parametrize('size', ['s', 'b'])
 def test_vitdet_is_as_published(size):
     cfg = read(f'vitdet_vit-{size}_rel-pos_100e.py')

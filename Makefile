@@ -33,13 +33,13 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: setup  ## what pre-training buys a detector, on scenes of digits (about 6 minutes)
-	@$(PY) tools/demo_coco.py
+demo-coco: setup  ## train a detector with and without pre-training, on scenes of digits (about 6 minutes)
+	@$(PY) examples/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.
-BENCHMARKS := mixing momentum data decoders methods_cost:--threads:1 knn knn:--queries:50000:--bank:32768:--memory memory freed_memory \
-  step:--crops:2:--precision:fp32 \
-  step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 step:--crops:10:--precision:bf16 step_parts \
+BENCHMARKS := mixing momentum data data:--table:decoders methods:--cost knn knn:--queries:50000:--bank:32768:--memory memory \
+  step:--crops:2:--precision:fp32 step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 \
+  step:--crops:10:--precision:bf16 step:--table:parts:--precision:auto step:--table:freed-memory:--precision:auto \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
 
 benchmarks: setup  ## measure what docs/performance.md reports (about 45 minutes on 2 cores)

@@ -27,7 +27,8 @@ TRAINING = [
     'matplotlib>=3.8',
     'tensorboard>=2.15',
     'safetensors>=0.4',
-    # The run report: its template, and the library for browsers that bokeh's package brings.
+    'rich>=13',
+    # For the run report: its template, and the JavaScript library in bokeh's package.
     'jinja2>=3.1',
     'bokeh>=3.4',
     'tifffile>=2024.1',
@@ -68,8 +69,8 @@ class BuildWithConfigs(build_py):
             return
         mim = Path(self.build_lib) / 'mmpatchmix' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)  # what an earlier build left behind
-        # setup.sh and demo_coco.py belong to a clone of the repository.
-        skip = shutil.ignore_patterns('__pycache__', 'setup.sh', 'demo_coco.py')
+        # setup.sh is for a clone of the repository.
+        skip = shutil.ignore_patterns('__pycache__', 'setup.sh')
         for folder in ('configs', 'tools'):
             shutil.copytree(ROOT / folder, mim / folder, ignore=skip)
 

@@ -1,53 +1,61 @@
-"""What a worker spends on an image, from the file to what is collated.
+"""The time that a worker spends on an image, by pipeline, decoder and size of the file.
 
     python benchmarks/data.py
     python benchmarks/data.py --images data/coco200/train2017
+    python benchmarks/data.py --table decoders
 
-One thread, views of the ImageNet recipe: 2 crops of 224 pixels, and 8 more of 96. Without
---images the photos are variations of scikit-learn's two, about 500x375 pixels and 100 kB, as
-ImageNet's are; large photos are these two at 2000x1500.
+One thread, views of the ImageNet recipe: 2 crops of 224 pixels, and 8 more of 96. Without --images
+the photos are variations of scikit-learn's two, about 500x375 pixels and 100 kB, as ImageNet's are;
+large photos are these two at 2000x1500.
 
-- decoding alone: what every pipeline pays, with OpenCV;
 - ours: mmpatchmix.LoadMultiCrop and PackViews; whole: without reduced decoding;
-- published: the published pipeline's way, torchvision's transforms of Pillow images, all
-  augmentation, to normalised tensors, with Pillow's blur (three box filters); exact blur: with
-  torchvision's Gaussian blur instead (kernels of 23 and 9);
+- published: torchvision's transforms of Pillow images, all augmentation, with Pillow's blur (three
+  box filters); exact blur: with torchvision's Gaussian blur instead;
 - mmpretrain: its transforms, all augmentation, with either backend;
-- preprocessor: what ours leaves to the main process (PatchMixDataPreprocessor: augment,
-  normalise, mix) on this CPU, image by image; threads: in as many threads as there are cores;
-  batched: by the operations that an accelerator would run; plain: without augmentation.
+- preprocessor: the part of ours in the main process (augment, normalise, mix) on this CPU; threads:
+  in as many threads as there are cores; batched: as on an accelerator; plain: without augmentation.
 
-"ours + preprocessor" is all that a machine without an accelerator spends on the data.
-Goal: 2 + 8 crops by ours in at most 1/12 of the time with the exact blur.
+"ours + preprocessor" is all that a machine without an accelerator spends on the data. Goal: 2 + 8
+crops by ours in at most 1/12 of the time with the exact blur.
+
+decoders: from the bytes of a JPEG to an array; 1/2: at half the size. "ours, 2 crops" reads,
+decodes and crops. "stored" are the large photos as `mmpatchmix pack-shards --size 512 --quality 90`
+stores them.
 """
 
+import io
 import os
+import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import cv2
+import numpy as np
 import torch
 from data_peers import mmpretrain_pipeline, torchvision_pipeline
-from harness import keep_memory_as_training_does, measure, parse_args, report
+from harness import make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from mmpatchmix.cli.benchmark import write_sample_photos
+from mmpatchmix.datasets import LoadMultiCrop
+from mmpatchmix.datasets.pack_shards import pack_shards
 from mmpatchmix.registry import MODELS, TRANSFORMS
 
 CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
-ENDINGS = ('.jpg', '.jpeg')
 LARGE = (2000, 1500)
 
 
 def find_images(folder: Path, num_images: int) -> list[Path]:
     """Find as many JPEGs of a folder, evenly spread over their names."""
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS)
+    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not paths:
         raise ValueError(f'--images {folder}: there is no JPEG below this folder')
     num_images = min(num_images, len(paths))
@@ -63,12 +71,10 @@ def write_large_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def our_pipeline(cfg: Config, num_local: int, **changes) -> Callable[[Path], dict]:
-    """Build the recipe's training pipeline, with changes of its crops."""
-    load, pack = cfg.train_dataloader.dataset.pipeline
-    steps = [{**load, 'num_local': num_local, **changes}, pack]
-    pipeline = Compose([TRANSFORMS.build(step) for step in steps])
-    return lambda path: pipeline({'img_path': str(path)})
+def run_all(function: Callable, items: Sequence) -> None:
+    """Call a function with each item."""
+    for item in items:
+        function(item)
 
 
 def find_crops(cfg: Config, num_local: int) -> list[dict]:
@@ -76,8 +82,7 @@ def find_crops(cfg: Config, num_local: int) -> list[dict]:
     load = cfg.train_dataloader.dataset.pipeline[0]
     crops = []
     for view, settings in cfg.model.data_preprocessor.augment.items():
-        kind = 'local' if view == 'local_views' else 'global'
-        num = num_local if kind == 'local' else 1
+        kind, num = ('local', num_local) if view == 'local_views' else ('global', 1)
         if num:
             settings = {key: value for key, value in settings.items() if key != 'type'}
             size, scale = load[f'{kind}_size'], load[f'{kind}_scale']
@@ -85,13 +90,20 @@ def find_crops(cfg: Config, num_local: int) -> list[dict]:
     return crops
 
 
-def worker_candidates(cfg: Config, num_local: int) -> dict[str, Callable[[Path], object]]:
-    """Build functions of a path, by name."""
+def build_workers(cfg: Config, num_local: int) -> dict[str, Callable[[Path], object]]:
+    """Return pipelines, functions of a path, by name."""
     crops = find_crops(cfg, num_local)
+    load, pack = cfg.train_dataloader.dataset.pipeline
+
+    def ours(**changes) -> Callable[[Path], dict]:
+        steps = [{**load, 'num_local': num_local, **changes}, pack]
+        pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        return lambda path: pipeline({'img_path': str(path)})
+
     return {
         'decoding alone': lambda path: cv2.imread(str(path)),
-        'ours': our_pipeline(cfg, num_local),
-        'ours, whole': our_pipeline(cfg, num_local, reduced_decoding=False),
+        'ours': ours(),
+        'ours, whole': ours(reduced_decoding=False),
         'published': torchvision_pipeline(crops, pillow_blur=True),
         'published, exact blur': torchvision_pipeline(crops, pillow_blur=False),
         'mmpretrain, pillow': mmpretrain_pipeline(crops, 'pillow'),
@@ -99,8 +111,8 @@ def worker_candidates(cfg: Config, num_local: int) -> dict[str, Callable[[Path],
     }
 
 
-def preprocessor_candidates(cfg: Config, batch: dict) -> dict[str, Callable[[], object]]:
-    """Build functions that run the data preprocessor on a collated batch, by name."""
+def build_preprocessors(cfg: Config, batch: dict) -> dict[str, Callable[[], object]]:
+    """Return functions that run the data preprocessor on a collated batch, by name."""
     preprocessor = MODELS.build(cfg.model.data_preprocessor)
     plain = MODELS.build({**cfg.model.data_preprocessor, 'augment': None})
 
@@ -122,33 +134,79 @@ def preprocessor_candidates(cfg: Config, batch: dict) -> dict[str, Callable[[], 
     }
 
 
-def compare(
-    cfg: Config, photos: str, paths: list[Path], num_local: int, repeats: int
-) -> list[dict]:
-    """Measure the rows of the table for one set of photos and one set of crops."""
-    workers = worker_candidates(cfg, num_local)
-    batch = default_collate([workers['ours'](path) for path in paths])
-    candidates = {
-        name: lambda run=run: [run(path) for path in paths] for name, run in workers.items()
+def compare_workers(usual: list[Path], large: list[Path], repeats: int) -> list[dict]:
+    """Measure pipelines and preprocessors for usual and large photos."""
+    cfg = Config.fromfile(CONFIG)
+    init_default_scope(cfg.default_scope)
+    rows = []
+    for photos, paths, num_local in (('usual', usual, 0), ('usual', usual, 8), ('large', large, 8)):
+        workers = build_workers(cfg, num_local)
+        batch = default_collate([workers['ours'](path) for path in paths])
+        candidates = {name: partial(run_all, run, paths) for name, run in workers.items()}
+        seconds = measure(candidates | build_preprocessors(cfg, batch), repeats)
+        ms = {name: 1e3 * value / len(paths) for name, value in seconds.items()}
+        ms['ours + preprocessor'] = ms['ours'] + ms['preprocessor']
+        crops = f'2 + {num_local}' if num_local else '2'
+        peers = [ms['published'], ms['published, exact blur']]
+        rows += [(photos, crops, name, v, *(peer / v for peer in peers)) for name, v in ms.items()]
+    columns = ('photos', 'crops', 'what', 'ms/image', 'published / this', 'exact blur / this')
+    return make_rows(columns, rows)
+
+
+def build_decoders() -> dict[str, Callable[[bytes], object]]:
+    """Return functions of the bytes of a file, by name."""
+    import simplejpeg  # of requirements/benchmarks.txt, which --help does not need
+
+    def half(content: bytes) -> np.ndarray:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        return simplejpeg.decode_jpeg(content, min_height=height // 2, min_width=width // 2)
+
+    def opencv(content: bytes, flag: int) -> np.ndarray:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+
+    return {
+        'OpenCV': partial(opencv, flag=cv2.IMREAD_COLOR),
+        'OpenCV, 1/2': partial(opencv, flag=cv2.IMREAD_REDUCED_COLOR_2),
+        'simplejpeg': simplejpeg.decode_jpeg,
+        'simplejpeg, 1/2': half,
+        'torchvision': lambda content: decode_jpeg(
+            torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB
+        ),
+        'Pillow': lambda content: np.asarray(Image.open(io.BytesIO(content)).convert('RGB')),
     }
-    seconds = measure(candidates | preprocessor_candidates(cfg, batch), repeats)
-    ms = {name: 1e3 * value / len(paths) for name, value in seconds.items()}
-    ms['ours + preprocessor'] = ms['ours'] + ms['preprocessor']
-    return [
-        {
-            'photos': photos,
-            'crops': f'2 + {num_local}' if num_local else '2',
-            'what': name,
-            'ms/image': value,
-            'published / this': ms['published'] / value,
-            'exact blur / this': ms['published, exact blur'] / value,
-        }
-        for name, value in ms.items()
-    ]
+
+
+def store(images: Path, folder: Path) -> list[Path]:
+    """Pack images at 512 pixels into shards; return the stored files, unpacked."""
+    pack_shards(str(images), str(folder / 'shards'), size=512, quality=90)
+    for path in folder.glob('shards/*.tar'):
+        with tarfile.open(path) as shard:
+            shard.extractall(folder / 'stored', filter='data')
+    return sorted(folder.glob('stored/**/*.jpg'))
+
+
+def compare_decoders(usual: list[Path], large: list[Path], repeats: int) -> list[dict]:
+    """Measure decoders, and a worker's whole work, on usual, large and stored photos."""
+    rows, load = [], LoadMultiCrop(global_size=224)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = store(large[0].parent, Path(folder))
+        for photos, paths in (('usual', usual), ('large', large), ('stored', stored)):
+            files = [path.read_bytes() for path in paths]
+            candidates = {
+                name: partial(run_all, run, files) for name, run in build_decoders().items()
+            }
+            records = [{'img_path': str(path)} for path in paths]
+            candidates['ours, 2 crops'] = partial(run_all, lambda record: load({**record}), records)
+            seconds = measure(candidates, repeats)
+            num, size = len(files), sum(map(len, files)) / len(files) / 1000
+            for name, value in seconds.items():
+                ratio = value / seconds['OpenCV']
+                rows.append((photos, size, name, 1000 * value / num, num / value, ratio))
+    return make_rows(('photos', 'kB', 'decoder', 'ms/image', 'images/s', 'of OpenCV'), rows)
 
 
 def describe(paths: list[Path]) -> str:
-    """Say the mean width, height and size of files."""
+    """Return the mean width, height and size of files."""
     images = [Image.open(path).size for path in paths]
     width, height = (sum(sides) / len(paths) for sides in zip(*images, strict=True))
     kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
@@ -156,24 +214,23 @@ def describe(paths: list[Path]) -> str:
 
 
 def main() -> None:
-    args = parse_args(__doc__, images='', num_images=24)
-    keep_memory_as_training_does()
+    args = parse_args(__doc__, table=('workers', 'decoders'), images='', num_images=24)
+    set_up()
     torch.set_num_threads(args.threads or 1)
     cv2.setNumThreads(0)
-    torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIG)
-    init_default_scope(cfg.default_scope)
+    name, compare = {
+        'workers': ('data: time of a worker', compare_workers),
+        'decoders': ('decoders', compare_decoders),
+    }[args.table]
     with tempfile.TemporaryDirectory() as folder:
         if not args.images:
             write_sample_photos(Path(folder, 'photos'), args.num_images)
-        paths = find_images(Path(args.images or folder), args.num_images)
+        usual = find_images(Path(args.images or folder), args.num_images)
         large = write_large_photos(Path(folder, 'large'))
-        rows = compare(cfg, 'usual', paths, 0, args.repeats)
-        rows += compare(cfg, 'usual', paths, 8, args.repeats)
-        rows += compare(cfg, 'large', large, 8, args.repeats)
-        sizes = {'usual photos': describe(paths), 'large photos': describe(large)}
+        sizes = {'usual photos': describe(usual), 'large photos': describe(large)}
+        rows = compare(usual, large, args.repeats)
     source = args.images or "variations of scikit-learn's"
-    report('data: time of a worker', rows, images=source, **sizes, repeats=args.repeats)
+    report(name, rows, images=source, **sizes, repeats=args.repeats)
 
 
 if __name__ == '__main__':

@@ -13,19 +13,14 @@ from torchvision import transforms as T
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-class PillowBlur:
-    """Pillow's own Gaussian blur, three box filters, as MoCo v3 and DINO use it."""
-
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        self.sigma = sigma
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        sigma = torch.empty(1).uniform_(*self.sigma).item()
-        return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+def blur_by_pillow(image: Image.Image) -> Image.Image:
+    """Blur with Pillow's Gaussian, which is three box filters, as MoCo v3 and DINO do."""
+    sigma = torch.empty(1).uniform_(0.1, 2.0).item()
+    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
 
 
 def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path], list]:
-    """Make views of one file by torchvision's transforms of Pillow images.
+    """Return a pipeline of torchvision's transforms of Pillow images.
 
     Args:
         crops: One dict per view: ``size``, ``scale``, ``num`` and the settings of
@@ -35,7 +30,7 @@ def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path
 
     def chain(size, scale, num, color_jitter, color_jitter_prob, grayscale_prob, **more):
         kernel = 2 * (size // 10 // 2) + 1  # 23 for 224, 9 for 96
-        blur = PillowBlur((0.1, 2.0)) if pillow_blur else T.GaussianBlur(kernel, (0.1, 2.0))
+        blur = blur_by_pillow if pillow_blur else T.GaussianBlur(kernel, (0.1, 2.0))
         steps = [
             T.RandomResizedCrop(size, scale, interpolation=T.InterpolationMode.BICUBIC),
             T.RandomApply([T.ColorJitter(*color_jitter)], p=color_jitter_prob),
@@ -59,7 +54,7 @@ def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path
 
 
 def mmpretrain_pipeline(crops: list[dict], backend: str) -> Callable[[Path], dict]:
-    """Make the same by mmpretrain's transforms; what normalises there runs on the device.
+    """Return a pipeline of mmpretrain's transforms; its normalisation runs on the device.
 
     Args:
         crops: As above.
@@ -68,39 +63,23 @@ def mmpretrain_pipeline(crops: list[dict], backend: str) -> Callable[[Path], dic
 
     def chain(size, scale, num, color_jitter, color_jitter_prob, grayscale_prob, **more):
         names = ('brightness', 'contrast', 'saturation', 'hue')
+        crop = dict(scale=size, crop_ratio_range=scale, interpolation='bicubic', backend=backend)
         jitter = dict(zip(names, color_jitter, strict=True), type='ColorJitter', backend=backend)
+        gray = dict(keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
+        sigma = dict(magnitude_range=(0.1, 2.0), magnitude_std='inf')
         return [
-            dict(
-                type='RandomResizedCrop',
-                scale=size,
-                crop_ratio_range=scale,
-                interpolation='bicubic',
-                backend=backend,
-            ),
+            dict(type='RandomResizedCrop', **crop),
             dict(type='RandomApply', transforms=[jitter], prob=color_jitter_prob),
-            dict(
-                type='RandomGrayscale',
-                prob=grayscale_prob,
-                keep_channels=True,
-                channel_weights=(0.114, 0.587, 0.2989),
-            ),
-            dict(
-                type='GaussianBlur',
-                magnitude_range=(0.1, 2.0),
-                magnitude_std='inf',
-                prob=more['blur_prob'],
-            ),
+            dict(type='RandomGrayscale', prob=grayscale_prob, **gray),
+            dict(type='GaussianBlur', prob=more['blur_prob'], **sigma),
             dict(type='Solarize', thr=128, prob=more.get('solarize_prob', 0.0)),
             dict(type='RandomFlip', prob=0.5),
         ]
 
+    views = [chain(**crop) for crop in crops]
     steps = [
         dict(type='LoadImageFromFile'),
-        dict(
-            type='MultiView',
-            transforms=[chain(**crop) for crop in crops],
-            num_views=[crop['num'] for crop in crops],
-        ),
+        dict(type='MultiView', transforms=views, num_views=[crop['num'] for crop in crops]),
         dict(type='PackInputs'),
     ]
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])

@@ -1,34 +1,44 @@
-"""What a training step asks of an accelerator, counted on paper: nothing of it is computed.
+"""Kernels, bytes and time of a training step on an accelerator: counted, modelled and profiled.
 
     python benchmarks/device_cost.py                                  # kernels and bytes by part
-    python benchmarks/device_cost.py --table ops --part preprocessor  # by operation
-    python benchmarks/device_cost.py --table modelled                 # the time that implies
-    python benchmarks/device_cost.py --table compiled                 # what the compiler makes
+    python benchmarks/device_cost.py --table modelled                 # the time that follows
+    python benchmarks/device_cost.py --table compiled                 # kernels of compiled colours
+    python benchmarks/device_cost.py --table profile --crops 10       # on a GPU, beside the others
 
 A step of the ImageNet recipes runs on tensors without data, under bfloat16 autocast, and every
 operation that is not a view is one kernel. Its bytes are those of its inputs and outputs in memory:
-what is broadcast counts once, a selection reads as much as it writes. Kernels on 64 values or fewer
-are counted apart, as small; sums over many tensors (momentum, AdamW) are one kernel, where a GPU
-takes a few. "compiled" is the preprocessor with a compiler: colours are then two kernels, by what
-`--table compiled` says of them; without one, all is as counted.
+broadcast dimensions count once, a selection reads as much as it writes. Kernels on 64 values or
+fewer are counted apart, as small; sums over many tensors (momentum, AdamW) are one kernel, where a
+GPU takes a few. "compiled" is the preprocessor with a compiler: colours are then two kernels.
+"Encoders" are the calls of the ViTs, forward and backward.
 
 The model: a kernel takes as long as the slowest of its bytes, its operations and its launch.
-"Encoders" are the calls of the ViTs, forward and backward, and nothing else.
+
+profile: torch's profiler records one step, from the workers' uint8 crops. A kernel belongs to the
+part of the step that started it, or whose forward it differentiates. "host" is the time in which
+the host starts all kernels.
 """
 
 import functools
-from collections import defaultdict
-from contextlib import nullcontext
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from unittest import mock
 
 import torch
-from harness import parse_args, report
+from harness import DEVICE, measure, parse_args, report, set_up
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from paper import Kernel, Paper, use_compiled_colours
-from step import CONFIGS, OurStep
+from paper import Kernel, Paper, Parts, use_compiled_colours
+from step import CONFIGS, OurStep, make_batch
 from torch._inductor import metrics
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmpatchmix.engine.loss_log_hook import stack_numbers
 from mmpatchmix.models import PatchMix
@@ -37,81 +47,20 @@ from mmpatchmix.models.augment.view_augment import ViewAugment
 from mmpatchmix.registry import MODELS as REGISTRY
 
 # (bytes/s, operations/s in bfloat16) of data sheets: A100 and H100 with 80 GB (SXM), H200.
-DEVICES = {
-    'A100': (2.04e12, 312e12),
-    'H100': (3.35e12, 989e12),
-    'H200': (4.8e12, 989e12),
-}
-MODELS = ('vit-s', 'vit-b')
-CROPS = (2, 10)
-LOG_INTERVAL = 50  # iterations, of the recipes; the cost of logging is spread over them
-# Kernels of compiled colours for views of one size, and bytes per value. `--table compiled` says
-# one and 3 for CPU cores: a byte read, two written. A GPU does the mean in a kernel of its own,
+DEVICES = {'A100': (2.04e12, 312e12), 'H100': (3.35e12, 989e12), 'H200': (4.8e12, 989e12)}
+CROPS = {2: '2', 10: '2 + 8'}
+LOG_INTERVAL = 50  # iterations of the recipes between two log lines, which share its cost
+# Kernels of compiled colours for views of one size, and bytes per value. `--table compiled` gives
+# one and 3 for CPU cores: a byte read, two written. A GPU computes the mean in a kernel of its own,
 # which reads the images once more.
 COMPILED = (2, 4)
-PARTS = (
-    'preprocessor',
-    'joining views',
-    'heads',
-    'losses',
-    'momentum encoder',
-    'optimizer',
-    'logging',
-    'encoders',
-)
-
-
-@functools.cache
-def count_step(model: str, num_crops: int, batch: int, is_compiled: bool) -> tuple[Kernel, ...]:
-    """Return the kernels of a training step of a recipe, and of logging it."""
-    torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
-    with torch.device('meta'):
-        net = REGISTRY.build(cfg.model).train()
-    return take_step(net, cfg.optim_wrapper, make_batch(batch, num_crops - 2), is_compiled)
-
-
-def take_step(
-    net: PatchMix, optim_wrapper: dict, batch: dict, is_compiled: bool
-) -> tuple[Kernel, ...]:
-    """Take a step on paper.
-
-    Args:
-        net: The model, whose weights are lost.
-        optim_wrapper: Config of the optimizer.
-        batch: As collated; its values are lost.
-        is_compiled: Whether colours are.
-    """
-    paper = Paper(default='joining views')
-    with paper.fake:
-        net.to_empty(device='cpu')
-        inputs = {
-            name: torch.empty_like(view, device='cpu') for name, view in batch['inputs'].items()
-        }
-    step = OurStep.__new__(OurStep)
-    # Autocast comes from outside.
-    step.model, step.optimizer = net, build_optim_wrapper(net, optim_wrapper | {'enabled': False})
-    for owner, method, part in find_parts(step):
-        paper.mark(owner, method, part)
-    for module, part in ((net.backbone, 'encoders'), (net.neck, 'heads'), (net.head, 'heads')):
-        paper.mark_parameters(module, part)
-    logs: list[dict] = []
-    net.parse_losses = keep_logs(net.parse_losses, logs)
-    colours = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
-    with paper, colours:
-        for _ in range(2):  # the first step makes the optimizer's moments
-            paper.kernels.clear()
-            step.step_from_workers(
-                {'inputs': inputs, 'data_samples': None},
-                lambda: torch.autocast('cpu', dtype=torch.bfloat16),
-            )
-        with paper.part('logging'):
-            stack_numbers(LOG_INTERVAL * [*logs[-1].values(), step.optimizer.broken])
-    return tuple(paper.kernels)
+PARTS = ('preprocessor', 'joining views', 'heads', 'losses', 'momentum encoder', 'optimizer')
+PARTS += ('logging', 'encoders')
+MARK, BACKWARD = 'part: ', 'autograd::engine::evaluate_function: '
 
 
 def find_parts(step: OurStep) -> list[tuple[object, str, str]]:
-    """Return which methods of which objects are which part of a step."""
+    """Return owner, method and part of the marked methods of a step."""
     net = step.model
     return [
         (net.data_preprocessor, 'forward', 'preprocessor'),
@@ -129,176 +78,240 @@ def find_parts(step: OurStep) -> list[tuple[object, str, str]]:
     ]
 
 
-def make_batch(num_images: int, num_local: int) -> dict:
-    """Shapes of a batch as the workers collate it."""
-    shapes = dict.fromkeys(('view_1', 'view_2'), (num_images, 224, 224, 3))
-    if num_local:
-        shapes['local_views'] = (num_images, num_local, 96, 96, 3)
-    inputs = {
-        name: torch.empty(shape, dtype=torch.uint8, device='meta') for name, shape in shapes.items()
-    }
-    return {'inputs': inputs, 'data_samples': None}
+@functools.cache
+def count_step(model: str, num_crops: int, batch: int, is_compiled: bool) -> tuple[Kernel, ...]:
+    """Return the kernels of a training step of a recipe, and of logging it."""
+    torch.manual_seed(0)
+    cfg = Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
+    shapes = dict.fromkeys(('view_1', 'view_2'), (batch, 224, 224, 3))
+    if num_crops > 2:
+        shapes['local_views'] = (batch, num_crops - 2, 96, 96, 3)
+    with torch.device('meta'):
+        net = REGISTRY.build(cfg.model).train()
+        inputs = {name: torch.empty(shape, dtype=torch.uint8) for name, shape in shapes.items()}
+    return take_step(net, cfg.optim_wrapper, inputs, is_compiled)
 
 
-def keep_logs(parse_losses, logs: list):
+def take_step(
+    net: PatchMix, optim_wrapper: dict, inputs: dict, is_compiled: bool
+) -> tuple[Kernel, ...]:
+    """Take a step on paper.
+
+    Args:
+        net: The model, whose weights are lost.
+        optim_wrapper: Config of the optimizer.
+        inputs: Crops as collated; only their shapes are used.
+        is_compiled: Whether colours are.
+    """
+    paper = Paper(default='joining views')
+    with paper.fake:
+        net.to_empty(device='cpu')
+        inputs = {name: torch.empty_like(view, device='cpu') for name, view in inputs.items()}
+    step = OurStep.__new__(OurStep)
+    # Autocast comes from outside.
+    step.model, step.optimizer = net, build_optim_wrapper(net, optim_wrapper | {'enabled': False})
+    for owner, method, part in find_parts(step):
+        paper.mark(owner, method, part)
+    for module, part in ((net.backbone, 'encoders'), (net.neck, 'heads'), (net.head, 'heads')):
+        paper.mark_parameters(module, part)
+    logs, parse_losses = [], net.parse_losses
+
     def parse(losses: dict):
-        loss, log = parse_losses(losses)
-        logs.append(log)
-        return loss, log
+        logs.append(parse_losses(losses))
+        return logs[-1]
 
-    return parse
+    net.parse_losses = parse
+    autocast = functools.partial(torch.autocast, 'cpu', dtype=torch.bfloat16)
+    colours = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
+    with paper, colours:
+        for _ in range(2):  # the first step creates the optimizer's moments
+            paper.kernels.clear()
+            step.step_from_workers({'inputs': inputs, 'data_samples': None}, autocast)
+        with paper.part('logging'):
+            stack_numbers(LOG_INTERVAL * [*logs[-1][1].values(), step.optimizer.broken])
+    return tuple(paper.kernels)
 
 
-def sum_by(kernels: tuple[Kernel, ...], key) -> dict:
-    """Sum kernels, small kernels, bytes and operations of a step by a key of a kernel."""
-    sums: dict = {}
+def sum_parts(kernels: tuple[Kernel, ...]) -> dict[str, list[float]]:
+    """Return kernels, small kernels, bytes and operations of a step by part."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
     for kernel in kernels:
         share = 1 / LOG_INTERVAL if kernel.part == 'logging' else 1
         numbers = (not kernel.is_small, kernel.is_small, kernel.num_bytes, kernel.flops)
-        before = sums.get(key(kernel), (0, 0, 0, 0))
-        sums[key(kernel)] = tuple(a + share * b for a, b in zip(before, numbers, strict=True))
+        sums[kernel.part] = [a + share * b for a, b in zip(sums[kernel.part], numbers, strict=True)]
     return sums
 
 
-def describe(sums: dict, names: dict, num_crops: int, batch: int) -> list[dict]:
-    """Make rows of sums."""
-    values = batch * count_values(num_crops)
-    rows = []
-    for key, (kernels, small, num_bytes, flops) in sums.items():
-        cells = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
-        rows.append(
-            {
-                'crops': show_crops(num_crops),
-                **cells,
-                'kernels': round(kernels, 1),
-                'small': round(small, 1),
-                'MB/image': num_bytes / batch / 1e6,
-                'bytes/value': num_bytes / values,
-                'GFLOP/image': flops / batch / 1e9,
-            }
-        )
-    return rows
-
-
-def count_values(num_crops: int) -> int:
-    """uint8 values of an image's crops."""
-    return 3 * (2 * 224**2 + (num_crops - 2) * 96**2)
-
-
-def show_crops(num_crops: int) -> str:
-    return f'2 + {num_crops - 2}' if num_crops > 2 else '2'
-
-
 def count_parts(args) -> list[dict]:
+    """Return the table of kernels and bytes."""
     rows = []
-    for num_crops in CROPS:
+    for num_crops, crops in CROPS.items():
         sums = {}
-        for is_compiled in (False, True):
-            kernels = count_step(args.model, num_crops, args.batch, is_compiled)
-            by_part = sum_by(kernels, lambda kernel: kernel.part)
-            title = 'preprocessor, compiled' if is_compiled else 'preprocessor'
+        for title, is_compiled in (('preprocessor', False), ('preprocessor, compiled', True)):
+            by_part = sum_parts(count_step(args.model, num_crops, args.batch, is_compiled))
             sums[title] = by_part.pop('preprocessor')
-        sums |= {part: by_part[part] for part in PARTS if part in by_part}
-        rows += describe(sums, ('part',), num_crops, args.batch)
-    return rows
-
-
-def count_operations(args) -> list[dict]:
-    rows = []
-    for num_crops in CROPS:
-        kernels = count_step(args.model, num_crops, args.batch, False)
-        kernels = tuple(each for each in kernels if args.part in ('', each.part))
-        sums = sum_by(kernels, lambda kernel: (kernel.part, kernel.name))
-        most_first = dict(sorted(sums.items(), key=lambda item: -item[1][2]))
-        rows += describe(most_first, ('part', 'operation'), num_crops, args.batch)
+        values = 3 * (2 * 224**2 + (num_crops - 2) * 96**2)  # of an image's crops
+        sums |= {part: by_part[part] for part in PARTS[1:]}
+        for part, (kernels, small, num_bytes, flops) in sums.items():
+            row = {'crops': crops, 'part': part, 'kernels': round(kernels, 1)}
+            row |= {'small': round(small, 1), 'MB/image': num_bytes / args.batch / 1e6}
+            row |= {'bytes/value': num_bytes / args.batch / values}
+            rows.append(row | {'GFLOP/image': flops / args.batch / 1e9})
     return rows
 
 
 def model_seconds(kernels: tuple[Kernel, ...], device: str, launch: float) -> dict[str, float]:
-    """Seconds of a step by part; see the text above."""
+    """Return the modelled seconds of a step by part."""
     bandwidth, rate = DEVICES[device]
     seconds: dict[str, float] = defaultdict(float)
     for kernel in kernels:
         share = 1 / LOG_INTERVAL if kernel.part == 'logging' else 1
-        slowest = max(kernel.num_bytes / bandwidth, kernel.flops / rate, launch)
+        slowest = max(kernel.num_bytes / bandwidth, kernel.flops / rate, launch / 1e6)
         seconds[kernel.part] += share * slowest
     return seconds
 
 
 def model_steps(args) -> list[dict]:
+    """Return the table of modelled times."""
     rows = []
-    for model in MODELS:
-        for num_crops in CROPS:
-            for is_compiled in (False, True):
-                kernels = count_step(model, num_crops, args.batch, is_compiled)
-                row = {
-                    'model': model,
-                    'crops': show_crops(num_crops),
-                    'preprocessor': 'compiled' if is_compiled else 'eager',
-                }
+    for model in ('vit-s', 'vit-b'):
+        for num_crops, crops in CROPS.items():
+            for way in ('eager', 'compiled'):
+                kernels = count_step(model, num_crops, args.batch, way == 'compiled')
+                row = {'model': model, 'crops': crops, 'preprocessor': way}
                 for device in DEVICES:
-                    seconds = model_seconds(kernels, device, args.launch / 1e6)
-                    step, encoders = sum(seconds.values()), seconds['encoders']
-                    row |= {
-                        f'{device}: step (ms)': 1000 * step,
-                        f'{device}: views (ms)': 1000 * seconds['preprocessor'],
-                        f'{device}: x encoders': round(step / encoders, 3),
-                    }
-                rows.append(row | {'measured (ms)': None})
+                    seconds = model_seconds(kernels, device, args.launch)
+                    step = sum(seconds.values())
+                    row[f'{device}: step (ms)'] = 1000 * step
+                    row[f'{device}: views (ms)'] = 1000 * seconds['preprocessor']
+                    row[f'{device}: x encoders'] = round(step / seconds['encoders'], 3)
+                rows.append(row)
     return rows
 
 
 def count_compiled(args) -> list[dict]:
-    """Compile colours for CPU cores, and let the compiler say what its kernels read and write."""
+    """Compile colours for CPU cores; return the compiler's count of kernels and bytes."""
     rows = []
     torch._logging.set_logs(inductor_metrics=True)
     torch._inductor.config.force_disable_caches = True
+    half = mock.patch.object(fused_colours, 'choose_work_dtype', lambda images: torch.float16)
     for side in (224, 96):
-        images = torch.zeros(args.compiled_batch, 3, side, side, dtype=torch.uint8)
+        images = torch.zeros(8, 3, side, side, dtype=torch.uint8)
         plan = ViewAugment().draw(len(images), side)
         metrics.reset()
-        with (
-            torch.no_grad(),
-            mock.patch.object(fused_colours, 'choose_work_dtype', lambda _: torch.float16),
-        ):
+        with torch.no_grad(), half:
             fused_colours._compile()(images, fused_colours.arrange(plan), to_rgb=True)
-        rows.append(
-            {
-                'pixels': side,
-                'kernels': sum(size > 0 for _, size in metrics.nodes_num_elem),
-                'bytes/value': metrics.num_bytes_accessed / images.numel(),
-            }
-        )
+        kernels = sum(size > 0 for _, size in metrics.nodes_num_elem)
+        row = {'pixels': side, 'kernels': kernels}
+        rows.append(row | {'bytes/value': metrics.num_bytes_accessed / images.numel()})
+    return rows
+
+
+class Marks(Parts):
+    """Mark the running part in the profile, too."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Assign the body and its backward to a part."""
+        with super().part(name), record_function(MARK + name):
+            yield
+
+
+def attribute(trace: list[dict], marks: Marks) -> list[tuple[str, str, float]]:
+    """Return part, name and microseconds of each kernel of a profile.
+
+    Args:
+        trace: ``traceEvents`` of the profiler's export.
+        marks: The marks during the profile.
+    """
+    spans, launches, kernels = defaultdict(list), {}, []
+    for event in trace:
+        name, about, what = event.get('name', ''), event.get('args', {}), None
+        if event.get('cat') in ('cuda_runtime', 'cuda_driver'):
+            launches[about.get('correlation')] = event['tid'], event['ts']
+        elif event.get('cat') == 'user_annotation' and name.startswith(MARK):
+            what = name.removeprefix(MARK)
+        elif name.startswith(BACKWARD):
+            # Sums of gradients have no number; they follow the node that made the gradient.
+            is_sum = 'AccumulateGrad' in name or 'Sequence number' not in about
+            what = '' if is_sum else marks.part_of(about['Sequence number'])
+        if what is not None:
+            spans[event['tid']].append([event['ts'], event['ts'] + event['dur'], what])
+    for thread in spans.values():
+        thread.sort()
+        for before, span in zip([[0, 0, marks.default], *thread], thread, strict=False):
+            span[2] = span[2] or before[2]
+    for event in trace:
+        if event.get('cat') in ('kernel', 'gpu_memcpy', 'gpu_memset'):
+            thread, when = launches.get(event['args'].get('correlation'), (None, 0))
+            inside = [what for began, end, what in spans[thread] if began <= when <= end]
+            kernels.append((inside[-1] if inside else marks.default, event['name'], event['dur']))
+    return kernels
+
+
+def profile_step(args) -> list[dict]:
+    """Return counted, modelled and measured kernels of each part, on a GPU."""
+    if DEVICE == 'cpu':
+        sys.exit(f'There is no GPU that torch {torch.__version__} can use: nothing to profile.')
+    autocast, _ = set_up('bf16')
+    with torch.device('cuda'):
+        step = OurStep(model=args.model)
+    batch = make_batch(args.batch, args.crops - 2)  # on the host, as from the loader
+    batch['inputs'] = {name: views.pin_memory() for name, views in batch['inputs'].items()}
+    host_seconds = []
+
+    def take() -> None:
+        began = time.perf_counter()
+        step.step_from_workers(batch, autocast)
+        host_seconds.append(time.perf_counter() - began)
+
+    whole = measure({'step': take}, args.repeats, warmup=3)['step']
+    host = statistics.median(host_seconds[3:])
+    marks = Marks('joining views')
+    for owner, method, part in find_parts(step):
+        marks.mark(owner, method, part)
+    take()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        take()
+        torch.cuda.synchronize()
+    with tempfile.NamedTemporaryFile(suffix='.json') as file:
+        profiler.export_chrome_trace(file.name)
+        kernels = attribute(json.loads(Path(file.name).read_text())['traceEvents'], marks)
+    counted = count_step(args.model, args.crops, args.batch, fused_colours._works)
+    device = next((name for name in DEVICES if name in torch.cuda.get_device_name()), 'H100')
+    modelled = model_seconds(counted, device, args.launch)
+    numbers = Counter(kernel.part for kernel in counted), Counter(part for part, *_ in kernels)
+    rows = []
+    for part in PARTS:
+        row = {'part': part, 'kernels counted': numbers[0][part], 'kernels run': numbers[1][part]}
+        measured = sum(us for owner, _, us in kernels if owner == part) / 1000
+        row |= {f'modelled, {device} (ms)': 1000 * modelled[part], 'measured (ms)': measured}
+        rows.append(row)
+    columns = list(rows[0])[1:]
+    total = {name: sum(row[name] for row in rows) for name in columns}
+    rows.append({'part': 'all kernels', **total})
+    for part, seconds in (('step, by the clock', whole), ('host', host)):
+        rows.append({'part': part, **dict.fromkeys(columns), 'measured (ms)': 1000 * seconds})
     return rows
 
 
 TABLES = {
     'counted': count_parts,
-    'ops': count_operations,
     'modelled': model_steps,
     'compiled': count_compiled,
+    'profile': profile_step,
 }
 
 
 def main() -> None:
     args = parse_args(
-        __doc__,
-        repeats=1,
-        table='counted',
-        batch=128,
-        model='vit-s',
-        part='',
-        launch=5.0,
-        compiled_batch=8,
+        __doc__, table=tuple(TABLES), batch=128, model=('vit-s', 'vit-b'), crops=2, launch=5.0
     )
-    MMLogger.get_instance('benchmark', log_level='WARNING')
-    settings = dict(batch=args.batch, bfloat16='autocast')
-    if args.table == 'modelled':
-        settings |= {'launch (us)': args.launch} | {
-            f'{name} (TB/s, TFLOP/s)': f'{bandwidth / 1e12:g}, {rate / 1e12:g}'
-            for name, (bandwidth, rate) in DEVICES.items()
-        }
-    report(f'device cost, {args.table}', TABLES[args.table](args), **settings)
+    set_up()
+    rows = TABLES[args.table](args)
+    names = ('batch', 'model', 'crops', 'launch')
+    settings = {name: getattr(args, name) for name in names}
+    report(f'device cost, {args.table}', rows, bfloat16='autocast', **settings)
 
 
 if __name__ == '__main__':

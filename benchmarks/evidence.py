@@ -1,10 +1,10 @@
-"""Make the tables and figures of the documents from what is in benchmarks/results/.
+"""Make the tables and figures of the documents from benchmarks/results/.
 
     python benchmarks/evidence.py          # write them
-    python benchmarks/evidence.py --check  # only say whether the documents are up to date
+    python benchmarks/evidence.py --check  # exit 1 if a document is outdated
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; what is written there by hand is
-lost. NAME is a function of evidence_tables.py, or a file that `make benchmarks` wrote. Figures go
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; text written there by hand is lost.
+NAME is a function of evidence_tables.py, or a file that `make benchmarks` has written. Figures go
 to docs/images/.
 """
 
@@ -16,16 +16,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from evidence_tables import (
-    COUNTS,
-    LABELS,
-    MAIN,
-    STARTS,
-    TABLES,
-    TITLES,
-    judged,
-    read,
-)
+from evidence_tables import COUNTS, LABELS, MAIN, STARTS, TABLES, TITLES, Rows, judged, read
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +26,7 @@ IMAGES = ROOT / 'docs/images'
 
 
 def printed_table(name: str) -> str:
-    """Return the table that a benchmark printed, and a line on where and when."""
+    """Return the table that a benchmark printed, with its machine and date."""
     path = RESULTS / name
     if not path.is_file():
         command = 'gpu-check' if name == 'gpu.txt' else 'benchmarks'
@@ -44,16 +35,14 @@ def printed_table(name: str) -> str:
     if not lines[-1].startswith('{'):
         return f'*{lines[-1][0].upper()}{lines[-1][1:]}.*'
     about = json.loads(lines[-1])
-    caption = [about[key] for key in ('processor', 'accelerator', 'torch', 'date')]
-    caption[0] += f', {about["threads"]} of {about["cores"]} cores'
-    caption[1] = f'accelerator: {caption[1]}'
-    caption[2] = f'torch {caption[2]}'
-    repeats = [f'medians of {about["repeats"]} rounds'] if 'repeats' in about else []
-    table = '\n'.join(line for line in lines if line.startswith('|'))
-    return f'{table}\n\n*{"; ".join(caption + repeats)}.*'
+    caption = '{processor}, {threads} of {cores} cores; accelerator: {accelerator}; torch {torch}; '
+    caption = (caption + '{date}').format(**about)
+    if 'repeats' in about:
+        caption += f'; medians of {about["repeats"]} rounds'
+    return '\n'.join(line for line in lines if line.startswith('|')) + f'\n\n*{caption}.*'
 
 
-def fill(document: str, rows: dict) -> str:
+def fill(document: str, rows: Rows) -> str:
     """Return the document with its tables made anew."""
 
     def table(match: re.Match) -> str:
@@ -64,7 +53,7 @@ def fill(document: str, rows: dict) -> str:
     return re.sub(r'(<!-- table ([\w.-]+) -->).*?<!-- end -->', table, document, flags=re.DOTALL)
 
 
-def draw_detection(rows: dict, folder: Path) -> None:
+def draw_detection(rows: Rows) -> None:
     """Draw mask AP against the number of annotated scenes."""
     figure = Figure(figsize=(6, 4.2), layout='constrained', dpi=110)
     axis = figure.subplots()
@@ -75,64 +64,55 @@ def draw_detection(rows: dict, folder: Path) -> None:
             means = [statistics.mean(values) for values in points.values()]
             spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in points.values()]
             axis.errorbar(list(points), means, spread, label=title, marker='o', capsize=3)
-    if not axis.has_data():  # nothing measured yet
-        return
     axis.set(xlabel='annotated scenes', ylabel='mask AP (%)', xscale='log')
     axis.set_xticks(COUNTS, map(str, COUNTS))
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(folder / 'detection.png')
+    figure.savefig(IMAGES / 'detection.png')
 
 
-def draw_methods(rows: dict, folder: Path) -> None:
+def mean_columns(table: list) -> list[float]:
+    """Return the mean of each column."""
+    return [statistics.mean(column) for column in zip(*table, strict=True)]
+
+
+def draw_methods(rows: Rows) -> None:
     """Draw learning curves, few labels and shares."""
-    styles = {row: f'C{number}' for number, row in enumerate(MAIN)} | {'untrained': '0.5'}
-
     figure = Figure(figsize=(13, 4.2), layout='constrained', dpi=110)
     curves, labels, shares = figure.subplots(1, 3)
-    for row, colour in styles.items():
-        runs = list(rows.get(row, {}).values())
-        if not runs:
-            continue
-        settings = dict(color=colour, label=TITLES[row], marker='.')
-        if runs[0]['curve_knn20']:
-            points = [
-                statistics.mean(v) for v in zip(*(r['curve_knn20'] for r in runs), strict=True)
-            ]
+    colours = {row: f'C{number}' for number, row in enumerate(MAIN)} | {'untrained': '0.5'}
+    for row in filter(rows.get, colours):
+        runs = rows[row].values()
+        settings = dict(color=colours[row], label=TITLES[row], marker='.')
+        points = mean_columns([run['curve_knn20'] for run in runs])
+        if points:
             curves.plot(range(1, len(points) + 1), points, **settings)
-        points = [statistics.mean(judged(r)[f'labels{n}'] for r in runs) for n in LABELS]
+        points = mean_columns([[judged(run)[f'labels{n}'] for n in LABELS] for run in runs])
         labels.plot(LABELS, points, **settings)
         by_bin = defaultdict(list)
         for run in runs:
             for true, predicted, *_ in run['calibration']['2']['curve']:
                 by_bin[round(true, 1)].append((true, predicted))
-        means = [
-            [statistics.mean(v) for v in zip(*by_bin[number], strict=True)]
-            for number in sorted(by_bin)
-        ]
+        means = [mean_columns(by_bin[number]) for number in sorted(by_bin)]
         shares.plot(*zip(*means, strict=True), **settings)
-    curves.set(xlabel='epoch', ylabel='kNN (k = 20), held-out training images (%)')
-    labels.set(xlabel='labels per class', ylabel='accuracy (%)', xscale='log')
-    labels.set_xticks(LABELS, map(str, LABELS))
     shares.plot([0, 1], [0, 1], color='0.7', linestyle='--')
-    shares.set(
-        xlabel='true share of an image in a mix of two', ylabel='share that similarity tells'
-    )
-    curves.set_title('Learning')
-    labels.set_title('Few labels')
-    shares.set_title('Shares of a mix')
     labels.legend(fontsize=8)
-    figure.savefig(folder / 'evidence.png')
+    accuracy = 'kNN (k = 20), held-out training images (%)'
+    curves.set(title='Learning', xlabel='epoch', ylabel=accuracy)
+    labels.set(title='Few labels', xlabel='labels per class', ylabel='accuracy (%)', xscale='log')
+    labels.set_xticks(LABELS, map(str, LABELS))
+    mix = 'true share of an image in a mix of two'
+    shares.set(title='Shares of a mix', xlabel=mix, ylabel='share predicted from similarity')
+    figure.savefig(IMAGES / 'evidence.png')
 
 
-def read_all() -> dict:
+def read_all() -> Rows:
     """Return the last run of each row and seed, of all comparisons."""
     names = ('methods', 'detection', 'photographs')
     return {row: runs for name in names for row, runs in read(RESULTS / f'{name}.jsonl').items()}
 
 
 def main() -> None:
-    """Write or check."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,8 +126,8 @@ def main() -> None:
             sys.exit(f'{path} is outdated: run {Path(__file__).name}')
         path.write_text(after)
     if not args.check:
-        draw_methods(rows, IMAGES)
-        draw_detection(rows, IMAGES)
+        draw_methods(rows)
+        draw_detection(rows)
 
 
 if __name__ == '__main__':

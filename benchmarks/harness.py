@@ -1,42 +1,55 @@
-"""What all benchmarks share: alternating measurements, one table, one JSON line.
+"""Shared by all benchmarks: options, set-up, alternating measurement, the printed table.
 
-Candidates take turns, round by round, in one process, so that whatever else the
-machine does falls on all of them alike; medians and ratios are what to read.
+Candidates take turns, round by round, in one process, so that other load of the machine affects
+all of them alike; compare medians and ratios, not single milliseconds.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
+from mmengine.logging import MMLogger
 
 from mmpatchmix.cli.verb import quiet_stack
 
-quiet_stack()  # before what it silences is imported
+quiet_stack()  # before the packages are imported whose messages it removes
 
 import mmpatchmix.registry  # noqa: F401, E402  before a benchmark imports mmpretrain
 from mmpatchmix.cli.verb import keep_freed_memory  # noqa: E402
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16  # noqa: E402
 from mmpatchmix.report.run_record import describe_machine  # noqa: E402
 
+MOMENTUM = 0.996
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
-    """Read the command line: ``--repeats``, ``--threads`` and one option per default.
 
-    An option whose default is False is a flag.
-    """
-    parser = argparse.ArgumentParser(
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser that prints the docstring of a script as it is."""
+    return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
+    """Parse ``--repeats``, ``--threads`` and one option per default.
+
+    A default of False makes a flag; a tuple holds choices, the first of which is the default.
+    """
+    parser = make_parser(doc)
     parser.add_argument('--repeats', type=int, default=repeats, help='rounds; medians are reported')
-    parser.add_argument('--threads', type=int, help='threads of torch; its own choice by default')
+    parser.add_argument('--threads', type=int, help="torch's threads; by default its own choice")
     for name, value in defaults.items():
         option = '--' + name.replace('_', '-')
         if value is False:
             parser.add_argument(option, action='store_true')
+        elif isinstance(value, tuple):
+            parser.add_argument(option, choices=value, default=value[0])
         else:
             parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
     args = parser.parse_args()
@@ -47,36 +60,39 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
     return args
 
 
-def keep_memory_as_training_does() -> None:
-    """Do what ``build_runner`` does first, for all candidates of this process alike."""
+def set_up(precision: str = 'fp32') -> tuple[Callable, str]:
+    """Prepare a process for training steps, as ``build_runner`` does; seed it with 0.
+
+    Args:
+        precision: 'fp32', 'bf16', or 'auto' for the precision of the recipes on this device.
+
+    Returns:
+        tuple: A function that returns the autocast context, and 'fp32' or 'bf16'. Where bfloat16
+        is requested and only emulated, the script ends: no recipe would train so.
+    """
     if not torch.accelerator.is_available():
         keep_freed_memory()
-
-
-def choose_precision(wanted: str) -> str:
-    """Return 'bf16' or 'fp32'; 'auto' is what the recipes take on this device.
-
-    Ends the script where bfloat16 is asked for and only emulated: nobody would train so.
-    """
-    is_fast = computes_bf16('cuda' if torch.cuda.is_available() else 'cpu')
-    if wanted == 'bf16' and not is_fast:
-        print('not measured: this device emulates bfloat16, and the recipes take float32 on it')
+    MMLogger.get_instance('benchmark', log_level='WARNING')  # or each initialised weight is logged
+    torch.manual_seed(0)
+    has_bf16 = computes_bf16(DEVICE)
+    if precision == 'bf16' and not has_bf16:
+        print('not measured: this device emulates bfloat16, and the recipes use float32 on it')
         sys.exit()
-    return wanted if wanted != 'auto' else 'bf16' if is_fast else 'fp32'
+    if precision == 'auto':
+        precision = 'bf16' if has_bf16 else 'fp32'
+    is_bf16 = precision == 'bf16'
+    return partial(torch.autocast, DEVICE, dtype=torch.bfloat16, enabled=is_bf16), precision
 
 
 def measure(
     candidates: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1
 ) -> dict[str, float]:
-    """Return the median time of each candidate, measured in turns.
+    """Return the median seconds of each candidate, measured in turns.
 
     Args:
-        candidates: Name and function of each. On a GPU the device is waited for.
+        candidates: Function of each by name. The device is synchronised before and after it.
         repeats: Rounds; every candidate runs once in each.
         warmup: Rounds before that, not counted.
-
-    Returns:
-        dict[str, float]: Median seconds by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -84,44 +100,54 @@ def measure(
         # Each round starts with another candidate, so none always follows the same one.
         first = round_index % len(names)
         for name in names[first:] + names[:first]:
-            _synchronize()
+            synchronize()
             began = time.perf_counter()
             candidates[name]()
-            _synchronize()
+            synchronize()
             if round_index >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Block until the device has finished all kernels."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
+def measure_apart(*options: object, env: dict[str, str] | None = None):
+    """Run this script with other options in a new process; return the JSON of its last line."""
+    command = [sys.executable, sys.argv[0], *map(str, options)]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_rows(columns: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
+    """Return rows of a table as dicts."""
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
 def report(name: str, rows: Sequence[dict], **settings) -> None:
-    """Print the rows as a table, the machine below it, and all of it as one JSON line.
+    """Print the rows as a Markdown table, the machine below it, and all as one line of JSON.
 
     Args:
         name: Name of the benchmark.
-        rows: One dict per row, all with the same keys: the columns.
-        settings: What was measured: sizes, repeats, goals.
+        rows: One dict per row, all with the same keys, which are the columns.
+        settings: Sizes, repeats, goals.
     """
-    print(f'\n{name}\n')
     columns = list(rows[0])
-    cells = [columns] + [[_show(row[column]) for column in columns] for row in rows]
+    cells = [columns] + [[_format(row[column]) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    for index, line in enumerate(cells):
+    cells.insert(1, ['-' * width for width in widths])
+    print(f'\n{name}\n')
+    for line in cells:
         print('| ' + ' | '.join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + ' |')
-        if index == 0:
-            print('|' + '|'.join('-' * (w + 2) for w in widths) + '|')
     machine = describe_machine()
     print('\n' + ', '.join(f'{key} {value}' for key, value in (settings | machine).items()))
     print(json.dumps({'benchmark': name, **settings, **machine, 'rows': list(rows)}))
 
 
-def _show(value) -> str:
-    if value is None:
-        return ''
+def _format(value) -> str:
     if isinstance(value, float):
         return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.3g}'
-    return str(value)
+    return '' if value is None else str(value)

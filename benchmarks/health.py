@@ -1,57 +1,74 @@
-"""What the figures of a run's health and the online probe take, beside a training step.
+"""Cost of the health figures and the online probe; the warnings on good and on bad runs.
 
     python benchmarks/health.py --batch 8
+    python benchmarks/health.py --table runs --epochs 16
 
-Measured are the step of ViT-S/16 with 2 crops (step.py: "ours"), and what the hooks add to it:
+cost: the step of ViT-S/16 with 2 crops (step.py: "ours"), and the additions of the hooks to it:
+each iteration mean similarities of queries and keys, keeping the features, and a step of the probe
+(1,000 classes); about a hundred times a run RankMe, LiDAR and the spread of features of 1,024
+images. The last column is the share of a step, of a run of 10,000 iterations.
 
-- each iteration: mean similarities of queries and keys, remembering the features, a step of the
-  probe (labels of 1,000 classes read off the data samples);
-- about a hundred times a run: RankMe, LiDAR and the spread of features of 1,024 images.
-
-The last column is the share of a step, of a run of 10,000 iterations, 100 of which look at the
-features. The norm of all gradients and the gaps of the terms were computed before there was a hook.
+runs: the digits recipe with a smaller network (benchmarks/configs/health_digits.py) and one change
+each; the last figures and the warnings with their iterations. The thresholds of
+mmpatchmix/evaluation/health.py were chosen on these runs, and docs/health.md shows them.
 """
 
-import torch
-from harness import choose_precision, keep_memory_as_training_does, measure, parse_args, report
-from mmengine.logging import MMLogger
-from mmpretrain.structures import DataSample
-from step import OurStep, prepare, workers_batch
+import json
+import tempfile
+from pathlib import Path
 
+import torch
+from harness import DEVICE, measure, parse_args, report, set_up
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from step import OurStep, make_batch
+
+from mmpatchmix.cli.arguments import set_epochs
 from mmpatchmix.evaluation import HealthHook, OnlineProbeHook
 from mmpatchmix.evaluation.features import TrainingFeatures
 from mmpatchmix.evaluation.health import NUM_LOOKS, measure_features
+from mmpatchmix.report.run_record import read_scalars
 
 NUM_ITERS = 10_000
+CONFIG = Path(__file__).parent / 'configs/health_digits.py'
+LR, MOMENTUM = 'optim_wrapper.optimizer.lr', 'default_hooks.momentum'
+RESIZE = {'type': 'mmpretrain.ResizeEdge'}
+RUNS = {
+    'as it is': {},
+    'no momentum encoder': {'model.momentum_encoder': None},
+    'momentum 0': {f'{MOMENTUM}.momentum': 0.0, f'{MOMENTUM}.end_momentum': 0.0},
+    'lr x 10': {LR: 3e-2},
+    'lr x 100': {LR: 3e-1},
+    'lr x 1/1000': {LR: 3e-6},
+    'temperature 50': {'model.head.temperature': 50.0},
+    'images that are slow to read': {
+        'train_dataloader.num_workers': 1,
+        'train_dataloader.dataset.pipeline': [RESIZE | {'scale': 2400}, RESIZE | {'scale': 32}],
+    },
+}
+COLUMNS = ('kl', 'kl_source', 'health/rankme', 'health/lidar', 'health/data_share')
 
 
 class Remembered(TrainingFeatures):
-    """The features of one step, as often as they are asked for."""
+    """The features of one step, for every call."""
 
     def __init__(self, groups: list[torch.Tensor], model: torch.nn.Module) -> None:
         super().__init__(model)
         self.groups = groups
 
     def take(self) -> torch.Tensor | None:
-        """Return them as a step leaves them."""
+        """Return them as after a step."""
         self._groups = list(self.groups)
         return super().take()
 
 
-def main() -> None:
-    args = parse_args(__doc__, batch=8, precision='auto')
-    precision = choose_precision(args.precision)
-    keep_memory_as_training_does()
-    MMLogger.get_instance('benchmark', log_level='WARNING')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.manual_seed(0)
-    torch.set_default_device(device)
-
-    def autocast():
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == 'bf16')
-
+def measure_cost(args) -> None:
+    """Print the table of the costs."""
+    autocast, precision = set_up(args.precision)
+    torch.set_default_device(DEVICE)
     ours = OurStep()
-    inputs = prepare(ours.model, workers_batch(args.batch, 0))
+    inputs = ours.prepare(make_batch(args.batch, 0))
     width = ours.model.backbone.embed_dims
     groups = [torch.randn(args.batch, width) for _ in range(3)]
     health, probe = HealthHook(), OnlineProbeHook()
@@ -61,28 +78,58 @@ def main() -> None:
     queries, keys = (torch.randn(args.batch, 256) for _ in range(2))
     pairs = torch.randn(health.num_images, 2, width)
     torch.set_default_device(None)  # as in training
-    seconds = measure(
-        {
-            'step': lambda: ours.step(inputs, autocast),
-            'similarities': lambda: ours.model.head.measure_similarity(queries, keys),
-            'features remembered': health._remember,
-            'probe': lambda: probe.after_train_iter(None, 0, dict(data_samples=samples)),
-            'RankMe, LiDAR, spread': lambda: measure_features(pairs.cpu()),
-        },
-        args.repeats,
-    )
-    often = {'RankMe, LiDAR, spread': NUM_LOOKS / NUM_ITERS}
-    rows = [
-        {
-            'what': name,
-            'ms': 1000 * value,
-            'of a step, in %': 100 * value * often.get(name, 1) / seconds['step'],
-        }
-        for name, value in seconds.items()
-    ]
+    candidates = {
+        'step': lambda: ours.step(inputs, autocast),
+        'similarities': lambda: ours.model.head.measure_similarity(queries, keys),
+        'features remembered': health._remember,
+        'probe': lambda: probe.after_train_iter(None, 0, dict(data_samples=samples)),
+        'RankMe, LiDAR, spread': lambda: measure_features(pairs.cpu()),
+    }
+    seconds = measure(candidates, args.repeats)
+    rows = []
+    for name, value in seconds.items():
+        share = NUM_LOOKS / NUM_ITERS if name == 'RankMe, LiDAR, spread' else 1
+        percent = 100 * value * share / seconds['step']
+        rows.append({'what': name, 'ms': 1000 * value, 'of a step, in %': percent})
     hooks = sum(row['of a step, in %'] for row in rows[1:])
     rows.append({'what': 'all but the step', 'ms': None, 'of a step, in %': hooks})
     report('health of a run', rows, repeats=args.repeats, batch=args.batch, precision=precision)
+
+
+def train(name: str, changes: dict, epochs: int, folder: str) -> dict:
+    """Train a run with its changes; return the last figures and the warnings."""
+    cfg = Config.fromfile(CONFIG)
+    set_epochs(cfg, epochs)
+    cfg.default_hooks.pop('report')
+    changes = dict(changes)
+    first = changes.pop('train_dataloader.dataset.pipeline', [])
+    cfg.train_dataloader.dataset.pipeline = [*first, *cfg.train_dataloader.dataset.pipeline]
+    cfg.merge_from_dict(changes)
+    cfg.work_dir = str(Path(folder, name.replace('/', '-')))
+    cfg.experiment_name = name
+    cfg.log_level = 'ERROR'
+    Runner.from_cfg(cfg).train()
+    training, validation = read_scalars(cfg.work_dir)
+    last = {key: value for record in training for key, value in record.items()}
+    files = Path(cfg.work_dir).glob('*/vis_data/health.jsonl')
+    told = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    row = {'run': name} | {column.removeprefix('health/'): last[column] for column in COLUMNS}
+    row['kNN'] = validation[-1]['knn/top1']
+    row['told'] = ', '.join(f'{each["name"]} ({each["iter"]})' for each in told) or 'nothing'
+    print(row, flush=True)
+    return row
+
+
+def main() -> None:
+    args = parse_args(
+        __doc__, table=('cost', 'runs'), batch=8, precision=('auto', 'fp32', 'bf16'), epochs=16
+    )
+    if args.table == 'cost':
+        measure_cost(args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [train(name, changes, args.epochs, folder) for name, changes in RUNS.items()]
+    report('troubles of runs', rows, epochs=args.epochs, iterations=22 * args.epochs)
 
 
 if __name__ == '__main__':

@@ -1,34 +1,31 @@
-"""What a data set of many images costs before the first one is read: seconds, memory, disk.
+"""The cost of opening a data set of many images: seconds, memory and disk.
 
     python benchmarks/index.py
     python benchmarks/index.py --num-images 100000000
 
-The images do not exist. Their list is made up: an index file of shards with 5,000 images each,
-and names like ImageNet's in place of what walking a folder would find. Each row is a process of
-its own.
+The images do not exist. Their list is generated: an index file of shards with 5,000 images each,
+and names like ImageNet's in place of a walk through a folder. Each row runs in a process of its
+own.
 
 - shards, index file there: opening mmpatchmix.ShardedImages;
-- shards, looked through: images that the first start finds in a second of a core, in real tar
-  files of 5,000 images of 2 kB with a class each, in the page cache;
+- shards, looked through: images per second of a core that the first start finds, in tar files of
+  5,000 images of 2 kB in the page cache, with a class each;
 - folder: opening mmpatchmix.ImageFolder, without the time of the disk;
 - order: the first index of a shuffled epoch of one rank of eight.
 
-Seconds are those of the clock and those of a core (a busy machine spares the latter). Peak is the
-growth of the process, held is what stays and what workers share.
+Seconds are wall-clock and CPU seconds. Peak is the growth of the process; held stays allocated and
+is shared by workers.
 """
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from harness import parse_args, report
+from harness import measure_apart, parse_args, report
 
 from mmpatchmix.datasets import ImageFolder, ShardedImages, shard_index
 from mmpatchmix.datasets.image_folder import EXTENSIONS
@@ -37,7 +34,6 @@ from mmpatchmix.engine.exact_order import ExactSampler
 
 PER_SHARD = 5000
 NUM_SCANNED = 20  # shards
-MIB = 2**20
 
 
 def make_index(folder: Path, num_images: int) -> None:
@@ -60,19 +56,19 @@ def make_index(folder: Path, num_images: int) -> None:
         ShardedImages(str(folder))
 
 
-def open_shards(folder: Path, num_images: int) -> int:
-    return ShardedImages(str(folder), split='train').data_list.nbytes
+def open_shards(folder: str, num_images: int) -> int:
+    return ShardedImages(folder, split='train').data_list.nbytes
 
 
-def open_folder(folder: Path, num_images: int) -> int:
+def open_folder(folder: str, num_images: int) -> int:
     names = (f'n{i % 1000:08d}/n{i % 1000:08d}_{i:08d}.JPEG' for i in range(num_images))
     classes = [f'n{i:08d}' for i in range(1000)]
     with mock.patch('mmpatchmix.datasets.image_folder.walk', lambda root: names):
-        dataset = ImageFolder(str(folder), classes=classes, split='train')
+        dataset = ImageFolder(folder, classes=classes, split='train')
     return dataset.data_list.nbytes
 
 
-def draw_order(folder: Path, num_images: int) -> int:
+def draw_order(folder: str, num_images: int) -> int:
     sampler = ExactSampler(range(num_images), seed=0)
     sampler.rank, sampler.world_size = 3, 8
     sampler.num_samples, sampler.total_size = -(-num_images // 8), -(-num_images // 8) * 8
@@ -80,32 +76,33 @@ def draw_order(folder: Path, num_images: int) -> int:
     return 0
 
 
-ROWS: dict[str, Callable[[Path, int], int]] = {
-    'shards, index file there': open_shards,
-    'folder': open_folder,
-    'order': draw_order,
-}
+ROWS = {'shards, index file there': open_shards, 'folder': open_folder, 'order': draw_order}
 
 
-def peak() -> int:
-    """Return the peak of this program; getrusage's begins with that of the process before exec."""
+def read_peak() -> int:
+    """Return the peak memory of this program, without that of the process before exec."""
     status = Path('/proc/self/status').read_text()
     return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
 
-def measure_here(name: str, folder: Path, num_images: int) -> dict:
-    before, began, cpu_began = peak(), time.perf_counter(), time.process_time()
+def measure_here(name: str, folder: str, num_images: int) -> dict:
+    """Return a row of the table."""
+    before, began, cpu_began = read_peak(), time.perf_counter(), time.process_time()
     held = ROWS[name](folder, num_images)
+    on_disk = sum(path.stat().st_size for path in Path(folder).glob('*.npz')) / num_images
     return {
+        'what': name,
         'seconds': time.perf_counter() - began,
-        'cpu_seconds': time.process_time() - cpu_began,
-        'peak': peak() - before,
-        'held': held,
+        'of a core': time.process_time() - cpu_began,
+        'peak, MiB': (read_peak() - before) / 2**20,
+        'held, bytes/image': held / num_images or None,
+        'on disk, bytes/image': on_disk if 'shards' in name else None,
+        'images/s of a core': None,
     }
 
 
 def scan_rate(folder: Path) -> float:
-    """Return images per second that are found in real shards, all of them new."""
+    """Return images per CPU second that are found in new shards."""
     image = Packed('n00000000/n00000000_00000000.JPEG', 7, bytes(2000), '.jpg', '')
     images = [(number, image) for number in range(PER_SHARD)]
     paths = [folder / f'scan-{number}.tar' for number in range(NUM_SCANNED)]
@@ -121,34 +118,14 @@ def main() -> None:
     args = parse_args(__doc__, repeats=1, num_images=10_000_000, row='')
     os.environ.pop('PATCHMIX_CACHE', None)
     if args.row:
-        name, folder = json.loads(args.row)
-        print(json.dumps(measure_here(name, Path(folder), args.num_images)))
+        print(json.dumps(measure_here(*json.loads(args.row), args.num_images)))
         return
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, scanned = Path(scratch, 'shards'), Path(scratch, 'scanned')
-        folder.mkdir()
-        scanned.mkdir()
-        make_index(folder, args.num_images)
-        disk = sum(path.stat().st_size for path in folder.glob('*.npz'))
-        for name in ROWS:  # each in a process of its own, whose peak nothing has raised before
-            command = [sys.executable, __file__, '--num-images', str(args.num_images)]
-            command += ['--row', json.dumps([name, str(folder)])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            rows.append(
-                {
-                    'what': name,
-                    'seconds': result['seconds'],
-                    'of a core': result['cpu_seconds'],
-                    'peak, MiB': result['peak'] / MIB,
-                    'held, bytes/image': result['held'] / args.num_images or None,
-                    'on disk, bytes/image': disk / args.num_images if 'shards' in name else None,
-                    'images/s of a core': None,
-                }
-            )
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scanned:
+        make_index(Path(folder), args.num_images)
+        options = ['--num-images', args.num_images, '--row']
+        rows = [measure_apart(*options, json.dumps([name, folder])) for name in ROWS]
         rows.append(dict.fromkeys(rows[0]) | {'what': 'shards, looked through'})
-        rows[-1]['images/s of a core'] = scan_rate(scanned)
+        rows[-1]['images/s of a core'] = scan_rate(Path(scanned))
     report('index: opening many images', rows, num_images=args.num_images, per_shard=PER_SHARD)
 
 

@@ -1,78 +1,66 @@
-"""Which objective teaches most? One small ViT, equal data, augmentation, schedule and views.
+"""Compare objectives: one small ViT, equal data, augmentation, schedule and number of views.
 
     python benchmarks/methods.py --list
     python benchmarks/methods.py --data-root PATH --rows mocov3 patchmix-2 --seeds 0 1 2 --jobs 2
+    python benchmarks/methods.py --cost         # time of a training step of each row, on noise
 
-`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost, so one code
-path compares objectives and nothing else. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg;
-without it CIFAR-10 is downloaded to data/cifar10. Pre-training sees 16,384 training images and no
-label; 5,000 other training images judge the learning curves and the rates (`tune-...` rows),
-the 10,000 test images the rest.
+`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost, so rows differ in
+the objective only. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it CIFAR-10 is
+downloaded to data/cifar10. Pre-training uses 16,384 training images without labels; 5,000 other
+training images give the learning curves and choose the rates (`tune-...` rows), the 10,000 test
+images give all other figures.
 
-Each run appends one JSON line to benchmarks/results/methods.jsonl when it ends. What is there
-already with the same config is skipped, so a cut command continues when it is given again.
-benchmarks/evidence.py makes tables and figures of the file.
+Each run appends one line to benchmarks/results/methods.jsonl when it ends. Lines with the same
+config are not run again, so a stopped command continues when it is repeated. benchmarks/evidence.py
+makes tables and figures of the file.
 """
 
-from pathlib import Path
+import methods_run
+import torch
+from harness import make_rows, measure, report, set_up
+from mmengine.optim import build_optim_wrapper
+from runs import HERE, parse_runs, run_all
 
-from runs import parse_runs, run_all
-
-RESULTS = Path(__file__).parent / 'results/methods.jsonl'
-
-
-def preprocessor(**settings) -> dict:
-    """Return what a row changes in the data preprocessor."""
-    return dict(model=dict(data_preprocessor=settings))
+from mmpatchmix.registry import MODELS
 
 
-def weights(**terms: float) -> dict:
-    """Return what a row changes in the weights of the loss."""
-    return dict(model=dict(loss_weights=terms))
+def change(**model) -> dict:
+    """Return the changes of a row in the model; ``num_mix`` and others are the preprocessor's."""
+    inner = {k: model.pop(k) for k in ('num_mix', 'patch_size', 'mixing') if k in model}
+    return dict(model=model | (dict(data_preprocessor=inner) if inner else {}))
 
 
 def local_crops(num_mix: int) -> dict:
     """Return a row with four local crops of 12 pixels."""
-    pipeline = [
-        dict(
-            type='mmpatchmix.MultiCrop',
-            global_size=24,
-            global_scale=(0.35, 1.0),
-            num_local=4,
-            local_size=12,
-            local_scale=(0.05, 0.35),
-        ),
-        dict(type='mmpatchmix.PackViews'),
-    ]
-    return preprocessor(num_mix=num_mix) | dict(
-        train_dataloader=dict(dataset=dict(pipeline=pipeline))
-    )
+    sizes = dict(global_size=24, global_scale=(0.35, 1.0), num_local=4, local_size=12)
+    crops = dict(type='mmpatchmix.MultiCrop', **sizes, local_scale=(0.05, 0.35))
+    pipeline = [crops, dict(type='mmpatchmix.PackViews')]
+    return change(num_mix=num_mix) | dict(train_dataloader=dict(dataset=dict(pipeline=pipeline)))
 
 
 def tune(num_mix: int, lr: float = 2e-3, temperature: float = 0.2) -> dict:
-    """Return a row of half the length that is judged on training images held out."""
-    model = dict(head=dict(temperature=temperature), data_preprocessor=dict(num_mix=num_mix))
-    return dict(epochs=2, model=model, optim_wrapper=dict(optimizer=dict(lr=lr)))
+    """Return a row of half the length that is evaluated on held-out training images."""
+    head = dict(temperature=temperature)
+    row = dict(epochs=2, optim_wrapper=dict(optimizer=dict(lr=lr)))
+    return row | change(head=head, num_mix=num_mix)
 
 
 ROWS = {
-    'mocov3': preprocessor(num_mix=1),
-    **{f'patchmix-{m}': preprocessor(num_mix=m) for m in (2, 3, 4, 6)},
-    'patchmix-2-3-4': preprocessor(num_mix=[2, 3, 4]),
-    'without-source': weights(source=0),
-    'without-mix-source': weights(mix_source=0),
-    'without-mix-mix': weights(mix_mix=0),
-    'mix-one-view': weights(mix_mix=0, mix_source=1.0),
-    **{f'mix-patch-{p}': preprocessor(patch_size=p) for p in (2, 8, 12)},
-    'mixup': preprocessor(mixing=dict(type='mmpatchmix.mix_up')),
-    'cutmix': preprocessor(mixing=dict(type='mmpatchmix.cut_mix')),
-    'resizemix': preprocessor(mixing=dict(type='mmpatchmix.resize_mix')),
-    'no-momentum-mocov3': dict(
-        model=dict(momentum_encoder=None, data_preprocessor=dict(num_mix=1))
-    ),
-    'no-momentum-patchmix-2': dict(model=dict(momentum_encoder=None)),
-    'long-mocov3': preprocessor(num_mix=1) | dict(epochs=20),
-    'long-patchmix-2': preprocessor(num_mix=2) | dict(epochs=20),
+    'mocov3': change(num_mix=1),
+    **{f'patchmix-{m}': change(num_mix=m) for m in (2, 3, 4, 6)},
+    'patchmix-2-3-4': change(num_mix=[2, 3, 4]),
+    'without-source': change(loss_weights=dict(source=0)),
+    'without-mix-source': change(loss_weights=dict(mix_source=0)),
+    'without-mix-mix': change(loss_weights=dict(mix_mix=0)),
+    'mix-one-view': change(loss_weights=dict(mix_mix=0, mix_source=1.0)),
+    **{f'mix-patch-{p}': change(patch_size=p) for p in (2, 8, 12)},
+    'mixup': change(mixing=dict(type='mmpatchmix.mix_up')),
+    'cutmix': change(mixing=dict(type='mmpatchmix.cut_mix')),
+    'resizemix': change(mixing=dict(type='mmpatchmix.resize_mix')),
+    'no-momentum-mocov3': change(momentum_encoder=None, num_mix=1),
+    'no-momentum-patchmix-2': change(momentum_encoder=None),
+    'long-mocov3': change(num_mix=1) | dict(epochs=20),
+    'long-patchmix-2': change(num_mix=2) | dict(epochs=20),
     'local-mocov3': local_crops(1),
     'local-patchmix-2': local_crops(2),
     **{f'tune-lr{lr:g}-m{m}': tune(m, lr=lr) for lr in (1e-3, 2e-3, 4e-3) for m in (1, 2)},
@@ -81,22 +69,54 @@ ROWS = {
 }
 
 
-def main() -> None:
-    """Run what is not in the results yet."""
-    parser = parse_runs(__doc__, list(ROWS), RESULTS)
-    parser.add_argument('--data-root', help='folder with train/CLASS and test/CLASS')
-    parser.add_argument('--shrink', type=int, default=1, help='of images, to try the script out')
-    args = parser.parse_args()
-    import methods_run
+def build_step(cfg):
+    """Return a training step of a config on crops of noise, from augmentation to the optimizer."""
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    crops, num = cfg.train_dataloader.dataset.pipeline[-2], cfg.train_dataloader.batch_size
+    shapes = dict.fromkeys(('view_1', 'view_2'), (num, 3, crops.global_size, crops.global_size))
+    if num_local := crops.get('num_local', 0):
+        shapes['local_views'] = (num, num_local, 3, crops.local_size, crops.local_size)
+    inputs = {n: torch.randint(0, 256, shape, dtype=torch.uint8) for n, shape in shapes.items()}
 
-    if args.one:
-        row = args.rows[0]
-        methods_run.run(row, ROWS[row], args.seeds[0], args.shrink, args.results)
+    def step():
+        model.update_momentum_encoder(0.99)
+        model.train_step({'inputs': inputs, 'data_samples': None}, wrapper)
+
+    return step
+
+
+def measure_cost(repeats: int) -> None:
+    """Print the table of `--cost`, of one thread; tuning and long rows take the steps of others."""
+    set_up()
+    torch.set_num_threads(1)
+    names = [row for row in ROWS if not row.startswith(('tune-', 'long-')) and row != 'untrained']
+    configs = {row: methods_run.build_config(row, ROWS[row], 0, 1)[0] for row in names}
+    seconds = measure({row: build_step(cfg) for row, cfg in configs.items()}, repeats)
+    views = {row: methods_run.count_views(cfg) for row, cfg in configs.items()}
+    rows = [(row, views[row], value, value / seconds['mocov3']) for row, value in seconds.items()]
+    rows = make_rows(('row', 'views encoded per image', 's', 'of mocov3'), rows)
+    batch = configs['mocov3'].train_dataloader.batch_size
+    report('a step of each method', rows, repeats=repeats, batch=batch)
+
+
+def main() -> None:
+    parser = parse_runs(__doc__, list(ROWS), HERE / 'results/methods.jsonl')
+    parser.add_argument('--data-root', help='folder with train/CLASS and test/CLASS')
+    parser.add_argument('--shrink', type=int, default=1, help='divide the numbers of images')
+    parser.add_argument('--cost', action='store_true', help='measure a training step of each row')
+    parser.add_argument('--repeats', type=int, default=7, help='rounds of --cost')
+    args = parser.parse_args()
+    if args.cost:
+        measure_cost(args.repeats)
         return
     run_all(
         __file__,
         args,
-        digest=lambda row, seed: methods_run.build_config(row, ROWS[row], seed, args.shrink)[1],
+        build=lambda row, seed: methods_run.build_config(row, ROWS[row], seed, args.shrink),
+        run=methods_run.run,
         prepare=lambda: methods_run.prepare_images(args.data_root),
         options=('--shrink', str(args.shrink)),
     )

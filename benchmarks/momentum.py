@@ -2,7 +2,7 @@
 
     python benchmarks/momentum.py
 
-Candidates, each moving the same parameters by the same share:
+Candidates move the same parameters by the same share:
 
 - flat lerp: one `lerp_` over as many numbers in one contiguous tensor, the floor: it reads two
   numbers and writes one for each parameter;
@@ -17,7 +17,7 @@ Goal: ours takes at most 1.25 x the floor.
 from pathlib import Path
 
 import torch
-from harness import measure, parse_args, report
+from harness import DEVICE, MOMENTUM, measure, parse_args, report
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmpretrain.models.utils import CosineEMA
@@ -27,47 +27,39 @@ from mmpatchmix.models import MomentumEncoder
 from mmpatchmix.registry import MODELS
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-MOMENTUM = 0.996
 
 
 def compare(config: str, repeats: int) -> dict:
-    """Return the times of the four candidates for the networks of a config, a row of the table."""
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    """Return a row: the times of the candidates for the networks of a config."""
     model = Config.fromfile(CONFIGS / config).model
-    query = nn.Sequential(MODELS.build(model.backbone), MODELS.build(model.neck)).to(device)
+    query = nn.Sequential(MODELS.build(model.backbone), MODELS.build(model.neck)).to(DEVICE)
     encoder = MomentumEncoder(*query)
     averaged = CosineEMA(query, momentum=1 - MOMENTUM)
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    flat_key, flat_query = torch.randn(2, num_parameters, device=device)
+    flat_key, flat_query = torch.randn(2, num_parameters, device=DEVICE)
 
     @torch.no_grad()
     def loop() -> None:
         for key, parameter in zip(encoder.parameters(), query.parameters(), strict=True):
             key.lerp_(parameter, 1 - MOMENTUM)
 
-    seconds = measure(
-        {
-            'flat lerp': lambda: flat_key.lerp_(flat_query, 1 - MOMENTUM),
-            'ours': lambda: encoder.update(*query, MOMENTUM),
-            'loop': loop,
-            'CosineEMA': lambda: averaged.update_parameters(query),
-        },
-        repeats,
-    )
-    return {
-        'config': config,
-        'parameters (M)': num_parameters / 1e6,
-        'tensors': len(list(encoder.parameters())),
-        **{f'{name} (ms)': 1000 * value for name, value in seconds.items()},
-        'ours / flat lerp': seconds['ours'] / seconds['flat lerp'],
-        'loop / flat lerp': seconds['loop'] / seconds['flat lerp'],
-        'ours / CosineEMA': seconds['ours'] / seconds['CosineEMA'],
+    candidates = {
+        'flat lerp': lambda: flat_key.lerp_(flat_query, 1 - MOMENTUM),
+        'ours': lambda: encoder.update(*query, MOMENTUM),
+        'loop': loop,
+        'CosineEMA': lambda: averaged.update_parameters(query),
     }
+    seconds = measure(candidates, repeats)
+    row = {'config': config, 'parameters (M)': num_parameters / 1e6}
+    row |= {'tensors': len(list(encoder.parameters()))}
+    row |= {f'{name} (ms)': 1000 * value for name, value in seconds.items()}
+    pairs = (('ours', 'flat lerp'), ('loop', 'flat lerp'), ('ours', 'CosineEMA'))
+    return row | {f'{one} / {other}': seconds[one] / seconds[other] for one, other in pairs}
 
 
 def main() -> None:
     args = parse_args(__doc__)
-    # CosineEMA looks up the length of the run here.
+    # CosineEMA reads the length of the run from here.
     MessageHub.get_current_instance().update_info('max_iters', 375_000)
     configs = ('patchmix_vit-s_in1k.py', 'patchmix_vit-b_in1k.py')
     rows = [compare(config, args.repeats) for config in configs]

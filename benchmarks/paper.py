@@ -1,7 +1,7 @@
-"""Operations on an accelerator that is not there: which, on how many bytes, for what.
+"""Record the operations of an accelerator that does not exist: name, bytes and part of the step.
 
-Its tensors are torch's fake ones, which have shapes and no values. What the host draws and decides
-is computed for real, so the step goes the way that it would go.
+Its tensors are torch's fake ones, which have shapes and no values. Numbers that the host draws are
+computed, so the step takes the branches that it would take.
 """
 
 import bisect
@@ -24,23 +24,20 @@ from mmpatchmix.models import data_preprocessor, vit_blocks
 from mmpatchmix.models.augment import fused_colours, on_device
 
 SMALL = 64  # values; kernels on no more than these move nothing
-ALLOCATIONS = ('aten.empty', 'aten.new_empty', 'prim.device', 'aten.detach', 'aten.alias')
-# Which do not read their first argument.
+IGNORED = ('aten.empty', 'aten.new_empty', 'prim.device', 'aten.detach', 'aten.alias')
+IGNORED += ('aten._unsafe_view',)
+# Operations that do not read their first argument.
 WRITERS = ('aten.copy_', 'aten.fill_', 'aten.zero_', 'aten.new_', 'aten.zeros_', 'aten.ones_')
 SELECTIONS = ('aten.index.', 'aten.index_select', 'aten.gather', 'aten.embedding.')
-INSERTIONS = ('aten.index_copy_', 'aten.index_put_')
+INSERTIONS = {'aten.index_copy_': 3, 'aten.index_put_': 2}  # and the number of their source
 ATTENTION = 'aten._scaled_dot_product_flash_attention_for_cpu'
 
 
 class Kernel(NamedTuple):
-    """One operation.
+    """One operation: its part of the step, ATen name, bytes read and written, and FLOPs.
 
-    Attributes:
-        part: The part of the step that it belongs to.
-        name: Its name in ATen.
-        num_bytes: Bytes read and written.
-        flops: Operations, where torch's counter knows them: those of matrix products.
-        is_small: Whether its tensors hold no more than 64 values each.
+    FLOPs are those of matrix products, as torch counts them. A kernel is small if its tensors hold
+    no more than 64 values each.
     """
 
     part: str
@@ -51,10 +48,10 @@ class Kernel(NamedTuple):
 
 
 class Parts:
-    """Know which part of a step runs, and whose forward a node of the backward answers.
+    """Name the parts of a step, and find the part of a node of the backward.
 
     Args:
-        default: Part of what no :meth:`mark` says otherwise about.
+        default: Part of operations outside of all marked methods.
     """
 
     def __init__(self, default: str = 'other') -> None:
@@ -63,7 +60,7 @@ class Parts:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Say which part what runs inside belongs to, and its backward."""
+        """Assign the body and its backward to a part."""
         before = self._part
         self._enter(name)
         try:
@@ -77,7 +74,7 @@ class Parts:
         self._parts.append(name)
 
     def mark(self, owner: object, method: str, name: str) -> None:
-        """Make what ``owner.method`` does a part."""
+        """Assign ``owner.method`` to a part."""
         original = getattr(owner, method)
 
         @functools.wraps(original)
@@ -88,12 +85,12 @@ class Parts:
         setattr(owner, method, within)
 
     def part_of(self, sequence_number: int) -> str:
-        """Return the part whose forward gave a node of autograd its number."""
+        """Return the part whose forward gave a node of autograd its sequence number."""
         return self._parts[bisect.bisect_right(self._starts, sequence_number) - 1]
 
 
 class Paper(Parts):
-    """Record the kernels of what runs inside ``with paper:``."""
+    """Record the kernels of the body of ``with paper:``."""
 
     def __init__(self, default: str = 'other') -> None:
         super().__init__(default)
@@ -103,55 +100,49 @@ class Paper(Parts):
 
     def __enter__(self) -> 'Paper':
         self._stack = ExitStack()
-        # Fake tensors lie on the CPU, for which autograd has its thread here; what is chosen by
-        # device is to be chosen as for an accelerator.
+        # Fake tensors are on the CPU, whose autograd runs in this thread; the code that depends on
+        # the device takes the branches of an accelerator.
         for where, name, value in [
             (data_preprocessor, 'goes_to_cpu', lambda images: False),
             (on_device, 'CONVOLVES', ()),
-            (on_device, 'choose_work_dtype', half_for_bytes),
-            (fused_colours, 'choose_work_dtype', half_for_bytes),
+            (on_device, 'choose_work_dtype', choose_half_for_bytes),
+            (fused_colours, 'choose_work_dtype', choose_half_for_bytes),
             (vit_blocks, 'PLAIN_UP_TO', 0),
             (clip_grad, '_has_foreach_support', lambda tensors, device: True),
         ]:
             self._stack.enter_context(mock.patch.object(where, name, value))
-        self._stack.enter_context(_Sent(self))
-        self._stack.enter_context(_Count(self))
+        self._stack.enter_context(_Transfers(self))
+        self._stack.enter_context(_Operations(self))
         return self
 
     def __exit__(self, *error) -> None:
         self._stack.close()
 
-    def put(self, values: Tensor) -> Tensor:
-        """Put a tensor of the host on the accelerator."""
+    def put(self, values: Tensor, name: str | None = None) -> Tensor:
+        """Move a tensor of the host to the accelerator; record the copy if it has a name."""
         with torch._C.DisableTorchFunction():
-            return self.fake.from_tensor(values, static_shapes=True)
-
-    def put_counted(self, values: Tensor, name: str = 'copy to device') -> Tensor:
-        """Put a tensor of the host on the accelerator, and note it down."""
-        values = self.put(values)
-        self.record(name, [values], count_bytes([values]))
+            values = self.fake.from_tensor(values, static_shapes=True)
+        if name:
+            self.record(name, [values], count_bytes([values]))
         return values
 
     def mark_parameters(self, module: nn.Module, name: str) -> None:
-        """Say which part sums of gradients of a module's parameters belong to."""
+        """Assign sums of the gradients of a module's parameters to a part."""
         self.part_of_variable |= dict.fromkeys(map(id, module.parameters()), name)
 
     def record(self, name: str, tensors: list[Tensor], num_bytes: int, flops: int = 0) -> None:
-        """Note down a kernel."""
+        """Append a kernel, which belongs to the running part or to that of its forward."""
+        node, part = torch._C._current_autograd_node(), self._part
+        if node is not None and node.name().endswith('AccumulateGrad'):
+            part = self.part_of_variable.get(id(node.variable), part)
+        elif node is not None:
+            part = self.part_of(node._sequence_nr())
         is_small = all(tensor.numel() <= SMALL for tensor in tensors)
-        self.kernels.append(Kernel(self._find_part(), name, num_bytes, flops, is_small))
-
-    def _find_part(self) -> str:
-        node = torch._C._current_autograd_node()
-        if node is None:
-            return self._part
-        if node.name().endswith('AccumulateGrad'):
-            return self.part_of_variable.get(id(node.variable), self._part)
-        return self.part_of(node._sequence_nr())
+        self.kernels.append(Kernel(part, name, num_bytes, flops, is_small))
 
 
-class _Sent(TorchFunctionMode):
-    """What the host makes for a device, or sends to it, becomes fake."""
+class _Transfers(TorchFunctionMode):
+    """Make tensors fake that the host creates on a device or sends to it."""
 
     def __init__(self, paper: Paper) -> None:
         super().__init__()
@@ -160,17 +151,18 @@ class _Sent(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        is_sent = func is Tensor.to and any(isinstance(each, torch.device) for each in args)
         if not isinstance(out, Tensor) or isinstance(out, FakeTensor):
             return out
-        is_sent = func is Tensor.to and any(isinstance(each, torch.device) for each in args)
         if not is_sent and kwargs.get('device') is None:
             return out
-        if func is torch.empty:
-            return self.paper.put(out)
-        return self.paper.put_counted(out, 'copy to device' if is_sent else func.__name__)
+        name = 'copy to device' if is_sent else func.__name__
+        return self.paper.put(out, None if func is torch.empty else name)
 
 
-class _Count(TorchDispatchMode):
+class _Operations(TorchDispatchMode):
+    """Record operations on fake tensors that are not views."""
+
     def __init__(self, paper: Paper) -> None:
         super().__init__()
         self.paper = paper
@@ -179,18 +171,14 @@ class _Count(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         tensors = find_tensors((args, kwargs, out))
-        name = str(func)
-        is_there = any(isinstance(each, FakeTensor) for each in tensors)
-        if is_there and not func.is_view and not name.startswith(ALLOCATIONS):
-            if name.startswith('aten._unsafe_view'):
-                return out
-            reads, writes = find_traffic(func, args, kwargs, out)
+        is_fake = any(isinstance(each, FakeTensor) for each in tensors)
+        if is_fake and not func.is_view and not str(func).startswith(IGNORED):
             flops = count_flops(func, args, kwargs, out)
-            self.paper.record(name, tensors, reads + writes, flops)
+            self.paper.record(str(func), tensors, count_traffic(func, args, kwargs, out), flops)
         return out
 
 
-def half_for_bytes(images: Tensor) -> torch.dtype:
+def choose_half_for_bytes(images: Tensor) -> torch.dtype:
     return torch.float16 if images.dtype == torch.uint8 else torch.float32
 
 
@@ -199,7 +187,7 @@ def find_tensors(values: object) -> list[Tensor]:
 
 
 def count_bytes(values: object) -> int:
-    """Bytes of tensors in memory; what is broadcast is there once."""
+    """Return the bytes of tensors in memory; broadcast dimensions count once."""
     total = 0
     for tensor in find_tensors(values):
         num = tensor.element_size()
@@ -209,52 +197,45 @@ def count_bytes(values: object) -> int:
     return total
 
 
-def find_traffic(func, args: tuple, kwargs: dict, out: object) -> tuple[int, int]:
-    """Bytes that an operation reads and writes, by its schema."""
-    name, reads, writes = str(func), 0, 0
+def count_traffic(func, args: tuple, kwargs: dict, out: object) -> int:
+    """Return the bytes that an operation reads and writes, by its schema."""
+    name, total = str(func), 0
     for number, argument in enumerate(func._schema.arguments):
         value = args[number] if number < len(args) else kwargs.get(argument.name)
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        num_bytes = count_bytes(value)
-        if number == 0 and name.startswith(SELECTIONS):
-            num_bytes = count_bytes(out)
-        if number == 0 and name.startswith(INSERTIONS):
-            source = args[3] if 'index_copy' in name else args[2]
-            reads, writes, num_bytes, is_written = reads, count_bytes(source), 0, False
-        if is_written:
-            writes += num_bytes
-        if not (argument.is_out or (number == 0 and name.startswith(WRITERS))):
-            reads += num_bytes
+        is_first = number == 0
+        if is_first and name.startswith(tuple(INSERTIONS)):
+            source = next(n for start, n in INSERTIONS.items() if name.startswith(start))
+            total += count_bytes(args[source])
+            continue
+        num_bytes = count_bytes(out if is_first and name.startswith(SELECTIONS) else value)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            total += num_bytes
+        if not (argument.is_out or (is_first and name.startswith(WRITERS))):
+            total += num_bytes
     results = out if isinstance(out, tuple | list) else [out]
     for returned, value in zip(func._schema.returns, results, strict=False):
-        if returned.alias_info is None:
-            writes += count_bytes(value)
-    return reads, writes
+        total += 0 if returned.alias_info else count_bytes(value)
+    return total
 
 
 def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:
-    """Operations of a matrix product, as torch counts them; of attention, which it leaves out."""
+    """Return the FLOPs of a matrix product, or of attention, which torch's counter omits."""
     if str(func).startswith(ATTENTION):
-        backward = 'backward' in str(func)
-        query, key = args[1:3] if backward else args[:2]
-        # Two products forward. Backward the scores again, and two of each gradient's.
-        products = 5 if backward else 2
-        return products * 2 * query.numel() * key.shape[-2]
+        is_backward = 'backward' in str(func)
+        query, key = args[1:3] if is_backward else args[:2]
+        # Two products forward; backward the scores again, and two for each gradient of these.
+        return (5 if is_backward else 2) * 2 * query.numel() * key.shape[-2]
     formula = flop_registry.get(func.overloadpacket)
-    if formula is None:
-        return 0
-    return formula(*args, **kwargs, out_val=out)
+    return formula(*args, **kwargs, out_val=out) if formula else 0
 
 
 def use_compiled_colours(paper: Paper, num_kernels: int, bytes_per_value: int):
     """Return a patch that counts colours as compiled."""
 
     def apply(images, plan, to_rgb):
-        paper.put_counted(fused_colours.arrange(plan))
-        out = torch.empty_like(images, dtype=half_for_bytes(images))
+        paper.put(fused_colours.arrange(plan), 'copy to device')
         for _ in range(num_kernels):
-            share = bytes_per_value * images.numel() // num_kernels
-            paper.record('compiled', [images], share)
-        return out
+            paper.record('compiled', [images], bytes_per_value * images.numel() // num_kernels)
+        return torch.empty_like(images, dtype=choose_half_for_bytes(images))
 
     return mock.patch.object(fused_colours, 'try_apply', apply)

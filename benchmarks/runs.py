@@ -1,28 +1,33 @@
-"""What restartable comparisons share: many runs, each a process and a line of JSON."""
+"""Restartable comparisons: many training runs, each a process and a line of JSON in the results."""
 
 import argparse
 import concurrent.futures
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import make_parser
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmpatchmix.cli.verb import build_runner
+from mmpatchmix.report.run_record import describe_machine
+
 HERE = Path(__file__).parent
+# Files whose changes do not make results those of other code.
+NO_CODE = (':!benchmarks/results', ':!docs', ':!*.md')
 
 
 def parse_runs(doc: str, rows: list[str], results: Path) -> argparse.ArgumentParser:
-    """Make a parser of the options that say which runs there are to be."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--list', action='store_true', help='list the rows and what is done')
+    """Return a parser of the options that choose the runs."""
+    parser = make_parser(doc)
+    parser.add_argument('--list', action='store_true', help='list the runs and their state')
     parser.add_argument('--rows', nargs='+', choices=rows, metavar='ROW', default=rows)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side, one thread each')
@@ -34,25 +39,33 @@ def parse_runs(doc: str, rows: list[str], results: Path) -> argparse.ArgumentPar
 def run_all(
     script: str,
     args: argparse.Namespace,
-    digest: Callable[[str, int], str],
+    build: Callable[[str, int], tuple[Config, str]],
+    run: Callable[[str, int, Config], dict],
     prepare: Callable[[], None],
     options: tuple[str, ...] = (),
 ) -> None:
-    """Start the runs that the results do not hold yet, rows of one seed after the seed before.
+    """Do the runs that the results do not hold yet, all rows of a seed before the next seed.
 
     Args:
-        script: Path of the script, which takes ``--one`` with one row and one seed.
+        script: Path of the calling script.
         args: Of :func:`parse_runs`.
-        digest: Of the config, from row and seed: a changed config is another run.
+        build: Returns the config of a row and seed, and its digest, which tells runs apart.
+        run: Trains and evaluates a row and seed; returns the figures for the line of the results.
         prepare: Called once before the first run.
-        options: Further options for each run.
+        options: Further options of the script for each run.
     """
+    if args.one:
+        row, seed = args.rows[0], args.seeds[0]
+        cfg, digest = build(row, seed)
+        line = dict(row=row, seed=seed, config=digest)
+        append_result(args.results, line | run(row, seed, cfg))
+        return
     done = {(line['row'], line['seed'], line['config']) for line in read_results(args.results)}
     wanted = [(row, seed) for seed in args.seeds for row in args.rows]
-    todo = [(row, seed) for row, seed in wanted if (row, seed, digest(row, seed)) not in done]
+    todo = [which for which in wanted if (*which, build(*which)[1]) not in done]
     if args.list:
-        for row, seed in wanted:
-            print(f'  {row:<28} seed {seed}  {"to do" if (row, seed) in todo else "done"}')
+        for which in wanted:
+            print('  {:<28} seed {}'.format(*which), 'to do' if which in todo else 'done')
         return
     print(f'{len(todo)} runs to do, {len(wanted) - len(todo)} done before', flush=True)
     if todo:
@@ -61,37 +74,31 @@ def run_all(
     logs.mkdir(parents=True, exist_ok=True)
     threads = {} if args.jobs == 1 else dict(OMP_NUM_THREADS='1', OPENCV_NUM_THREADS='1')
 
-    def start(row: str, seed: int) -> None:
+    def start(row: str, seed: int) -> str:
         command = [sys.executable, script, '--one', '--rows', row, '--seeds', str(seed)]
         command += ['--results', str(args.results), *options]
         log = logs / f'{row}-{seed}.log'
         with log.open('w') as file:
-            result = subprocess.run(
-                command, stdout=file, stderr=file, env=os.environ | threads, check=False
-            )
-        if result.returncode:
-            raise SystemExit(f'{row}, seed {seed} failed with {result.returncode}; see {log}')
+            code = subprocess.run(command, stdout=file, stderr=file, env=os.environ | threads)
+        if code.returncode:
+            raise SystemExit(f'{row}, seed {seed} failed with {code.returncode}; see {log}')
+        return f'{row} seed {seed}'
 
-    began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(start, row, seed): (row, seed) for row, seed in todo}
+        futures = [pool.submit(start, *which) for which in todo]
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            row, seed = futures[future]
-            future.result()
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            print(
-                f'{row} seed {seed} done, {number} of {len(todo)}, ETA {left:.0f} min', flush=True
-            )
+            print(f'{future.result()} done, {number} of {len(todo)}', flush=True)
 
 
-def digest_config(cfg: Any, *more: Any) -> str:
-    """Hash what a result depends on: model, images, optimizer, schedules, length, seed.
+def digest_config(cfg: Config, *more: Any) -> str:
+    """Hash the parts of a config that a result depends on.
 
-    Loops, hooks and loggers are not in it: a run stays done when files are saved in another way.
+    These are model, images, optimizer, schedules, length and seed; loops, hooks and loggers are
+    left out.
 
     Args:
         cfg: The config of the run.
-        more: Whatever else it depends on, as plain data.
+        more: Further dependencies, as plain data.
     """
     loaders = {
         name: (cfg[name].dataset.to_dict(), cfg[name].get('batch_size'))
@@ -105,25 +112,30 @@ def digest_config(cfg: Any, *more: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def build_quiet_runner(cfg: Config) -> Runner:
+    """Build the Runner of a config that logs to files only."""
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    return build_runner(cfg)
+
+
 def read_results(path: Path) -> list[dict]:
     """Read the lines of earlier runs."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def append_result(path: Path, line: dict) -> None:
-    """Append a line with the code's version and the machine; one write, so jobs do not mix."""
-    from mmpatchmix.report.run_record import describe_machine
-
-    line = dict(line, code=describe_code(), machine=describe_machine())
+    """Append a line with the code's version and the machine, in one write; floats have 6 digits."""
+    text = json.dumps(dict(line, code=describe_code(), machine=describe_machine()))
+    line = json.loads(text, parse_float=lambda number: float(f'{float(number):.6g}'))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as file:
-        file.write(json.dumps(round_floats(line)) + '\n')
+        file.write(json.dumps(line) + '\n')
 
 
 def describe_code() -> str:
-    """Return the commit, and whether the code differed from it; results and documents are none.
+    """Return the commit, with ``-dirty`` where the code differs from it.
 
-    Where there is no repository, GIT_COMMIT in the environment names it.
+    Without a repository it is that of GIT_COMMIT in the environment.
     """
 
     def git(*arguments: str) -> str:
@@ -132,17 +144,6 @@ def describe_code() -> str:
         command = ['git', '-C', str(HERE.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    # What a benchmark writes must not make its own results those of other code.
-    others = (':!benchmarks/results', ':!docs', ':!*.md')
-    changed = git('status', '--porcelain', '-uno', '--', '.', *others)
+    changed = git('status', '--porcelain', '-uno', '--', '.', *NO_CODE)
     commit = git('rev-parse', '--short=12', 'HEAD') or os.environ.get('GIT_COMMIT', '')[:12]
     return commit + ('-dirty' if changed else '')
-
-
-def round_floats(value):
-    """Round all figures to six digits: more are noise and make the file unreadable."""
-    if isinstance(value, float):
-        return value if not math.isfinite(value) else float(f'{value:.6g}')
-    if isinstance(value, dict):
-        return {key: round_floats(part) for key, part in value.items()}
-    return [round_floats(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What a step costs by model, crops, batch and ranks, by formula; and toy steps on gloo ranks.
+"""Cost of a step by model, crops, batch and ranks, by formula; and small steps on gloo ranks.
 
     python benchmarks/scaling.py --plan      # formulas, for docs/scaling.md
     python benchmarks/scaling.py --plan --ranks 512 --batch 32 --images 3e8
@@ -6,7 +6,7 @@
 
 The plan counts parameters, operations and bytes on the recipes' own models, built without memory;
 speeds of devices, networks and workers are options, assumed and not measured. The measurement
-trains the digits recipe's ViT: it shows what grows with the ranks, not how fast a cluster is.
+trains the digits recipe's ViT: it shows the growth with the ranks, not the speed of a cluster.
 """
 
 import functools
@@ -21,7 +21,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from harness import parse_args, report
+from harness import MOMENTUM, parse_args, report
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import MMLogger
@@ -41,26 +41,23 @@ GLOBAL_SIDE, LOCAL_SIDE = 224, 96
 NUM_KEYS = 3  # views 1 and 2 and mixed view 1
 GB = 1e9
 
-
-# -- the plan
+# The plan
 
 
 @functools.cache
-def build(name: str) -> tuple[Config, PatchMix]:
+def build(name: str) -> PatchMix:
     """Build the model of a recipe without memory for its weights."""
     cfg = Config.fromfile(CONFIGS / f'patchmix_{name}.py')
     with torch.device('meta'):
-        return cfg, MODELS.build(cfg.model)
+        return MODELS.build(cfg.model)
 
 
 def count(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def embed_flops(model: PatchMix, side: int) -> int:
-    """Operations of an image's patch embedding."""
-    weight = model.backbone.patch_embed.projection.weight
-    return 2 * (side // model.backbone.patch_size) ** 2 * weight.numel()
+def count_tokens(model: PatchMix, side: int) -> int:
+    return (side // model.backbone.patch_size) ** 2 + 1
 
 
 def block_flops(model: PatchMix, side: int) -> int:
@@ -71,7 +68,7 @@ def block_flops(model: PatchMix, side: int) -> int:
     """
     vit = model.backbone
     width, wide = vit.embed_dims, vit.layers[0].ffn.layers[0][0].out_features
-    tokens = (side // vit.patch_size) ** 2 + 1
+    tokens = count_tokens(model, side)
     linear = 8 * width**2 + 4 * width * wide
     block = tokens * (linear + 4 * tokens * width)
     last = linear + 4 * tokens * width * vit.layers[0].attn.num_heads
@@ -79,11 +76,11 @@ def block_flops(model: PatchMix, side: int) -> int:
 
 
 def recomputed_flops(model: PatchMix, side: int) -> int:
-    """Operations of recomputing all blocks: nobody wants the result of the last linear layer."""
+    """Operations of recomputing all blocks, without their last linear layers."""
     vit = model.backbone
     layer = 2 * vit.embed_dims * vit.layers[0].ffn.layers[0][0].out_features
-    tokens = (side // vit.patch_size) ** 2 + 1
-    return block_flops(model, side) - ((vit.num_layers - 1) * tokens + 1) * layer
+    skipped = (vit.num_layers - 1) * count_tokens(model, side) + 1
+    return block_flops(model, side) - skipped * layer
 
 
 def head_flops(*modules: nn.Module) -> int:
@@ -97,19 +94,23 @@ def step_flops(
 ) -> int:
     """Operations of a step per image, without the contrasts.
 
-    Queries are view 1, mixed view 2, and every local crop as it is and mixed. Their backward
-    takes twice the forward, but images need no gradient. Keys take a forward.
+    Queries are view 1, mixed view 2, and every local crop as it is and mixed. Their backward takes
+    twice the forward, but images need no gradient. Keys take a forward.
     """
+
+    def embed(side: int) -> int:
+        weight = model.backbone.patch_embed.projection.weight
+        return 2 * (side // model.backbone.patch_size) ** 2 * weight.numel()
+
     views = {global_side: 2, local_side: 2 * num_local}
     queries = sum(
-        number * (3 * block_flops(model, side) + 2 * embed_flops(model, side))
-        for side, number in views.items()
+        number * (3 * block_flops(model, side) + 2 * embed(side)) for side, number in views.items()
     )
     if model.backbone.with_cp:
         queries += sum(number * recomputed_flops(model, side) for side, number in views.items())
     heads = 3 * sum(views.values()) * head_flops(model.neck, model.head.predictor)
-    key = block_flops(model, global_side) + embed_flops(model, global_side)
-    return queries + heads + NUM_KEYS * (key + head_flops(model.neck))
+    key = block_flops(model, global_side) + embed(global_side) + head_flops(model.neck)
+    return queries + heads + NUM_KEYS * key
 
 
 def num_logits(num_local: int, batch: int, num_ranks: int) -> int:
@@ -126,63 +127,53 @@ def activation_bytes(model: PatchMix, num_local: int) -> int:
     """Bytes that an image's queries keep for the backward, under bfloat16 autocast; an estimate.
 
     A token of D channels keeps in a block two inputs of norms in float32 and, in bfloat16, their
-    two results, query, key and value, what was attended, and 4 D before and after the activation:
+    two results, query, key, value, the attended values, and 4 D before and after the activation:
     36 D bytes. Recomputed blocks keep their input.
     """
-    vit = model.backbone
-    tokens = sum(
-        number * ((side // vit.patch_size) ** 2 + 1)
-        for side, number in ((GLOBAL_SIDE, 2), (LOCAL_SIDE, 2 * num_local))
-    )
+    vit, views = model.backbone, ((GLOBAL_SIDE, 2), (LOCAL_SIDE, 2 * num_local))
+    tokens = sum(number * count_tokens(model, side) for side, number in views)
     return tokens * vit.num_layers * vit.embed_dims * (4 if vit.with_cp else 36)
 
 
 def exchanged_bytes(model: PatchMix) -> dict[str, float]:
     """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
 
-    DDP sums gradients: all bytes scattered once and gathered once. FSDP gathers blocks for keys,
-    two calls of queries and their backwards; projector and predictor for each view group. Gradients
-    are scattered once for each of these backwards. All in float32.
+    DDP scatters and gathers all gradients once. FSDP gathers blocks for keys, two calls of queries
+    and their backwards; projector and predictor for each view group. Gradients are scattered once
+    for each of these backwards. All in float32.
     """
     blocks = count(*model.backbone.layers[:-1])
     rest = count(model.backbone) - blocks
     neck, predictor = count(model.neck), count(model.head)
     gathered = 5 * blocks + (4 + 4 + 3) * neck + (4 + 4) * predictor + 4 * rest
     scattered = 2 * blocks + 4 * neck + 4 * predictor + rest
-    return {
-        'DDP': 2 * 4 * (blocks + rest + neck + predictor),
-        'FSDP': 4 * (gathered + scattered),
-    }
+    ddp = 2 * 4 * (blocks + rest + neck + predictor)
+    return {'DDP': ddp, 'FSDP': 4 * (gathered + scattered)}
 
 
 def num_syncs(model: PatchMix) -> int:
     """Collectives of synchronised BatchNorm in a step: four groups of queries, three of keys."""
-    norms = [
+    neck, head = (
         sum(isinstance(layer, _BatchNorm) for layer in module.modules())
         for module in (model.neck, model.head)
-    ]
-    return 2 * 4 * sum(norms) + NUM_KEYS * norms[0]
+    )
+    return 2 * 4 * (neck + head) + NUM_KEYS * neck
 
 
 def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Namespace) -> dict:
-    """Return what a rank computes, sends and keeps."""
-    model = build(name)[1]
+    """Return a row: the computation, traffic and memory of a rank."""
+    model = build(name)
     logits = num_logits(num_local, batch, num_ranks)
     flops = batch * step_flops(model, num_local) + contrast_flops(model, logits)
     trained = count(model.backbone, model.neck, model.head)
     momentum = count(model.momentum_encoder)
-    sent, share = exchanged_bytes(model), 1 - 1 / num_ranks
     seconds = flops / args.teraflops / 1e12
-    return {
-        'model': name.split('_')[0],
-        'crops': f'2+{num_local}',
-        'ranks': num_ranks,
-        'images/rank': batch,
-        'compute (s)': seconds,
-        'DDP (GB)': share * sent['DDP'] / GB,
-        'DDP (s)': share * sent['DDP'] / GB / args.network,
-        'FSDP (GB)': share * sent['FSDP'] / GB,
-        'FSDP (s)': share * sent['FSDP'] / GB / args.network,
+    row = {'model': name.split('_')[0], 'crops': f'2+{num_local}', 'ranks': num_ranks}
+    row |= {'images/rank': batch, 'compute (s)': seconds}
+    for kind, num_bytes in exchanged_bytes(model).items():
+        sent = (1 - 1 / num_ranks) * num_bytes / GB
+        row |= {f'{kind} (GB)': sent, f'{kind} (s)': sent / args.network}
+    return row | {
         'BN (s)': num_syncs(model) * args.latency / 1e6,
         'keys (GB)': 2 * NUM_KEYS * 4 * batch * num_ranks * 256 / GB,
         'logits (GB)': 4 * logits / GB,
@@ -194,22 +185,18 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
 
 
 def plan_data(num_images: float, num_ranks: int, images_per_second: float, args: Namespace) -> dict:
-    """Return what the images and the ranks take besides: memory of a rank, disks and cores."""
+    """Return a row: memory of a rank, disks and cores for images and ranks."""
     peak, seconds = measure_sampler(2 * 10**6)
-    return {
-        'images': f'{num_images:.3g}',
-        'ranks': num_ranks,
-        'index/rank (GB)': (args.path_bytes + 4 + 1) * num_images / GB,
-        'order/rank (GB)': peak * num_images / GB,
-        'order (s)': seconds * num_images,
-        'read (GB/s)': images_per_second * args.image_kb / 1e6,
-        'worker cores': images_per_second * args.worker_ms / 1e3,
-        'preflight (GB)': len('{"digest": ""}' + 64 * '0') * num_ranks**2 / GB,
-    }
+    index, digest = (args.path_bytes + 4 + 1) * num_images, len('{"digest": ""}' + 64 * '0')
+    row = {'images': f'{num_images:.3g}', 'ranks': num_ranks, 'index/rank (GB)': index / GB}
+    row |= {'order/rank (GB)': peak * num_images / GB, 'order (s)': seconds * num_images}
+    row |= {'read (GB/s)': images_per_second * args.image_kb / 1e6}
+    row |= {'worker cores': images_per_second * args.worker_ms / 1e3}
+    return row | {'preflight (GB)': digest * num_ranks**2 / GB}
 
 
 def measure_sampler(num_images: int) -> tuple[float, float]:
-    """Return peak bytes and seconds per image that the order of an epoch takes here."""
+    """Return the measured peak bytes and seconds per image of the order of an epoch."""
     sampler = DefaultSampler(range(num_images), seed=0)
     began = time.perf_counter()
     iter(sampler)
@@ -224,10 +211,10 @@ def measure_sampler(num_images: int) -> tuple[float, float]:
 def print_plan(args: Namespace) -> None:
     sizes = [(128, 8), (64, 64), (args.batch, args.ranks)]
     rows = [plan_step(name, 8, *size, args) for name in PLANNED for size in sizes]
+    fastest = [max(r['images/s'] for r in rows if r['ranks'] == ranks) for _, ranks in sizes]
     rows += [plan_step(name, 0, 128, 8, args) for name in PLANNED]
     assumed = {key: getattr(args, key) for key in ('teraflops', 'network', 'latency')}
     report('a step, on paper', rows, **assumed)
-    fastest = [max(r['images/s'] for r in rows[:12] if r['ranks'] == n) for _, n in sizes]
     images = (1281167, 1.4e7, args.images)
     rows = [
         plan_data(number, ranks, speed, args)
@@ -237,14 +224,14 @@ def print_plan(args: Namespace) -> None:
     report('data and start, on paper, images/s of ViT-S', rows, **assumed)
 
 
-# -- the measurement
+# The measurement
 
 
 def work(rank: int, num_ranks: int, port: int, folder: str, repeats: int, batch: int) -> None:
-    """Train with either wrapper and write what rank 0 saw."""
+    """Train with both wrappers; rank 0 writes its rows."""
     torch.set_num_threads(1)
-    MMLogger.get_instance('benchmark', log_level='ERROR')  # else each weight's start is told
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')  # nobody adds to features in place
+    MMLogger.get_instance('benchmark', log_level='ERROR')
+    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')  # features are not changed in place
     torch.distributed.init_process_group(
         'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=num_ranks
     )
@@ -257,8 +244,21 @@ def work(rank: int, num_ranks: int, port: int, folder: str, repeats: int, batch:
     torch.distributed.destroy_process_group()
 
 
+def timed(function, seconds: list[float]):
+    """Return the function, which then also appends its seconds."""
+
+    @functools.wraps(function)
+    def run(*args):
+        began = time.perf_counter()
+        result = function(*args)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    return run
+
+
 def train(wrapper_class: type, repeats: int, batch: int) -> dict:
-    """Return medians over some steps of a rank, and what it holds of weights and moments."""
+    """Return medians over some steps of a rank, and its bytes of weights and moments."""
     cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits.py')
     model = MODELS.build(cfg.model).train()
     model.init_weights()
@@ -266,25 +266,18 @@ def train(wrapper_class: type, repeats: int, batch: int) -> dict:
     optim_wrapper = build_optim_wrapper(wrapper, cfg.optim_wrapper)
     views = torch.randint(0, 256, (2, batch, 3, 32, 32), dtype=torch.uint8)
     data = {'inputs': {'view_1': views[0], 'view_2': views[1]}, 'data_samples': None}
-    gathering, steps, gather = [], [], model.head.gather
+    gathering, steps, agreeing = [], [], []
+    model.head.gather = timed(model.head.gather, gathering)
+    agree = timed(RankAgreement().agree, agreeing)  # as once a second, for stops and checkpoints
 
-    def timed_gather(keys: list) -> list:
-        began = time.perf_counter()
-        gathered = gather(keys)
-        gathering.append(time.perf_counter() - began)
-        return gathered
-
-    model.head.gather = timed_gather
-    ranks, agreeing = RankAgreement(), []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        model.update_momentum_encoder(0.996)
+    def step() -> None:
+        model.update_momentum_encoder(MOMENTUM)
         wrapper.train_step(data, optim_wrapper)
-        steps.append(time.perf_counter() - began)
+
+    for _ in range(2 + repeats):
+        timed(step, steps)()
         torch.distributed.barrier()
-        began = time.perf_counter()
-        ranks.agree(0, 0)  # as once a second: is a checkpoint due, has a signal come
-        agreeing.append(time.perf_counter() - began)
+        agree(0, 0)
     held = [*model.parameters()]
     held += [v for s in optim_wrapper.optimizer.state.values() for v in s.values() if v.ndim]
     held = [value.to_local() if isinstance(value, DTensor) else value for value in held]
@@ -300,7 +293,7 @@ def train(wrapper_class: type, repeats: int, batch: int) -> dict:
 
 
 def measure_ranks(num_ranks: int, repeats: int, batch: int) -> list[dict]:
-    """Start so many ranks; one thread each."""
+    """Start this number of ranks with one thread each and return the rows of rank 0."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]

@@ -1,97 +1,88 @@
-"""A training step of ViT-S/16 beside the arithmetic that no step can avoid.
+"""A training step of ViT-S/16 beside the encoders alone, its parts, and steps of other codebases.
 
-    python benchmarks/step.py --crops 2 --precision fp32
     python benchmarks/step.py --crops 10 --precision bf16
-    python benchmarks/step.py --model vit-b --peers no --compile yes --batch 128 --precision bf16
+    python benchmarks/step.py --model vit-b --table ours --compile yes --batch 128 --precision bf16
+    python benchmarks/step.py --table published --code /tmp/published --crops 10
+    python benchmarks/step.py --table detector --batch 2 --size 800 --precision auto
 
-Every step encodes some views with gradient (queries) and some without (keys). The *floor*
-is nothing but that: forward and backward of as many images of the same sizes, as queries and
-keys, through the same backbone at the same precision; no projector, loss, optimizer,
-momentum encoder. It is measured with our backbone and with mmpretrain's plain ViT, whose
-last block also computes the patch tokens that nobody asks for. On CPU cores all candidates
-keep freed memory, as training does (`freed_memory.py` shows what that is worth).
+The *floor* of a step is the forward and backward of its queries and the forward of its keys through
+a backbone alone: ours, or mmpretrain's plain ViT, which also computes unused patch tokens.
 
-- ours: momentum update, losses, backward and AdamW, from the preprocessor's outputs;
-- ours + preprocessor: from the workers' uint8 crops, with all augmentation on this device;
-- naive PatchMix: one encoder call per view, dense targets, parameter-by-parameter updates;
-- MoCo v3 of mmpretrain and MoCo of lightly's parts with 2 crops: 2 queries and 2 keys per
-  image, where PatchMix has 2 and 3: to encode as many images they take 5/4 of the batch;
-- DINO of lightly's parts with 2 + 8 crops: 10 queries and 2 keys per image, where PatchMix
-  has 2 + 16 and 3: as many images are encoded with 21/12 of the batch.
-
-"of own floor" divides by mmpretrain's plain ViT on each step's own queries and keys, so it
-compares what the codebases add to the encoders, whatever the method. Goal: ours takes at most
-1.08 x the floor of our own backbone.
+- peers: ours (momentum update, losses, backward, AdamW, from the preprocessor's outputs); ours +
+  preprocessor (from uint8 crops); naive PatchMix; with 2 crops two MoCos, with 2 + 8 DINO. These
+  encode fewer views and take a batch that encodes as many: 5/4 and 21/12 of ours. "of own floor"
+  divides by mmpretrain's ViT on each step's own views. Goal: ours <= 1.08 x the floor of our
+  backbone.
+- ours: the same without the steps of others.
+- parts: our step with 2 crops and its floor, part by part.
+- freed-memory: with and without keeping freed memory, in processes of their own, since glibc's
+  settings cannot be undone. Page faults count pages of 4 KiB per step.
+- published: beside the published code (git clone https://github.com/visresearch/patchmix), whose
+  license keeps it out of this repository. From normalised views to new weights; timm decides how
+  its ViT attends, both ways are measured. Goal: 0.9 of theirs.
+- detector: Mask R-CNN on random images and objects (`--config`).
+- attention: fused attention beside two plain products, for `mmpatchmix.models.vit_blocks.attend`.
 """
 
-from contextlib import nullcontext
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from harness import choose_precision, keep_memory_as_training_does, measure, parse_args, report
+from harness import DEVICE, MOMENTUM, measure, parse_args, report, set_up, synchronize
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
-from step_peers import NaivePatchMix, lightly_dino_step, lightly_moco_step, mocov3_step
+from paper import Parts
 from torch import Tensor, nn
 
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-MOMENTUM = 0.996
 
 
-def workers_batch(num_images: int, num_local: int) -> dict:
-    """Draw random crops as the workers would collate them."""
-    inputs = {
-        name: torch.randint(0, 256, (num_images, 3, 224, 224), dtype=torch.uint8)
-        for name in ('view_1', 'view_2')
-    }
+def make_batch(num_images: int, num_local: int) -> dict:
+    """Return random crops as the workers would collate them."""
+    shapes = dict.fromkeys(('view_1', 'view_2'), (num_images, 3, 224, 224))
     if num_local:
-        shape = (num_images, num_local, 3, 96, 96)
-        inputs['local_views'] = torch.randint(0, 256, shape, dtype=torch.uint8)
+        shapes['local_views'] = (num_images, num_local, 3, 96, 96)
+    inputs = {n: torch.randint(0, 256, shape, dtype=torch.uint8) for n, shape in shapes.items()}
     return {'inputs': inputs, 'data_samples': None}
 
 
-def prepare(model: PatchMix, batch: dict) -> dict:
-    """Make views and mixes as in training, where the host draws on the host."""
-    with torch.device('cpu'):
-        return model.data_preprocessor(batch, training=True)['inputs']
-
-
-def read_config(model: str) -> Config:
-    """Read the ImageNet recipe of ``vit-s`` or ``vit-b``."""
-    return Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
-
-
-def build_ours(compile: bool | dict, model: str = 'vit-s') -> tuple[PatchMix, object]:
-    """Build the model of the ImageNet recipe, and its optimizer."""
-    cfg = read_config(model)
-    cfg.model.compile = compile
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    # Not before has a data preprocessor heard of its device.
-    model.to(torch.get_default_device()).train()
-    cfg.optim_wrapper.enabled = False  # autocast comes from outside, for all alike
-    return model, build_optim_wrapper(model, cfg.optim_wrapper)
-
-
 class OurStep:
-    """Do what the Runner does in an iteration."""
+    """An iteration as the Runner does it, of the ImageNet recipe of ``vit-s`` or ``vit-b``."""
 
     def __init__(self, compile: bool | dict = False, model: str = 'vit-s') -> None:
-        self.model, self.optimizer = build_ours(compile, model)
+        cfg = Config.fromfile(CONFIGS / f'patchmix_{model}_in1k.py')
+        cfg.model.compile = compile
+        self.model: PatchMix = MODELS.build(cfg.model)
+        self.model.init_weights()
+        self.model.to(torch.get_default_device()).train()  # the data preprocessor needs the call
+        cfg.optim_wrapper.enabled = False  # autocast comes from outside, for all alike
+        self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
 
-    def step(self, inputs: dict, autocast) -> None:
+    def prepare(self, batch: dict) -> dict:
+        """Make views and mixes as in training; the host draws its numbers on the host."""
+        with torch.device('cpu'):
+            return self.model.data_preprocessor(batch, training=True)['inputs']
+
+    def step(self, inputs: dict, autocast: Callable) -> None:
+        """Train on the preprocessor's outputs."""
         self.model.update_momentum_encoder(MOMENTUM)
         with autocast():
             losses = self.model(inputs, mode='loss')
         loss, _ = self.model.parse_losses(losses)
         self.optimizer.update_params(loss)
 
-    def step_from_workers(self, batch: dict, autocast) -> None:
+    def step_from_workers(self, batch: dict, autocast: Callable) -> None:
+        """Train on the workers' crops."""
         self.model.update_momentum_encoder(MOMENTUM)
         with autocast():
             inputs = self.model.data_preprocessor(batch, training=True)['inputs']
@@ -100,8 +91,10 @@ class OurStep:
         self.optimizer.update_params(loss)
 
 
-def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autocast):
-    """Run queries forward and backward, and keys forward; a call per resolution."""
+def make_floor(
+    backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autocast: Callable
+) -> Callable[[], None]:
+    """Return the forward and backward of queries and the forward of keys, a call per resolution."""
 
     def run():
         with autocast():
@@ -116,79 +109,61 @@ def floor(backbone: nn.Module, queries: list[Tensor], keys: list[Tensor], autoca
 
 
 def build_peers(args, inputs: dict, plain: nn.Module, autocast) -> tuple[dict, dict, int]:
-    """Build steps of others, floors of theirs by name, and the images of their batch."""
-    naive, num_local = NaivePatchMix(build_ours(False, args.model)[0]), args.crops - 2
-    peers = {'naive PatchMix': lambda: naive.step(inputs, autocast)}
-    own_floor = {}
+    """Return steps of others, the name of the floor of each, and the images of their batch."""
+    from step_peers import NaivePatchMix, lightly_step, mocov3_step
+
+    naive, num_local = NaivePatchMix(OurStep(model=args.model).model), args.crops - 2
+    encoded = (2 + 2 * num_local + 3) / (2 + num_local + 2)
+    size = round(args.batch * encoded)
+    views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
+    pair = torch.cat(views)
     if num_local:
-        size = round(args.batch * (2 + 2 * num_local + 3) / (2 + num_local + 2))
-        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
         crops = torch.randn(num_local, size, 3, 96, 96)
-        dino = lightly_dino_step(views, crops)
-        peers['DINO, lightly'] = lambda: dino(autocast)
-        own_floor['DINO, lightly'] = 'floor of DINO'
-        parts = [torch.cat(views), crops.flatten(0, 1)], [torch.cat(views)]
-        peers['floor of DINO'] = floor(plain, *parts, autocast)
+        others = {'DINO, lightly': lightly_step(views, crops)}
+        own, queries = 'floor of DINO', [pair, crops.flatten(0, 1)]
     else:
-        size = round(args.batch * 5 / 4)
-        views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
-        mocov3, moco = mocov3_step(views), lightly_moco_step(views)
-        peers['MoCo v3, mmpretrain'] = lambda: mocov3(autocast)
-        peers['MoCo, lightly'] = lambda: moco(autocast)
-        own_floor |= dict.fromkeys(('MoCo v3, mmpretrain', 'MoCo, lightly'), 'floor of MoCo')
-        parts = [torch.cat(views)], [torch.cat(views)]
-        peers['floor of MoCo'] = floor(plain, *parts, autocast)
-    return peers, own_floor, size
+        others = {'MoCo v3, mmpretrain': mocov3_step(views), 'MoCo, lightly': lightly_step(views)}
+        own, queries = 'floor of MoCo', [pair]
+    steps = {name: partial(step, autocast) for name, step in others.items()}
+    steps[own] = make_floor(plain, queries, [pair], autocast)
+    peers = {'naive PatchMix': lambda: naive.step(inputs, autocast)} | steps
+    return peers, dict.fromkeys(others, own), size
 
 
-def main() -> None:
-    args = parse_args(
-        __doc__, batch=8, crops=2, precision='fp32', compile='no', model='vit-s', peers='yes'
-    )
-    args.precision = choose_precision(args.precision)
-    keep_memory_as_training_does()
-    MMLogger.get_instance('benchmark', log_level='WARNING')  # else each weight's start is told
+def compare_peers(args, autocast: Callable) -> list[dict]:
+    """Measure our step, its floors and, unless only ours is wanted, steps of others."""
     num_local = args.crops - 2
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.manual_seed(0)
-    torch.set_default_device(device)
-
-    def autocast():
-        if args.precision == 'fp32':
-            return nullcontext()
-        return torch.autocast(device, dtype=torch.bfloat16)
-
+    torch.set_default_device(DEVICE)
     ours = OurStep(model=args.model)
-    batch = workers_batch(args.batch, num_local)
-    inputs = prepare(ours.model, batch)
-    arch = read_config(args.model).model.backbone
+    batch = make_batch(args.batch, num_local)
+    inputs = ours.prepare(batch)
+    arch = Config.fromfile(CONFIGS / f'patchmix_{args.model}_in1k.py').model.backbone
     arch.pop('type')
     plain = VisionTransformer(**arch)
-    # (queries, keys) of 224 pixels and queries of 96 pixels, per image of the batch.
     pair = [torch.randn(args.batch, 3, 224, 224) for _ in range(2)]
-    queries = [torch.cat(pair)]
-    keys = [torch.cat([*pair, pair[0]])]
+    queries, keys = [torch.cat(pair)], [torch.cat([*pair, pair[0]])]
     if num_local:
         queries.append(torch.randn(2 * num_local * args.batch, 3, 96, 96))
     candidates = {
-        'floor, our backbone': floor(ours.model.backbone, queries, keys, autocast),
-        "floor, mmpretrain's ViT": floor(plain, queries, keys, autocast),
+        'floor, our backbone': make_floor(ours.model.backbone, queries, keys, autocast),
+        "floor, mmpretrain's ViT": make_floor(plain, queries, keys, autocast),
         'ours': lambda: ours.step(inputs, autocast),
         'ours + preprocessor': lambda: ours.step_from_workers(batch, autocast),
     }
     if args.compile != 'no':
-        options = dict(mode='reduce-overhead') if args.compile == 'graphs' else True
+        is_graph = args.compile == 'graphs'
+        options = dict(mode='reduce-overhead') if is_graph else True
         compiled = OurStep(compile=options, model=args.model)
-        name = 'ours, CUDA graphs' if args.compile == 'graphs' else 'ours, compiled'
+        name = 'ours, CUDA graphs' if is_graph else 'ours, compiled'
         candidates[name] = lambda: compiled.step(inputs, autocast)
     own_floor, size = {}, args.batch
-    if args.peers == 'yes':
+    if args.table == 'peers':
         others, own_floor, size = build_peers(args, inputs, plain, autocast)
         candidates |= others
     torch.set_default_device(None)  # in training, too, the host makes its tensors on the host
     seconds = measure(candidates, args.repeats)
     ours_floor, plain_floor = list(candidates)[:2]
-    rows = [
+    return [
         {
             'step': name,
             'images of the batch': size if name in own_floor or 'floor of' in name else args.batch,
@@ -198,10 +173,100 @@ def main() -> None:
         }
         for name, value in seconds.items()
     ]
-    settings = dict(batch=args.batch, crops=args.crops, precision=args.precision, model=args.model)
-    report(
-        'training step', rows, repeats=args.repeats, goal='ours <= 1.08 of our floor', **settings
+
+
+class Clock(Parts):
+    """Seconds of the marked methods, by part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def part(self, name: str):
+        """Time the body."""
+        began = time.perf_counter()
+        yield
+        synchronize()
+        self.seconds[name] += time.perf_counter() - began
+
+
+def compare_parts(args, autocast: Callable) -> list[dict]:
+    """Measure the parts of our step with 2 crops, and of its floor."""
+    torch.set_default_device(DEVICE)
+    ours, backbone = OurStep(), OurStep().model.backbone
+    inputs = ours.prepare(make_batch(args.batch, 0))
+    pair = [torch.randn(args.batch, 3, 224, 224) for _ in range(2)]
+    torch.set_default_device(None)  # as in training
+    model, optimizer, step_clock, floor_clock = ours.model, ours.optimizer, Clock(), Clock()
+    for owner, method, part in (
+        (model, 'update_momentum_encoder', 'momentum update'),
+        (model.momentum_encoder.backbone, 'forward', 'keys: backbone'),
+        (model.momentum_encoder.neck, 'forward', 'keys: projector'),
+        (model.backbone, 'forward', 'queries: backbone'),
+        (model.neck, 'forward', 'queries: projector, predictor'),
+        (model.head.predictor, 'forward', 'queries: projector, predictor'),
+        (model.head, 'contrast', 'losses'),
+        (optimizer, 'backward', 'backward'),
+        (optimizer, 'step', 'AdamW'),
+        (optimizer, 'zero_grad', 'freeing gradients'),
+    ):
+        step_clock.mark(owner, method, part)
+
+    def take_floor() -> None:
+        with autocast():
+            with floor_clock.part('queries: backbone'):
+                total = backbone(torch.cat(pair))[-1].sum()
+            with floor_clock.part('backward'):
+                total.backward()
+            with torch.no_grad(), floor_clock.part('keys: backbone'):
+                backbone(torch.cat([*pair, pair[0]]))
+        with floor_clock.part('freeing gradients'):
+            backbone.zero_grad()
+
+    rounds = []
+    for _ in range(1 + args.repeats):
+        for clock in (step_clock, floor_clock):
+            clock.seconds.clear()
+        ours.step(inputs, autocast)
+        take_floor()
+        rounds.append([dict(clock.seconds) for clock in (step_clock, floor_clock)])
+    step, floor = (
+        {name: 1000 * statistics.median(part[name] for part in parts) for name in parts[0]}
+        for parts in zip(*rounds[1:], strict=True)
     )
+    rows = [
+        {'part': name, 'step (ms)': value, 'floor (ms)': floor.get(name)}
+        for name, value in step.items()
+    ]
+    total = {'step (ms)': sum(step.values()), 'floor (ms)': sum(floor.values())}
+    return [*rows, {'part': 'sum', **total}]
+
+
+def main() -> None:
+    import step_tables
+
+    tables = {
+        'peers': ('training step', compare_peers),
+        'ours': ('training step', compare_peers),
+        'parts': ('parts of a step', compare_parts),
+        'freed-memory': ('keeping freed memory', step_tables.compare_freed_memory),
+        'published': ('a step beside the published code', step_tables.compare_published),
+        'detector': ('a step of a detector', step_tables.measure_detector),
+        'attention': ('attention', step_tables.compare_attention),
+    }
+    args = parse_args(
+        __doc__, table=tuple(tables), batch=8, crops=2, precision=('fp32', 'bf16', 'auto'),
+        compile=('no', 'yes', 'graphs'), model=('vit-s', 'vit-b'), code='',
+        config='mask-rcnn_vit-s_fpn_1x', size=800, child='',
+    )  # fmt: skip
+    if args.child:  # of freed-memory
+        print(json.dumps(step_tables.measure_here(args)))
+        return
+    autocast, args.precision = set_up(args.precision)
+    name, table = tables[args.table]
+    names = ('batch', 'crops', 'precision', 'model', 'repeats')
+    report(name, table(args, autocast), **{name: getattr(args, name) for name in names})
 
 
 if __name__ == '__main__':

@@ -1,10 +1,15 @@
-"""Training steps that `step.py` compares ours with; each is written as its users write it."""
+"""Training steps of other codebases, for step.py: each is written as its users write it."""
 
-import copy
+import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import timm
 import torch
+from harness import MOMENTUM
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
@@ -12,25 +17,21 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MOMENTUM = 0.996
+Step = Callable[[Callable], None]  # of a function that returns the autocast context
+VIT_S = dict(patch_size=16, img_size=224, num_classes=256, embed_dim=384, depth=12, num_heads=12)
 
 
 class NaivePatchMix:
-    """PatchMix as one would first write it down, on the networks of a model of ours.
+    """PatchMix written directly, on the networks of a :class:`mmpatchmix.models.PatchMix`.
 
-    One encoder call per view, targets as matrices, the momentum encoder parameter by
-    parameter, AdamW parameter by parameter. It starts where the workers' and the data
-    preprocessor's outputs are, so mixing is not in it.
-
-    Args:
-        model: A :class:`mmpatchmix.models.PatchMix`; its networks are trained.
+    One encoder call per view, targets as matrices, momentum encoder and AdamW parameter by
+    parameter. It starts from the data preprocessor's outputs, so it does not mix.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=1e-4, foreach=False
-        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
 
     def query(self, view: Tensor) -> Tensor:
         model = self.model
@@ -44,13 +45,6 @@ class NaivePatchMix:
 
     def contrast(self, q: Tensor, k: Tensor, target: Tensor) -> Tensor:
         return -(target * F.log_softmax(q @ k.T / self.model.head.temperature, dim=1)).sum(1).mean()
-
-    def update_momentum_encoder(self) -> None:
-        model = self.model
-        query = [*model.backbone.parameters(), *model.neck.parameters()]
-        with torch.no_grad():
-            for slow, fast in zip(model.momentum_encoder.parameters(), query, strict=True):
-                slow.mul_(MOMENTUM).add_(fast, alpha=1 - MOMENTUM)
 
     def loss(self, inputs: dict) -> Tensor:
         num_images, device = len(inputs['view_1']), inputs['view_1'].device
@@ -79,7 +73,11 @@ class NaivePatchMix:
         return loss
 
     def step(self, inputs: dict, autocast: Callable) -> None:
-        self.update_momentum_encoder()
+        model = self.model
+        query = [*model.backbone.parameters(), *model.neck.parameters()]
+        with torch.no_grad():
+            for slow, fast in zip(model.momentum_encoder.parameters(), query, strict=True):
+                slow.mul_(MOMENTUM).add_(fast, alpha=1 - MOMENTUM)
         with autocast():
             loss = self.loss(inputs)
         loss.backward()
@@ -87,8 +85,8 @@ class NaivePatchMix:
         self.optimizer.zero_grad()
 
 
-def mocov3_step(views: list[Tensor]) -> Callable[[Callable], None]:
-    """mmpretrain's MoCo v3 with ViT-S/16: two query and two key views per image."""
+def mocov3_step(views: list[Tensor]) -> Step:
+    """Return a step of mmpretrain's MoCo v3 with ViT-S/16: two query and two key views."""
     MessageHub.get_current_instance().update_info('max_iters', 375_000)
     config = get_config('mmpretrain::mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.py')
     model = MMPRETRAIN_MODELS.build(config.model)
@@ -105,31 +103,41 @@ def mocov3_step(views: list[Tensor]) -> Callable[[Callable], None]:
     return step
 
 
-def timm_vit() -> nn.Module:
-    """ViT-S/16 with 12 heads, for images of any size that 16 divides."""
-    return timm.create_model(
-        'vit_small_patch16_224', num_heads=12, num_classes=0, dynamic_img_size=True
-    )
+def lightly_step(views: list[Tensor], crops: Tensor | None = None) -> Step:
+    """Return a step made of lightly's parts: MoCo of two views, or DINO where there are crops.
 
-
-def lightly_moco_step(views: list[Tensor]) -> Callable[[Callable], None]:
-    """MoCo of lightly's parts: each view is query against the other as key."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import MoCoProjectionHead
+    In MoCo each view is query against the other as key; in DINO all views are queries and the two
+    large ones are keys.
+    """
+    from lightly.loss import DINOLoss, NTXentLoss
+    from lightly.models.modules import DINOProjectionHead, MoCoProjectionHead
     from lightly.models.utils import update_momentum
 
-    query = nn.Sequential(timm_vit(), MoCoProjectionHead(384, 4096, 256, 3, batch_norm=True))
-    key = copy.deepcopy(query).requires_grad_(False)
-    loss_function = NTXentLoss(temperature=0.2)
+    def make() -> nn.Module:
+        vit = timm.create_model(
+            'vit_small_patch16_224', num_heads=12, num_classes=0, dynamic_img_size=True
+        )
+        if crops is None:
+            return nn.Sequential(vit, MoCoProjectionHead(384, 4096, 256, 3, batch_norm=True))
+        return nn.Sequential(vit, DINOProjectionHead(384, 2048, 256, 4096))
+
+    query, key = make(), make()
+    key.load_state_dict(query.state_dict())
+    key.requires_grad_(False)
     optimizer = torch.optim.AdamW(query.parameters(), lr=1e-4)
+    moco, dino = NTXentLoss(temperature=0.2), DINOLoss(output_dim=4096)
+    all_views = [*views, *(() if crops is None else crops)]
 
     def step(autocast):
         update_momentum(query, key, m=MOMENTUM)
         with autocast():
-            queries = [query(view) for view in views]
             with torch.no_grad():
                 keys = [key(view) for view in views]
-            loss = loss_function(queries[0], keys[1]) + loss_function(queries[1], keys[0])
+            queries = [query(view) for view in all_views]
+            if crops is None:
+                loss = moco(queries[0], keys[1]) + moco(queries[1], keys[0])
+            else:
+                loss = dino(keys, queries, epoch=0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -137,29 +145,64 @@ def lightly_moco_step(views: list[Tensor]) -> Callable[[Callable], None]:
     return step
 
 
-def lightly_dino_step(views: list[Tensor], crops: Tensor) -> Callable[[Callable], None]:
-    """DINO of lightly's parts: all views are queries, the two large ones are keys."""
-    from lightly.loss import DINOLoss
-    from lightly.models.modules import DINOProjectionHead
-    from lightly.models.utils import update_momentum
+def import_published(folder: str) -> SimpleNamespace:
+    """Import the parts of a step from a clone of the published repository.
 
-    # Weight norm forbids copies.
-    student, teacher = (
-        nn.Sequential(timm_vit(), DINOProjectionHead(384, 2048, 256, 4096)) for _ in range(2)
+    Without a GPU its ``.cuda()`` calls are replaced by nothing.
+    """
+    if not (Path(folder) / 'module/mix.py').is_file():
+        sys.exit(f'--code {folder!r} is no clone of https://github.com/visresearch/patchmix.')
+    sys.path.insert(0, folder)
+    warnings.filterwarnings('ignore', category=FutureWarning, module='timm')
+    from module.frame.contrast_momentum import ContrastMomentum_ViT
+    from module.loss import MultiTempContrastiveLoss
+    from module.mix import PatchMixer
+    from module.vits import ViT
+
+    if not torch.cuda.is_available():
+        Tensor.cuda = lambda self, *args, **kwargs: self
+        PatchMixer._one_hot.__defaults__ = (*PatchMixer._one_hot.__defaults__[:2], 'cpu')
+    return SimpleNamespace(
+        frame=ContrastMomentum_ViT, criterion=MultiTempContrastiveLoss(), mixer=PatchMixer, vit=ViT
     )
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False)
-    loss_function = DINOLoss(output_dim=4096)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    all_views = [*views, *crops]
 
-    def step(autocast):
-        update_momentum(student, teacher, m=MOMENTUM)
+
+def build_published(theirs: SimpleNamespace, is_fused: bool, views: dict[str, Tensor]) -> Step:
+    """Return a step of the published code, in the order of its ``main_pretrain.py``."""
+    batch = len(views['view_1'])
+    query, key = theirs.vit(drop_path_rate=0.1, **VIT_S), theirs.vit(**VIT_S)
+    model = theirs.frame(query, key, 3, 2, 256, 4096).train()
+    for block in [*query.blocks, *key.blocks]:
+        block.attn.fused_attn = is_fused
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [dict(params=matrices), dict(params=others, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr=5e-4, weight_decay=0.04)
+    mix = theirs.mixer(num_classes=batch, mix_s=16, mix_p=1.0, mix_n=2, smoothing=0.0)
+    keep = theirs.mixer(num_classes=batch, mix_s=16, mix_p=0.0, mix_n=1)
+    contrast = partial(theirs.criterion, temperature=0.2)
+
+    def step(autocast: Callable) -> None:
+        model.update_momentum_encoder(MOMENTUM)
+        numbers = torch.arange(batch).to(views['view_1'].device)
+        (mixed_1, to_source, to_mix), (mixed_2, *_) = (
+            mix(views[name], numbers) for name in ('view_1', 'view_2')
+        )
+        _, one, _ = keep(views['view_1'], numbers)
         with autocast():
-            with torch.no_grad():
-                keys = [teacher(view) for view in views]
-            queries = [student(view) for view in all_views]
-            loss = loss_function(keys, queries, epoch=0)
+            q_1, k_1 = model(views['view_1'])
+            k_2 = model(views['view_2'], q=False)[1]
+            k_mixed = model(mixed_1, q=False)[1]
+            q_mixed = model(mixed_2, k=False)[0]
+            loss = contrast(q_1, k_2, one) + contrast(q_mixed, k_1, to_source) / 2
+            loss = loss + contrast(q_mixed, k_mixed, to_mix) / 2
+            if 'local_views' in views:
+                crops = views['local_views']
+                mixed = torch.cat([mix(crop, numbers)[0] for crop in crops])
+                for images, target in ((crops.flatten(0, 1), one), (mixed, to_source)):
+                    for q in model(images, k=False)[0].split(batch):
+                        terms = contrast(q, k_1, target) + contrast(q, k_2, target)
+                        loss = loss + terms / len(crops)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -7,7 +7,7 @@
 #   python tools/train.py configs/patchmix_vit-digits_scenes.py
 _base_ = './patchmix_vit-digits.py'
 
-# A detector looks at patch tokens: their mean represents a view, instead of the class token.
+# A detector uses patch tokens: their mean represents a view, instead of the class token.
 model = dict(backbone=dict(out_type='avg_featmap'))
 # Views as in the demo: moved, resized and turned on black. A digit that overlaps others is as it
 # was cut out, with pieces of them.
@@ -20,7 +20,7 @@ train_dataloader = dict(
         pipeline=[dict(type='LoadImageFromFile'), *_base_.train_dataloader.dataset.pipeline],
     )
 )
-# Nothing here has labels that could judge.
+# There are no labels for an evaluation.
 val_dataloader = val_cfg = val_evaluator = None
 test_dataloader = test_cfg = test_evaluator = None
 

@@ -1,6 +1,6 @@
-# PatchMix, ViT-L/16, ImageNet-1K, weights shared among the GPUs (https://arxiv.org/abs/2306.12243).
+# PatchMix, ViT-L/16, ImageNet-1K, weights sharded over the GPUs (https://arxiv.org/abs/2306.12243).
 #
-# No paper has figures for it, and nobody has run it to its end: everything but the size and the
+# No paper has figures for it, and it has not been run to its end: everything but size and
 # wrapper is ViT-B's. Meant for 8 GPUs x 128 images. Blocks are recomputed in the backward, 19 %
 # more arithmetic: without that, 128 images would not fit into 80 GB (docs/scaling.md).
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.

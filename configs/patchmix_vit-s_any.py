@@ -9,7 +9,7 @@
 #       python tools/train.py configs/patchmix_vit-s_any.py --data-root PATH --stats auto
 _base_ = './patchmix_vit-s_folder.py'
 
-# What the files hold. Everything below follows.
+# The channels of the files.
 channels = int('{{$PATCHMIX_CHANNELS:3}}')
 # 'dtype', 'LOW,HIGH' or 'percentile,LOW,HIGH': which values become 0 and 255.
 values = '{{$PATCHMIX_VALUES:dtype}}'
@@ -17,19 +17,8 @@ values = '{{$PATCHMIX_VALUES:dtype}}'
 load = dict(type='mmpatchmix.LoadAnyImage', channels=channels, value_range=values)
 crops = dict(_base_.train_dataloader.dataset.pipeline[0], type='mmpatchmix.MultiCrop')
 test_view = dict(type='mmpatchmix.ResizeCentre', size=crops['global_size'])
-endings = [
-    '.tif',
-    '.tiff',
-    '.png',
-    '.jpg',
-    '.jpeg',
-    '.bmp',
-    '.webp',
-    '.ppm',
-    '.pgm',
-    '.npy',
-    '.dcm',
-]
+endings = ['.tif', '.tiff', '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm', '.pgm']
+endings += ['.npy', '.dcm']
 train_dataloader = dict(
     dataset=dict(pipeline=[load, crops, dict(type='mmpatchmix.PackViews')], extensions=endings)
 )

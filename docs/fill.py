@@ -1,10 +1,10 @@
-"""Write into the documents what the code says: the table of all configs, the examples.
+"""Write the table of configs and the examples into the documents.
 
     python docs/fill.py          # write
-    python docs/fill.py --check  # only say whether the documents are up to date
+    python docs/fill.py --check  # exit 1 if a document is outdated
 
-What stands between `<!-- recipes -->` or `<!-- file PATH -->` and `<!-- end -->` is made here; what
-is written there by hand is lost.
+The text between `<!-- recipes -->` or `<!-- file PATH -->` and `<!-- end -->` is generated; changes
+by hand are lost.
 """
 
 import argparse
@@ -22,39 +22,26 @@ from mmpatchmix.files import list_recipes
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / 'docs' / name for name in ('recipes.md', 'extend.md')]
 PURPOSES = {'linear': 'linear probe', 'finetune': 'fine-tuning', 'coco': 'detection'}
+# By the type of the data set or, first, by its data_root.
 DATA = {
     'CIFAR10': 'CIFAR-10',
     'CIFAR100': 'CIFAR-100',
     'CocoDataset': 'COCO',
-    'ImageNet': 'ImageNet-1K',
     'mmpatchmix.Digits': 'digits',
-}
-# By data_root, where the kind of data set does not tell.
-FOLDERS = {
     'data/imagenet': 'ImageNet-1K',
     'data/images': 'yours',
     'work_dirs/digit_scenes/data/': 'scenes of digits',
     'work_dirs/digit_scenes/crops': 'pieces of such scenes',
 }
-# What was measured with this code, in %; how and where is said in the README.
+# Measured with this code, in %.
 MEASURED = {'patchmix_vit-digits': 'kNN 95.8'}
-HEAD = [
-    'config',
-    'for',
-    'network',
-    'data',
-    'input',
-    'epochs',
-    'batch',
-    'learning rate',
-    'paper',
-    'ours',
-]
+HEAD = ['config', 'for', 'network', 'data', 'input', 'epochs', 'batch', 'learning rate']
+HEAD += ['paper', 'ours']
 
 
-def recipe_table() -> str:
-    """Return a row for every shipped config, pre-training first."""
-    # mmengine reads a hundred files of mmdet for every base that is one of its; once will do.
+def make_recipe_table() -> str:
+    """Return a table with a row for every shipped config, pre-training first."""
+    # mmengine searches a hundred files of mmdet for every base that is one of its configs.
     find = config_utils._get_cfg_metainfo
     if not hasattr(find, 'cache_info'):
         config_utils._get_cfg_metainfo = functools.cache(find)
@@ -66,29 +53,24 @@ def recipe_table() -> str:
 def describe(name: str, path: Path) -> list[str]:
     """Return the cells of a config."""
     cfg = Config.fromfile(path)
-    relative = path.relative_to(ROOT).as_posix()
     dataset, epochs = cfg.train_dataloader.dataset, cfg.train_cfg.max_epochs
     if 'dataset' in dataset:  # repeated
         epochs *= dataset.times
         dataset = dataset.dataset
+    arch, patch = cfg.model.backbone.arch, cfg.model.backbone.get('patch_size', 16)
+    published = re.search(r'Paper: ([^%]*) % top-1', path.read_text())
     return [
-        f'[`{name}`](../{relative})',
-        PURPOSES.get(name.split('/')[0], 'pre-training') if '/' in name else 'pre-training',
-        describe_network(cfg.model.backbone),
-        FOLDERS.get(dataset.get('data_root')) or DATA[dataset.type],
+        f'[`{name}`](../{path.relative_to(ROOT).as_posix()})',
+        PURPOSES.get(name.split('/')[0], 'pre-training'),
+        f'{arch.embed_dims} × {arch.num_layers}, {arch.num_heads} heads, patch {patch}',
+        DATA.get(dataset.get('data_root')) or DATA[dataset.type],
         describe_input(cfg, dataset),
         str(epochs),
         str(cfg.auto_scale_lr.base_batch_size),
         f'{cfg.optim_wrapper.optimizer.lr:.3g}',
-        published(path),
+        published[1] if published else '',
         MEASURED.get(name, ''),
     ]
-
-
-def describe_network(backbone: dict) -> str:
-    """Return width, depth, heads and patch of a ViT."""
-    arch, patch = backbone.arch, backbone.get('patch_size', 16)
-    return f'{arch.embed_dims} × {arch.num_layers}, {arch.num_heads} heads, patch {patch}'
 
 
 def describe_input(cfg: Config, dataset: dict) -> str:
@@ -100,24 +82,16 @@ def describe_input(cfg: Config, dataset: dict) -> str:
     size = cfg.model.backbone.get('img_size')
     if cfg.get('default_scope') == 'mmpretrain':
         return f'2×{size}' if 'momentum_encoder' in cfg.model else str(size)
-    for step in dataset.pipeline:
-        if scale := step.get('crop_size') or step.get('scale'):
-            return '×'.join(map(str, scale))
-    return '128×128'  # scenes of digits come as they are
-
-
-def published(path: Path) -> str:
-    """Return the figures that the head of a config promises."""
-    found = re.search(r'Paper: ([^%]*) % top-1', path.read_text())
-    return found[1] if found else ''
+    sizes = [step.get('crop_size') or step.get('scale') for step in dataset.pipeline]
+    return '×'.join(map(str, next(filter(None, sizes), (128, 128))))  # scenes of digits: no change
 
 
 def fill(document: str) -> str:
-    """Return a document with what is made here made anew."""
+    """Return a document with its generated parts made anew."""
 
     def make(match: re.Match) -> str:
         if match[2] is None:
-            made = recipe_table()
+            made = make_recipe_table()
         else:
             code = (ROOT / match[2]).read_text().rstrip()
             made = f'[`{match[2]}`](../{match[2]}):\n\n```python\n{code}\n```'

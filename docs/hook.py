@@ -1,8 +1,8 @@
-"""What MkDocs lacks for this site; `make docs` loads it, and nothing else does.
+"""MkDocs hook of `make docs`: links to source files, formulas, and roles in docstrings.
 
-Links from the documents to files outside docs/ lead to pages made of these files, so that a reader
-of the Markdown and a reader of the site both get there. Formulas become MathML, which browsers
-draw without any script. Sphinx's roles in docstrings become code.
+Links from the documents to files outside docs/ lead to pages made from these files, so they work in
+the Markdown and on the site. Formulas become MathML, which browsers draw without a script. Sphinx's
+roles in docstrings become code.
 """
 
 import os
@@ -18,7 +18,7 @@ DOCS = ROOT / 'docs'
 # A relative link with a folder or an ending, and its anchor.
 LINK = re.compile(r'(?<=\]\()(?!\w+:)([\w./-]+)(#[\w-]*)?(?=\))')
 KINDS = {'.py': 'python', '.sh': 'bash', '.toml': 'toml', '.yml': 'yaml'}
-_origins: dict[str, Path] = {}  # page of the site -> the file it is made of
+_origins: dict[str, Path] = {}  # page of the site -> its source file
 
 
 def on_files(files: Files, config) -> Files:
@@ -31,7 +31,7 @@ def on_files(files: Files, config) -> Files:
             target = Path(os.path.normpath(origin.parent / link))
             uri = _uri_of(target)
             if DOCS in target.parents or uri in _origins or not target.exists():
-                continue  # what does not exist is MkDocs' to complain about
+                continue  # MkDocs reports missing files
             _origins[uri] = target
             files.append(File.generated(config, uri, content=_text_of(target)))
             waiting.append(target)
@@ -39,7 +39,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """Let links lead to the pages of :func:`on_files`."""
+    """Point links to the pages of :func:`on_files`."""
     origin, here = _origins[page.file.src_uri], os.path.dirname(page.file.src_uri)
 
     def lead(match: re.Match) -> str:
@@ -53,41 +53,40 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 
 def on_page_content(html: str, page, config, files) -> str:
-    """Draw formulas, which arithmatex has marked."""
+    """Convert formulas, which arithmatex has marked."""
 
     def draw(match: re.Match) -> str:
         formula = match[1].replace('&lt;', '<').replace('&gt;', '>').replace('&amp;', '&')
-        is_block = formula.startswith('\\[')
-        return convert(formula[2:-2].strip(), display='block' if is_block else 'inline')
+        display = 'block' if formula.startswith('\\[') else 'inline'
+        return convert(formula[2:-2].strip(), display=display)
 
-    return re.sub(
-        r'<(?:span|div) class="arithmatex">(.*?)</(?:span|div)>', draw, html, flags=re.DOTALL
-    )
+    pattern = r'<(?:span|div) class="arithmatex">(.*?)</(?:span|div)>'
+    return re.sub(pattern, draw, html, flags=re.DOTALL)
 
 
 class PlainRoles(griffe.Extension):
-    """Turn ``:class:`~a.B```, which Sphinx reads, into what MkDocs reads."""
+    """Turn ``:class:`~a.B```, a role of Sphinx, into code."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         """Rewrite one docstring."""
+
+        def name(role: re.Match) -> str:
+            return f'`{role[2].rpartition(".")[2] if role[1] else role[2]}`'
+
         if obj.docstring:
-            text = re.sub(
-                r':\w+:`(~?)([\w.]+)`',
-                lambda role: f'`{role[2].rpartition(".")[2] if role[1] else role[2]}`',
-                obj.docstring.value,
-            )
+            text = re.sub(r':\w+:`(~?)([\w.]+)`', name, obj.docstring.value)
             obj.docstring.value = text.replace('::\n', ':\n')
 
 
 def _uri_of(path: Path) -> str:
-    """Return where the page of a file is."""
+    """Return the URI of the page of a file."""
     if DOCS in path.parents:
         return path.relative_to(DOCS).as_posix()
     return f'source/{path.relative_to(ROOT).as_posix().removesuffix(".md")}.md'
 
 
 def _text_of(path: Path) -> str:
-    """Return a file as Markdown: itself, its code, or what is in the folder."""
+    """Return a file as Markdown: itself, its code, or the contents of a folder."""
     if path.suffix == '.md':
         return path.read_text(encoding='utf-8')
     name = path.relative_to(ROOT).as_posix()

@@ -1,11 +1,11 @@
-"""A backbone of your own: timm's ConvNeXt in the place of the ViT.
+"""A custom backbone: timm's ConvNeXt instead of the ViT.
 
     PYTHONPATH=examples mmpatchmix train examples/own_backbone_digits.py
 
-PatchMix asks little of a backbone: images (N, C, H, W) of every size that the crops have go in, a
-tuple comes out whose last entry is (N, D). One call has several view groups in one batch, so it
-must have no BatchNorm: its statistics would be those of all groups together. Patches of the mix
-are cut out of the pixels and need no patches in the network.
+A backbone takes images (N, C, H, W) of each crop size and returns a tuple whose last entry is (N,
+D). One call contains several view groups, so the backbone must have no BatchNorm, whose statistics
+would cover all groups together. Patches of the mix are cut from the pixels; the network needs no
+patches.
 """
 
 import timm

@@ -1,4 +1,4 @@
-# The digits demo with the backbone of own_backbone.py, which the second line makes known.
+# The digits demo with the backbone of own_backbone.py, which the second line imports.
 _base_ = '../configs/patchmix_vit-digits.py'
 custom_imports = dict(imports=['mmpatchmix.registry', 'own_backbone'], allow_failed_imports=False)
 

@@ -1,10 +1,9 @@
-"""An evaluation of your own: do clusters of features agree with the classes?
+"""A custom evaluation: agreement of clusters of features with the classes.
 
     PYTHONPATH=examples mmpatchmix train examples/own_evaluation_digits.py
 
-A hook after each evaluation adds its figure to the others, so that it is logged, drawn and may
-choose the best checkpoint: default_hooks.checkpoint.save_best=clusters/agreement. Features come
-from the one path that all figures of this project have.
+A hook adds a metric after each evaluation. It is logged and drawn, and can choose the best
+checkpoint: default_hooks.checkpoint.save_best=clusters/agreement.
 """
 
 from mmengine.hooks import Hook

@@ -1,9 +1,9 @@
-"""A mixing of your own: bands of rows instead of patches.
+"""A custom mixing: bands of rows instead of patches.
 
     PYTHONPATH=examples mmpatchmix train examples/own_mixing_digits.py
 
-A mixing says what the mixed images are and which share the images have; soft targets and losses
-follow from the shares. It is called once for each view.
+A mixing returns the mixed images and the shares of their sources; soft targets and losses follow
+from the shares. It is called once for each view.
 """
 
 import torch

@@ -1,4 +1,4 @@
-# The digits demo with the mixing of own_mixing.py, which the second line makes known.
+# The digits demo with the mixing of own_mixing.py, which the second line imports.
 _base_ = '../configs/patchmix_vit-digits.py'
 custom_imports = dict(imports=['mmpatchmix.registry', 'own_mixing'], allow_failed_imports=False)
 

@@ -1,21 +1,20 @@
-"""Commands in processes of their own; tools also in forks of one that has imported the stack."""
+"""Run commands in new processes; verbs in forks of a server that has imported the stack."""
 
 import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 240  # seconds
+TIMEOUT = 240  # seconds
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['tests.preloaded'])
 
 
 def environment(**env):
-    """Return variables under which scripts find this interpreter; one thread each."""
+    """Return environment variables under which scripts find this interpreter; one thread each."""
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     ours = dict(OMP_NUM_THREADS='1', VIRTUAL_ENV=sys.prefix, PATH=path)
     return {**os.environ, **ours, **{key: str(value) for key, value in env.items()}}
@@ -27,7 +26,7 @@ def plain_text(cfg):
 
 
 def call(*command, ok=True, **env):
-    """Run a command; return what it printed."""
+    """Run a command and return its output."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
@@ -35,27 +34,29 @@ def call(*command, ok=True, **env):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert (done.returncode == 0) == ok, done.stdout[-4000:]
     return done.stdout
 
 
-def call_tool(tool, *arguments, ok=True, **env):
-    """Run a file of ``tools/``, sparing it the imports, 8 s; return what it printed."""
+def call_tool(verb, *arguments, ok=True, **env):
+    """Run a verb, ``'train'`` or ``'train.py'``, without 8 s of imports; return its output."""
     with tempfile.NamedTemporaryFile('r') as log:
-        argv = [str(ROOT / 'tools' / tool), *map(str, arguments)]
+        argv = [verb.removesuffix('.py').replace('_', '-'), *map(str, arguments)]
         process = SERVER.Process(target=_run, args=(log.name, argv, environment(**env)))
         process.start()
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         is_late = process.exitcode is None
         process.kill()
-        said = log.read()
-    assert not is_late and (process.exitcode == 0) == ok, said[-4000:]
-    return said
+        output = log.read()
+    assert not is_late and (process.exitcode == 0) == ok, output[-4000:]
+    return output
 
 
 def _run(log, argv, env):
+    from mmpatchmix.cli.main import main
+
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     for number, name in ((1, 'stdout'), (2, 'stderr')):
         os.dup2(file, number)
@@ -64,5 +65,5 @@ def _run(log, argv, env):
     multiprocessing.set_start_method(None, force=True)  # as in a process of its own
     tempfile.tempdir = None  # TMPDIR may be another one
     os.chdir(ROOT)
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name='__main__')
+    sys.argv = [f'{ROOT}/tools/{argv[0]}.py', *argv[1:]]
+    sys.exit(main(argv))

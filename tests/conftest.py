@@ -1,4 +1,4 @@
-"""Tests import upstream packages by themselves: what a config's custom_imports does comes first."""
+"""Fixtures of all tests. As by configs, mmpatchmix.registry is imported before other packages."""
 
 import pytest
 from mmengine.config import Config
@@ -8,21 +8,21 @@ import mmpatchmix.registry  # noqa: F401
 from tests.calls import plain_text
 
 
-def _leave_no_scope_behind():
-    """Runners set mmengine's default scope; a test that needs one is to set it itself."""
+def _restore_default_scope():
+    """Undo the default scope that a Runner has set; a test that needs one sets it."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
 
 
-per_module = pytest.fixture(scope='module', autouse=True)(_leave_no_scope_behind)
-per_test = pytest.fixture(autouse=True)(_leave_no_scope_behind)
+per_module = pytest.fixture(scope='module', autouse=True)(_restore_default_scope)
+per_test = pytest.fixture(autouse=True)(_restore_default_scope)
 
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_config_text():
-    """Spare tests the formatting of configs."""
+    """Replace the slow formatting of configs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, 'pretty_text', property(plain_text))
         yield

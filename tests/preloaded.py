@@ -1,4 +1,4 @@
-"""What the server of ``calls.py`` imports, in the order of the tools: first the quiet."""
+"""Modules that the server of ``calls.py`` imports, in the order of the command line."""
 
 from importlib import import_module
 

@@ -1,61 +1,53 @@
-"""Every benchmark starts and says what it measures."""
+"""Benchmarks parse their options; the counted operations of a step and of a profile are right."""
 
-import subprocess
+import json
+import os
+import runpy
 import sys
-from contextlib import nullcontext
+from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.calls import SERVER
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
-# What they import beside each other.
-PARTS = {'harness', 'runs', 'data_peers', 'step_peers', 'methods_run', 'evidence_tables', 'paper'}
-SCRIPTS = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in PARTS)
+SCRIPTS = sorted(path for path in FOLDER.glob('*.py') if '\ndef main()' in path.read_text())
+OPTIM_WRAPPER = dict(
+    type='mmpatchmix.BF16OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, fused=True),
+    constructor='mmpatchmix.DecayGroupsConstructor',
+)
+FIXED = ('preprocessor', 'losses', 'momentum encoder', 'optimizer', 'logging')
 
 
-# One process imports what they need, which takes seconds; each script runs in a fork of it.
-EACH_IN_A_FORK = """
-import os, runpy, sys
-import torch, mmpatchmix.registry, mmpretrain.models
-paths = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(paths[0]))
-for path in paths:
-    runpy.run_path(path)  # what it imports
-for path in paths:
-    child = os.fork()
-    if child == 0:
-        sys.argv = [path, '--help']
-        code = 1
-        try:
-            runpy.run_path(path, run_name='__main__')
-        except SystemExit as end:
-            code = end.code or 0
-        sys.stdout.flush()
-        os._exit(code)  # spares the end of an interpreter with all that is imported
-    print(path, 'ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+def print_help(path, log):
+    """Write the output of ``--help`` to a file."""
+    sys.path.insert(0, str(FOLDER))
+    sys.argv = [str(path), '--help']
+    with log.open('w') as file, redirect_stdout(file), pytest.raises(SystemExit):
+        runpy.run_path(str(path), run_name='__main__')
+    os._exit(0)  # without the destructors of all imported modules
 
 
-def test_benchmarks_explain_themselves():
-    paths = [str(FOLDER / f'{name}.py') for name in SCRIPTS]
-    command = [sys.executable, '-u', '-c', EACH_IN_A_FORK, *paths]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert len(paths) > 10
-    for path in paths:
-        assert f'{path} ended with 0' in result.stdout, result.stderr
-        assert f'usage: {Path(path).name}' in result.stdout
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.stem)
+def test_benchmarks_print_help(path, tmp_path):
+    process = SERVER.Process(target=print_help, args=(path, tmp_path / 'log'))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert f'usage: {path.name}' in (tmp_path / 'log').read_text()
 
 
-@pytest.mark.parametrize('num_local', [0, 2])
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_the_plan_counts_the_operations_of_a_step(monkeypatch, num_local, with_cp):
-    """To the last one: torch counts while a step runs."""
+@pytest.mark.parametrize(('num_local', 'with_cp'), [(0, False), (2, True)])
+def test_plan_counts_the_operations_of_a_step(monkeypatch, num_local, with_cp):
+    """The formulas give exactly the number that torch counts during a step."""
     monkeypatch.syspath_prepend(FOLDER)
     import scaling
 
@@ -70,24 +62,78 @@ def test_the_plan_counts_the_operations_of_a_step(monkeypatch, num_local, with_c
     assert counter.get_total_flops() == planned + scaling.contrast_flops(model, logits)
 
 
-def test_the_parts_of_a_step_are_a_step(monkeypatch):
-    """Weights after it are those that the model's own step gives."""
+def count_kernels(num_local=2, num_mix=2, num_layers=2, is_compiled=False):
+    """Return the number of kernels of a step of a tiny model, by part."""
+    sys.path.insert(0, str(FOLDER))
+    import device_cost
+
+    cfg = tiny_config()
+    cfg.backbone.arch.num_layers = num_layers
+    augment = dict(type='mmpatchmix.ViewAugment', blur_prob=0.5, solarize_prob=0.5)
+    preprocessor = dict(
+        type='mmpatchmix.PatchMixDataPreprocessor',
+        patch_size=4,
+        num_mix=num_mix,
+        augment=dict.fromkeys(('view_1', 'view_2', 'local_views'), augment),
+    )
+    model = tiny_model(backbone=cfg.backbone, data_preprocessor=preprocessor).train()
+    inputs = uint8_batch(32, num_local=num_local)['inputs']
+    kernels = device_cost.take_step(model, OPTIM_WRAPPER, inputs, is_compiled)
+    return Counter(kernel.part for kernel in kernels)
+
+
+def test_number_of_kernels_beside_the_encoders_is_constant():
+    """In M, the number of crops and the number of layers; the momentum update is one kernel."""
+    changes = [{}, dict(num_mix=4), dict(num_local=4), dict(num_layers=4)]
+    # In another process: the backward starts threads, after which a process cannot be forked.
+    with SERVER.Pool(1) as pool:
+        usual, *changed = [pool.apply(count_kernels, kwds=options) for options in changes]
+    assert set(usual) == {*FIXED, 'joining views', 'heads', 'encoders'}
+    assert usual['momentum encoder'] == 1
+    for counts in changed:
+        assert {part: counts[part] for part in FIXED} == {part: usual[part] for part in FIXED}
+    assert changed[0]['encoders'] == usual['encoders'] == changed[1]['encoders']
+    assert changed[2]['encoders'] > usual['encoders']
+
+
+class Net:
+    """Two products in marked methods and one outside."""
+
+    def __init__(self):
+        self.first, self.second = (torch.nn.Linear(3, 3, bias=False) for _ in range(2))
+        self.last = torch.nn.Linear(3, 3, bias=False)
+
+    def left(self, x):
+        return self.first(x)
+
+    def right(self, x):
+        return self.second(self.left(x))
+
+    def step(self):
+        self.last(self.right(torch.ones(2, 3, requires_grad=True))).sum().backward()
+
+
+def test_profiled_kernels_belong_to_the_part_of_their_forward(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    import step
-    import step_parts
+    import device_cost
 
-    def take(function):
-        ours = step.OurStep.__new__(step.OurStep)
-        ours.model = tiny_model().train()
-        trained = [p for p in ours.model.parameters() if p.requires_grad]
-        ours.optimizer = OptimWrapper(torch.optim.SGD(trained, lr=0.1))
-        torch.manual_seed(1)
-        inputs = step.prepare(ours.model, uint8_batch(4))
-        function(ours, inputs, nullcontext)
-        return ours.model.state_dict()
-
-    clock = step_parts.Clock()
-    found = take(lambda *given: step_parts.take_step(*given, clock))
-    for name, weight in take(step.OurStep.step).items():
-        torch.testing.assert_close(found[name], weight, msg=name)
-    assert list(clock.seconds)[-2:] == ['AdamW', 'freeing gradients']
+    net, marks = Net(), device_cost.Marks('others')
+    marks.mark(net, 'left', 'left')
+    marks.mark(net, 'right', 'right')
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        net.step()
+    path = tmp_path / 'trace.json'
+    profiler.export_chrome_trace(str(path))
+    trace = json.loads(path.read_text())['traceEvents']
+    # Each product on the CPU stands for the launch of a kernel of one microsecond.
+    products = [event for event in trace if event.get('name') in ('aten::mm', 'aten::addmm')]
+    for number, event in enumerate(products):
+        about = dict(args={'correlation': number}, tid=event['tid'], ts=event['ts'] + 0.001)
+        trace.append(about | dict(cat='cuda_runtime', name='cudaLaunchKernel'))
+        trace.append(about | dict(cat='kernel', name='product', tid=0, ts=0, dur=1.0))
+    trace.append(dict(cat='gpu_memcpy', name='copy', args={'correlation': -1}, ts=0, dur=2.0))
+    kernels = device_cost.attribute(trace, marks)
+    # Forward one product; backward one for the weights and one for the input.
+    owners = sorted(part for part, name, _ in kernels if name == 'product')
+    assert owners == 3 * ['left'] + 3 * ['others'] + 3 * ['right']
+    assert ('others', 'copy', 2.0) in kernels

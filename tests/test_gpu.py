@@ -1,6 +1,6 @@
-"""What only a GPU can prove; ``make gpu-check`` runs all tests that are marked so.
+"""Tests for a GPU; ``make gpu-check`` runs all tests with the marker ``gpu``.
 
-Those that compare devices compare the CPU with itself where there is no other one.
+Without a GPU those that compare devices compare the CPU with itself.
 """
 
 from contextlib import contextmanager
@@ -45,14 +45,14 @@ def losses_on(device, bf16=False, **changes):
     return {name: value.item() for name, value in losses.items()}, gradient.cpu()
 
 
-def test_losses_and_gradients_are_those_of_the_cpu():
+def test_losses_and_gradients_equal_those_of_the_cpu():
     expected, gradient = losses_on('cpu')
     found, found_gradient = losses_on(DEVICE)
     assert found == pytest.approx(expected, abs=1e-3)
     assert torch.nn.functional.cosine_similarity(found_gradient, gradient, dim=0) > 0.999
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_losses_are_near_float32():
     expected, _ = losses_on('cpu')
     found, _ = losses_on(DEVICE, bf16=True)
     for name in ('loss_source', 'loss_mix_source', 'loss_mix_mix', 'loss_local', 'kl'):
@@ -60,14 +60,14 @@ def test_bfloat16_is_near():
 
 
 @needs_gpu
-def test_the_real_compiler_agrees():
+def test_compiled_losses_equal_eager_ones():
     eager, compiled = losses_on(DEVICE), losses_on(DEVICE, compile=True)
     assert compiled[0] == pytest.approx(eager[0], abs=1e-3)
 
 
 @needs_gpu
-def test_recorded_cuda_graphs_train_as_without():
-    """Several steps: outputs and gradients of one are overwritten in the next."""
+def test_cuda_graphs_train_like_eager_steps():
+    """Over several steps, since each overwrites outputs and gradients of the last one."""
     found = []
     for compile in (False, dict(mode='reduce-overhead')):
         model = tiny_model(compile=compile).train().to(DEVICE)
@@ -84,7 +84,7 @@ def test_recorded_cuda_graphs_train_as_without():
 
 
 @needs_gpu
-def test_a_step_makes_the_host_wait_for_nothing():
+def test_step_does_not_synchronise_with_the_host():
     preprocessor = dict(
         type='mmpatchmix.PatchMixDataPreprocessor', patch_size=4, num_mix=[2, 3], augment=AUGMENT
     )
@@ -116,7 +116,7 @@ def waits_are_errors():
 
 
 @pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_gpu)])
-def test_augmented_images_are_those_of_the_cpu(compiled, monkeypatch):
+def test_augmented_images_equal_those_of_the_cpu(compiled, monkeypatch):
     """Colours in half precision, rounded to within half a level; normalised by 1."""
     if not compiled:
         monkeypatch.setattr(fused_colours, 'COMPILED_ON', ())

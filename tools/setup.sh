@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Creates .venv and installs the pinned stack and this package into it.
-# Called by `make setup`; every failure ends in one line that says what to do.
+# Called by `make setup`; every failure ends with one line that says how to mend it.
 set -u
 cd "$(dirname "$0")/.." || exit
 
@@ -48,7 +48,7 @@ install() {  # install WHAT-IT-IS PIP-ARGUMENTS...
     echo failed
     [ "$(room)" -ge 1 ] || die "the disk is full. Free about ${NEED_GB} GB and run make again."
     grep -E '^(ERROR|error)' "$LOG" | tail -n 3 >&2
-    die "pip failed; the whole story is in $LOG"
+    die "pip failed; see the log $LOG"
   fi
   echo "$((SECONDS - began)) s"
 }
@@ -64,5 +64,5 @@ if ! .venv/bin/python -c 'import cv2' >/dev/null 2>&1; then
   install 'OpenCV without display libraries' --force-reinstall --no-deps opencv-python-headless
 fi
 .venv/bin/python -c 'import cv2, torch, torchvision, mmengine, mmpatchmix' >>"$LOG" 2>&1 ||
-  die "the installed packages do not import; the reason is at the end of $LOG"
+  die "the installed packages do not import; see the end of $LOG"
 echo "Set-up is complete."

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Run torchrun so that signals to it end a run in order; torchrun.sh calls this.
+"""Run torchrun with signals forwarded to its processes; torchrun.sh calls this.
 
-torchrun itself would die of SIGUSR1, the signal that asks for a checkpoint, and leave its processes
-behind. Its exit code is theirs: 75 where the run is to be continued, 130 after Ctrl-C.
+torchrun itself exits on SIGUSR1, the signal for a checkpoint, and orphans its processes. The exit
+code is that of the processes: 75 if the run is to be continued, 130 after Ctrl-C.
 """
 
 import os
@@ -15,12 +15,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
 EXIT_AGAIN, EXIT_INTERRUPTED = 75, 130
-# Until processes that were asked to stop are killed: an iteration and a checkpoint.
+# Time for an iteration and a checkpoint before stopped processes are killed.
 STOP_SECONDS = int(os.environ['STOP_SECONDS'])  # of torchrun.sh
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """End the run as torchrun does on SIGTERM: it passes the signal on and waits."""
+    """End the run as torchrun does on SIGTERM: forward the signal and wait."""
     raise SignalException(f'got {signal.Signals(number).name}', signal.Signals(number))
 
 
@@ -37,4 +37,4 @@ if __name__ == '__main__':
         if ended:
             sys.exit(max(ended))
         rank, failure = error.get_first_failure()
-        sys.exit(f'rank {rank} ended first, exit code {failure.exitcode}; what it said is above')
+        sys.exit(f'rank {rank} ended first, exit code {failure.exitcode}; its output is above')

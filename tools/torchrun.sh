@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Start PROCESSES copies of a Python tool under torchrun; shared by dist_train.sh and
-# dist_test.sh, which say how to set NNODES, NODE_RANK, MASTER_ADDR and PORT.
+# Start PROCESSES copies of a verb or a script under torchrun. dist_train.sh and dist_test.sh use
+# it; dist_train.sh documents NNODES, NODE_RANK, MASTER_ADDR and PORT.
 #
-#   bash tools/torchrun.sh PROCESSES TOOL [ARGUMENTS]
+#   bash tools/torchrun.sh PROCESSES -m mmpatchmix VERB [ARGUMENTS]
 #
-# Among the arguments, --max-restarts N (or MAX_RESTARTS=N before the command) starts all
-# processes again, from the last checkpoint, up to N times after one of them has ended badly.
-# MEETING_SECONDS (60) is how long machines wait for each other, STOP_SECONDS (120) how long
-# processes may take to save and leave after a signal.
+# The argument --max-restarts N (or MAX_RESTARTS=N before the command) restarts all processes from
+# the last checkpoint, up to N times, after one of them has failed. MEETING_SECONDS (60) is the
+# rendezvous time-out, STOP_SECONDS (120) the time to save and exit after a signal.
 set -eu
 PROCESSES=$1
 shift
@@ -20,7 +19,7 @@ PYTHON=python
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$(dirname "$0")/../.venv/bin/python" ]; then
   PYTHON=$(dirname "$0")/../.venv/bin/python
 fi
-# Without this, torchrun gives each process one thread and says so at length.
+# Otherwise torchrun sets one thread and prints a long warning.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 whole() { case $2 in '' | *[!0-9]*) echo "$1 must be a whole number, not '$2'" >&2; exit 2 ;; esac; }
@@ -52,7 +51,7 @@ if [ "$NNODES" -gt 1 ]; then
 elif [ -n "${PORT:-}" ]; then
   RENDEZVOUS="--master-addr 127.0.0.1 --master-port $PORT"
 else
-  RENDEZVOUS=--standalone  # a free port of its own: two runs on a machine do not meet
+  RENDEZVOUS=--standalone  # a free port, so that two runs on a machine do not conflict
 fi
 # shellcheck disable=SC2086
 exec "$PYTHON" "$(dirname "$0")/torchrun.py" $RENDEZVOUS --nproc-per-node "$PROCESSES" \

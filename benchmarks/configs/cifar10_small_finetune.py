@@ -15,27 +15,19 @@ model = dict(
 )
 load = dict(type='LoadImageFromFile')
 folder = dict(_delete_=True, type='mmpatchmix.ImageFolder', data_root='data/cifar10', labels=True)
+steps = [load, *_base_.train_dataloader.dataset.pipeline]
+view = [load, *_base_.val_dataloader.dataset.pipeline]
+few = dict(data_prefix='train', indices=list(range(0, 50000, 10)))
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(
-        folder,
-        data_prefix='train',
-        indices=list(range(0, 50000, 10)),
-        pipeline=[load, *_base_.train_dataloader.dataset.pipeline],
-    ),
+    dataset=dict(folder, **few, pipeline=steps),
 )
 val_dataloader = test_dataloader = dict(
-    num_workers=0,
-    dataset=dict(
-        folder,
-        data_prefix='test',
-        pipeline=[load, *_base_.val_dataloader.dataset.pipeline],
-        test_mode=True,
-    ),
+    num_workers=0, dataset=dict(folder, data_prefix='test', pipeline=view, test_mode=True)
 )
-del load, folder
+del load, folder, few, steps, view
 # base lr 1e-3 per 256 images: 1e-3 * 64 / 256 = 2.5e-4
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
 _base_.param_scheduler[0].end = 1

@@ -1,5 +1,4 @@
-# A checkpoint to continue from, where no public one is at hand: a narrow ViT that has learned to
-# tell the six animals of CIFAR-10 apart, with labels, as many public ones have.
+# A checkpoint to continue from: a narrow ViT, trained with labels on the six animals of CIFAR-10.
 #
 #   python benchmarks/continuing.py --data-root PATH    # lays out the images, and runs this first
 _base_ = '../../configs/_base_/classification.py'
@@ -19,37 +18,30 @@ model = dict(
 load = dict(type='LoadImageFromFile')
 images = dict(type='mmpatchmix.ImageFolder', data_root='work_dirs/continuing/animals', labels=True)
 loader = dict(batch_size=128, num_workers=0, collate_fn=dict(type='default_collate'))
+steps = [
+    load,
+    dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.3, 1.0)),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+view = [
+    load,
+    dict(type='ResizeEdge', scale=27, backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=24),
+    dict(type='PackInputs'),
+]
 train_dataloader = dict(
     **loader,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        **images,
-        split='train',
-        pipeline=[
-            load,
-            dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.3, 1.0)),
-            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            dict(type='PackInputs'),
-        ],
-    ),
+    dataset=dict(**images, split='train', pipeline=steps),
 )
 val_dataloader = test_dataloader = dict(
     **loader,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **images,
-        split='val',
-        test_mode=True,
-        pipeline=[
-            load,
-            dict(type='ResizeEdge', scale=27, backend='pillow', interpolation='bicubic'),
-            dict(type='CenterCrop', crop_size=24),
-            dict(type='PackInputs'),
-        ],
-    ),
+    dataset=dict(**images, split='val', test_mode=True, pipeline=view),
 )
-del load, images, loader
+del load, images, loader, steps, view
 
 epochs = 6
 optim_wrapper = dict(
@@ -57,21 +49,13 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
+schedule = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
-    dict(
-        type='mmpatchmix.LinearWarmupLR', by_epoch=True, begin=0, end=1, convert_to_iter_based=True
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=1,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(type='mmpatchmix.LinearWarmupLR', begin=0, end=1, **schedule),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, end=epochs, **schedule),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-del epochs
+del epochs, schedule
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=128)
 default_hooks = dict(checkpoint=dict(save_best=None))

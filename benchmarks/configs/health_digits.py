@@ -1,6 +1,6 @@
 # The digits recipe with a smaller network, for runs of a few minutes on a busy core.
 #
-#   python benchmarks/health_runs.py
+#   python benchmarks/health.py --table runs
 _base_ = '../../configs/patchmix_vit-digits.py'
 
 model = dict(

@@ -1,6 +1,6 @@
-# Mask R-CNN that finds objects of any class in 100 photographs, for benchmarks/photographs.py.
+# Mask R-CNN on objects of any class in 100 photographs.
 #
-#   python benchmarks/photographs.py --photographs PATH
+#   python benchmarks/detection.py --photographs PATH
 _base_ = '../../configs/coco/mask-rcnn_vit-digits_scenes.py'
 
 model = dict(

@@ -1,6 +1,6 @@
-# Pre-training on unlabelled crops of photographs, for benchmarks/photographs.py, which cuts them.
+# Pre-training on unlabelled crops of photographs, which the script cuts.
 #
-#   python benchmarks/photographs.py --photographs PATH
+#   python benchmarks/detection.py --photographs PATH
 _base_ = '../../configs/patchmix_vit-digits_scenes.py'
 
 jitter = dict(color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)

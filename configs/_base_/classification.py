@@ -1,4 +1,4 @@
-# What linear probes and fine-tuning share: a classifier on a pre-trained ViT-S/16, its
+# Shared by linear probes and fine-tuning: a classifier on a pre-trained ViT-S/16, its
 # evaluation, and 100 epochs.
 _base_ = './runtime.py'
 

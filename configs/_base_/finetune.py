@@ -1,4 +1,4 @@
-# Fine-tuning: all layers are trained, the first ones slowly, on strongly augmented images.
+# Fine-tuning: all layers are trained, the first ones at lower rates, on augmented images.
 _base_ = './classification.py'
 
 model = dict(
@@ -11,7 +11,7 @@ model = dict(
     ),
 )
 
-# The training transforms after the crop, for a config to take. Colours are BGR, the mean's.
+# The training transforms after the crop; each config adds its own crop. Colours are BGR.
 after_crop = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
@@ -46,30 +46,13 @@ optim_wrapper = dict(
         custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
     ),
 )
+schedule = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-3,
-        by_epoch=True,
-        begin=0,
-        end=10,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=10,
-        end=100,
-        convert_to_iter_based=True,
-    ),
+    dict(type='LinearLR', start_factor=1e-3, begin=0, end=10, **schedule),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=10, end=100, **schedule),
 ]
-custom_hooks = [
-    dict(
-        type='EMAHook',
-        momentum=4e-5,  # the share that is replaced: 1 - 0.99996
-        priority='ABOVE_NORMAL',
-        evaluate_on_ema=True,
-        evaluate_on_origin=True,
-    )
-]
+del schedule
+# `momentum` is the share that is replaced: 1 - 0.99996.
+ema = dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL')
+custom_hooks = [dict(**ema, evaluate_on_ema=True, evaluate_on_origin=True)]
+del ema

@@ -1,12 +1,14 @@
 # Mask R-CNN on 50 scenes of scikit-learn digits.
 #
-# Meant for 2 CPU cores, a minute. The scenes are made by tools/demo_coco.py, which trains this
+# Meant for 2 CPU cores, a minute. The scenes are made by examples/demo_coco.py, which trains this
 # config from a backbone that saw scenes without annotations, and from random weights:
 #
 #   make demo-coco
 _base_ = ['./mask-rcnn_vit-s_fpn_1x.py', '../_base_/datasets/digits_colours.py']
 
 channels = 64
+extractor = dict(out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28)
+mask_channels = dict(in_channels=channels, conv_out_channels=channels)
 model = dict(
     data_preprocessor=dict(mean=_base_.pop('mean'), std=_base_.pop('std'), pad_size_divisor=16),
     backbone=dict(
@@ -27,12 +29,10 @@ model = dict(
         anchor_generator=dict(scales=[6], strides=[4, 8, 16]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28),
+        bbox_roi_extractor=extractor,
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=channels, featmap_strides=[4, 8, 16], finest_scale=28),
-        mask_head=dict(
-            num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=10
-        ),
+        mask_roi_extractor=extractor,
+        mask_head=dict(num_classes=10, num_convs=2, **mask_channels),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
@@ -69,7 +69,7 @@ val_dataloader = test_dataloader = dict(
 for dataloader in (_base_.val_dataloader, _base_.test_dataloader):
     dataloader.dataset.pipeline[1].scale = (128, 128)
 val_evaluator = test_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
-del channels, data_root, loader, scenes, dataloader
+del channels, extractor, mask_channels, data_root, loader, scenes, dataloader
 
 optim_wrapper = dict(
     optimizer=dict(lr=2e-3),
@@ -78,17 +78,12 @@ optim_wrapper = dict(
 )
 # 24 epochs of 13 iterations
 train_cfg = dict(max_epochs=24, val_interval=24)
+schedule = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        begin=0,
-        end=24,
-        eta_min=1e-5,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
+    dict(type='CosineAnnealingLR', begin=0, end=24, eta_min=1e-5, **schedule),
 ]
+del schedule
 auto_scale_lr = dict(base_batch_size=4)
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=24, max_keep_ckpts=1))

@@ -15,7 +15,7 @@ _base_ = [
     '../_base_/runtime_mmdet.py',
 ]
 
-# mmdet leaves these variables behind; to change them would change no loader.
+# Variables of mmdet that do not affect the loaders.
 dead = ('data_root', 'dataset_type', 'backend_args', 'train_pipeline', 'test_pipeline')
 [_base_.pop(key) for key in dead]
 del dead

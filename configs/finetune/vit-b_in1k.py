@@ -1,5 +1,4 @@
-# Fine-tuning of a pre-trained ViT-B/16 on ImageNet-1K, 100 epochs
-# (https://arxiv.org/abs/2306.12243).
+# Fine-tuning of a pre-trained ViT-B/16 on ImageNet-1K, 100 epochs (arXiv 2306.12243).
 #
 # Meant for 8 GPUs x 128 images. Paper: 84.1 % top-1.
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.

@@ -20,28 +20,17 @@ model = dict(
 )
 _base_.pop('after_crop')  # 180 iterations are too short for what makes training harder
 custom_hooks = []
+crop = dict(type='RandomCrop', crop_size=img_size, padding=2)
 train_dataloader = dict(
     batch_size=16,  # 90 iterations an epoch
     drop_last=False,
-    dataset=dict(
-        pipeline=[
-            dict(type='RandomCrop', crop_size=img_size, padding=2),
-            dict(type='PackInputs'),
-        ]
-    ),
+    dataset=dict(pipeline=[crop, dict(type='PackInputs')]),
 )
-del img_size
+del img_size, crop
 
-param_scheduler = [
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=0,
-        end=2,
-        convert_to_iter_based=True,
-    ),
-]
+schedule = dict(by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [dict(type='CosineAnnealingLR', eta_min=1e-6, begin=0, end=2, **schedule)]
+del schedule
 train_cfg = dict(max_epochs=2, val_interval=1)
 auto_scale_lr = dict(base_batch_size=16)
 randomness = dict(seed=0)

@@ -1,5 +1,4 @@
-# Fine-tuning of a pre-trained ViT-S/2 on CIFAR-100, 100 epochs
-# (https://arxiv.org/abs/2306.12243).
+# Fine-tuning of a pre-trained ViT-S/2 on CIFAR-100, 100 epochs (arXiv 2306.12243).
 #
 # Meant for 1 GPU x 512 images. Paper: 86.0 % top-1.
 # Data: data/cifar100, downloaded when it is not there, or --data-root PATH.

@@ -1,5 +1,4 @@
-# Fine-tuning of a pre-trained ViT-S/16 on ImageNet-1K, 100 epochs
-# (https://arxiv.org/abs/2306.12243).
+# Fine-tuning of a pre-trained ViT-S/16 on ImageNet-1K, 100 epochs (arXiv 2306.12243).
 #
 # Meant for 8 GPUs x 128 images. Paper: 82.8 % top-1.
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
@@ -14,7 +13,6 @@ _base_ = ['../_base_/datasets/in1k.py', '../_base_/finetune.py']
 img_size = _base_.pop('img_size')
 model = dict(backbone=dict(img_size=img_size))
 crop = dict(type='RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic')
-train_dataloader = dict(
-    dataset=dict(pipeline=[dict(type='LoadImageFromFile'), crop, *_base_.pop('after_crop')])
-)
-del img_size, crop
+steps = [dict(type='LoadImageFromFile'), crop, *_base_.pop('after_crop')]
+train_dataloader = dict(dataset=dict(pipeline=steps))
+del img_size, crop, steps

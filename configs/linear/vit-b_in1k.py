@@ -1,5 +1,4 @@
-# Linear probe of a pre-trained ViT-B/16 on ImageNet-1K, 100 epochs
-# (https://arxiv.org/abs/2306.12243).
+# Linear probe of a pre-trained ViT-B/16 on ImageNet-1K, 100 epochs (arXiv 2306.12243).
 #
 # Meant for 4 GPUs x 256 images. Paper: 80.2 % top-1.
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.

@@ -1,5 +1,4 @@
-# Linear probe of a pre-trained ViT-S/2 on CIFAR-10, 100 epochs
-# (https://arxiv.org/abs/2306.12243).
+# Linear probe of a pre-trained ViT-S/2 on CIFAR-10, 100 epochs (arXiv 2306.12243).
 #
 # Meant for 1 GPU x 512 images. Paper: 96.0 % top-1.
 # Data: data/cifar10, downloaded when it is not there, or --data-root PATH.
@@ -19,15 +18,7 @@ model = dict(
     head=dict(num_classes=10),
 )
 crop = dict(type='RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic')
-train_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            crop,
-            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            dict(type='PackInputs'),
-        ]
-    )
-)
+train_dataloader = dict(dataset=dict(pipeline=[crop, *_base_.pop('after_crop')]))
 del img_size, crop
 
 # base lr 0.02 per 256 images: 0.02 * 512 / 256 = 0.04

@@ -20,7 +20,7 @@ TINY_NETWORK = """
 
 @pytest.fixture
 def benchmark():
-    """Run a command; return what it printed. Nothing may stay where temporary files go.
+    """Run a command and return its output. Nothing may stay where temporary files go.
 
     Not below pytest's own folder: a worker's socket lies there, whose path may have 107
     characters, and the data loader waits for ever for a worker that finds it too long.
@@ -80,7 +80,7 @@ def figures_of(text):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
     options = ('--seconds', 0.2, '--workers', workers, '--json')
-    text = benchmark('benchmark.py', digits, *options)
+    text = benchmark('benchmark', digits, *options)
     figures = figures_of(text)
     assert (figures['num_images'], figures['num_epochs']) == (48, 80)
     assert [figures[f'num_{name}'] for name in ('workers', 'ranks')] == [workers, 1]
@@ -89,7 +89,7 @@ def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
 
 def test_without_images_at_hand(benchmark, folder_of_images):
     options = ('--synthetic', '--seconds', 0.2, '--batch-size', 4, '--workers', 1, '--no-amp')
-    text = benchmark('benchmark.py', folder_of_images, *options, '--json')
+    text = benchmark('benchmark', folder_of_images, *options, '--json')
     figures = figures_of(text)
     assert (figures['num_workers'], figures['batch_size']) == (1, 4)
     assert (figures['num_images'], figures['num_epochs']) == (1_281_167, 300)
@@ -97,11 +97,12 @@ def test_without_images_at_hand(benchmark, folder_of_images):
 
 def test_two_ranks_measure_together_and_one_tells(benchmark, digits):
     options = ('--launcher', 'pytorch', '--seconds', 0.2, '--images', 1600, '--json')
-    text = benchmark('bash', 'tools/torchrun.sh', 2, 'tools/benchmark.py', digits, *options)
+    command = ('bash', 'tools/torchrun.sh', 2, '-m', 'mmpatchmix', 'benchmark')
+    text = benchmark(*command, digits, *options)
     figures = figures_of(text)
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
 
 
 def test_a_config_without_a_folder_of_images_cannot_be_synthetic(benchmark, digits):
-    text = benchmark('benchmark.py', digits, '--synthetic', ok=False)
+    text = benchmark('benchmark', digits, '--synthetic', ok=False)
     assert 'ValueError: --synthetic: this config reads mmpatchmix.Digits' in text

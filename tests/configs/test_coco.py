@@ -1,4 +1,4 @@
-"""Every detection config builds, trains a step and predicts; the test path gives AP 1 to truth."""
+"""Detection configs train a step and predict; ground truth as prediction has an AP of 1."""
 
 import copy
 import functools
@@ -20,6 +20,8 @@ from mmpatchmix.registry import MODELS
 ROOT = Path(__file__).parents[2] / 'configs/coco'
 CONFIGS = sorted(path.name for path in ROOT.glob('*.py'))
 DIGITS = 'mask-rcnn_vit-digits_scenes.py'
+# The others differ from these in widths, which are reduced here, and in schedules.
+KINDS = [DIGITS, 'mask-rcnn_vit-s_fpn_1x.py', 'vitdet_vit-s_12e.py', 'vitdet_vit-s_rel-pos_12e.py']
 
 
 @pytest.fixture(scope='module')
@@ -35,33 +37,36 @@ def read(name):
 
 @functools.cache
 def read_once(name):
-    """mmdet's bases are looked up in a large index each time, which takes a second."""
+    """Read a config; mmdet's bases are looked up in a large index each time, which takes 1 s."""
     return Config.fromfile(ROOT / name)
 
 
+def narrow(node):
+    """Replace widths by 24, which 3 and 12 heads divide."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = narrow(value)
+    elif isinstance(node, list | tuple):
+        return type(node)(narrow(value) for value in node)
+    return 24 if node in (96, 256, 384, 768, 1024, 1536, 3072) else node
+
+
 def small(name, scenes, work_dir):
-    """A config with its structure and little else: narrow, 64 pixels, few boxes."""
+    """Return a config with narrow networks, 64 pixels and few boxes."""
     cfg, digits = read(name), read(DIGITS)
+    narrow(cfg.model)
+    cfg.model.data_preprocessor.pad_size_divisor = 64
     cfg.model.train_cfg.rcnn.sampler.num = 16
-    cfg.model.roi_head.bbox_head.fc_out_channels = 16
-    if name != DIGITS:
-        heads = cfg.model.backbone.arch.num_heads
-        cfg.model.backbone.arch.update(embed_dims=2 * heads, feedforward_channels=8)
-        cfg.model.data_preprocessor.pad_size_divisor = 64
-        for neck in cfg.model.neck if isinstance(cfg.model.neck, list) else [cfg.model.neck]:
-            channels = neck.in_channels
-            neck.in_channels = [2 * heads] * 4 if isinstance(channels, list) else 2 * heads
-        cfg.model.train_cfg.rpn_proposal.max_per_img = 20
-        cfg.model.test_cfg.rpn.max_per_img = 20
+    for nms in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
+        nms.max_per_img = 20
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
-        dataset = dataset.get('dataset', dataset)  # behind RepeatDataset
-        shrink(dataset.pipeline)
+        dataset = dataset.get('dataset', dataset)  # of RepeatDataset
+        for transform in dataset.pipeline:
+            transform.update({k: (64, 64) for k in ('scale', 'crop_size') if k in transform})
         ours = digits[f'{split}_dataloader'].dataset
-        for key in ('ann_file', 'data_prefix', 'metainfo'):
-            dataset[key] = ours[key]
-        dataset.data_root = str(scenes)
-        dataset.filter_cfg = {}
+        dataset.update({key: ours[key] for key in ('ann_file', 'data_prefix', 'metainfo')})
+        dataset.update(data_root=str(scenes), filter_cfg={})
         cfg[f'{split}_dataloader'].update(batch_size=2, num_workers=0, persistent_workers=False)
     annotations = str(scenes / 'annotations/instances_val.json')
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
@@ -69,14 +74,7 @@ def small(name, scenes, work_dir):
     return cfg
 
 
-def shrink(pipeline):
-    for transform in pipeline:
-        for key in ('scale', 'crop_size'):
-            if key in transform:
-                transform[key] = (64, 64)
-
-
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', KINDS)
 def test_config_trains_a_step_and_predicts(name, scenes, tmp_path):
     cfg = small(name, scenes, tmp_path)
     runner = Runner.from_cfg(cfg)
@@ -105,13 +103,13 @@ def test_config_trains_a_step_and_predicts(name, scenes, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['mask-rcnn_vit-s_fpn_1x.py', 'vitdet_vit-s_rel-pos_12e.py'])
-def test_a_step_in_bfloat16_is_near_the_one_in_float32(name, scenes, tmp_path):
-    """What ``--amp`` makes of these configs: half-precision layers, full-precision boxes."""
+def test_bfloat16_step_is_near_the_float32_step(name, scenes, tmp_path):
+    """As with ``--amp``: half-precision layers, full-precision boxes."""
     cfg = small(name, scenes, tmp_path)
     runner = Runner.from_cfg(cfg)
     runner._init_model_weights()
     batch = next(iter(runner.train_dataloader))
-    model = runner.model.eval()  # without drop path; heads have nothing that differs
+    model = runner.model.eval()  # without drop path
     data = model.data_preprocessor(batch, True)
     losses = {}
     for half in (False, True):
@@ -125,15 +123,6 @@ def test_a_step_in_bfloat16_is_near_the_one_in_float32(name, scenes, tmp_path):
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     result = runner.model.train_step(batch, wrapper)
     assert all(torch.isfinite(torch.as_tensor(value)) for value in result.values())
-
-
-def test_the_list_of_configs_is_complete():
-    assert {name for name in CONFIGS if name.startswith('vitdet')} == {
-        f'vitdet_vit-{size}{position}_{length}.py'
-        for size in 'sb'
-        for position in ('', '_rel-pos')
-        for length in ('12e', '100e')
-    }
 
 
 @pytest.mark.parametrize('size', ['s', 'b'])
@@ -151,7 +140,7 @@ def test_vitdet_is_as_published(size):
 
 @MODELS.register_module()
 class Oracle(torch.nn.Module):
-    """A detector that knows the annotation file; boxes and masks in pixels of the file."""
+    """A detector that returns the annotations, in pixels of the file."""
 
     def __init__(self, ann_file, data_preprocessor):
         super().__init__()

@@ -221,7 +221,7 @@ def test_files_without_a_momentum_encoder_say_so(own, tmp_path):
 
 def test_the_tool(own, tmp_path):
     written = tmp_path / 'x.safetensors'
-    command = ('convert_checkpoint.py', own[0], written, '--to', 'timm', '--encoder', 'query')
+    command = ('convert', own[0], written, '--to', 'timm', '--encoder', 'query')
     said = call_tool(*command)
     assert "layout 'own', encoder backbone." in said
     assert 'missing: none' in said and '(allowed: 1e-04)' in said

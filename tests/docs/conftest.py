@@ -1,4 +1,4 @@
-"""Configs of mmdet are read often here."""
+"""Configs of mmdet are read often in these tests."""
 
 import functools
 

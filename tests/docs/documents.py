@@ -1,4 +1,4 @@
-"""What stands in the documents: links, commands."""
+"""Links and commands of the documents."""
 
 import re
 from pathlib import Path

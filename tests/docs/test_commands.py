@@ -1,7 +1,7 @@
-"""Every command of the documents is one that our tools take; the quick ones are run as they stand.
+"""The commands of the documents are valid; those of the quick start are run.
 
-The rest would train for hours, or want a data set or a cluster: of these every verb, config,
-option and config key is checked.
+Of the others, which train for hours or need a data set or a cluster, every verb, config, option and
+config key is checked.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import runpy
 import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from mmpatchmix.files import find_config
 from mmpatchmix.registry import MODELS
 from tests.docs.documents import DOCUMENTS, ROOT, read_commands
 
-# What is not ours to check, and why.
+# Commands that are not checked, and why.
 OTHERS = {
     'source': 'activates the environment',
     'ln': 'links a folder of the reader',
@@ -44,11 +45,11 @@ COMMANDS = [
 
 
 class Parsed(Exception):
-    """Ends a script once its arguments are read."""
+    """Ends a script once its arguments are parsed."""
 
 
 def expand(document, command):
-    """Return the words of a command, without what only a reader needs."""
+    """Return the words of a command without environment variables, comments and brackets."""
     before = read_commands(document)
     before = before[: before.index(command)]
     if command.startswith('... --'):
@@ -66,20 +67,13 @@ def expand(document, command):
     return words
 
 
-def find_verb(tool):
-    """Return the verb of a tool, which is what its file imports."""
-    text = (ROOT / tool).read_text()
-    verb = re.search(r'from mmpatchmix\.cli\.(\w+) import main', text)
-    return verb[1].replace('_', '-')
-
-
 def to_arguments(words):
-    """Return what our command gets: a verb and its arguments; None for what is not ours."""
+    """Return verb and arguments of a command of ours, or None."""
     match words:
-        case ['mmpatchmix', *arguments]:
+        case ['mmpatchmix', *arguments] | ['python', '-m', 'mmpatchmix', *arguments]:
             return arguments
-        case ['python', tool, *arguments] if tool.startswith('tools/'):
-            return [find_verb(tool), *arguments]
+        case ['python', 'tools/train.py' | 'tools/test.py' as tool, *arguments]:
+            return [Path(tool).stem, *arguments]
         case ['bash', 'tools/dist_train.sh', config, ranks, *arguments] if ranks.isdigit():
             return ['train', config, *arguments]
         case ['bash', 'tools/dist_test.sh', config, checkpoint, ranks, *arguments] if (
@@ -88,15 +82,20 @@ def to_arguments(words):
             return ['test', config, checkpoint, *arguments]
         case ['bash', 'tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
             return ['train', config, '--work-dir', work_dir, *arguments]
-        case ['bash', 'tools/torchrun.sh', _, tool, *arguments]:
-            return [find_verb(tool), *arguments]
-        case ['torchrun', '--nproc_per_node', _, tool, *arguments]:
-            return [find_verb(tool), *arguments]
+        case ['bash', 'tools/torchrun.sh', _, '-m', 'mmpatchmix', *arguments] | [
+            'torchrun',
+            '--nproc_per_node',
+            _,
+            '-m',
+            'mmpatchmix',
+            *arguments,
+        ]:
+            return arguments
     return None
 
 
 def check_arguments(arguments):
-    """Parse, look the config up, and apply the options to it."""
+    """Parse the arguments, find the config, and apply the options to it."""
     if not arguments:
         return
     assert arguments[0] in VERBS
@@ -121,7 +120,7 @@ def check_arguments(arguments):
 
 
 def check_script(script, arguments, monkeypatch):
-    """Run a script of benchmarks/ until it has read its arguments."""
+    """Run a script of benchmarks/ until it has parsed its arguments."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(parser, *args, **kwargs):
@@ -136,7 +135,7 @@ def check_script(script, arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(('document', 'command'), COMMANDS)
-def test_command_is_one_that_our_tools_take(document, command, monkeypatch):
+def test_command_is_valid(document, command, monkeypatch):
     if any(command.startswith(other) for other in OTHERS) or re.fullmatch(r'[A-Z]+=\S+', command):
         return
     words = expand(document, command)
@@ -161,7 +160,7 @@ def test_command_is_one_that_our_tools_take(document, command, monkeypatch):
             check_arguments(arguments)
 
 
-def test_others_are_still_there_and_mistakes_are_found():
+def test_exceptions_are_used_and_mistakes_are_found():
     commands = [command.values[1] for command in COMMANDS]
     for other in OTHERS:
         assert any(command.startswith(other) for command in commands), other
@@ -212,8 +211,8 @@ val_cfg = test_cfg = dict(bank_dataloader=few)
     return folder
 
 
-def test_a_reader_of_the_quick_start_gets_what_it_says(place, monkeypatch, capsys):
-    """Its commands as they stand, in its order, but for the training itself."""
+def test_quick_start_commands_run(place, monkeypatch, capsys):
+    """All but the training, in their order."""
     monkeypatch.chdir(place)
     run = []
     for command in [

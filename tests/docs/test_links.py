@@ -1,4 +1,4 @@
-"""Every link and image of the documents leads somewhere; quotations are true."""
+"""Links and images of the documents exist; quotations equal the code."""
 
 import ast
 import os

@@ -1,10 +1,10 @@
-# CIFAR-10, downloaded to data/cifar10 when it is not there. Who trains on it adds the
-# training transforms.
+# CIFAR-10, downloaded to data/cifar10 if missing. Configs add the training transforms.
 
 # Pixels per side of crops, test views and the ViT's position embedding: change them all here,
 # or for one run with `PATCHMIX_IMG_SIZE=48 python tools/train.py ...`.
 img_size = int('{{$PATCHMIX_IMG_SIZE:32}}')
 
+resize = dict(backend='pillow', interpolation='bicubic')
 loader = dict(batch_size=512, pin_memory=True, collate_fn=dict(type='default_collate'))
 train_dataloader = dict(
     **loader,
@@ -23,13 +23,7 @@ val_dataloader = dict(
         data_root='data/cifar10',
         split='test',
         pipeline=[
-            dict(
-                type='ResizeEdge',
-                scale=img_size * 256 // 224,
-                edge='short',
-                backend='pillow',
-                interpolation='bicubic',
-            ),
+            dict(type='ResizeEdge', scale=img_size * 256 // 224, edge='short', **resize),
             dict(type='CenterCrop', crop_size=img_size),
             dict(type='PackInputs'),
         ],
@@ -37,4 +31,4 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-del loader
+del resize, loader

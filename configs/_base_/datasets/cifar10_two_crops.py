@@ -4,7 +4,7 @@ _base_ = './cifar10.py'
 crops = dict(type='mmpatchmix.MultiCrop', global_size=_base_.img_size, global_scale=(0.1, 1.0))
 train_dataloader = dict(dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]))
 
-# Online kNN: the training images, seen as test views, vote on the held-out ones.
+# Online kNN: training images, as test views, vote on the held-out ones.
 bank = dict(_base_.val_dataloader.dataset, split='train')
 val_cfg = test_cfg = dict(
     type='mmpatchmix.KNNLoop', bank_dataloader=dict(_base_.val_dataloader, dataset=bank)

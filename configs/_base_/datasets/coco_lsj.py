@@ -1,5 +1,5 @@
 # COCO with large scale jitter, repeated 4 times per epoch: mmdet's, without its runtime and
-# without variables that a change would not reach the loaders from.
+# without variables that do not affect the loaders.
 _base_ = 'mmdet::common/lsj-100e_coco-instance.py'
 
 kept = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator')

@@ -1,13 +1,13 @@
-# scikit-learn's 1,797 handwritten digits, enlarged: one fixed, stratified split. Who trains on
-# them adds the training transforms.
+# scikit-learn's 1,797 handwritten digits, enlarged: one fixed, stratified split. Configs add the
+# training transforms.
 _base_ = './digits_colours.py'
 
 # Pixels per side of images, crops and the ViT's position embedding.
 img_size = int('{{$PATCHMIX_IMG_SIZE:32}}')
 
 loader = dict(
-    num_workers=0,  # the crops of 128 digits take less than starting a worker
-    persistent_workers=False,  # mmpretrain's own tool would ask for them
+    num_workers=0,  # crops of 128 digits take less time than starting a worker
+    persistent_workers=False,  # mmpretrain's own tool would set it
     collate_fn=dict(type='default_collate'),
 )
 digits = dict(type='mmpatchmix.Digits', image_size=img_size)

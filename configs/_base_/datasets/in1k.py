@@ -1,10 +1,10 @@
-# ImageNet-1K: data/imagenet/{train,val}/CLASS/*.JPEG. Who trains on it adds the training
-# transforms.
+# ImageNet-1K: data/imagenet/{train,val}/CLASS/*.JPEG. Configs add the training transforms.
 
 # Pixels per side of crops, test views and the ViT's position embedding: change them all here,
 # or for one run with `PATCHMIX_IMG_SIZE=160 python tools/train.py ...`.
 img_size = int('{{$PATCHMIX_IMG_SIZE:224}}')
 
+resize = dict(backend='pillow', interpolation='bicubic')
 loader = dict(
     batch_size=128,  # per GPU: 8 GPUs make 1024
     num_workers=10,
@@ -27,13 +27,7 @@ val_dataloader = dict(
         data_prefix='val',
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(
-                type='ResizeEdge',
-                scale=img_size * 256 // 224,
-                edge='short',
-                backend='pillow',
-                interpolation='bicubic',
-            ),
+            dict(type='ResizeEdge', scale=img_size * 256 // 224, edge='short', **resize),
             dict(type='CenterCrop', crop_size=img_size),
             dict(type='PackInputs'),
         ],
@@ -41,4 +35,4 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-del loader, folder
+del resize, loader, folder

@@ -1,5 +1,5 @@
-# Pre-training on ImageNet-1K: 2 crops of 224 and 8 of 96 pixels. Workers decode and crop; what
-# is photometric happens in the data preprocessor.
+# Pre-training on ImageNet-1K: 2 crops of 224 and 8 of 96 pixels. Workers decode and crop; the
+# data preprocessor augments photometrically.
 _base_ = './in1k.py'
 
 crops = dict(
@@ -12,7 +12,7 @@ crops = dict(
 )
 train_dataloader = dict(dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]))
 
-# Online kNN: the training images, seen as test views, vote on the held-out ones.
+# Online kNN: training images, as test views, vote on the held-out ones.
 bank = dict(_base_.val_dataloader.dataset, data_prefix='train')
 val_cfg = test_cfg = dict(
     type='mmpatchmix.KNNLoop', bank_dataloader=dict(_base_.val_dataloader, dataset=bank)

@@ -1,5 +1,12 @@
 # ViT-S/16 with projector, predictor and momentum encoder as in arXiv 2306.12243.
 jitter = dict(color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)
+layers = dict(
+    hid_channels=4096,
+    out_channels=256,
+    norm_cfg=dict(type='BN1d'),
+    with_last_bn_affine=False,
+    with_avg_pool=False,
+)
 
 model = dict(
     type='mmpatchmix.PatchMix',
@@ -24,28 +31,15 @@ model = dict(
     neck=dict(
         type='mmpretrain.NonLinearNeck',  # the projector
         in_channels=384,
-        hid_channels=4096,
-        out_channels=256,
         num_layers=3,
-        norm_cfg=dict(type='BN1d'),
-        with_last_bn_affine=False,
-        with_avg_pool=False,
+        **layers,
     ),
     head=dict(
         type='mmpatchmix.ContrastiveHead',
-        predictor=dict(
-            type='mmpretrain.NonLinearNeck',
-            in_channels=256,
-            hid_channels=4096,
-            out_channels=256,
-            num_layers=2,
-            norm_cfg=dict(type='BN1d'),
-            with_last_bn_affine=False,
-            with_avg_pool=False,
-        ),
+        predictor=dict(type='mmpretrain.NonLinearNeck', in_channels=256, num_layers=2, **layers),
         temperature=0.2,
         label_smoothing=0.0,
     ),
     momentum_encoder=dict(type='mmpatchmix.MomentumEncoder'),
 )
-del jitter
+del jitter, layers

@@ -1,23 +1,16 @@
-"""What makes the OpenMMLab stack run on today's torch, one reason per file.
+"""Changes to the OpenMMLab stack that let it run on today's torch, one reason per file.
 
-* :mod:`~mmpatchmix.compat.mmcv_ops`: mmcv's compiled ops without compiling mmcv.
+* :mod:`~mmpatchmix.compat.mmcv_ops`: mmdet without compiling mmcv.
 * :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
-* :mod:`~mmpatchmix.compat.cpu_launcher`: mmengine's ``--launcher pytorch`` without a GPU.
-* :mod:`~mmpatchmix.engine.ranks`: who is missing is named within a minute.
-* :mod:`~mmpatchmix.compat.safe_loading`: checkpoints that run nothing.
-* :mod:`~mmpatchmix.compat.yapf_cache`: ranks that start together on a fresh machine.
+* :mod:`~mmpatchmix.compat.cpu_launcher`: ``--launcher pytorch`` without a GPU.
+* :mod:`~mmpatchmix.compat.safe_loading`: loading checkpoints without running code from them.
+* :mod:`~mmpatchmix.compat.yapf_cache`: ranks that start together on a new machine.
 """
 
 
 def prepare_openmmlab() -> None:
-    """Apply what the stack needs to run; :mod:`mmpatchmix.registry` does so when imported.
-
-    Repeated calls do nothing.
-    """
+    """Apply all of them; repeated calls change nothing. :mod:`mmpatchmix.registry` calls it."""
     from mmpatchmix.compat import cpu_launcher, mmcv_ops, multimodal, safe_loading, yapf_cache
 
-    mmcv_ops.install()
-    multimodal.install()
-    cpu_launcher.install()
-    safe_loading.install()
-    yapf_cache.install()
+    for module in (mmcv_ops, multimodal, cpu_launcher, safe_loading, yapf_cache):
+        module.install()

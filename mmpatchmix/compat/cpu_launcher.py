@@ -1,8 +1,7 @@
-"""Reason: mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` without asking.
+"""Reason: mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` without a GPU, too.
 
-On a machine with CPUs only the processes then stop before they have met. Here they
-meet over gloo. Where mmengine finds an accelerator, its own function runs. Both meet in
-the store of :mod:`mmpatchmix.engine.ranks`.
+On a machine with CPUs only the process group is started with gloo instead. Where mmengine finds an
+accelerator, its own function runs. Both use the store of :func:`open_store`.
 """
 
 import fcntl
@@ -19,14 +18,15 @@ from torch import distributed
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 MEETING_SECONDS = 60
+_SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of an interface
 
 
 @functools.cache
 def open_store() -> Store:
-    """Connect to the store that ``MASTER_ADDR`` and ``MASTER_PORT`` name; once per process.
+    """Connect to the store at ``MASTER_ADDR`` and ``MASTER_PORT``; once per process.
 
     Raises:
-        ValueError: If nobody answers there within :data:`MEETING_SECONDS`.
+        ValueError: If there is no connection within :data:`MEETING_SECONDS`.
     """
     address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     is_agents = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
@@ -37,20 +37,20 @@ def open_store() -> Store:
             int(os.environ['WORLD_SIZE']),
             is_master=int(os.environ['RANK']) == 0 and not is_agents,
             timeout=timedelta(seconds=MEETING_SECONDS),
-            wait_for_workers=False,  # exchange() waits, and says for whom
+            wait_for_workers=False,  # engine.ranks.exchange() waits and names missing ranks
             multi_tenant=True,
         )
     except DistError as error:
         raise ValueError(
-            f'rank {os.environ["RANK"]}: nobody answers at MASTER_ADDR={address}, port {port}, '
-            f'within {MEETING_SECONDS} s ({str(error).splitlines()[0]}). Is the first machine '
-            'started, the address its own, and the port open?'
+            f'rank {os.environ["RANK"]}: no answer at MASTER_ADDR={address}, port {port}, within '
+            f'{MEETING_SECONDS} s ({str(error).splitlines()[0]}). Check that the first machine is '
+            'started, that the address is its own, and that the port is open.'
         ) from error
     return PrefixStore(f'attempt-{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
 
 
 def install() -> None:
-    """Wrap mmengine's launcher; does nothing when called again."""
+    """Wrap mmengine's launcher; repeated calls change nothing."""
     original = utils._init_dist_pytorch
     if hasattr(original, '__wrapped__'):
         return
@@ -61,39 +61,37 @@ def install() -> None:
         if init_backend != 'torch':
             original(backend, init_backend=init_backend, **kwargs)
             return
-        name_interface()
-        place = {key: int(os.environ[key.upper()]) for key in ('rank', 'world_size')}
-        kwargs = dict(store=open_store(), **place) | kwargs
+        set_gloo_interface()
         device = get_device().split(':')[0]
-        if device == 'cuda':
-            original(backend, init_backend=init_backend, **kwargs)
-        elif device == 'cpu':
+        if device in ('cuda', 'cpu'):  # for other devices mmengine passes rank and world size
+            place = {key: int(os.environ[key.upper()]) for key in ('rank', 'world_size')}
+            kwargs = dict(store=open_store(), **place) | kwargs
+        if device == 'cpu':
             backend = 'gloo' if backend == 'nccl' else backend
             distributed.init_process_group(backend=backend, **kwargs)
-        else:  # mmengine gives these their ranks itself
-            kwargs = {k: v for k, v in kwargs.items() if k not in ('store', *place)}
+        else:
             original(backend, init_backend=init_backend, **kwargs)
 
     utils._init_dist_pytorch = init_dist
 
 
-def name_interface() -> None:
-    """Tell gloo the network interface that leads to the first machine; it would take loopback.
+def set_gloo_interface() -> None:
+    """Set ``GLOO_SOCKET_IFNAME`` to the network interface with a route to the first machine.
 
-    A machine whose name resolves to 127.0.0.1 gives the others that address to dial.
+    gloo by itself publishes the address of the host name, which may be 127.0.0.1.
     """
     if 'GLOO_SOCKET_IFNAME' in os.environ:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
         try:
             probe.connect((os.environ['MASTER_ADDR'], 1))
-        except OSError:  # no IPv4 there: gloo looks by itself
+        except OSError:  # no route by IPv4
             return
         own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():
             try:
-                answer = fcntl.ioctl(probe, 0x8915, struct.pack('256s', name.encode()))
-            except OSError:  # without an address
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack('256s', name.encode()))
+            except OSError:  # an interface without an address
                 continue
             address = socket.inet_ntoa(answer[20:24])
             if address == own and not own.startswith('127.'):

@@ -1,17 +1,16 @@
-"""Reason: mmpretrain's vision-language models stop its import next to transformers 5.
+"""Reason: ``import mmpretrain.models`` fails next to transformers 5.
 
-mmpretrain imports them whenever transformers is installed, and subclasses classes
-that it could not import because transformers 5 removed functions beside them:
-``import mmpretrain.models`` then ends in "NoneType takes no arguments". With an
-incompatible transformers those models become what they are without any:
-placeholders that say so when they are used. Nothing of ours uses them.
+mmpretrain imports its vision-language models whenever transformers is installed. transformers 5
+removed functions that these imports need, so that base classes are None and the import ends in
+"NoneType takes no arguments". With an incompatible transformers the models are replaced by the
+placeholders that mmpretrain uses without transformers, which raise when they are built.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def install() -> None:
-    """Switch the models off where they cannot be imported; cheap where nothing is to do."""
+    """Disable mmpretrain's vision-language models next to transformers 5 and later."""
     try:
         major = int(version('transformers').split('.')[0])
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Reason: a Runner formats its config with yapf, whose import can meet its cache half written.
+"""Reason: a Runner formats its config with yapf, whose import fails on a partly written cache.
 
-yapf puts its grammars into the user's cache folder, and lets others see a file before it is
-whole (https://github.com/google/yapf/issues/1204). Ranks that start together on a fresh machine
-fail by that, and a full home disk leaves a broken file for good.
+yapf writes its grammars into the user's cache folder under their final names
+(https://github.com/google/yapf/issues/1204). Ranks that start together on a new machine can read
+an incomplete file, and a full disk leaves one behind.
 """
 
 import pickle
@@ -10,26 +10,26 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-WAITS = (0.1, 0.4, 1.5)  # seconds; a grammar is written in a tenth of one
+RETRY_SECONDS = (0.1, 0.4, 1.5)  # a grammar is written within 0.1 s
 
 
 def install() -> None:
-    """Import yapf; wait for another process that is writing its cache.
+    """Import yapf; retry while another process writes its cache.
 
     Raises:
-        OSError: If the cache is still broken then; says which folder to delete.
+        OSError: If the cache is still broken after that; names the folder to delete.
     """
-    for wait in (*WAITS, None):
+    for pause in (*RETRY_SECONDS, None):
         try:
             import_module('yapf')
             return
         except (EOFError, pickle.UnpicklingError) as error:
-            if wait is None:
-                from platformdirs import user_cache_dir  # yapf's own requirement
+            if pause is None:
+                from platformdirs import user_cache_dir  # yapf requires it
 
                 folder = Path(user_cache_dir('YAPF', 'Google'))
                 raise OSError(
-                    f"{folder}: yapf's cache is broken ({error}), maybe because the disk was full "
-                    'when it was written. Delete this folder; it is made again.'
+                    f"{folder}: yapf's cache is broken ({error}), perhaps because the disk was "
+                    'full when it was written. Delete this folder; yapf writes it again.'
                 ) from error
-            time.sleep(wait)
+            time.sleep(pause)

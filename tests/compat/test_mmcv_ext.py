@@ -52,28 +52,6 @@ def test_nms_of_half_precision_scores():
     assert torch.equal(mmcv_ext.nms(boxes, rounded, 0.5, 0), expected)
 
 
-@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
-@pytest.mark.parametrize(('count', 'offset'), [(0, 0), (1, 0), (30, 0), (30, 1)])
-def test_soft_nms_equals_a_loop_over_lists(count, method, offset):
-    boxes, scores = boxes_and_scores(count, seed=2)
-    left = [[score, index] for index, score in enumerate(scores.double().tolist())]
-    expected = []
-    while left:
-        best = max(left)
-        left.remove(best)
-        expected.append(best)
-        for entry in left:
-            iou = naive_iou(boxes[best[1]].tolist(), boxes[entry[1]].tolist(), offset)
-            decay = {'naive': 0.0, 'linear': 1 - iou, 'gaussian': math.exp(-(iou**2) / 0.5)}
-            if method == 'gaussian' or iou >= 0.3:
-                entry[0] *= decay[method]
-        left = [entry for entry in left if entry[0] >= 0.05]
-    dets, indices = ops.soft_nms(boxes, scores, 0.3, 0.5, 0.05, method, offset)
-    assert indices.tolist() == [index for _, index in expected]
-    torch.testing.assert_close(dets[:, 4].double(), torch.tensor([s for s, _ in expected]).double())
-    assert torch.equal(dets[:, :4], boxes[indices])
-
-
 def naive_sample(image, y, x):
     """Bilinear value of ``(C, H, W)`` at a point, zero outside by more than a pixel."""
     height, width = image.shape[-2:]
@@ -169,17 +147,6 @@ def test_roi_align_of_bfloat16_keeps_the_boxes_exact():
         (ramp - 1000).bfloat16(), rois, output, None, None, 1, 1, 1.0, 0, 1, True
     )
     assert output.item() == pytest.approx(1.5)
-
-
-def test_roi_pool_equals_the_maximum_of_each_bin():
-    images = torch.rand(1, 2, 8, 8, requires_grad=True)
-    rois = torch.tensor([[0.0, 0.0, 0.0, 7.0, 7.0]])
-    output = ops.roi_pool(images, rois, 2, 1.0)
-    expected = F.max_pool2d(images, 4)
-    assert torch.equal(output, expected)
-    (grad,) = torch.autograd.grad(output.sum(), images)
-    (expected_grad,) = torch.autograd.grad(expected.sum(), images)
-    assert torch.equal(grad, expected_grad)
 
 
 @pytest.mark.parametrize('weighted', [False, True])

@@ -1,6 +1,5 @@
 """Which ``mmcv._ext`` is imported, in this process and from a fresh interpreter."""
 
-import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -15,28 +14,17 @@ from mmpatchmix.compat import mmcv_ops, prepare_openmmlab
 LIBRARY = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
 
 
-def load(folder):
-    spec = mmcv_ops._ExtFinder().find_spec(mmcv_ops.NAME, [str(folder)])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(code):
     return subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=120
     )
 
 
-def test_other_modules_are_left_to_python():
-    assert mmcv_ops._ExtFinder().find_spec('mmcv.ops', []) is None
-
-
 def test_absent_ext_is_replaced_without_a_word(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        module = load(tmp_path)
-    assert module.__file__ == str(mmcv_ops.STAND_IN)
+        module = mmcv_ops.load_ext([str(tmp_path)])
+    assert module.__file__ == str(mmcv_ops.REPLACEMENT)
     assert module.__name__ == mmcv_ops.NAME
 
 
@@ -45,7 +33,7 @@ def test_working_compiled_ext_is_left_alone_and_executed_once(tmp_path):
         'import builtins\nbuiltins._ext_runs = getattr(builtins, "_ext_runs", 0) + 1\n'
         'def nms(*args): return "compiled"\n'
     )
-    module = load(tmp_path)
+    module = mmcv_ops.load_ext([str(tmp_path)])
     assert module.nms() == 'compiled'
     assert module.__file__ == str(tmp_path / '_ext.py')
     import builtins
@@ -63,8 +51,8 @@ def test_working_compiled_ext_is_left_alone_and_executed_once(tmp_path):
 def test_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.warns(RuntimeWarning, match='built for another torch') as caught:
-        module = load(tmp_path)
-    assert module.__file__ == str(mmcv_ops.STAND_IN)
+        module = mmcv_ops.load_ext([str(tmp_path)])
+    assert module.__file__ == str(mmcv_ops.REPLACEMENT)
     assert len(caught) == 1
     assert str(tmp_path / name) in str(caught[0].message)
 
@@ -72,13 +60,14 @@ def test_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, conten
 def test_an_error_inside_a_compiled_ext_is_not_hidden(tmp_path):
     (tmp_path / '_ext.py').write_text('raise RuntimeError("driver too old")')
     with pytest.raises(RuntimeError, match='driver too old'):
-        load(tmp_path)
+        mmcv_ops.load_ext([str(tmp_path)])
 
 
-def test_install_twice_adds_one_finder():
+def test_install_keeps_what_is_loaded():
     prepare_openmmlab()
+    loaded = sys.modules[mmcv_ops.NAME]
     prepare_openmmlab()
-    assert sum(isinstance(finder, mmcv_ops._ExtFinder) for finder in sys.meta_path) == 1
+    assert sys.modules[mmcv_ops.NAME] is loaded is mmcv._ext
 
 
 def test_the_stack_imports_silently_for_the_command_line():

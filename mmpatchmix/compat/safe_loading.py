@@ -1,8 +1,13 @@
-"""Reason: mmengine's checkpoint loaders unpickle what ``weights_only=True`` refuses.
+"""Reason: mmengine unpickles checkpoint files that ``weights_only=True`` refuses, which runs code.
 
-A file could so run any code through ``load_from``, ``resume``, ``init_cfg`` and whatever else
-loads through mmengine; one from the net would do so at once. Here all of them read by
-:func:`mmpatchmix.checkpoints.reading.load_torch`, which runs nothing.
+A torch file is a pickle, and unpickling it can call any function. Here ``load_from``, ``resume``,
+``init_cfg`` and everything else that loads through mmengine use :func:`load_torch`, which calls
+nothing from the file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold the
+training history beside the weights; mmengine's list of safe classes contains ``getattr``, through
+which a file could reach any object, and numpy's unpickling trusts sizes in the file. The history
+and plain arrays are therefore rebuilt from numbers here; other objects become None.
+
+The file also holds :func:`find_damage`, since torch does not check CRCs when it loads.
 """
 
 import hashlib
@@ -13,42 +18,90 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import checkpoint
 
+# The comment at the end of a zip archive that mmpatchmix.checkpoints.sealing writes.
 MARK = b'sha256:'
+LENGTH = len(MARK) + 64
+# First bytes of the last 22 of an archive, which end in the length of the comment.
+_END = b'PK\x05\x06'
 
-LENGTH = len(MARK) + 64  # of the comment
+_is_trusted = False
 
-END = b'PK\x05\x06'  # 22 bytes begin with it; the last two tell the length of the comment
+
+def install() -> None:
+    """Replace the two functions with which mmengine reads torch files."""
+    checkpoint._safe_torch_load = _load_file
+    checkpoint.load_url = _load_url
+
+
+def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    return load_torch(file, map_location)
+
+
+def _load_url(url: str, **options: Any) -> Any:
+    def read(weights_only: bool) -> Any:
+        return torch.hub.load_state_dict_from_url(url, weights_only=weights_only, **options)
+
+    return _load_safely(read, url)
+
+
+def trust_checkpoints() -> None:
+    """Unpickle torch files without restriction from now on, in this process."""
+    global _is_trusted
+    _is_trusted = True
+
+
+def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
+    """Read a torch file as ``torch.load`` does, without running code from it.
+
+    Args:
+        file: A path, or a file open for reading.
+        map_location: See ``torch.load``.
+
+    Returns:
+        The saved object. Tensors, plain Python values, numpy's arrays and numbers, and mmengine's
+        ``HistoryBuffer`` are restored; ``argparse.Namespace`` and arrays of objects become None.
+
+    Raises:
+        ValueError: If the file holds other Python objects, or is damaged.
+    """
+    name = file if isinstance(file, str | Path) else getattr(file, 'name', 'the file')
+    if name is file and (damage := find_damage(file)):
+        raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
+
+    def read(weights_only: bool) -> Any:
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+    return _load_safely(read, name)
 
 
 def find_damage(path: str | Path) -> str | None:
-    """Return what is wrong with a torch file; None where nothing is.
+    """Return the kind of damage of a torch file, or None.
 
-    Sealed files are compared with their digest, other archives with the CRC of each member.
-    Files of torch before 1.6 are no archives and pass, for there is nothing to compare with.
+    Sealed files are compared with their digest, other archives with the CRC of each member. Files
+    of torch before 1.6 are no archives and cannot be checked; they pass.
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
-        head = file.read(4)
+        is_pickle = file.read(1) == b'\x80'
         file.seek(max(0, size - 22 - 65535))
         tail = file.read()
-        end = tail.rfind(END)
+        end = tail.rfind(_END)
         if end < 0:
-            is_old = head[:1] == b'\x80'  # a pickle
-            return None if is_old else 'its end is missing' if size else 'it is empty'
+            return None if is_pickle else 'its end is missing' if size else 'it is empty'
         length = int.from_bytes(tail[end + 20 : end + 22], 'little')
         comment = tail[end + 22 :]
         if len(comment) != length:
             return 'its end is cut off or changed'
         if length == LENGTH:
-            wanted = MARK + digest(file, size - LENGTH - 2)
-            return None if comment == wanted else 'its digest differs'
+            expected = MARK + digest(file, size - LENGTH - 2)
+            return None if comment == expected else 'its digest differs'
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
@@ -57,21 +110,61 @@ def find_damage(path: str | Path) -> str | None:
     return member and f'{member} differs from its CRC'
 
 
-def digest(file, num_bytes: int) -> bytes:
+def digest(file: BinaryIO, num_bytes: int) -> bytes:
     """Return the SHA-256 of the first bytes of an open file, in hexadecimal digits."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     file.seek(0)
     while num_bytes and (part := file.read(min(num_bytes, 2**24))):
-        digest.update(part)
+        sha256.update(part)
         num_bytes -= len(part)
-    return digest.hexdigest().encode()
+    return sha256.hexdigest().encode()
 
 
-_trusted = False
+def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
+    """Call ``read(weights_only)``; ``name`` is the path or URL for messages."""
+    if _is_trusted:
+        print_log(f'--trust-checkpoint: {name} may run code', 'current', logging.WARNING)
+        return read(False)
+    try:
+        with torch.serialization.safe_globals(_REPLACEMENTS):
+            content = _restore(read(True))
+    except OSError:  # of the disk
+        raise
+    except Exception as error:  # a damaged pickle can raise any: KeyError, UnicodeDecodeError ...
+        names = _foreign_objects(name, error)
+        if not names:
+            raise ValueError(
+                f'{name} is damaged or no torch file. Copy or download it again.'
+            ) from error
+        raise ValueError(
+            f'{name} is not a file of weights only: it holds Python objects '
+            f'({", ".join(names[:5])}), perhaps a pickled model. Reading them would run code from '
+            'the file, so it is refused. If you trust the file, save its weights alone with '
+            'the code that made it, and use these:\n'
+            """  python -c "import torch; model = torch.load('FILE', weights_only=False); """
+            """torch.save(model.state_dict(), 'weights.pth')"\n"""
+            'or call the tool with --trust-checkpoint, which lets the file run any code.'
+        ) from error
+    # Runner.resume() of mmengine runs this text as a config; mmengine itself saves 'cfg'.
+    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)
+    return content
 
 
-class _Inert:
-    """Take the place of an object that nothing here needs; know and do nothing."""
+def _foreign_objects(name: Any, error: Exception) -> list[str]:
+    """Return the names of the classes and functions in a file that are not read."""
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+    except Exception:  # damaged, or not a path: the error names the first of them
+        names = set(re.findall(r'GLOBAL ([\w.]+)', str(error)))
+    return sorted(names - {known for _, known in _REPLACEMENTS})
+
+
+# -- replacements of the classes and functions that a file may name beside torch's -------------
+
+
+class _Discarded:
+    """Any object that is not needed."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -84,7 +177,7 @@ class _Inert:
 
 
 class _DType:
-    """What a file says about the type of numbers."""
+    """``numpy.dtype``."""
 
     def __init__(self, code: str, *flags) -> None:
         self.code = str(code)
@@ -93,13 +186,13 @@ class _DType:
         self.code = f'{state[1]}{self.code}'  # the order of bytes
 
     def to_numpy(self) -> np.dtype | None:
-        """Return the type of plain numbers and texts; None for all others."""
+        """Return the dtype of plain numbers and texts; None for all others."""
         dtype = np.dtype(self.code)
         return dtype if dtype.kind in 'biufcSU' else None
 
 
 class _Array:
-    """An array on its way from a file into memory."""
+    """``numpy.ndarray``; ``value`` is None for arrays of objects."""
 
     value = None
 
@@ -111,11 +204,11 @@ class _Array:
 
 
 class _History(HistoryBuffer):
-    """mmengine's history of a logged value, of numbers only."""
+    """mmengine's history of a logged value."""
 
     def __setstate__(self, state: dict) -> None:
         names = ('_log_history', '_count_history', 'max_length')
-        HistoryBuffer.__init__(self, *(_to_memory(state[name]) for name in names))
+        HistoryBuffer.__init__(self, *(_restore(state[name]) for name in names))
         self.__class__ = HistoryBuffer
 
 
@@ -129,130 +222,29 @@ def _read_scalar(dtype: _DType, data: bytes) -> np.generic | None:
 
 
 def _read_bytes(*args) -> bytes:
-    return b''  # how an array without numbers is saved
+    return b''  # numpy saves the data of an empty array as a call of bytes()
 
 
-# What stands in for the classes and functions that a file may name beside torch's.
-_STAND_INS = [
+_REPLACEMENTS = [
     (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_DType, 'numpy.dtype'),
     (_Array, 'numpy.ndarray'),
     *((_read_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
     *((_read_array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
     (_read_bytes, 'builtins.bytes'),
-    *((_Inert, name) for name in ('builtins.getattr', 'argparse.Namespace')),
+    *((_Discarded, name) for name in ('builtins.getattr', 'argparse.Namespace')),
 ]
 
 
-def trust_checkpoints() -> None:
-    """Read everything in torch files from now on, in this process: they may run any code."""
-    global _trusted
-    _trusted = True
-
-
-def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
-    """Read a torch file as ``torch.load`` does, without running anything of it.
-
-    Args:
-        file: A path, or a file open for reading.
-        map_location: See ``torch.load``.
-
-    Returns:
-        What was saved. Tensors, plain Python values, numpy's arrays and numbers, and mmengine's
-        ``HistoryBuffer`` are what they were; objects of training scripts are None.
-
-    Raises:
-        ValueError: If the file holds other Python objects, or is damaged.
-    """
-    name = file if isinstance(file, str | Path) else getattr(file, 'name', 'the file')
-    if name is file and (damage := find_damage(file)):
-        raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
-
-    def read(weights_only: bool) -> Any:
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
-
-    return load_safely(read, name)
-
-
-def load_safely(read: Callable[[bool], Any], name: Any) -> Any:
-    """Read by any function that ends in ``torch.load(..., weights_only=...)``.
-
-    Args:
-        read: Takes ``weights_only``.
-        name: What is read, for messages: a path where it is one.
-
-    Returns:
-        See :func:`load_torch`.
-
-    Raises:
-        ValueError: See :func:`load_torch`.
-    """
-    if _trusted:
-        print_log(f'--trust-checkpoint: {name} may run code', 'current', logging.WARNING)
-        return read(False)
-    try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            content = _to_memory(read(True))
-    except OSError:  # of the disk
-        raise
-    except Exception as error:  # a damaged pickle may raise any: KeyError, UnicodeDecodeError ...
-        names = _foreign_objects(name, error)
-        if not names:
-            raise ValueError(
-                f'{name} is damaged or no torch file. Copy or download it again.'
-            ) from error
-        raise ValueError(
-            f'{name} is not a file of weights only: it holds Python objects '
-            f'({", ".join(names[:5])}), a pickled model perhaps. Reading them would run code from '
-            'the file, so it is refused. Where you trust the file, save its weights alone with '
-            'the code that made it, and use these:\n'
-            """  python -c "import torch; model = torch.load('FILE', weights_only=False); """
-            """torch.save(model.state_dict(), 'weights.pth')"\n"""
-            'or call the tool with --trust-checkpoint, which lets the file do as it likes.'
-        ) from error
-    # mmengine's Runner.resume() *runs* this text as a config. What it saves itself is 'cfg'.
-    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
-        content['meta'].pop('config', None)
-    return content
-
-
-def _to_memory(node: Any) -> Any:
-    """Replace the stand-ins in what was read by what they stand for; None where by nothing."""
+def _restore(node: Any) -> Any:
+    """Exchange the replacements in an object for the values they hold."""
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            node[key] = _to_memory(value)
+            node[key] = _restore(value)
     elif type(node) is tuple:
-        return tuple(map(_to_memory, node))
+        return tuple(map(_restore, node))
     elif isinstance(node, _Array):
         return node.value
-    elif isinstance(node, _Inert | _DType | _History):
+    elif isinstance(node, _Discarded | _DType | _History):
         return None
     return node
-
-
-def _foreign_objects(name: Any, error: Exception) -> list[str]:
-    """Name the classes and functions in a file that are not read."""
-    try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
-    except Exception:  # damaged, or no path: then the error says what was in the way
-        names = set(re.findall(r'GLOBAL ([\w.]+)', str(error)))
-    return sorted(names - {known for _, known in _STAND_INS})
-
-
-def install() -> None:
-    """Replace the two functions that mmengine's loaders read by; repeated calls change nothing."""
-    checkpoint._safe_torch_load = _load_file
-    checkpoint.load_url = _load_url
-
-
-def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-
-    return load_torch(file, map_location)
-
-
-def _load_url(url: str, **options: Any) -> Any:
-
-    def read(weights_only: bool) -> Any:
-        return torch.hub.load_state_dict_from_url(url, weights_only=weights_only, **options)
-
-    return load_safely(read, url)

@@ -68,5 +68,5 @@ def test_the_interface_of_gloo_is_left_alone_where_nothing_is_to_do(
     monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
     for name, value in dict(before, MASTER_ADDR=master).items():
         monkeypatch.setenv(name, value)
-    cpu_launcher.name_interface()
+    cpu_launcher.set_gloo_interface()
     assert os.environ.get('GLOO_SOCKET_IFNAME') == expected

@@ -2,10 +2,10 @@
 
 A torch file is a pickle, and unpickling it can call any function. Here ``load_from``, ``resume``,
 ``init_cfg`` and everything else that loads through mmengine use :func:`load_torch`, which calls
-nothing from the file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold the
-training history beside the weights; mmengine's list of safe classes contains ``getattr``, through
-which a file could reach any object, and numpy's unpickling trusts sizes in the file. The history
-and plain arrays are therefore rebuilt from numbers here; other objects become None.
+nothing from the file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold
+the training history beside the weights; mmengine's list of safe classes contains ``getattr``,
+through which a file could reach any object, and numpy's unpickling trusts sizes in the file. The
+history and plain arrays are therefore rebuilt from numbers here; other objects become None.
 
 The file also holds :func:`find_damage`, since torch does not check CRCs when it loads.
 """

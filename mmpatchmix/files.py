@@ -1,4 +1,4 @@
-"""A lock on a work dir: two runs that write into one folder would ruin each other."""
+"""Files and folders: atomic replacement, the lock of a folder, and the shipped configs by name."""
 
 import difflib
 import errno
@@ -7,13 +7,24 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+# The shipped configs: in an installed package, where mmpretrain has its own, or in a clone.
+PACKAGE = Path(__file__).parent
+FOLDERS = (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs')
+
+_LOCK = '.lock'
+_IN_USE = (errno.EACCES, errno.EAGAIN)  # errors of a lock that another process holds
+_held: dict[Path, TextIO] = {}
+os.register_at_fork(after_in_child=_held.clear)  # a forked process does not hold its parent's locks
+
 
 def move_into_place(written: str | Path, path: str | Path) -> None:
-    """Rename a file that is on the disk, so that a loss of power leaves the old or the new one."""
+    """Rename a synchronised file; after a loss of power the old or the new one is there."""
     os.replace(written, path)
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
@@ -23,53 +34,50 @@ def move_into_place(written: str | Path, path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a text file by a whole new one."""
-    written = f'{path}.partial'
-    with open(written, 'w', encoding='utf-8') as file:
+    """Replace a text file atomically."""
+    partial = f'{path}.partial'
+    with open(partial, 'w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    move_into_place(written, path)
+    move_into_place(partial, path)
 
 
-NAME = '.lock'
+def lock_folder(folder: str | Path, wait: bool = False) -> None:
+    """Lock a folder until this process ends; do nothing if this process holds the lock already.
 
-_held: dict[Path, TextIO] = {}
-
-
-def lock_work_dir(work_dir: str | Path) -> None:
-    """Take the lock of a folder until this process ends, however it ends.
-
-    Taking it again in the same process does nothing. The file stays; what counts is the lock on it.
+    The lock is on the file ``.lock``, which stays. It belongs to the process, so data workers that
+    outlive it do not hold it. On file systems without locks there is a warning and no lock.
 
     Args:
-        work_dir: Made where it does not exist.
+        folder: Created if it does not exist.
+        wait: Whether to wait for a process that holds the lock instead of raising. A read-only
+            folder is then not locked.
 
     Raises:
-        ValueError: If another process holds it; names its machine, number, start and command.
+        ValueError: If another process holds the lock; names its host, ID, start and command.
     """
-    path = Path(work_dir).resolve() / NAME
+    path = Path(folder).resolve() / _LOCK
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if wait and not os.access(path.parent, os.W_OK):
+        return
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115  open as long as the lock is held
     try:
-        # Of the process, not of the open file: data workers that outlive it do not hold it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            warnings.warn(f'{path} cannot be locked ({error}): nothing keeps a second run out.')
-            return
         file.seek(0)
         holder = file.read().strip() or 'another process'
         file.close()
+        if error.errno not in _IN_USE:
+            warnings.warn(f'{path} cannot be locked ({error}): a second process is not kept out.')
+            return
         raise ValueError(
-            f'{work_dir} is in use by {holder}. Wait for it, stop it, or write elsewhere with '
-            '--work-dir DIR.'
+            f'{folder} is in use by {holder}. Wait until it ends, stop it, or choose another '
+            'folder (of a run: --work-dir DIR).'
         ) from None
-    file.seek(0)
-    file.truncate()
+    file.truncate(0)
     started = datetime.now().astimezone().isoformat(' ', 'seconds')
     file.write(f'process {os.getpid()} on {socket.gethostname()}, since {started}: ')
     file.write(f'{" ".join(sys.argv)}\n')
@@ -77,10 +85,23 @@ def lock_work_dir(work_dir: str | Path) -> None:
     _held[path] = file
 
 
-def is_in_use(work_dir: str | Path) -> bool:
-    """Tell whether a process, this one or another, holds the lock of a folder."""
-    path = Path(work_dir).resolve() / NAME
-    if path in _held:  # opening and closing the file would give the lock away
+@contextmanager
+def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, see :func:`lock_folder`, in a ``with`` block."""
+    path = Path(folder).resolve() / _LOCK
+    is_held_before = path in _held
+    lock_folder(folder, wait)
+    try:
+        yield
+    finally:
+        if not is_held_before and path in _held:
+            _held.pop(path).close()
+
+
+def is_in_use(folder: str | Path) -> bool:
+    """Return whether any process, this one included, holds the lock of a folder."""
+    path = Path(folder).resolve() / _LOCK
+    if path in _held:  # to open and close the file would release the lock
         return True
     try:
         with open(path, encoding='utf-8') as file:
@@ -88,14 +109,8 @@ def is_in_use(work_dir: str | Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
+        return error.errno in _IN_USE
     return False
-
-
-PACKAGE = Path(__file__).parents[1]
-
-# Of an installed package (put there as mmpretrain does it), and of the repository.
-FOLDERS = (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs')
 
 
 def list_recipes() -> dict[str, Path]:
@@ -110,10 +125,10 @@ def find_config(name: str) -> Path:
     """Return the file of a config.
 
     Args:
-        name: A path, or the name of a shipped recipe.
+        name: A path, or the name of a shipped config.
 
     Raises:
-        FileNotFoundError: If it is neither; near names are listed.
+        FileNotFoundError: If it is neither; lists similar names.
     """
     if Path(name).is_file():
         return Path(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.compat.safe_loading import find_damage
-from mmpatchmix.files import lock_work_dir
+from mmpatchmix.files import lock_folder
 
 
 def earlier_run(work_dir: str | Path) -> list[Path]:
@@ -42,7 +42,7 @@ def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
     """
     if int(os.environ.get('RANK', 0)) != 0:
         return
-    lock_work_dir(work_dir)
+    lock_folder(work_dir)
     if not earlier_run(work_dir):
         return
     if not overwrite:

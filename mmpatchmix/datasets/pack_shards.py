@@ -1,6 +1,5 @@
 """Pack a folder of images into tar shards; an interrupted run continues after its last shard."""
 
-import fcntl
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -26,7 +24,7 @@ from mmpatchmix.datasets.image_folder import ImageFolder
 from mmpatchmix.datasets.image_list import hash_name
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
-from mmpatchmix.files import move_into_place, write_text
+from mmpatchmix.files import locked, move_into_place, write_text
 
 PLAN = 'pack.json'
 DEFAULT_QUALITY = 90  # of JPEGs that are resized
@@ -133,7 +131,7 @@ def pack_shards(
         out / f'{plan["name"]}-{number:06d}.tar': range(start, min(start + per_shard, len(order)))
         for number, start in enumerate(range(0, len(order), per_shard))
     }
-    with _alone(out):
+    with locked(out):
         _check_plan(out / PLAN, plan)
         todo = {path: places for path, places in shards.items() if not path.exists()}
         sources = Sources(folder, order, size, quality)
@@ -147,18 +145,6 @@ def pack_shards(
         f'{len(shards) - len(todo)} of them from an earlier run'
     )
     return skipped
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Refuse a second process that packs into the same folder, which is made if need be."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / '.lock', 'w') as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # data workers do not inherit it
-        except BlockingIOError:
-            raise ValueError(f'another process is packing into {out}') from None
-        yield
 
 
 def _check_plan(file: Path, plan: dict) -> None:

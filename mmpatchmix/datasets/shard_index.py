@@ -1,6 +1,5 @@
 """Tar shards in WebDataset's format: find them, index their images, read one image."""
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -11,7 +10,6 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -271,18 +269,3 @@ def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None)
         with _replace(path) as file:
             file.write(content)
     return paths
-
-
-@contextmanager
-def one_at_a_time(folder: str) -> Iterator[None]:
-    """Let one process at a time work in a folder; the others wait.
-
-    Where a network disk knows no locks, each works for itself and the last one's files stay.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

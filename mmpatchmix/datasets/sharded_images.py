@@ -12,9 +12,9 @@ from mmpatchmix.datasets.shard_index import (
     fetch_shards,
     list_shards,
     name_part,
-    one_at_a_time,
     read_index,
 )
+from mmpatchmix.files import locked
 from mmpatchmix.registry import DATASETS
 
 HELD = ['offset', 'size', 'shard', 'label']  # in memory: 20 bytes per image
@@ -110,7 +110,7 @@ class ShardedImages(ImageFolder):
         if self.cache_dir:
             os.makedirs(self.cache_dir, exist_ok=True)
         # One rank of a machine copies and scans; the others wait and use its files.
-        with one_at_a_time(self.cache_dir or osp.dirname(self.shards[0])):
+        with locked(self.cache_dir or osp.dirname(self.shards[0]), wait=True):
             if is_remote:
                 self.shards = fetch_shards(self.shards, self.cache_dir, self.backend_args)
             samples, classes = read_index(self.shards, self.extensions, self.cache_dir)

@@ -21,7 +21,7 @@ from mmpatchmix.compat.safe_loading import find_damage
 from mmpatchmix.engine.distributed import gather_whole, local_share
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code
-from mmpatchmix.files import lock_work_dir, move_into_place, write_text
+from mmpatchmix.files import lock_folder, move_into_place, write_text
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS
@@ -152,7 +152,7 @@ class SafeCheckpointHook(CheckpointHook):
         if dist.is_main_process():
             try:
                 if runner._train_loop is not None:
-                    lock_work_dir(runner.work_dir)
+                    lock_folder(runner.work_dir)
                 if not runner._has_loaded:
                     choice[0] = choose_checkpoint(runner)
             except ValueError as error:

@@ -17,6 +17,7 @@ from mmpatchmix.cli.pack_shards import main
 from mmpatchmix.datasets import ImageFolder, ShardedImages
 from mmpatchmix.datasets import pack_shards as module
 from mmpatchmix.datasets.pack_shards import pack_shards
+from mmpatchmix.files import locked
 from tests.datasets.any_images import as_png, as_tiff
 from tests.datasets.folders import make_classes, make_folder
 
@@ -271,10 +272,10 @@ def test_a_second_process_is_refused(tmp_path):
         except ValueError as error:
             reply.put(str(error))
 
-    with module._alone(out):
+    with locked(out):
         process = context.Process(target=try_to_pack)
         process.start()
-        assert reply.get(timeout=30) == f'another process is packing into {out}'
+        assert f'{out} is in use by process {os.getpid()} on ' in reply.get(timeout=30)
         process.join()
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 
+from mmpatchmix import files
 from mmpatchmix.checkpoints import sealing
 from mmpatchmix.engine import checkpoint_hook as hook_file
 from tests.faults.runs import ITERS, at
@@ -93,7 +94,7 @@ STEPS: dict[str, Callable[[float], None]] = {  # of saving, in their order
     'before its rename': lambda share: setattr(hook_file, 'move_into_place', die),
     'after its rename': lambda share: _after(hook_file, 'move_into_place'),
     'in last_checkpoint': _in_last_checkpoint,
-    'before its rename to last_checkpoint': lambda share: setattr(sealing, 'move_into_place', die),
+    'before its rename to last_checkpoint': lambda share: setattr(files, 'move_into_place', die),
     'before older files go': lambda share: _after(hook_file, 'write_text'),
     'while older files go': _while_older_ones_go,
 }

@@ -10,7 +10,7 @@ import pytest
 from mmengine.runner import Runner
 
 from mmpatchmix.cli import report, show
-from mmpatchmix.files import lock_work_dir
+from mmpatchmix.files import lock_folder
 from mmpatchmix.report import report as pages
 from mmpatchmix.report.pictures import PICTURES
 from mmpatchmix.report.run_record import DESCRIBED
@@ -248,7 +248,7 @@ def test_a_run_that_has_just_begun_and_one_that_is_none(work_dir, tmp_path):
     (tmp_path / 'begun' / 'now' / 'run.json').write_text(json.dumps(about))
     begun = [tmp_path / 'begun']
     assert 'going on' not in pages.write_report(begun, tmp_path / 'a.html').read_text()
-    lock_work_dir(tmp_path / 'begun')
+    lock_folder(tmp_path / 'begun')
     text = pages.write_report(begun, tmp_path / 'a.html').read_text()
     assert 'going on' in text and 'This page does not renew itself' in text
     assert 'nothing has been logged yet' in text and 'Nothing has been evaluated' in text

@@ -1,4 +1,4 @@
-"""Checkpoints that travel: safe reading, strict loading, no network is built here."""
+"""Reading, matching and verification of checkpoints; no network is built here."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone

@@ -1,4 +1,4 @@
-"""From any known file to a plain Vision Transformer, and into a model, strictly."""
+"""Read the backbone of a checkpoint of any known layout under mmpretrain's names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,37 +10,32 @@ from torch import Tensor
 from mmpatchmix.checkpoints.key_names import (
     Layout,
     detect_layout,
+    explain_difference,
     flatten_chunks,
     fold_layer_scale,
     fold_registers,
-    from_hub,
-    say_what_differs,
-    to_hub,
+    from_mmpretrain,
+    to_mmpretrain,
 )
 from mmpatchmix.checkpoints.matching import KeyReport, match_state_dict
 from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
-from mmpatchmix.checkpoints.reading import METADATA_KEY, Checkpoint, read_checkpoint
-from mmpatchmix.checkpoints.vit_spec import (
-    ViTSpec,
-    read_spec,
-    spec_from_mmengine,
-    spec_from_transformers,
-)
+from mmpatchmix.checkpoints.reading import read_checkpoint
+from mmpatchmix.checkpoints.vit_spec import ViTSpec, read_spec, read_stated_spec
 
-# Without these a file cannot even be measured.
+# Required to derive the size of the network.
 _ESSENTIAL = ('patch_embed.projection.weight', 'pos_embed', 'layers.0.ffn.layers.0.0.weight')
 
 
 class Backbone(NamedTuple):
-    """A Vision Transformer out of a file.
+    """A Vision Transformer from a file.
 
     Attributes:
         state_dict: All weights under mmpretrain's names.
         spec: Its size.
-        layout: How the file named them.
-        report: What became of every key of the file.
-        preprocessing: What has to be done to images.
-        meta: What the file says about itself, see :class:`Checkpoint`.
+        layout: Naming of the file.
+        report: Use of every key of the file.
+        preprocessing: Preparation of images.
+        meta: Metadata of the file, see :class:`Checkpoint`.
     """
 
     state_dict: dict[str, Tensor]
@@ -59,21 +54,18 @@ def read_backbone(
     default_heads: int | None = None,
     drop: Iterable[str] = (),
 ) -> Backbone:
-    """Read the backbone out of a checkpoint of any known layout.
+    """Read the complete backbone of a checkpoint of any known layout.
 
     Args:
         path: See :func:`read_checkpoint`. Layouts: ours and mmpretrain's, published PatchMix
             and MoCo v3, DINO, timm (so MAE and DINOv2), and Hugging Face transformers. Layer
             scale is multiplied into the weights before it.
-        encoder: ``'momentum'`` (a teacher) or ``'query'`` (a student), where the file has both.
-            A file without momentum encoder gives its only one.
-        num_heads: Where the file does not say it.
-        prefix: What stands before the encoder's keys, where ``encoder`` cannot choose.
-        default_heads: Where neither the file says it nor its layout is known for it.
-        drop: Beginnings of keys behind the prefix, such as another norm, that are of no use.
-
-    Returns:
-        Backbone: Complete, or an error.
+        encoder: ``'momentum'`` (a teacher) or ``'query'`` (a student), if the file has both.
+            Of a file without momentum encoder the only one is read.
+        num_heads: Number of heads if the file does not state it.
+        prefix: Beginning of the encoder's keys, if ``encoder`` does not determine it.
+        default_heads: Number of heads if it is neither stated nor usual for the layout.
+        drop: Beginnings of keys after the prefix that are left out, such as another norm.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -86,53 +78,40 @@ def read_backbone(
         for key, value in checkpoint.state_dict.items()
     }
     layout = detect_layout(state, encoder, prefix)
-    outside = [key for key in state if not key.startswith(layout.prefix)]
+    others = [key for key in state if not key.startswith(layout.prefix)]
     state, num_scales = fold_layer_scale(
         {key: value for key, value in state.items() if key.startswith(layout.prefix)}
     )
     if layout.library == 'timm':
         state = fold_registers(state)
-    hub = to_hub({k[len(layout.prefix) :]: v for k, v in state.items()}, layout.library)
-    lacking = [key for key in _ESSENTIAL if key not in hub]
-    if lacking:
+    bare = {key.removeprefix(layout.prefix): value for key, value in state.items()}
+    weights = to_mmpretrain(bare, layout.library)
+    if missing := [key for key in _ESSENTIAL if key not in weights]:
         raise ValueError(
-            f'{path}: no Vision Transformer is complete without {", ".join(lacking)} (names of '
-            f'mmpretrain; the file has the layout {layout.name!r}). {say_what_differs(state)}'
+            f'{path}: a Vision Transformer needs {", ".join(missing)} (names of mmpretrain; the '
+            f'file has the layout {layout.name!r}). {explain_difference(state)}'
         )
-    said = _said(checkpoint)
-    if num_heads is not None and said.setdefault('num_heads', num_heads) != num_heads:
+    stated = read_stated_spec(checkpoint.meta)
+    if num_heads is not None and stated.setdefault('num_heads', num_heads) != num_heads:
         raise ValueError(
-            f'{path} has num_heads={said["num_heads"]} by its own metadata, not {num_heads}.'
+            f'{path} has num_heads={stated["num_heads"]} by its own metadata, not {num_heads}.'
         )
-    spec, assumed = read_spec(hub, said, layout.name, default_heads)
-    num_channels = hub['patch_embed.projection.weight'].shape[1]
-    expected = {
-        key: torch.empty(shape, device='meta')
-        for key, shape in spec.parameter_shapes(num_channels).items()
-    }
-    wanted = {layout.prefix + k: v for k, v in from_hub(expected, layout.library).items()}
+    spec, assumed = read_spec(weights, stated, layout.name, default_heads)
+    num_channels = weights['patch_embed.projection.weight'].shape[1]
+    shapes = spec.parameter_shapes(num_channels)
+    expected = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+    expected = from_mmpretrain(expected, layout.library)
+    expected = {layout.prefix + key: value for key, value in expected.items()}
     drop = (*layout.drop, *(layout.prefix + key for key in drop))
-    taken, report = match_state_dict(state, wanted, drop)
+    _, report = match_state_dict(state, expected, drop)
     preprocessing, note = read_preprocessing(checkpoint.meta, spec.img_size)
-    report.dropped = outside + report.dropped
+    report.dropped = others + report.dropped
     report.assumed = [text for text in (*assumed, layout.note, note) if text]
     if num_scales:
         report.notes.append(f'layer scale: {num_scales} factors multiplied into the weights')
     report.raise_unless_fits(
         f'{path} is no complete plain Vision Transformer (layout {layout.name!r})',
-        say_what_differs(state) or 'Variants with other parts are not read.',
+        explain_difference(state) or 'Variants with other parts are not read.',
     )
-    assert len(taken) == len(wanted)
-    weights = {key: hub[key] for key in expected}
+    weights = {key: weights[key] for key in shapes}
     return Backbone(weights, spec, layout, report, preprocessing, checkpoint.meta)
-
-
-def _said(checkpoint: Checkpoint) -> dict[str, int | float]:
-    """Read what the file states about the network beside its weights."""
-    meta = checkpoint.meta
-    if METADATA_KEY in meta:
-        fields = ViTSpec.__dataclass_fields__
-        return {key: value for key, value in meta[METADATA_KEY].items() if key in fields}
-    if 'transformers' in meta:
-        return spec_from_transformers(meta['transformers'])
-    return spec_from_mmengine(meta)

@@ -1,7 +1,7 @@
-"""The names that different libraries give to the weights of one Vision Transformer.
+"""Names of ViT weights in mmpretrain, timm and transformers, and their translation.
 
-mmpretrain's names are the hub: every other layout is translated from and to
-them, so each direction is one table.
+Every layout is translated to and from mmpretrain's names. The file also recognises the layout of a
+checkpoint and merges weights that a plain ViT does not have (layer scale) into those that it has.
 """
 
 import math
@@ -12,45 +12,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# (mmpretrain, timm, transformers' ViT, its Dinov2); weight and bias follow their module.
+DINOV2 = 'transformers-dinov2'
+# The columns of the tables below.
+_LIBRARIES = ('mmpretrain', 'timm', 'transformers', DINOV2)
 _PATCHES = 'embeddings.patch_embeddings.projection'
-
+_POSITIONS = 'embeddings.position_embeddings'
+# An empty name: the library has no such tensor.
 _TENSORS = (
     ('cls_token', 'cls_token', 'embeddings.cls_token', 'embeddings.cls_token'),
-    (
-        'pos_embed',
-        'pos_embed',
-        'embeddings.position_embeddings',
-        'embeddings.position_embeddings',
-    ),
-    # In the place of a name where a library has none.
+    ('pos_embed', 'pos_embed', _POSITIONS, _POSITIONS),
     ('register_tokens', 'reg_token', '', 'embeddings.register_tokens'),
 )
-
+# Each has a weight and a bias.
 _MODULES = (
     ('patch_embed.projection', 'patch_embed.proj', _PATCHES, _PATCHES),
     ('ln1', 'norm', 'layernorm', 'layernorm'),
 )
-
 _BLOCK = ('layers.{}.', 'blocks.{}.', 'encoder.layer.{}.', 'encoder.layer.{}.')
-
-# transformers has three matrices in the place of qkv, see below.
 _BLOCK_MODULES = (
     ('ln1', 'norm1', 'layernorm_before', 'norm1'),
-    ('attn.qkv', 'attn.qkv', 'attention.attention.qkv', 'attention.attention.qkv'),
+    ('attn.qkv', 'attn.qkv', 'attention.attention.{}', 'attention.attention.{}'),
     ('attn.proj', 'attn.proj', 'attention.output.dense', 'attention.output.dense'),
     ('ln2', 'norm2', 'layernorm_after', 'norm2'),
     ('ffn.layers.0.0', 'mlp.fc1', 'intermediate.dense', 'mlp.fc1'),
     ('ffn.layers.1', 'mlp.fc2', 'output.dense', 'mlp.fc2'),
 )
-
-DINOV2 = 'transformers-dinov2'
-
-_COLUMN = {'mmpretrain': 0, 'timm': 1, 'transformers': 2, DINOV2: 3}
-
-_QUERY_KEY_VALUE = ('query', 'key', 'value')
-
-# Factors of a block's output, and the module whose output they multiply.
+_QUERY_KEY_VALUE = ('query', 'key', 'value')  # for {}: transformers has three matrices
+# Layer scale: the names of its factors, and the module whose output they multiply.
 _LAYER_SCALES = {
     'attn.gamma1.weight': 'attn.proj',
     'ffn.gamma2.weight': 'ffn.layers.1',
@@ -59,41 +47,39 @@ _LAYER_SCALES = {
     'layer_scale1.lambda1': 'attention.output.dense',
     'layer_scale2.lambda1': 'mlp.fc2',
 }
-
-# Of no use for features: classifiers, decoders of MAE, tokens in the place of masked patches.
+# Not part of a backbone: classifiers, decoders of MAE, tokens for masked patches.
 _DROPPED = {
     'mmpretrain': (),
     'timm': ('head.', 'mask_token', 'masked_embed', 'decoder_'),
     'transformers': ('pooler.', 'classifier.', 'embeddings.mask_token', 'decoder.'),
     DINOV2: ('classifier.', 'embeddings.mask_token'),
 }
-
-# What makes a file another network than a plain ViT, by a part of the names of its keys.
+# Parts of keys that a plain ViT does not have.
 _OTHER_NETWORKS = {
     'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
-    'dist_token|distillation_token': 'a distillation token, for which this ViT has no place',
+    'dist_token|distillation_token': 'a distillation token, which this ViT does not have',
     r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU), which this ViT does not '
     'have',
     'relative_position': 'relative positions, where this ViT adds learned ones',
-    'fc_norm': 'a norm of the mean of all patches in the place of the norm of the class token',
+    'fc_norm': 'a norm of the mean of all patches instead of the norm of the class token',
     r'(^|backbone\.)ln2\.': "a norm of averaged patch tokens (out_type='avg_featmap'): its own "
-    'config evaluates it and detectors start from it, but it cannot be converted',
+    'config evaluates it and detectors can start from it, but it cannot be converted',
     'norm_pre|ln_pre': 'a norm before its blocks (CLIP), which this ViT does not have',
     'q_norm': 'norms of queries and keys, which this ViT does not have',
 }
 
 
 class Layout(NamedTuple):
-    """How a file names things.
+    """The naming of a file.
 
     Attributes:
         name: ``'own'`` (ours and mmpretrain's), ``'moco'`` (published PatchMix and MoCo v3),
             ``'dino'`` (student and teacher), ``'timm'`` (also MAE and DINOv2), ``'transformers'``
             or ``'transformers-dinov2'``.
-        library: Whose names stand behind the prefix.
-        prefix: What stands before the wanted encoder's keys.
-        drop: Beginnings of keys behind the prefix that are of no use in a backbone.
-        note: What is worth saying about the choice, or nothing.
+        library: The library whose names follow the prefix.
+        prefix: Beginning of the keys of the wanted encoder.
+        drop: Beginnings of keys, prefix included, that are not part of a backbone.
+        note: Remark about the chosen encoder, may be empty.
     """
 
     name: str
@@ -107,36 +93,32 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
     """Recognise a layout by its patch embeddings and find the wanted encoder.
 
     Args:
-        state: Weights without ``module.`` before the names.
-        encoder: ``'momentum'`` (or teacher) or ``'query'``, where there is a choice.
-        prefix: What stands before the wanted encoder's keys, to choose by hand.
-
-    Returns:
-        Layout: Names, prefix and what is left out.
+        state: Weights, without ``module.`` before the names.
+        encoder: ``'momentum'`` (or teacher) or ``'query'``, if there is a choice.
+        prefix: Beginning of the keys of the wanted encoder; overrides ``encoder``.
 
     Raises:
-        ValueError: If the keys are of none of the known layouts, ``encoder`` is neither, or it
-            is not clear which of several encoders is meant.
+        ValueError: If the layout is unknown, ``encoder`` is neither, or several encoders match.
     """
     if encoder not in ('momentum', 'query'):
         raise ValueError(f"encoder must be 'momentum' or 'query'; got {encoder!r}.")
-    found = {}  # libraries by prefix
-    for library in ('mmpretrain', 'timm', 'transformers'):
-        ending = f'{_MODULES[0][_COLUMN[library]]}.weight'
-        keys = [key for key in state if key == ending or key.endswith(f'.{ending}')]
-        found |= {key.removesuffix(ending): library for key in keys}
-    if not found:
+    libraries = {}  # by prefix
+    for library, patches in zip(_LIBRARIES[:3], _MODULES[0], strict=False):
+        for key in state:
+            if re.search(rf'(^|\.){re.escape(patches)}\.weight$', key):
+                libraries[key.removesuffix(f'{patches}.weight')] = library
+    if not libraries:
         raise ValueError(
             'This is no Vision Transformer in a known layout (mmpretrain or ours, published '
             'PatchMix and MoCo v3, DINO, timm, transformers); the first keys are '
-            f'{list(state)[:5]}. {say_what_differs(state)}'.strip()
+            f'{list(state)[:5]}. {explain_difference(state)}'.strip()
         )
     note = ''
     if prefix is None:
-        prefix, note = _choose(list(found), encoder)
-    elif prefix not in found:
-        raise ValueError(f'No encoder has the prefix {prefix!r}; there are {sorted(found)}.')
-    library = found[prefix]
+        prefix, note = _choose(list(libraries), encoder)
+    elif prefix not in libraries:
+        raise ValueError(f'No encoder has the prefix {prefix!r}; there are {sorted(libraries)}.')
+    library = libraries[prefix]
     if library == 'transformers' and f'{prefix}encoder.layer.0.norm1.weight' in state:
         library = DINOV2
     name = 'own' if library == 'mmpretrain' else library
@@ -148,7 +130,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
 
 
 def _choose(prefixes: list[str], encoder: str) -> tuple[str, str]:
-    """Choose the wanted encoder's prefix; add a word where only the other is there."""
+    """Choose the prefix of the wanted encoder; add a note if there is only the other one."""
     momentum = [name for name in prefixes if 'momentum' in name or 'teacher' in name]
     query = [name for name in prefixes if name not in momentum]
     wanted, other = (momentum, query) if encoder == 'momentum' else (query, momentum)
@@ -164,23 +146,18 @@ def _choose(prefixes: list[str], encoder: str) -> tuple[str, str]:
     return other[0], other[0] and f'{other[0]}* (the file has no momentum encoder)'
 
 
-def say_what_differs(state: Iterable[str]) -> str:
-    """Return a sentence on what makes a file another network than a plain ViT, or nothing."""
+def explain_difference(state: Iterable[str]) -> str:
+    """Return a sentence on the first part that a plain ViT does not have, or an empty string."""
     found = [w for part, w in _OTHER_NETWORKS.items() if any(re.search(part, k) for k in state)]
-    # Before registers, say: without those the network would still be another one.
     if not any(re.search('pos|rope', key) for key in state):
         found.insert(0, 'no learned positions; they may be rotary (DINOv3, EVA-02)')
     return f'The file has {found[0]}.' if found else ''
 
 
 def fold_layer_scale(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """Multiply layer scale (DINOv2, DeiT III) into the weights before it: the same function.
+    """Multiply layer scale (DINOv2, DeiT III) into the weights before it; return also the count.
 
-    Args:
-        state: Weights under the names of any library.
-
-    Returns:
-        tuple: Weights of a plain ViT, and how many factors went into them.
+    The names are those of any library. The network computes the same function.
     """
     folded = dict(state)
     for key in state:
@@ -196,13 +173,9 @@ def fold_layer_scale(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], in
 
 
 def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give register tokens timm's name, where DINOv2's stands beside timm's other names.
+    """Rename register tokens of DINOv2's files to timm's name; prefixes stay.
 
-    timm's own networks with registers add nothing to the class token: there the positions get a
-    first one of zeros.
-
-    Args:
-        state: Weights under the names of timm, with any prefix.
+    timm adds no position to the class token of networks with registers: zeros are prepended.
     """
     folded = {re.sub(r'\bregister_tokens$', 'reg_token', key): state[key] for key in state}
     for key in list(folded):
@@ -215,65 +188,42 @@ def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def flatten_chunks(key: str) -> str:
-    """Return a key as it is where blocks are in no chunks: DINOv2 saves ``blocks.CHUNK.INDEX.``."""
+    """Remove the chunk from DINOv2's ``blocks.CHUNK.INDEX.``; other keys stay."""
     return re.sub(r'\bblocks\.\d+\.(\d+)\.', r'blocks.\1.', key)
 
 
-def to_hub(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
-    """Translate names of ``library`` to mmpretrain's; what has no translation is left out.
+def to_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
+    """Translate names of ``library`` to mmpretrain's and drop keys without a translation."""
+    return {
+        ours: state[keys[0]] if len(keys) == 1 else torch.cat([state[key] for key in keys])
+        for ours, keys in _names(state, library).items()
+        if all(key in state for key in keys)
+    }
 
-    The tensors stay the same, except that transformers' query, key and value are put together.
+
+def from_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
+    """Translate mmpretrain's names of a plain ViT to those of ``library``."""
+    renamed = {}
+    for ours, keys in _names(state, library).items():
+        if ours in state:  # (3D, ...) -> 3 of (D, ...), or unchanged
+            renamed |= zip(keys, state[ours].chunk(len(keys)), strict=True)
+    return renamed
+
+
+def _names(state: Iterable[str], library: str) -> dict[str, list[str]]:
+    """Map mmpretrain's name of each tensor to the library's, or to three whose concatenation it is.
+
+    There are as many blocks as ``state`` has, under either library's names.
     """
-    if library.startswith('transformers'):
-        state = _join_qkv(state)
-    names = _names(library, _count_layers(state, library))
-    return {ours: state[theirs] for ours, theirs in names.items() if theirs in state}
-
-
-def from_hub(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
-    """Translate mmpretrain's names of a plain ViT to those of ``library``; undo :func:`to_hub`."""
-    names = _names(library, _count_layers(state, 'mmpretrain'))
-    renamed = {names[key]: value for key, value in state.items()}
-    return _split_qkv(renamed) if library.startswith('transformers') else renamed
-
-
-def _names(library: str, num_layers: int) -> dict[str, str]:
-    """Map mmpretrain's name of every tensor to the library's."""
-    column = _COLUMN[library]
-    modules = [(row[0], row[column]) for row in _MODULES]
-    for index in range(num_layers):
+    column = _LIBRARIES.index(library)
+    blocks = [re.match(r'(?:layers|blocks|encoder\.layer)\.(\d+)\.', key) for key in state]
+    rows = [(row[0], row[column]) for row in _MODULES]
+    for index in sorted({int(block[1]) for block in blocks if block}):
         ours, theirs = _BLOCK[0].format(index), _BLOCK[column].format(index)
-        modules += [(ours + row[0], theirs + row[column]) for row in _BLOCK_MODULES]
-    names = {row[0]: row[column] for row in _TENSORS if row[column]}
-    for kind in ('weight', 'bias'):
-        names |= {f'{ours}.{kind}': f'{theirs}.{kind}' for ours, theirs in modules}
+        rows += [(ours + row[0], theirs + row[column]) for row in _BLOCK_MODULES]
+    names = {row[0]: [row[column]] for row in _TENSORS if row[column]}
+    for ours, theirs in rows:
+        parts = _QUERY_KEY_VALUE if '{}' in theirs else ('',)
+        for kind in ('weight', 'bias'):
+            names[f'{ours}.{kind}'] = [f'{theirs.format(part)}.{kind}' for part in parts]
     return names
-
-
-def _count_layers(state: Mapping[str, Tensor], library: str) -> int:
-    before = _BLOCK[_COLUMN[library]].split('{}')[0]
-    numbers = [key[len(before) :].split('.')[0] for key in state if key.startswith(before)]
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
-
-
-def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
-    for key, value in state.items():
-        if '.attention.qkv.' not in key:
-            result[key] = value
-            continue
-        for name, part in zip(_QUERY_KEY_VALUE, value.chunk(3), strict=True):  # (3D, ...) -> (D, .)
-            result[key.replace('.qkv.', f'.{name}.')] = part
-    return result
-
-
-def _join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = dict(state)
-    for key in state:
-        if '.attention.query.' not in key:
-            continue
-        names = [key.replace('.query.', f'.{name}.') for name in _QUERY_KEY_VALUE]
-        if all(name in state for name in names):
-            parts = [result.pop(name) for name in names]
-            result[key.replace('.query.', '.qkv.')] = torch.cat(parts)
-    return result

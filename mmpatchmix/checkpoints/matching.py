@@ -1,4 +1,4 @@
-"""Compare two sets of weights key by key; what does not fit is refused."""
+"""Comparison of a checkpoint's keys and shapes with the expected ones; mismatches are refused."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-_SHOWN = 20
-# Parts that hold several things worth telling apart.
+_NUM_SHOWN = 20
+# Modules whose children are counted separately in reports.
 _SHARED = ('head', 'momentum_encoder', 'base_encoder', 'student', 'teacher')
 
 
 @dataclass
 class KeyReport:
-    """What became of every key of a file.
+    """The use of every key of a file.
 
     Attributes:
-        used: Taken.
+        used: Loaded.
         dropped: Left out on purpose, such as a projector or a head.
-        missing: Wanted and not there.
-        unexpected: There and not known.
-        wrong_shape: Each as ``key: (file) instead of (wanted)``.
-        assumed: What the file does not say and had to be assumed.
-        notes: What else was done to the weights.
+        missing: Expected and not in the file.
+        unexpected: In the file and unknown.
+        wrong_shape: Each as ``key: (file) instead of (expected)``.
+        assumed: Values that the file does not state.
+        notes: Changes to the weights.
     """
 
     used: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class KeyReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Return one line per kind; what is wrong is listed by name."""
+        """Return one line per kind; mismatches are listed by name."""
         # neck (9), head.predictor (6)
         parts = (key.split('.') for key in self.dropped)
         groups = Counter('.'.join(part[: 2 if part[0] in _SHARED else 1]) for part in parts)
@@ -44,23 +44,23 @@ class KeyReport:
         lines += self.notes
         for name in ('missing', 'unexpected', 'wrong_shape'):
             keys = getattr(self, name)
-            more = f', and {len(keys) - _SHOWN} more' if len(keys) > _SHOWN else ''
-            listed = ', '.join(keys[:_SHOWN]) + more
+            more = f', and {len(keys) - _NUM_SHOWN} more' if len(keys) > _NUM_SHOWN else ''
+            listed = ', '.join(keys[:_NUM_SHOWN]) + more
             lines.append(f'{name.replace("_", " ")}: {listed or "none"}')
         return '\n'.join(lines)
 
-    def raise_unless_fits(self, what: str, advice: str) -> None:
-        """Refuse what does not fit.
+    def raise_unless_fits(self, problem: str, advice: str) -> None:
+        """Raise if a key is missing, unexpected or of another shape.
 
         Args:
-            what: What does not fit what, the start of a sentence.
-            advice: How to mend it, a sentence.
+            problem: Beginning of the message, such as ``'x.pth does not fit the model'``.
+            advice: A sentence with the remedy.
 
         Raises:
-            ValueError: With the report, if a key is missing, unexpected or of another shape.
+            ValueError: With the report.
         """
         if self.missing or self.unexpected or self.wrong_shape:
-            raise ValueError(f'{what}; nothing was loaded. {advice}\n{self}')
+            raise ValueError(f'{problem}; nothing was loaded. {advice}\n{self}')
 
 
 def match_state_dict(
@@ -69,16 +69,16 @@ def match_state_dict(
     drop: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """Take the wanted keys and say what became of all others. Never raises.
+    """Select the wanted keys and report the use of all others. Never raises.
 
     Args:
-        state: What there is.
-        wanted: What is wanted; only the shapes count.
+        state: Available weights.
+        wanted: Expected weights; only keys and shapes are read.
         drop: Beginnings of keys that are left out on purpose.
-        optional: Endings of wanted keys that need not be there.
+        optional: Endings of wanted keys that may be missing.
 
     Returns:
-        tuple: The part that fits, and the report.
+        tuple: The weights that fit, and the report.
     """
     drop, optional = tuple(drop), tuple(optional)
     report, taken = KeyReport(), {}
@@ -89,8 +89,8 @@ def match_state_dict(
             shapes = tuple(value.shape), tuple(wanted[key].shape)
             report.wrong_shape.append('{}: {} instead of {}'.format(key, *shapes))
         else:
-            report.used.append(key)
             taken[key] = value
+    report.used = list(taken)
     report.missing = [key for key in wanted if key not in state and not key.endswith(optional)]
     return taken, report
 
@@ -103,19 +103,18 @@ def fit_state_dict(
     drop: Iterable[str] = (),
     new: Iterable[str] = (),
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """Fit weights to a model: all of them, or an error. The only strict loading there is.
+    """Fit weights to a model, or raise. All strict loading goes through this function.
 
     Args:
-        state: Weights, perhaps with ``module.`` before the names.
+        state: Weights; ``module.`` before the names is removed.
         model: The model; not changed.
-        source: What the weights are, the start of the error.
-        advice: How to mend it, a sentence.
-        drop: Beginnings of keys that the model has no use for.
-        new: Endings of keys of the model that need not be there; they keep their values.
+        source: Name of the weights, the beginning of the message.
+        advice: A sentence with the remedy.
+        drop: Beginnings of keys that the model does not have and need not load.
+        new: Endings of keys of the model that may be missing; they keep their values.
 
     Returns:
-        tuple: Weights for ``model.load_state_dict(..., strict=True)``, and what became of
-        every key.
+        tuple: Weights for ``model.load_state_dict(..., strict=True)``, and the report.
 
     Raises:
         ValueError: If a key is missing, unexpected or of another shape; all are named.

@@ -1,19 +1,11 @@
-"""Read checkpoint files without running what is in them.
+"""Read weights and metadata of checkpoint files, without running code from them.
 
-A torch file is a pickle, and a pickle is a program. ``weights_only=True`` runs
-none of it but needs to know every class in the file. Our own checkpoints carry
-mmengine's training history beside the weights; mmengine's way to read them
-(``get_torch_safe_globals``) allows ``getattr``, with which a file could reach
-anything, and numpy's own unpickling, which trusts what a file says about memory. Here
-the history and plain arrays of numbers are read by code of ours that takes nothing but
-numbers; what else training scripts leave behind becomes None. Nothing of that is needed
-to use the weights or to resume.
-
-:mod:`mmpatchmix.compat.safe_loading` makes mmengine's Runner, and all that loads through
-mmengine, read files in this way.
+Torch files are read by :func:`mmpatchmix.compat.safe_loading.load_torch`.
 """
 
+import ast
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +14,17 @@ from torch import Tensor
 
 from mmpatchmix.compat.safe_loading import load_torch
 
-# Key of the metadata of files we write: a JSON object.
+# Key of the metadata of files that convert/ writes: a JSON object.
 METADATA_KEY = 'mmpatchmix'
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
         state_dict: Parameters and buffers, as named in the file.
-        meta: What the file says about itself: mmengine's ``meta``, and under ``'mmpatchmix'``
-            the metadata of files we wrote.
+        meta: mmengine's ``meta``; metadata of files that convert/ wrote under ``'mmpatchmix'``;
+            of a folder the configs under ``'transformers'`` and ``'preprocessor'``.
     """
 
     state_dict: dict[str, Tensor]
@@ -48,12 +40,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             ``.safetensors`` file, or a folder of Hugging Face ``transformers``.
 
     Returns:
-        Checkpoint: Tensors on the CPU, and what is known about them.
+        Checkpoint: Tensors on the CPU, and the metadata.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file holds Python objects beyond tensors, is damaged, or holds no
-            weights. The message says how to go on.
+            weights. The message contains the remedy.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,14 +67,48 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(state, dict(meta) if isinstance(meta, dict) else {})
 
 
+def read_config_text(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Read one dict of the config text in an mmengine checkpoint.
+
+    The text is Python, of which only literals and ``dict(...)`` are parsed; nothing is executed.
+
+    Args:
+        meta: mmengine's ``meta``.
+        name: Variable of the config, such as ``'model'``.
+
+    Returns:
+        dict: Empty without such a variable; values that cannot be parsed are None.
+    """
+    try:
+        statements = ast.parse(meta.get('cfg', '')).body
+    except (SyntaxError, TypeError, ValueError):
+        return {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            value = _parse(statement.value)
+            return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _parse(node: ast.AST) -> Any:
+    """Return the value of literals, ``dict(...)`` and lists of them; None for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        return {keyword.arg: _parse(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List):
+        return [_parse(element) for element in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
 def _join_networks(content: dict) -> dict[str, Any]:
-    """Put the networks of DINO, iBOT and DINOv2 into one state: ``teacher.backbone...``."""
-    networks = {name: content.get(name) for name in ('student', 'teacher')}
+    """Join the networks of DINO, iBOT and DINOv2 into one state: ``teacher.backbone...``."""
     return {
         f'{name}.{key.removeprefix("module.")}': value
-        for name, state in networks.items()
-        if isinstance(state, dict)
-        for key, value in state.items()
+        for name in ('student', 'teacher')
+        if isinstance(content.get(name), dict)
+        for key, value in content[name].items()
     }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
-from mmpatchmix.checkpoints.key_names import DINOV2, from_hub
+from mmpatchmix.checkpoints.key_names import DINOV2, from_mmpretrain
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
 from mmpatchmix.checkpoints.reading import METADATA_KEY
 from mmpatchmix.checkpoints.vit_spec import NORM_EPS, TRANSFORMERS_NAMES, ViTSpec
@@ -218,11 +218,13 @@ def _write(
         write_program(vit, path, spec.img_size)
         _write_json(preprocessing_file(path), describe(preprocessing))
         return
-    metadata = spec.as_dict() | about
+    metadata = asdict(spec) | about
     if preprocessing:
         metadata['preprocessing'] = asdict(preprocessing)
     library = target if target in ('timm', 'transformers') else 'mmpretrain'
-    state = {key: value.contiguous().clone() for key, value in from_hub(state, library).items()}
+    state = {
+        key: value.contiguous().clone() for key, value in from_mmpretrain(state, library).items()
+    }
     if target == 'mmpretrain':
         state = {f'backbone.{key}': value for key, value in state.items()}
     if target == 'transformers':

@@ -1,6 +1,6 @@
 """Backbones of every known layout, loaded into ours: the features stay those of the source."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models import PatchMixViT
 from mmpatchmix.models.load_backbone import load_backbone
 
-NAMED = dict(meta=dict(mmpatchmix=SPEC.as_dict()))
+NAMED = dict(meta=dict(mmpatchmix=asdict(SPEC)))
 
 
 def scaled_timm_vit(**options):

@@ -1,5 +1,6 @@
 """--init: a recipe that starts from a checkpoint, and what is refused on the way."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ SPEC = ViTSpec(
 def checkpoint(tmp_path):
     """A timm file that says its heads, and its model."""
     vit = make_timm_vit(SPEC)
-    content = dict(state_dict=vit.state_dict(), meta=dict(mmpatchmix=SPEC.as_dict()))
+    content = dict(state_dict=vit.state_dict(), meta=dict(mmpatchmix=asdict(SPEC)))
     torch.save(content, tmp_path / 'timm.pth')
     return str(tmp_path / 'timm.pth'), vit
 

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from mmpatchmix.models.load_backbone import load_backbone
 def published(tmp_path):
     content = make_published_checkpoint(make_timm_vit(seed=1), make_timm_vit(seed=2))
     # Heads as a file of ours would say them.
-    content['meta'] = dict(mmpatchmix=SPEC.as_dict())
+    content['meta'] = dict(mmpatchmix=asdict(SPEC))
     torch.save(content, tmp_path / 'published.pth')
     return tmp_path / 'published.pth'
 

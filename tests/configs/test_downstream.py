@@ -1,5 +1,6 @@
 """Linear probes and fine-tuning: the recipes' figures, and one real step of each config."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def reduce(cfg, data_root, tmp_path):
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     state = {f'momentum_encoder.backbone.{key}': value for key, value in vit.state_dict().items()}
-    meta = dict(mmpatchmix=spec.as_dict())
+    meta = dict(mmpatchmix=asdict(spec))
     torch.save(dict(state_dict=state, meta=meta), tmp_path / 'pretrained.pth')
     cfg.model.backbone.checkpoint = str(tmp_path / 'pretrained.pth')
     cfg.work_dir = str(tmp_path / 'run')

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -235,7 +235,7 @@ def test_metadata_travels(own, tmp_path):
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
     assert (config['num_attention_heads'], config['patch_size'], config['image_size']) == (3, 4, 16)
     convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmpretrain')
-    expected = SPEC.as_dict() | dict(
+    expected = asdict(SPEC) | dict(
         source='own.pth', layout='own', encoder='momentum_encoder.backbone'
     )
     imagenet = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))

@@ -83,7 +83,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmpatchmix', 'mmpatchmix.*']),
-    package_data={'mmpatchmix.report': ['*.jinja']},
+    package_data={'mmpatchmix.report': ['*.jinja'], 'mmpatchmix.convert': ['*.jinja']},
     python_requires='>=3.10',
     install_requires=TRAINING,
     extras_require={

@@ -1,8 +1,8 @@
-"""Registry nodes of this package: children of mmengine's root nodes.
+"""Registry nodes of this package, children of mmengine's root nodes.
 
-Config types written ``type='mmpatchmix.Name'`` are found from every scope
-(mmpretrain's, mmdet's): the prefix makes mmengine import this file, and the
-first look-up in a node imports the modules named in its ``locations``.
+Config types written ``type='mmpatchmix.Name'`` are found from every scope (mmpretrain's, mmdet's):
+for the prefix mmengine imports this file, and the first look-up in a node imports the modules in
+its ``locations``. The import of this file also applies :mod:`mmpatchmix.compat`.
 """
 
 from mmengine import registry as root

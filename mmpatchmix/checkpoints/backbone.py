@@ -11,7 +11,7 @@ from mmpatchmix.checkpoints.key_names import (
     Layout,
     detect_layout,
     explain_difference,
-    flatten_chunks,
+    flatten_names,
     fold_layer_scale,
     fold_registers,
     from_mmpretrain,
@@ -27,23 +27,14 @@ _ESSENTIAL = ('patch_embed.projection.weight', 'pos_embed', 'layers.0.ffn.layers
 
 
 class Backbone(NamedTuple):
-    """A Vision Transformer from a file.
+    """A Vision Transformer from a file."""
 
-    Attributes:
-        state_dict: All weights under mmpretrain's names.
-        spec: Its size.
-        layout: Naming of the file.
-        report: Use of every key of the file.
-        preprocessing: Preparation of images.
-        meta: Metadata of the file, see :class:`Checkpoint`.
-    """
-
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor]  # under mmpretrain's names
     spec: ViTSpec
     layout: Layout
     report: KeyReport
     preprocessing: Preprocessing
-    meta: dict[str, Any]
+    meta: dict[str, Any]  # see Checkpoint
 
 
 def read_backbone(
@@ -73,15 +64,11 @@ def read_backbone(
             missing, unexpected or of a wrong shape; all are named.
     """
     checkpoint = read_checkpoint(path)
-    state = {
-        flatten_chunks(key.removeprefix('module.')): value
-        for key, value in checkpoint.state_dict.items()
-    }
+    state = flatten_names(checkpoint.state_dict)
     layout = detect_layout(state, encoder, prefix)
     others = [key for key in state if not key.startswith(layout.prefix)]
-    state, num_scales = fold_layer_scale(
-        {key: value for key, value in state.items() if key.startswith(layout.prefix)}
-    )
+    state = {key: state[key] for key in state if key.startswith(layout.prefix)}
+    state, num_scales = fold_layer_scale(state)
     if layout.library == 'timm':
         state = fold_registers(state)
     bare = {key.removeprefix(layout.prefix): value for key, value in state.items()}

@@ -70,23 +70,15 @@ _OTHER_NETWORKS = {
 
 
 class Layout(NamedTuple):
-    """The naming of a file.
+    """The naming of a file."""
 
-    Attributes:
-        name: ``'own'`` (ours and mmpretrain's), ``'moco'`` (published PatchMix and MoCo v3),
-            ``'dino'`` (student and teacher), ``'timm'`` (also MAE and DINOv2), ``'transformers'``
-            or ``'transformers-dinov2'``.
-        library: The library whose names follow the prefix.
-        prefix: Beginning of the keys of the wanted encoder.
-        drop: Beginnings of keys, prefix included, that are not part of a backbone.
-        note: Remark about the chosen encoder, may be empty.
-    """
-
+    # 'own' (ours and mmpretrain's), 'moco' (published PatchMix and MoCo v3), 'dino' (student and
+    # teacher), 'timm' (also MAE and DINOv2), 'transformers' or 'transformers-dinov2'.
     name: str
-    library: str
-    prefix: str
-    drop: tuple[str, ...]
-    note: str = ''
+    library: str  # whose names follow the prefix
+    prefix: str  # beginning of the keys of the wanted encoder
+    drop: tuple[str, ...]  # beginnings of keys that are not part of a backbone
+    note: str = ''  # remark about the chosen encoder
 
 
 def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None = None) -> Layout:
@@ -187,9 +179,10 @@ def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def flatten_chunks(key: str) -> str:
-    """Remove the chunk from DINOv2's ``blocks.CHUNK.INDEX.``; other keys stay."""
-    return re.sub(r'\bblocks\.\d+\.(\d+)\.', r'blocks.\1.', key)
+def flatten_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove ``module.``, and the chunk from DINOv2's ``blocks.CHUNK.INDEX.``."""
+    pattern = re.compile(r'\bblocks\.\d+\.(\d+)\.')
+    return {pattern.sub(r'blocks.\1.', k.removeprefix('module.')): v for k, v in state.items()}
 
 
 def to_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
@@ -203,10 +196,9 @@ def to_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor
 
 def from_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
     """Translate mmpretrain's names of a plain ViT to those of ``library``."""
-    renamed = {}
-    for ours, keys in _names(state, library).items():
-        if ours in state:  # (3D, ...) -> 3 of (D, ...), or unchanged
-            renamed |= zip(keys, state[ours].chunk(len(keys)), strict=True)
+    names, renamed = _names(state, library), {}
+    for ours, value in state.items():  # (3D, ...) -> 3 of (D, ...), or unchanged
+        renamed |= zip(names[ours], value.chunk(len(names[ours])), strict=True)
     return renamed
 
 

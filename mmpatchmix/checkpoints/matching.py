@@ -13,30 +13,19 @@ _SHARED = ('head', 'momentum_encoder', 'base_encoder', 'student', 'teacher')
 
 @dataclass
 class KeyReport:
-    """The use of every key of a file.
-
-    Attributes:
-        used: Loaded.
-        dropped: Left out on purpose, such as a projector or a head.
-        missing: Expected and not in the file.
-        unexpected: In the file and unknown.
-        wrong_shape: Each as ``key: (file) instead of (expected)``.
-        assumed: Values that the file does not state.
-        notes: Changes to the weights.
-    """
+    """The use of every key of a file."""
 
     used: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # on purpose, such as a projector or a head
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    wrong_shape: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    wrong_shape: list[str] = field(default_factory=list)  # 'key: (file) instead of (expected)'
+    assumed: list[str] = field(default_factory=list)  # values that the file does not state
+    notes: list[str] = field(default_factory=list)  # changes to the weights
 
     def __str__(self) -> str:
         """Return one line per kind; mismatches are listed by name."""
-        # neck (9), head.predictor (6)
-        parts = (key.split('.') for key in self.dropped)
+        parts = (key.split('.') for key in self.dropped)  # neck (9), head.predictor (6)
         groups = Counter('.'.join(part[: 2 if part[0] in _SHARED else 1]) for part in parts)
         dropped = ', '.join(f'{name} ({count})' for name, count in groups.items())
         lines = [f'used: {len(self.used)} keys', f'dropped on purpose: {dropped or "none"}']
@@ -50,15 +39,7 @@ class KeyReport:
         return '\n'.join(lines)
 
     def raise_unless_fits(self, problem: str, advice: str) -> None:
-        """Raise if a key is missing, unexpected or of another shape.
-
-        Args:
-            problem: Beginning of the message, such as ``'x.pth does not fit the model'``.
-            advice: A sentence with the remedy.
-
-        Raises:
-            ValueError: With the report.
-        """
+        """Raise ``ValueError`` with the report if a key is missing, unexpected or misshapen."""
         if self.missing or self.unexpected or self.wrong_shape:
             raise ValueError(f'{problem}; nothing was loaded. {advice}\n{self}')
 
@@ -69,16 +50,10 @@ def match_state_dict(
     drop: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """Select the wanted keys and report the use of all others. Never raises.
+    """Return the wanted weights, of which only keys and shapes are read, and the report.
 
-    Args:
-        state: Available weights.
-        wanted: Expected weights; only keys and shapes are read.
-        drop: Beginnings of keys that are left out on purpose.
-        optional: Endings of wanted keys that may be missing.
-
-    Returns:
-        tuple: The weights that fit, and the report.
+    Keys of ``state`` may begin with ``drop``, then they are left out on purpose; wanted keys that
+    end in ``optional`` may be missing. Never raises.
     """
     drop, optional = tuple(drop), tuple(optional)
     report, taken = KeyReport(), {}

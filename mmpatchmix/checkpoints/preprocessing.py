@@ -1,58 +1,44 @@
-"""What has to be done to an image before a backbone sees it."""
+"""Preparation of images for a backbone, read from the metadata of its checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mmpatchmix.checkpoints.reading import METADATA_KEY
-from mmpatchmix.checkpoints.vit_spec import read_config_text
-
-# PIL's number for bicubic, in files of Hugging Face transformers.
-_BICUBIC = 3
+from mmpatchmix.checkpoints.reading import METADATA_KEY, read_config_text
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The test view: resize, crop, and normalise values from 0 to 255.
+    """The test view: resize, crop, and normalise values from 0 to 255."""
 
-    Attributes:
-        resize: Pixels of the shorter side after the bicubic, antialiased resize.
-        crop: Pixels per side of the square cut from the middle.
-        mean: Of each channel, subtracted.
-        std: Of each channel, divided by.
-        values: What they are, in words.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    resize: int  # pixels of the shorter side after the bicubic, antialiased resize
+    crop: int  # pixels per side of the square cut from the middle
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # of each channel
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    values: str = 'RGB, from 0 to 255'
+    values: str = 'RGB, from 0 to 255'  # description of channels and values
 
     def to(self, img_size: int) -> 'Preprocessing':
         """Return the same for another image size."""
-        if img_size == self.crop:
-            return self
         return replace(self, resize=self.resize * img_size // self.crop, crop=img_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what ``*.preprocessing.json`` says, in words that need no documentation."""
-        said = asdict(self)
-        values = said.pop('values')
-        return said | {
+        """Return the content of ``*.preprocessing.json``."""
+        content = asdict(self)
+        values = content.pop('values')
+        return content | {
             'interpolation': 'bicubic, antialiased',
             'channels': f'{values}; (value - mean) / std',
             'input': f'float32 (N, {len(self.mean)}, {self.crop}, {self.crop})',
         }
 
     def to_transformers(self) -> dict[str, Any]:
-        """Return ``preprocessor_config.json``."""
+        """Return the content of ``preprocessor_config.json``."""
         return dict(
-            image_processor_type='BitImageProcessor',  # shorter side, then a crop: as for DINOv2
+            image_processor_type='BitImageProcessor',  # resizes the shorter side, then crops
             do_convert_rgb=True,
             do_resize=True,
             size={'shortest_edge': self.resize},
-            resample=_BICUBIC,
+            resample=3,  # PIL's number for bicubic
             do_center_crop=True,
             crop_size={'height': self.crop, 'width': self.crop},
             do_rescale=True,
@@ -64,51 +50,49 @@ class Preprocessing:
 
 
 def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preprocessing, str]:
-    """Read off what a checkpoint says; ImageNet's means and our test view otherwise.
+    """Read the preprocessing of a checkpoint; ImageNet's means and our test view are the default.
 
     Args:
         meta: See :class:`~mmpatchmix.checkpoints.Checkpoint`.
         img_size: Pixels per side of the image that the positions are for.
 
     Returns:
-        tuple: The preprocessing, and what had to be assumed, perhaps nothing.
+        tuple: The preprocessing, and the assumption that was made, may be empty.
     """
     default = Preprocessing(resize=img_size * 256 // 224, crop=img_size)
-    if isinstance(said := (meta.get(METADATA_KEY) or {}).get('preprocessing'), dict):
-        sizes, values = ('resize', 'crop'), ('mean', 'std')
-        text = {key: said[key] for key in ('values',) if key in said}
-        said = text | {key: said[key] for key in sizes} | {k: tuple(said[k]) for k in values}
-        return Preprocessing(**said).to(img_size), ''
-    if isinstance(said := meta.get('preprocessor'), dict):
-        return _from_transformers(said, default), ''
+    ours = (meta.get(METADATA_KEY) or {}).get('preprocessing')
+    if isinstance(ours, dict):
+        known = [key for key in Preprocessing.__dataclass_fields__ if key in ours]
+        fields = {k: tuple(ours[k]) if isinstance(ours[k], list) else ours[k] for k in known}
+        return Preprocessing(**fields).to(img_size), ''
+    if isinstance(theirs := meta.get('preprocessor'), dict):
+        return _from_transformers(theirs, default), ''
     model = read_config_text(meta, 'model')
-    said = model.get('data_preprocessor') or read_config_text(meta, 'data_preprocessor')
-    if not isinstance(said, dict) or not said.get('mean') or not said.get('std'):
+    stated = model.get('data_preprocessor') or read_config_text(meta, 'data_preprocessor')
+    if not isinstance(stated, dict) or not stated.get('mean') or not stated.get('std'):
         return default, "mean and std of ImageNet (not in the file), the resize of this project's"
-    values = {key: tuple(map(float, said[key])) for key in ('mean', 'std')}
-    dataset = (read_config_text(meta, 'test_dataloader') or {}).get('dataset') or {}
-    pipeline = [step for step in dataset.get('pipeline') or [] if isinstance(step, dict)]
-    kinds = {str(step.get('type')).rpartition('.')[2]: step for step in pipeline}
-    if pipeline and 'ResizeCentre' not in kinds:  # which is the default
-        # Without a resize, of images that have their size.
-        values['resize'] = kinds.get('ResizeEdge', {}).get('scale', img_size)
-    if load := kinds.get('LoadAnyImage'):
-        kind = load.get('value_range', 'dtype')
+    values = {key: tuple(map(float, stated[key])) for key in ('mean', 'std')}
+    dataset = read_config_text(meta, 'test_dataloader').get('dataset') or {}
+    steps = [step for step in dataset.get('pipeline') or [] if isinstance(step, dict)]
+    steps = {str(step.get('type')).rpartition('.')[2]: step for step in steps}
+    if steps and 'ResizeCentre' not in steps:  # the default; without a resize images have the size
+        values['resize'] = steps.get('ResizeEdge', {}).get('scale', img_size)
+    if load := steps.get('LoadAnyImage'):
         values['values'] = (
-            f'{len(values["mean"])} channels as in the file, of which value_range={kind!r} of '
-            'mmpatchmix.LoadAnyImage became 0 to 255'
+            f'{len(values["mean"])} channels as in the file, of which value_range='
+            f'{load.get("value_range", "dtype")!r} of mmpatchmix.LoadAnyImage became 0 to 255'
         )
     return replace(default, **values), ''
 
 
-def _from_transformers(said: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
-    """Read ``preprocessor_config.json``; a square resize is the crop at once."""
+def _from_transformers(content: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
+    """Read ``preprocessor_config.json``; a square resize has the size of the crop."""
     values = {
-        name: tuple(255 * value for value in said[key])
+        name: tuple(255 * value for value in content[key])
         for name, key in (('mean', 'image_mean'), ('std', 'image_std'))
-        if said.get(key)
+        if content.get(key)
     }
-    size = said.get('size')
+    size = content.get('size')
     size = size if isinstance(size, dict) else {'height': size}
     side = size.get('shortest_edge') or size.get('height') or default.crop
     return replace(default, resize=max(int(side), default.crop), **values)

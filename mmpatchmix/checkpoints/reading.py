@@ -19,15 +19,11 @@ METADATA_KEY = 'mmpatchmix'
 
 
 class Checkpoint(NamedTuple):
-    """Content of a file.
+    """Content of a file."""
 
-    Attributes:
-        state_dict: Parameters and buffers, as named in the file.
-        meta: mmengine's ``meta``; metadata of files that convert/ wrote under ``'mmpatchmix'``;
-            of a folder the configs under ``'transformers'`` and ``'preprocessor'``.
-    """
-
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor]  # parameters and buffers, as named in the file
+    # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
+    # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
 
 

@@ -30,28 +30,16 @@ NORM_EPS, TRANSFORMERS_NORM_EPS = 1e-6, 1e-12
 
 @dataclass(frozen=True)
 class ViTSpec:
-    """Size of a plain ViT with class token, learned positions and biases.
-
-    Attributes:
-        embed_dims: Width D.
-        num_layers: Number of blocks.
-        num_heads: Attention heads per block.
-        feedforward_channels: Hidden width of a block's two-layer network.
-        patch_size: Pixels per side of a patch.
-        img_size: Pixels per side of the image that the positions are for.
-        norm_eps: Added to the variance in LayerNorm.
-        num_registers: Tokens between the class token and the patches, without positions
-            (https://arxiv.org/abs/2309.16588).
-    """
+    """Size of a plain ViT with class token, learned positions and biases."""
 
     embed_dims: int
     num_layers: int
     num_heads: int
-    feedforward_channels: int
-    patch_size: int
-    img_size: int
-    norm_eps: float = NORM_EPS
-    num_registers: int = 0
+    feedforward_channels: int  # hidden width of a block's two-layer network
+    patch_size: int  # pixels per side
+    img_size: int  # pixels per side of the image that the positions are for
+    norm_eps: float = NORM_EPS  # added to the variance in LayerNorm
+    num_registers: int = 0  # tokens without positions (https://arxiv.org/abs/2309.16588)
 
     @property
     def arch(self) -> dict[str, int]:
@@ -152,7 +140,7 @@ def read_stated_spec(meta: Mapping[str, Any]) -> dict[str, int | float]:
     if METADATA_KEY in meta:
         return {key: value for key, value in meta[METADATA_KEY].items() if key in _FIELDS}
     if 'transformers' in meta:
-        return _spec_from_transformers(meta['transformers'])
+        return _read_transformers(meta['transformers'])
     return spec_from_mmengine(meta)
 
 
@@ -172,7 +160,7 @@ def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int | float]:
     return fields
 
 
-def _spec_from_transformers(config: Mapping[str, Any]) -> dict[str, int | float]:
+def _read_transformers(config: Mapping[str, Any]) -> dict[str, int | float]:
     if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
         raise ValueError(
             f'config.json has hidden_act={activation!r}; the ViT here has the exact GELU, with '

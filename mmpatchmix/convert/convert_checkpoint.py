@@ -1,4 +1,4 @@
-"""Write a backbone for another library, and prove that it is still the same.
+"""Write a backbone for another library, and verify that its features are the same.
 
 Every library loads the weights in its own way, strictly, and runs its own code.
 """
@@ -6,6 +6,7 @@ Every library loads the weights in its own way, strictly, and runs its own code.
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmpatchmix import __version__
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
 from mmpatchmix.checkpoints.key_names import DINOV2, from_mmpretrain
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
@@ -26,12 +28,10 @@ from mmpatchmix.convert.features import (
     features_of_vit,
     load_transformers,
 )
-from mmpatchmix.convert.model_card import write_model_card
 from mmpatchmix.convert.onnx import describe, preprocessing_file, write_program
 
 _PROGRAMS = ('onnx', 'torch-export')
-
-# What a file for each library may be called; that of transformers is a folder.
+# Endings of the file for each library; transformers has a folder.
 _SUFFIXES = {
     'mmpretrain': ('.pth',),
     'mmdet': ('.pth',),
@@ -40,26 +40,22 @@ _SUFFIXES = {
     'onnx': ('.onnx',),
     'torch-export': ('.pt2',),
 }
-
 TARGETS = tuple(_SUFFIXES)
-
-# Features are of size 1 (a LayerNorm comes last); float32 differs by about 1e-6.
+# Features have a size of 1 (a LayerNorm comes last); float32 differs by about 1e-6.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """Report of a conversion.
 
     Attributes:
-        backbone: What was read, with the report on every key.
-        spec: Size of what was written.
-        path: Where it was written.
-        source_difference: Largest difference of a feature between the library the file came from
-            and mmpretrain, at the file's image size.
-        target_difference: The same between mmpretrain and the library it was written for, at the
-            written image size.
-        note: What the user of the written file has to know, or nothing.
+        backbone: The source, with the use of every key.
+        spec: Size of the written backbone.
+        path: Destination.
+        source_difference: Largest difference of a feature, library of the source to mmpretrain.
+        target_difference: The same, mmpretrain to the target library, at the written image size.
+        note: Remark for users of the written file, may be empty.
     """
 
     backbone: Backbone
@@ -92,80 +88,59 @@ def convert_checkpoint(
     num_heads: int | None = None,
     img_size: int | None = None,
 ) -> Conversion:
-    """Translate a checkpoint's backbone for another library.
+    """Convert the backbone of a checkpoint for another library.
 
-    The written file is loaded, strictly, by the library it is for, and its
-    features are compared with those of the source on random images. What does
-    not pass is not left behind.
+    The written file is loaded, strictly, by its library, and its features are compared with those
+    of the source on random images. If they differ, nothing is kept.
 
     Args:
         source: See :func:`~mmpatchmix.checkpoints.read_backbone`.
         destination: A ``.pth`` file for mmpretrain and mmdet, ``.safetensors`` or ``.pth`` for
-            timm, a folder for transformers, ``.onnx``, or ``.pt2`` for torch-export. The
-            preprocessing and a model card are in the folder; of the last two, the preprocessing is
-            in a JSON file beside.
+            timm, a folder for transformers (with the preprocessing and a model card), ``.onnx``,
+            or ``.pt2`` for torch-export (both with a JSON file of the preprocessing).
         target: One of :data:`TARGETS`. For mmpretrain the keys start with ``backbone.``; for
-            mmdet they are bare.
+            mmdet they have no prefix.
         encoder: ``'momentum'`` or ``'query'``.
-        num_heads: Where the file does not say it.
-        img_size: Image size the positions shall be for; they are interpolated by mmpretrain's
-            rule.
-
-    Returns:
-        Conversion: The report.
+        num_heads: Number of heads if the file does not state it.
+        img_size: Image size of the positions, which are interpolated by mmpretrain's rule.
 
     Raises:
         FileNotFoundError: If there is no source.
         ValueError: If it cannot be read, does not fit, or features differ by more than
             :data:`TOLERANCE`.
         FileExistsError: If the destination exists.
-        ModuleNotFoundError: If the library that the proof needs is missing.
+        ModuleNotFoundError: If the library for the verification is not installed.
     """
-    destination = Path(destination)
+    source, destination = Path(source), Path(destination)
     _check_destination(destination, target)
     backbone = read_backbone(source, encoder, num_heads)
-    num_channels = backbone.state_dict['patch_embed.projection.weight'].shape[1]
-    others = {target, backbone.layout.library} & {'timm', 'transformers', DINOV2}
-    if num_channels != 3 and others:
-        raise ValueError(
-            f'{source} takes images of {num_channels} channels; for {", ".join(sorted(others))} '
-            'files are read and written for 3 only. Programs (onnx, torch-export) take any number.'
-        )
-    if backbone.spec.num_registers and target not in _PROGRAMS:
-        raise ValueError(
-            f'{source} has register tokens, which files for {target} are not written with here. '
-            'Programs (onnx, torch-export) hold them.'
-        )
-    hub = features_of_vit(backbone.spec, backbone.state_dict)
-    original = _features_of_source(Path(source), backbone)
-    names = f'{source} in {backbone.layout.library}', 'mmpretrain'
-    size = num_channels, backbone.spec.img_size
-    source_difference = _compare(original, hub, size, *names)
-
-    spec = backbone.spec if img_size is None else replace(backbone.spec, img_size=img_size)
-    if spec.img_size < 1 or spec.img_size % spec.patch_size:
+    layout, spec, state = backbone.layout, backbone.spec, dict(backbone.state_dict)
+    _check_support(source, target, backbone)
+    hub = features_of_vit(spec, state)
+    num_channels = _num_channels(state)
+    original = _features_of_source(source, backbone)
+    difference = _difference(original, hub, num_channels, spec.img_size)
+    source_difference = _verify(difference, f'{source} in {layout.library}', 'mmpretrain')
+    if img_size is not None and (img_size < 1 or img_size % spec.patch_size):
         raise ValueError(
             f'img_size={img_size} is not divisible by the patch size {spec.patch_size}.'
         )
-    state = dict(backbone.state_dict)
-    if spec != backbone.spec:
+    if img_size not in (None, spec.img_size):
+        spec = replace(spec, img_size=img_size)
         build_vit(spec)._prepare_pos_embed(state, prefix='')
-    layout = backbone.layout
-    about = dict(source=Path(source).name, layout=layout.name, encoder=layout.prefix.rstrip('.'))
-    about['preprocessing'] = backbone.preprocessing.to(spec.img_size)
+    about = dict(source=source.name, layout=layout.name, encoder=layout.prefix.rstrip('.'))
+    preprocessing = backbone.preprocessing.to(spec.img_size)
     try:
-        _write(destination, target, state, spec, about)
-        # Where the image size changes, hub interpolates the old positions as it runs.
+        _write(destination, target, state, spec, preprocessing, about)
+        # At another image size hub interpolates the original positions in its forward pass.
         written = features_of_file(destination, target, spec)
-        names = 'mmpretrain', str(destination)
-        target_difference = _compare(hub, written, (num_channels, spec.img_size), *names)
+        difference = _difference(hub, written, num_channels, spec.img_size)
+        target_difference = _verify(difference, 'mmpretrain', str(destination))
         if target == 'transformers':
-            difference = source_difference + target_difference
-            write_model_card(
-                destination, spec, about['preprocessing'], about, backbone.meta, difference
-            )
+            facts = dict(about=about, meta=backbone.meta, preprocessing=preprocessing, spec=spec)
+            _write_model_card(destination, facts, source_difference + target_difference)
     except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)  # of transformers; of others a file
+        shutil.rmtree(destination, ignore_errors=True)  # a folder of transformers
         for file in _files(destination, target):
             if file.is_file():
                 file.unlink()
@@ -176,23 +151,6 @@ def convert_checkpoint(
 
 def _files(destination: Path, target: str) -> list[Path]:
     return [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
-
-
-def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
-    """Say what becomes of an unusual eps, which files of these libraries cannot carry."""
-    if spec.norm_eps == NORM_EPS or target not in ('mmpretrain', 'mmdet', 'timm'):
-        return ''
-    usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
-    num_channels = state['patch_embed.projection.weight'].shape[1]
-    difference = _difference(features_of_vit(spec, state), usual, (num_channels, spec.img_size))
-    way = "norm_cfg=dict(type='LN', eps={})"
-    if target == 'timm':
-        way = 'norm_layer=functools.partial(torch.nn.LayerNorm, eps={})'
-    return (
-        f'LayerNorm of this network adds {spec.norm_eps:g} to the variance, that of {target} '
-        f'{NORM_EPS:g}, unless it is built with {way.format(f"{spec.norm_eps:g}")}; without, '
-        f'features differ by up to {difference:.1e}\n'
-    )
 
 
 def _check_destination(destination: Path, target: str) -> None:
@@ -206,32 +164,49 @@ def _check_destination(destination: Path, target: str) -> None:
             raise FileExistsError(f'{file} exists already; remove it or choose another name.')
 
 
+def _check_support(source: Path, target: str, backbone: Backbone) -> None:
+    num_channels = _num_channels(backbone.state_dict)
+    others = {target, backbone.layout.library} & {'timm', 'transformers', DINOV2}
+    if num_channels != 3 and others:
+        raise ValueError(
+            f'{source} takes images of {num_channels} channels; for {", ".join(sorted(others))} '
+            'files are read and written for 3 only. Programs (onnx, torch-export) take any number.'
+        )
+    if backbone.spec.num_registers and target not in _PROGRAMS:
+        raise ValueError(
+            f'{source} has register tokens, with which files for {target} cannot be written. '
+            'Programs (onnx, torch-export) can.'
+        )
+
+
+def _num_channels(state: Mapping[str, Tensor]) -> int:
+    return state['patch_embed.projection.weight'].shape[1]
+
+
 def _write(
-    path: Path, target: str, state: dict[str, Tensor], spec: ViTSpec, about: dict[str, Any]
+    path: Path,
+    target: str,
+    state: dict[str, Tensor],
+    spec: ViTSpec,
+    preprocessing: Preprocessing,
+    about: dict[str, str],
 ) -> None:
-    """Write what the target library reads, with metadata for what no weight can say."""
-    preprocessing: Preprocessing | None = about.get('preprocessing')
+    """Write the files for the target library, with metadata that weights do not contain."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if target in _PROGRAMS:
-        vit = build_vit(spec, in_channels=state['patch_embed.projection.weight'].shape[1])
+        vit = build_vit(spec, in_channels=_num_channels(state))
         vit.load_state_dict(state, strict=True)
         write_program(vit, path, spec.img_size)
         _write_json(preprocessing_file(path), describe(preprocessing))
         return
-    metadata = asdict(spec) | about
-    if preprocessing:
-        metadata['preprocessing'] = asdict(preprocessing)
-    library = target if target in ('timm', 'transformers') else 'mmpretrain'
-    state = {
-        key: value.contiguous().clone() for key, value in from_mmpretrain(state, library).items()
-    }
-    if target == 'mmpretrain':
-        state = {f'backbone.{key}': value for key, value in state.items()}
+    metadata = asdict(spec) | about | {'preprocessing': asdict(preprocessing)}
+    state = from_mmpretrain(state, target if target in ('timm', 'transformers') else 'mmpretrain')
+    prefix = 'backbone.' if target == 'mmpretrain' else ''
+    state = {f'{prefix}{key}': value.contiguous().clone() for key, value in state.items()}
     if target == 'transformers':
         path.mkdir()
         _write_json(path / 'config.json', _transformers_config(spec))
-        if preprocessing:
-            _write_json(path / 'preprocessor_config.json', preprocessing.to_transformers())
+        _write_json(path / 'preprocessor_config.json', preprocessing.to_transformers())
         path = path / 'model.safetensors'
     if path.suffix == '.safetensors':
         save_file(state, path, {'format': 'pt', METADATA_KEY: json.dumps(metadata)})
@@ -243,8 +218,7 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
-def _transformers_config(spec: ViTSpec) -> dict:
-    """Return ``config.json`` of transformers' ViT: all that decides about its features."""
+def _transformers_config(spec: ViTSpec) -> dict[str, Any]:
     return dict(
         {theirs: getattr(spec, ours) for ours, theirs in TRANSFORMERS_NAMES.items()},
         architectures=['ViTModel'],
@@ -257,47 +231,64 @@ def _transformers_config(spec: ViTSpec) -> dict:
     )
 
 
-def _compare(
-    first: FeatureFunction,
-    second: FeatureFunction,
-    size: tuple[int, int],
-    first_name: str,
-    name: str,
-) -> float:
-    """Return the largest difference of a feature on random images, the same each time.
+def _write_model_card(folder: Path, facts: dict[str, Any], difference: float) -> None:
+    """Write the ``README.md`` that Hugging Face shows."""
+    from jinja2 import Environment, PackageLoader
 
-    Raises:
-        ValueError: If it is too large.
-    """
-    difference = _difference(first, second, size)
-    # Written so that NaN is refused too.
-    if not difference <= TOLERANCE:
+    environment = Environment(loader=PackageLoader('mmpatchmix.convert', ''))
+    template = environment.get_template('model_card.md.jinja')
+    text = template.render(facts, name=folder.name, difference=difference, version=__version__)
+    (folder / 'README.md').write_text(f'{text}\n', encoding='utf-8')
+
+
+def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
+    """Return a remark on an unusual eps, which files of these libraries do not contain."""
+    if spec.norm_eps == NORM_EPS or target not in ('mmpretrain', 'mmdet', 'timm'):
+        return ''
+    usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
+    features = features_of_vit(spec, state)
+    difference = _difference(features, usual, _num_channels(state), spec.img_size)
+    option = f"norm_cfg=dict(type='LN', eps={spec.norm_eps:g})"
+    if target == 'timm':
+        option = f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={spec.norm_eps:g})'
+    return (
+        f'LayerNorm of this network adds {spec.norm_eps:g} to the variance, that of {target} '
+        f'{NORM_EPS:g}, unless it is built with {option}; without, features differ by up to '
+        f'{difference:.1e}\n'
+    )
+
+
+def _verify(difference: float, first: str, second: str) -> float:
+    """Return a difference of features, or raise if it is too large."""
+    if not difference <= TOLERANCE:  # NaN is refused, too
         raise ValueError(
-            f'Features of {first_name} and {name} differ by up to {difference:.1e}, more than '
+            f'Features of {first} and {second} differ by up to {difference:.1e}, more than '
             f'{TOLERANCE:.0e}: these are not the same network. Nothing was kept.'
         )
     return difference
 
 
-def _difference(first: FeatureFunction, second: FeatureFunction, size: tuple[int, int]) -> float:
-    num_channels, img_size = size
+def _difference(
+    first: FeatureFunction, second: FeatureFunction, num_channels: int, size: int
+) -> float:
+    """Return the largest difference of a feature on random images, the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    # Three: a program that is right for the number of images it was made with only shows.
-    images = torch.randn(3, num_channels, img_size, img_size, generator=generator)
+    # Three images, not the number that programs were exported with.
+    images = torch.randn(3, num_channels, size, size, generator=generator)
     with torch.no_grad():
         return (first(images) - second(images)).abs().max().item()
 
 
 def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
-    """Load what was read from a file into the library that the file came from."""
+    """Load the weights of a file into the library that it came from."""
     library, spec = backbone.layout.library, backbone.spec
     if path.is_dir():  # transformers, with its own config and perhaps a pooler
         return load_transformers(path)[0]
-    if library == 'mmpretrain' or spec.num_registers:  # which other files are not written with
+    if library == 'mmpretrain' or spec.num_registers:  # files of others lack registers
         return features_of_vit(spec, backbone.state_dict)
     if library == DINOV2:
         library = 'transformers'  # without layer scale its ViT is the same function
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, f'copy{_SUFFIXES[library][0]}')
-        _write(copy, library, backbone.state_dict, spec, {})
+        _write(copy, library, dict(backbone.state_dict), spec, backbone.preprocessing, {})
         return features_of_file(copy, library, spec)

@@ -1,4 +1,4 @@
-"""Load what was written for another library, the way its users do."""
+"""Load files for each library the way its users do, as functions from images to features."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,53 +17,46 @@ FeatureFunction = Callable[[Tensor], Tensor]
 
 
 def build_vit(spec: ViTSpec, **options) -> VisionTransformer:
-    """Build mmpretrain's Vision Transformer of a size, in evaluation mode.
-
-    With register tokens it is :class:`~mmpatchmix.models.PatchMixViT`, which adds them.
-    """
+    """Build mmpretrain's ViT in evaluation mode, or :class:`PatchMixViT` for register tokens."""
     kind = VisionTransformer
     if spec.num_registers:
         kind, options['num_registers'] = PatchMixViT, spec.num_registers
-    vit = kind(
-        arch=spec.arch,
-        img_size=spec.img_size,
-        patch_size=spec.patch_size,
-        norm_cfg=dict(type='LN', eps=spec.norm_eps),
-        **options,
-    )
-    vit.eval()  # returns nothing in mmpretrain's backbones
+    norm_cfg = dict(type='LN', eps=spec.norm_eps)
+    sizes = dict(img_size=spec.img_size, patch_size=spec.patch_size)
+    vit = kind(arch=spec.arch, norm_cfg=norm_cfg, **sizes, **options)
+    vit.eval()  # returns None in mmpretrain's backbones
     return vit
 
 
 def features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
-    """Load weights under mmpretrain's names into its ViT; takes images of any size."""
+    """Load weights under mmpretrain's names into its ViT, which takes images of any size."""
     vit = build_vit(spec, in_channels=state['patch_embed.projection.weight'].shape[1])
     vit.load_state_dict(state, strict=True)
     return lambda images: vit(images)[-1]  # (N, D)
 
 
 def features_of_file(path: Path, target: str, spec: ViTSpec) -> FeatureFunction:
-    """Load a converted file or folder the way the users of the library ``target`` do.
+    """Load a converted file or folder with the library ``target``.
 
     Raises:
-        ValueError: If the library does not find all keys or finds others.
+        ValueError: If keys are missing or unexpected.
     """
     if target in ('onnx', 'torch-export'):
         return features_of_program(path)
     if target == 'timm':
-        return _by_timm(path, spec)
+        return _load_timm(path, spec)
     if target == 'transformers':
         features, info = load_transformers(path)
         if problems := {kind: keys for kind, keys in info.items() if keys}:
             raise ValueError(f'transformers does not load {path} completely: {problems}.')
         return features
-    # As init_cfg=dict(type='Pretrained', ...) reads it, but insisting on every key.
+    # As init_cfg=dict(type='Pretrained', ...) reads it, but strictly.
     content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')['state_dict']
     prefix = 'backbone.' if target == 'mmpretrain' else ''
     return features_of_vit(spec, {key.removeprefix(prefix): content[key] for key in content})
 
 
-def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
+def _load_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
     from timm.models import load_state_dict
     from timm.models.vision_transformer import VisionTransformer
 
@@ -75,7 +68,6 @@ def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
         num_heads=spec.num_heads,
         mlp_ratio=spec.feedforward_channels / spec.embed_dims,
         num_classes=0,
-        global_pool='token',
         norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
     )
     model.load_state_dict(load_state_dict(str(path)), strict=True)
@@ -83,14 +75,14 @@ def _by_timm(path: Path, spec: ViTSpec) -> FeatureFunction:
 
 
 def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
-    """Load a folder; return also what transformers says about its keys."""
+    """Load a folder of transformers; return also its report on missing and unexpected keys."""
     try:
         from transformers import AutoConfig, AutoModel, ViTModel
         from transformers.utils import logging
     except ImportError as error:
         raise ModuleNotFoundError(
-            'Converting from or to transformers is proved with the library itself, and it is not '
-            'installed. Install it: pip install transformers'
+            'Conversions from and to transformers are verified with the library itself, which is '
+            'not installed. Install it: pip install transformers'
         ) from error
     logging.disable_progress_bar()
     options = dict(output_loading_info=True, local_files_only=True)

@@ -1,7 +1,7 @@
-"""Backbones as programs that run without this package: ONNX and ``torch.export``.
+"""Export backbones as programs that run without this package: ONNX and ``torch.export``.
 
-The image size is fixed and the positions are baked in, for interpolating them is what such
-programs fail at; the number of images is free.
+The image size is fixed, since such programs cannot interpolate positions; the number of images is
+free.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
 
-INPUT, OUTPUT = 'images', 'features'
+_INPUT, _OUTPUT = 'images', 'features'
 
 
 class _Features(nn.Module):
-    """The class token of a ViT of mmpretrain's as the only output."""
+    """A ViT of mmpretrain whose output is the class token alone."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -28,15 +28,10 @@ class _Features(nn.Module):
 
 
 def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
-    """Write a backbone as ``.onnx`` or ``.pt2``.
-
-    Args:
-        vit: mmpretrain's, in evaluation mode.
-        path: Its ending decides.
-        img_size: Pixels per side of the images.
+    """Write a ViT in evaluation mode as ``.onnx`` or ``.pt2``, for images of ``img_size`` pixels.
 
     Raises:
-        ModuleNotFoundError: If ONNX is wanted and its packages are missing.
+        ModuleNotFoundError: If the packages for ONNX are not installed.
     """
     num_channels = vit.patch_embed.projection.in_channels
     model, images = _Features(vit).eval(), torch.zeros(2, num_channels, img_size, img_size)
@@ -47,13 +42,13 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise _lacks_onnx() from error
+        raise _onnx_is_missing() from error
     torch.onnx.export(
         model,
         (images,),
         path,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
+        input_names=[_INPUT],
+        output_names=[_OUTPUT],
         dynamic_shapes=shapes,
         external_data=False,  # one file
         verbose=False,
@@ -61,33 +56,29 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
 
 
 def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:
-    """Load what :func:`write_program` wrote, as its users do.
-
-    Raises:
-        ModuleNotFoundError: If onnxruntime is missing.
-    """
+    """Load a program that :func:`write_program` wrote, as its users do."""
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
     try:
         import onnxruntime
     except ImportError as error:
-        raise _lacks_onnx() from error
+        raise _onnx_is_missing() from error
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
 
 def preprocessing_file(path: Path) -> Path:
-    """Return the name of the file beside a program that says what its images are."""
+    """Return the path of the JSON file with the preprocessing of a program."""
     return path.with_suffix('.preprocessing.json')
 
 
 def describe(preprocessing: Preprocessing) -> dict:
-    """Return what that file says."""
-    return preprocessing.as_dict() | {'input_name': INPUT, 'output_name': OUTPUT}
+    """Return the content of that file."""
+    return preprocessing.as_dict() | {'input_name': _INPUT, 'output_name': _OUTPUT}
 
 
-def _lacks_onnx() -> ModuleNotFoundError:
+def _onnx_is_missing() -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        'ONNX files are written by onnx and onnxscript and proved with onnxruntime. Install them: '
-        "pip install 'mmpatchmix[export]', or pip install onnx onnxscript onnxruntime"
+        'ONNX files are written by onnx and onnxscript and verified with onnxruntime. Install '
+        "them: pip install 'mmpatchmix[export]', or pip install onnx onnxscript onnxruntime"
     )

@@ -1,4 +1,4 @@
-"""Load a checkpoint into a backbone: all of it, or an error."""
+"""Load the complete backbone of a checkpoint of any known layout into a ViT, or raise."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,20 +18,20 @@ def load_backbone(
     new: Iterable[str] = (),
     prefix: str | None = None,
 ) -> KeyReport:
-    """Start a backbone from a checkpoint: all of it, or an error. Logs the report.
+    """Load a checkpoint into a backbone completely, or raise. Logs the report.
 
     Args:
         backbone: A ViT derived from mmpretrain's. Its position embedding may have another size;
-            it is interpolated by mmpretrain's own rule. Where it takes other than 3 channels,
-            a patch embedding of 3 is fitted to them, see :func:`fit_channels`.
+            it is interpolated by mmpretrain's rule. If it takes other than 3 channels, a patch
+            embedding of 3 is adapted, see :func:`fit_channels`.
         path: See :func:`read_backbone`.
         encoder: See :func:`read_backbone`.
-        drop: Beginnings of keys that ``backbone`` has no use for.
-        new: Endings of keys that ``backbone`` has and the file need not have.
+        drop: Beginnings of keys that ``backbone`` does not have and need not load.
+        new: Endings of keys of ``backbone`` that the file need not have.
         prefix: See :func:`read_backbone`.
 
     Returns:
-        KeyReport: What became of every key.
+        KeyReport: Use of every key.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -51,7 +51,7 @@ def load_backbone(
             f'the arch of the pre-training: {"; ".join(wrong)}.'
         )
     weights = dict(source.state_dict)
-    # mmpretrain's hook of load_state_dict; called here so that shapes can be compared.
+    # mmpretrain's hook of load_state_dict, called here so that shapes can be compared.
     backbone._prepare_pos_embed(weights, prefix='')
     notes = fit_channels(weights, backbone.patch_embed.projection.in_channels)
     advice = 'Give the backbone the patch_size and parts of the pre-training.'
@@ -60,13 +60,13 @@ def load_backbone(
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
     report.notes = source.report.notes + notes
-    there = source.spec.norm_eps
+    stated = source.spec.norm_eps
     norms = (module for module in backbone.modules() if isinstance(module, nn.LayerNorm))
-    here = next((norm.eps for norm in norms), there)
-    if here != there:
+    eps = next((norm.eps for norm in norms), stated)
+    if eps != stated:
         report.assumed.append(
-            f'LayerNorm adds {here:g} to the variance, as the model says, and not {there:g}, as '
-            f"the file does; model.backbone.norm_cfg=dict(type='LN', eps={there:g}) would"
+            f'LayerNorm adds {eps:g} to the variance, as in the model, and not {stated:g}, as in '
+            f"the file; to change it: model.backbone.norm_cfg=dict(type='LN', eps={stated:g})"
         )
     MMLogger.get_current_instance().info(
         f'backbone loaded from {path} (layout {source.layout.name!r}, '
@@ -76,22 +76,22 @@ def load_backbone(
 
 
 def fit_channels(weights: dict[str, Tensor], num_channels: int) -> list[str]:
-    """Fit a patch embedding of 3 channels to another number, as timm does; changes ``weights``.
+    """Adapt a patch embedding of 3 channels to another number, as timm does; changes ``weights``.
 
-    For one channel the three kernels are added: a grey image gives what it gave as three equal
-    channels. For N they are repeated and scaled by 3 / N.
+    For one channel the three kernels are added: the features of a grey image are those of three
+    equal channels. For N channels they are repeated and scaled by 3 / N.
 
     Args:
         weights: Under mmpretrain's names.
         num_channels: Of the model.
 
     Returns:
-        list[str]: What was done, in words; empty for nothing.
+        list[str]: A remark for the report, or nothing.
     """
     key = 'patch_embed.projection.weight'  # (D, C, p, p)
     if weights[key].shape[1] != 3 or num_channels == 3:
         return []
-    from timm.models import adapt_input_conv  # here: it takes seconds
+    from timm.models import adapt_input_conv  # here, since the import takes seconds
 
     weights[key] = adapt_input_conv(num_channels, weights[key])
     how = 'added up for 1' if num_channels == 1 else f'repeated and scaled for {num_channels}'

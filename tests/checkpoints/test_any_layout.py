@@ -1,10 +1,9 @@
-"""Backbones of every known layout, loaded into ours: the features stay those of the source."""
+"""Backbones of every known layout, loaded into ours, have the features of the source."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from mmpretrain.models.backbones import VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch.nn import functional as F
 from vits import (
@@ -22,8 +21,6 @@ from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models import PatchMixViT
 from mmpatchmix.models.load_backbone import load_backbone
-
-NAMED = dict(meta=dict(mmpatchmix=asdict(SPEC)))
 
 
 def scaled_timm_vit(**options):
@@ -166,18 +163,18 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize('make', LAYOUTS, ids=lambda make: make.__name__)
-def test_features_are_those_of_the_source(make, tmp_path):
+def test_features_equal_those_of_the_source(make, tmp_path):
     path, source = make(tmp_path)
     vit = make_vit(path, num_registers=3 if make in WITH_REGISTERS else 0)
     vit.init_weights()
     vit.eval()
     with torch.no_grad():
         expected, features = source(images()), vit(images())[-1]
-    assert expected.std(dim=0).max() > 0.1  # images are told apart
+    assert expected.std(dim=0).max() > 0.1  # images have different features
     assert torch.allclose(features, expected, atol=1e-5)
 
 
-def test_registers_are_in_programs_and_in_no_output(tmp_path):
+def test_registers_are_exported_in_programs_only(tmp_path):
     path, source = dinov2_with_registers_folder(tmp_path)
     spec = read_backbone(path).spec
     assert spec.num_registers == 3
@@ -188,7 +185,7 @@ def test_registers_are_in_programs_and_in_no_output(tmp_path):
         vit = build_vit(spec, out_type='raw')
         assert vit(images())[-1].shape == (3, 1 + 4 * 4, 24)
     assert vit.get_layer_depth('register_tokens') == vit.get_layer_depth('cls_token')
-    with pytest.raises(ValueError, match='register tokens, which files for timm are not'):
+    with pytest.raises(ValueError, match='register tokens, with which files for timm cannot'):
         convert_checkpoint(path, tmp_path / 'x.safetensors', 'timm')
     with pytest.raises(ValueError, match='unexpected: register_tokens'):
         load_backbone(build_vit(SPEC), path)
@@ -206,7 +203,7 @@ def test_the_student_of_dino_is_the_query_encoder(tmp_path):
         read_backbone(path, prefix='x.')
 
 
-def test_encoders_that_cannot_be_told_apart_are_asked_for(tmp_path):
+def test_ambiguous_encoders_are_an_error(tmp_path):
     state = {}
     for name in ('one', 'two'):
         state |= {f'{name}.{key}': value for key, value in make_timm_vit().state_dict().items()}
@@ -215,7 +212,7 @@ def test_encoders_that_cannot_be_told_apart_are_asked_for(tmp_path):
         read_backbone(tmp_path / 'x.pth')
 
 
-def test_what_was_done_to_the_weights_is_said(tmp_path):
+def test_changes_to_the_weights_are_reported(tmp_path):
     report = str(load_backbone(build_vit(SPEC), dinov2(tmp_path)[0]))
     assert 'layer scale: 4 factors multiplied into the weights' in report  # two per block
     assert 'dropped on purpose: mask_token (1)' in report
@@ -223,7 +220,7 @@ def test_what_was_done_to_the_weights_is_said(tmp_path):
 
 
 @pytest.mark.parametrize('num_channels', [1, 2, 5])
-def test_a_patch_embedding_of_3_channels_fits_any_number(num_channels, tmp_path):
+def test_a_patch_embedding_of_3_channels_is_adapted_to_any_number(num_channels, tmp_path):
     path, source = timm(tmp_path)
     vit = make_vit(path, in_channels=num_channels)
     vit.init_weights()
@@ -234,13 +231,13 @@ def test_a_patch_embedding_of_3_channels_fits_any_number(num_channels, tmp_path)
         features = vit(grey.expand(-1, num_channels, -1, -1))[-1]
         kernels = source.patch_embed.proj.weight
         given = vit.patch_embed.projection.weight
-    if num_channels == 1:  # what three equal channels gave
+    if num_channels == 1:  # as for three equal channels
         assert torch.allclose(features, expected, atol=1e-5)
     for channel in range(num_channels if num_channels > 1 else 0):
         assert torch.allclose(given[:, channel], kernels[:, channel % 3] * 3 / num_channels)
 
 
-def test_weights_of_other_channels_are_not_made_to_fit(tmp_path):
+def test_a_patch_embedding_of_other_channels_is_not_adapted(tmp_path):
     four = make_vit(timm(tmp_path)[0], in_channels=4)
     four.init_weights()
     torch.save(four.state_dict(), tmp_path / 'four.pth')
@@ -251,7 +248,7 @@ def test_weights_of_other_channels_are_not_made_to_fit(tmp_path):
         make_vit(tmp_path / 'four.pth', in_channels=1).init_weights()
 
 
-def test_positions_become_those_of_the_size_of_the_recipe(tmp_path):
+def test_positions_are_interpolated_to_the_image_size_of_the_config(tmp_path):
     path, source = timm(tmp_path)
     vit = make_vit(path, img_size=32)
     vit.init_weights()
@@ -261,7 +258,7 @@ def test_positions_become_those_of_the_size_of_the_recipe(tmp_path):
     assert torch.equal(vit.pos_embed[:, :1], source.pos_embed[:, :1])
 
 
-def test_a_list_of_init_cfg_loads_as_strictly(tmp_path):
+def test_a_list_of_init_cfg_is_loaded_strictly(tmp_path):
     state = make_timm_vit().state_dict()
     state = {key: value for key, value in state.items() if not key.startswith('blocks.1')}
     torch.save(state, tmp_path / 'x.pth')
@@ -273,11 +270,10 @@ def test_a_list_of_init_cfg_loads_as_strictly(tmp_path):
         vit.init_weights()
 
 
-def test_known_heads_are_checked(tmp_path):
+def test_another_number_of_heads_is_an_error(tmp_path):
     """ViT-S of timm has 6 heads, ours 12: the shapes are the same."""
     spec = replace(SPEC, embed_dims=384, num_heads=6, feedforward_channels=1536)
     torch.save(make_timm_vit(spec).state_dict(), tmp_path / 'x.pth')
     vit = make_vit(tmp_path / 'x.pth', arch=spec.arch | dict(num_heads=12))
     with pytest.raises(ValueError, match='num_heads: 6 in the file, 12 in the model'):
         vit.init_weights()
-    assert isinstance(vit, VisionTransformer)

@@ -12,13 +12,13 @@ from mmpatchmix.models.load_backbone import load_backbone
 @pytest.fixture
 def published(tmp_path):
     content = make_published_checkpoint(make_timm_vit(seed=1), make_timm_vit(seed=2))
-    # Heads as a file of ours would say them.
+    # The number of heads, as in files of ours.
     content['meta'] = dict(mmpatchmix=asdict(SPEC))
     torch.save(content, tmp_path / 'published.pth')
     return tmp_path / 'published.pth'
 
 
-def test_everything_is_loaded_and_reported(published):
+def test_all_weights_are_loaded_and_reported(published):
     vit = randomise(build_vit(SPEC), seed=5)
     report = load_backbone(vit, published)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_positions_are_interpolated_into_a_larger_model(published):
         (dict(patch_size=8), r'wrong shape: patch_embed.projection.weight: \(24, 3, 4, 4\)'),
     ],
 )
-def test_another_network_is_refused_untouched(published, change, message):
+def test_another_network_is_refused_and_the_model_unchanged(published, change, message):
     vit = randomise(build_vit(replace(SPEC, **change)), seed=5)
     before = {key: value.clone() for key, value in vit.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -53,7 +53,7 @@ def test_another_network_is_refused_untouched(published, change, message):
         assert torch.equal(value, before[key])
 
 
-def test_parts_of_its_own_need_permission(published):
+def test_additional_parts_of_the_model_have_to_be_named(published):
     vit = build_vit(SPEC)
     vit.layers[0].attn.relative = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match=r'missing: layers\.0\.attn\.relative'):
@@ -65,6 +65,14 @@ def test_parts_of_its_own_need_permission(published):
         load_backbone(vit, published, new=('attn.relative',))
     report = load_backbone(vit, published, drop=('ln1.',), new=('attn.relative',))
     assert report.dropped[-2:] == ['ln1.weight', 'ln1.bias']
+
+
+@pytest.mark.parametrize(('num_registers', 'in_channels'), [(0, 3), (2, 1)])
+def test_parameter_shapes_are_those_of_the_network(num_registers, in_channels):
+    spec = replace(SPEC, num_registers=num_registers, feedforward_channels=40)
+    state = build_vit(spec, in_channels=in_channels).state_dict()
+    expected = [(key, tuple(value.shape)) for key, value in state.items()]
+    assert list(spec.parameter_shapes(in_channels).items()) == expected
 
 
 def test_match_state_dict_sorts_every_key():

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are noticed, and the newest good one is found."""
+"""Damage of checkpoints is detected, and the newest undamaged one is found."""
 
 import random
 import zipfile
@@ -18,7 +18,7 @@ def saved(tmp_path):
     return path
 
 
-def test_a_sealed_file_is_read_as_before(saved):
+def test_a_sealed_file_can_be_read(saved):
     before = torch.load(saved, weights_only=True)
     seal(saved)
     for options in ({}, {'mmap': True}):
@@ -29,11 +29,11 @@ def test_a_sealed_file_is_read_as_before(saved):
         assert archive.testzip() is None
 
 
-def test_each_of_300_flipped_bits_and_300_cuts_is_noticed(saved):
+def test_each_of_300_flipped_bits_and_300_cuts_is_detected(saved):
     seal(saved)
     content = saved.read_bytes()
     generator = random.Random(0)
-    # The end is where a check that reads the end may fail: 100 of the flips and cuts go there.
+    # 100 of them at the end, which the check itself parses.
     places = [generator.randrange(len(content)) for _ in range(200)]
     places += [len(content) - 1 - place for place in range(100)]
     for place in places:
@@ -47,7 +47,7 @@ def test_each_of_300_flipped_bits_and_300_cuts_is_noticed(saved):
     assert find_damage(saved) is None
 
 
-def test_files_of_others_are_checked_by_their_crc(saved, tmp_path):
+def test_unsealed_files_are_checked_by_their_crc(saved, tmp_path):
     assert find_damage(saved) is None
     content = bytearray(saved.read_bytes())
     content[content.index(torch.arange(300.0).numpy().tobytes()) + 40] ^= 1

@@ -1,6 +1,5 @@
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +7,10 @@ from safetensors.torch import load_file, save_file
 from vits import SPEC, images, make_published_checkpoint, make_timm_vit
 
 from mmpatchmix.checkpoints import read_backbone
+from mmpatchmix.cli import convert
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
-from tests.calls import call_tool
 
-ROOT = Path(__file__).parents[2]
 ENDINGS = dict(mmpretrain='.pth', mmdet='.pth', timm='.safetensors', transformers='')
 
 
@@ -29,21 +27,14 @@ def test_round_trips_are_exact(own, tmp_path, target, encoder):
     there = tmp_path / f'there{ENDINGS[target]}'
     conversion = convert_checkpoint(path, there, target, encoder=encoder)
     assert conversion.spec == SPEC
-    # And back: what was written carries its heads, so none are given.
+    # And back: the written file states its heads.
     back = tmp_path / 'back.pth'
     convert_checkpoint(there, back, 'mmdet')
     assert_same(torch.load(back)['state_dict'], query if encoder == 'query' else momentum)
     assert read_backbone(there).spec == SPEC
 
 
-def test_report_of_a_checkpoint_of_ours(own, tmp_path):
-    report = convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmpretrain').backbone.report
-    assert len(report.used) == len(own[2])
-    dropped = 'neck (1), head.predictor (1), momentum_encoder.neck (1)'
-    assert f'dropped on purpose: backbone ({len(own[1])}), {dropped}' in str(report)
-
-
-def test_a_folder_of_transformers_may_have_a_pooler(own, tmp_path):
+def test_the_pooler_of_a_folder_of_transformers_is_dropped(own, tmp_path):
     convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
     weights = tmp_path / 'hf' / 'model.safetensors'
     pooler = {'pooler.dense.weight': torch.ones(24, 24), 'pooler.dense.bias': torch.ones(24)}
@@ -54,8 +45,7 @@ def test_a_folder_of_transformers_may_have_a_pooler(own, tmp_path):
     assert sorted(report.dropped) == ['pooler.dense.bias', 'pooler.dense.weight']
 
 
-@pytest.mark.parametrize('wrapped', [True, False])
-@pytest.mark.parametrize('encoder', ['momentum', 'query'])
+@pytest.mark.parametrize(('encoder', 'wrapped'), [('momentum', True), ('query', False)])
 def test_a_published_checkpoint_gives_the_features_of_timm(tmp_path, wrapped, encoder):
     models = dict(query=make_timm_vit(seed=1), momentum=make_timm_vit(seed=2))
     torch.save(make_published_checkpoint(*models.values(), wrapped), tmp_path / 'published.pth')
@@ -66,15 +56,8 @@ def test_a_published_checkpoint_gives_the_features_of_timm(tmp_path, wrapped, en
     vit.load_state_dict(torch.load(tmp_path / 'x.pth')['state_dict'], strict=True)
     with torch.no_grad():
         expected, features = models[encoder](images()), vit(images())[-1]
-    assert expected.std(dim=0).max() > 0.1  # images are told apart
+    assert expected.std(dim=0).max() > 0.1  # images have different features
     assert torch.allclose(features, expected, atol=1e-5)
-
-
-def test_a_timm_file_with_its_classifier(tmp_path):
-    torch.save(make_timm_vit(num_classes=5).state_dict(), tmp_path / 'timm.pth')
-    conversion = convert_checkpoint(tmp_path / 'timm.pth', tmp_path / 'x.pth', 'mmpretrain',
-                                    num_heads=3)  # fmt: skip
-    assert conversion.backbone.report.dropped == ['head.weight', 'head.bias']
 
 
 def test_mmpretrain_file_loads_by_one_line_of_init_cfg(own, tmp_path):
@@ -117,7 +100,7 @@ def test_positions_are_interpolated_for_another_image_size(own, tmp_path):
 
 @pytest.mark.parametrize('layout', ['own', 'published', 'timm', 'transformers'])
 @pytest.mark.parametrize('fault', ['missing', 'unexpected', 'wrong shape'])
-def test_faulty_files_fail_by_name(own, tmp_path, layout, fault):
+def test_faulty_keys_are_named(own, tmp_path, layout, fault):
     path = tmp_path / 'faulty.pth'
     prefix, name = dict(
         own=('momentum_encoder.backbone.', 'layers.0.ln2.bias'),
@@ -149,7 +132,7 @@ def test_faulty_files_fail_by_name(own, tmp_path, layout, fault):
     assert not (tmp_path / 'x.pth').exists()
 
 
-def test_heads_that_nobody_knows_are_asked_for(tmp_path):
+def test_unknown_heads_are_an_error(tmp_path):
     torch.save(make_timm_vit().state_dict(), tmp_path / 'timm.pth')
     with pytest.raises(ValueError, match=r'Width 24 .* mmpatchmix convert .* --num-heads N'):
         read_backbone(tmp_path / 'timm.pth')
@@ -158,7 +141,7 @@ def test_heads_that_nobody_knows_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(('layout', 'heads'), [('moco', 12), ('timm', 6)])
-def test_assumed_heads_are_said(tmp_path, layout, heads):
+def test_assumed_heads_are_reported(tmp_path, layout, heads):
     small = make_timm_vit(replace(SPEC, embed_dims=384, num_heads=6, feedforward_channels=1536))
     content = small.state_dict() if layout == 'timm' else make_published_checkpoint(small, small)
     torch.save(content, tmp_path / 'small.pth')
@@ -167,32 +150,33 @@ def test_assumed_heads_are_said(tmp_path, layout, heads):
     assert f'assumed: num_heads={heads} (not in the file' in str(backbone.report)
 
 
-def test_contradictions_are_named(own, tmp_path):
+def test_contradictions_between_weights_and_metadata_are_errors(own, tmp_path):
     with pytest.raises(ValueError, match='num_heads=3 by its own metadata, not 4'):
         read_backbone(own[0], num_heads=4)
     content = torch.load(own[0])
     content['meta']['cfg'] = content['meta']['cfg'].replace('img_size=16', 'img_size=32')
     torch.save(content, tmp_path / 'odd.pth')
-    with pytest.raises(ValueError, match='img_size is 16 by its weights and 32 by what is said'):
+    with pytest.raises(ValueError, match='img_size is 16 in its weights and 32 in its metadata'):
         read_backbone(tmp_path / 'odd.pth')
 
 
-def test_features_that_differ_are_refused_and_nothing_is_left(own, tmp_path, monkeypatch):
+def test_different_features_are_refused_and_nothing_is_kept(own, tmp_path, monkeypatch):
     monkeypatch.setattr(
         'mmpatchmix.convert.convert_checkpoint.features_of_file',
         lambda *_: lambda x: x.new_zeros(len(x), 24),
     )
-    for target, name in (('transformers', 'hf'), ('mmdet', 'x.pth')):
+    names = {'transformers': 'hf', 'mmdet': 'x.pth', 'torch-export': 'x.pt2'}
+    for target, name in names.items():
         with pytest.raises(ValueError, match='not the same network'):
             convert_checkpoint(own[0], tmp_path / name, target)
-        assert not (tmp_path / name).exists()
+        assert [path.name for path in tmp_path.iterdir()] == ['own.pth']
     nan = lambda *_: lambda x: x.new_full((len(x), 24), float('nan'))  # noqa: E731
     monkeypatch.setattr('mmpatchmix.convert.convert_checkpoint.features_of_file', nan)
     with pytest.raises(ValueError, match='differ by up to nan'):
         convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
 
 
-def test_bad_wishes_are_refused(own, tmp_path):
+def test_invalid_arguments_are_refused(own, tmp_path):
     with pytest.raises(ValueError, match='target must be one of'):
         convert_checkpoint(own[0], tmp_path / 'x.pth', 'jax')
     with pytest.raises(ValueError, match=r'For mmdet the destination must be \.pth'):
@@ -208,7 +192,7 @@ def test_bad_wishes_are_refused(own, tmp_path):
         read_backbone(tmp_path / 'resnet.pth')
 
 
-def test_files_without_a_momentum_encoder_say_so(own, tmp_path):
+def test_a_missing_momentum_encoder_is_reported(own, tmp_path):
     content = torch.load(own[0])
     content['state_dict'] = {
         key: value for key, value in content['state_dict'].items() if 'momentum' not in key
@@ -219,18 +203,19 @@ def test_files_without_a_momentum_encoder_say_so(own, tmp_path):
     assert 'the file has no momentum encoder' in str(backbone.report)
 
 
-def test_the_tool(own, tmp_path):
+def test_the_verb_prints_the_report(own, tmp_path, capsys):
     written = tmp_path / 'x.safetensors'
-    command = ('convert', own[0], written, '--to', 'timm', '--encoder', 'query')
-    said = call_tool(*command)
-    assert "layout 'own', encoder backbone." in said
-    assert 'missing: none' in said and '(allowed: 1e-04)' in said
+    command = [str(own[0]), str(written), '--to', 'timm', '--encoder', 'query']
+    convert.main(command)
+    printed = capsys.readouterr().out
+    assert "layout 'own', encoder backbone." in printed
+    assert 'missing: none' in printed and '(allowed: 1e-04)' in printed
     make_timm_vit().load_state_dict(load_file(written), strict=True)
-    again = call_tool(*command, ok=False)
-    assert 'remove it or choose another name.' in again and 'Traceback' not in again
+    with pytest.raises(SystemExit, match=r'remove it or choose another name\.'):
+        convert.main(command)
 
 
-def test_metadata_travels(own, tmp_path):
+def test_metadata_is_written(own, tmp_path):
     convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
     assert (config['num_attention_heads'], config['patch_size'], config['image_size']) == (3, 4, 16)

@@ -1,4 +1,4 @@
-"""Programs without this package, what they want to be done to images, and LayerNorm's eps."""
+"""Exported programs, the preprocessing of images, and LayerNorm's eps."""
 
 import json
 import sys
@@ -18,7 +18,6 @@ from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessi
 from mmpatchmix.cli import convert
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
-from mmpatchmix.convert.onnx import write_program
 from mmpatchmix.models.load_backbone import load_backbone
 from mmpatchmix.models.vit import PretrainedViT
 
@@ -49,9 +48,9 @@ def run_torch(path, pixels):
         return torch.export.load(path).module()(pixels).numpy()
 
 
-@pytest.mark.parametrize('size', [16, 32])
 @pytest.mark.parametrize(
-    ('target', 'name', 'run'), [('onnx', 'x.onnx', run_onnx), ('torch-export', 'x.pt2', run_torch)]
+    ('target', 'name', 'run', 'size'),
+    [('onnx', 'x.onnx', run_onnx, 32), ('torch-export', 'x.pt2', run_torch, 16)],
 )
 def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run, size):
     path, _, momentum = own
@@ -59,10 +58,10 @@ def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run,
     assert conversion.target_difference < 1e-4
     vit = build_vit(SPEC)
     vit.load_state_dict(momentum)
-    for count in (1, 5):  # not the number it was made with
+    for count in (1, 5):  # not the number it was exported with
         pixels = images(size, count)
         with torch.no_grad():
-            expected = vit(pixels)[-1].numpy()  # which interpolates as it runs
+            expected = vit(pixels)[-1].numpy()  # interpolates positions in its forward pass
         assert np.allclose(run(tmp_path / name, pixels), expected, atol=1e-4)
     said = json.loads((tmp_path / 'x.preprocessing.json').read_text())
     assert (said['crop'], said['resize']) == (size, size * 18 // 16)
@@ -71,23 +70,13 @@ def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run,
         convert_checkpoint(path, tmp_path / name, target)
 
 
-def test_a_program_that_computes_something_else_is_not_kept(own, tmp_path, monkeypatch):
-    def write_another(vit, path, img_size):
-        write_program(randomise(vit, 7), path, img_size)
-
-    monkeypatch.setattr('mmpatchmix.convert.convert_checkpoint.write_program', write_another)
-    with pytest.raises(ValueError, match='not the same network'):
-        convert_checkpoint(own[0], tmp_path / 'x.pt2', 'torch-export')
-    assert [path.name for path in tmp_path.iterdir()] == ['own.pth']
-
-
 def test_missing_packages_are_named(own, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install .mmpatchmix\[export\]'):
         convert_checkpoint(own[0], tmp_path / 'x.onnx', 'onnx')
 
 
-def test_preprocessing_is_read_off_the_config(own, tmp_path):
+def test_preprocessing_is_read_from_the_config(own, tmp_path):
     assert read_preprocessing(dict(cfg=CFG), 16) == (OURS, '')
     without_resize = CFG.replace('ResizeEdge', 'Other')
     assert read_preprocessing(dict(cfg=without_resize), 16)[0].resize == 16
@@ -96,7 +85,7 @@ def test_preprocessing_is_read_off_the_config(own, tmp_path):
     assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
 
 
-def test_five_channels_become_a_program_and_say_what_they_are(tmp_path):
+def test_a_program_of_five_channels_describes_them(tmp_path):
     vit = randomise(build_vit(SPEC, in_channels=5))
     arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
     text = f"""
@@ -122,7 +111,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
         convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.safetensors', 'timm')
 
 
-def test_preprocessing_travels(own, tmp_path):
+def test_preprocessing_survives_conversions(own, tmp_path):
     content = torch.load(own[0])
     arch = content['meta']['cfg'][len('model = dict(') : -1]
     content['meta']['cfg'] = CFG.replace("backbone=dict(type='mmpatchmix.PatchMixViT')", arch)
@@ -131,7 +120,7 @@ def test_preprocessing_travels(own, tmp_path):
     for target, name in (('timm', 'x.safetensors'), ('mmdet', 'x.pth'), ('transformers', 'hf')):
         convert_checkpoint(tmp_path / 'ours.pth', tmp_path / name, target)
         assert read_backbone(tmp_path / name).preprocessing == OURS
-    # As transformers itself sees it, without our metadata.
+    # Without our metadata, from the files of transformers.
     weights = tmp_path / 'hf' / 'model.safetensors'
     save_file(load_file(weights), weights, {'format': 'pt'})
     found = read_backbone(tmp_path / 'hf').preprocessing
@@ -139,7 +128,7 @@ def test_preprocessing_travels(own, tmp_path):
     assert found.mean == pytest.approx(OURS.mean) and found.std == pytest.approx(OURS.std)
 
 
-def test_transformers_prepares_images_as_our_test_view_does(own, tmp_path):
+def test_the_image_processor_of_transformers_equals_the_test_view(own, tmp_path):
     convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
@@ -158,7 +147,7 @@ def test_transformers_prepares_images_as_our_test_view_does(own, tmp_path):
 
 @pytest.fixture
 def hub_folder(tmp_path):
-    """A ViT as Hugging Face's users save it: eps 1e-12, and weights so small that it matters."""
+    """A ViT with the eps of transformers, 1e-12, and weights so small that it matters."""
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
@@ -173,7 +162,7 @@ def hub_folder(tmp_path):
     return tmp_path / 'hub', model
 
 
-def test_the_eps_of_transformers_is_taken_over_and_told(hub_folder, tmp_path):
+def test_the_eps_of_transformers_is_kept_and_reported(hub_folder, tmp_path):
     folder, model = hub_folder
     conversion = convert_checkpoint(folder, tmp_path / 'x.pth', 'mmdet')
     assert conversion.source_difference < 1e-5 and conversion.spec.norm_eps == 1e-12
@@ -192,7 +181,7 @@ def test_the_eps_of_transformers_is_taken_over_and_told(hub_folder, tmp_path):
     assert json.loads((tmp_path / 'back' / 'config.json').read_text())['layer_norm_eps'] == 1e-12
 
 
-def test_a_config_without_eps_means_that_of_transformers(hub_folder):
+def test_a_config_without_eps_has_that_of_transformers(hub_folder):
     folder, _ = hub_folder
     config = json.loads((folder / 'config.json').read_text())
     config.pop('layer_norm_eps', None)
@@ -200,15 +189,15 @@ def test_a_config_without_eps_means_that_of_transformers(hub_folder):
     assert read_backbone(folder).spec.norm_eps == 1e-12
 
 
-def test_loading_into_a_model_with_another_eps_says_so(hub_folder):
+def test_another_eps_in_the_model_is_reported(hub_folder):
     arch = dict(img_size=16, patch_size=4, arch=SPEC.arch)
     report = load_backbone(PretrainedViT(**arch), hub_folder[0])
-    assert 'LayerNorm adds 1e-06 to the variance, as the model says, and not 1e-12' in str(report)
+    assert 'LayerNorm adds 1e-06 to the variance, as in the model, and not 1e-12' in str(report)
     same = PretrainedViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
     assert 'LayerNorm' not in str(load_backbone(same, hub_folder[0]))
 
 
-def test_a_work_dir_is_its_last_checkpoint(own, tmp_path, capsys):
+def test_the_last_checkpoint_of_a_work_dir_is_converted(own, tmp_path, capsys):
     (tmp_path / 'work').mkdir()
     own[0].rename(tmp_path / 'work' / 'epoch_3.pth')
     convert.main([str(tmp_path / 'work'), str(tmp_path / 'x.pth'), '--to', 'mmdet'])

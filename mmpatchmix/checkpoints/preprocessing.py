@@ -1,7 +1,7 @@
 """Preparation of images for a backbone, read from the metadata of its checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmpatchmix.checkpoints.reading import METADATA_KEY, read_config_text
@@ -20,16 +20,6 @@ class Preprocessing:
     def to(self, img_size: int) -> 'Preprocessing':
         """Return the same for another image size."""
         return replace(self, resize=self.resize * img_size // self.crop, crop=img_size)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of ``*.preprocessing.json``."""
-        content = asdict(self)
-        values = content.pop('values')
-        return content | {
-            'interpolation': 'bicubic, antialiased',
-            'channels': f'{values}; (value - mean) / std',
-            'input': f'float32 (N, {len(self.mean)}, {self.crop}, {self.crop})',
-        }
 
     def to_transformers(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``."""

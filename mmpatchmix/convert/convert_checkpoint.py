@@ -47,23 +47,14 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Conversion:
-    """Report of a conversion.
+    """Report of a conversion."""
 
-    Attributes:
-        backbone: The source, with the use of every key.
-        spec: Size of the written backbone.
-        path: Destination.
-        source_difference: Largest difference of a feature, library of the source to mmpretrain.
-        target_difference: The same, mmpretrain to the target library, at the written image size.
-        note: Remark for users of the written file, may be empty.
-    """
-
-    backbone: Backbone
-    spec: ViTSpec
+    backbone: Backbone  # of the source, with the use of every key
+    spec: ViTSpec  # of the written backbone
     path: Path
-    source_difference: float
-    target_difference: float
-    note: str = ''
+    source_difference: float  # largest of a feature, from the library of the source to mmpretrain
+    target_difference: float  # from mmpretrain to the target library, at the written image size
+    note: str = ''  # remark for users of the written file
 
     def __str__(self) -> str:
         """Return the report as shown to the user."""
@@ -112,7 +103,7 @@ def convert_checkpoint(
         ModuleNotFoundError: If the library for the verification is not installed.
     """
     source, destination = Path(source), Path(destination)
-    _check_destination(destination, target)
+    files = _check_destination(destination, target)
     backbone = read_backbone(source, encoder, num_heads)
     layout, spec, state = backbone.layout, backbone.spec, dict(backbone.state_dict)
     _check_support(source, target, backbone)
@@ -141,7 +132,7 @@ def convert_checkpoint(
             _write_model_card(destination, facts, source_difference + target_difference)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # a folder of transformers
-        for file in _files(destination, target):
+        for file in files:
             if file.is_file():
                 file.unlink()
         raise
@@ -149,19 +140,18 @@ def convert_checkpoint(
     return Conversion(backbone, spec, destination, source_difference, target_difference, note)
 
 
-def _files(destination: Path, target: str) -> list[Path]:
-    return [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
-
-
-def _check_destination(destination: Path, target: str) -> None:
+def _check_destination(destination: Path, target: str) -> list[Path]:
+    """Return the files to be written; raise if one exists or does not suit the target."""
     if target not in TARGETS:
         raise ValueError(f'target must be one of {", ".join(TARGETS)}; got {target!r}.')
     if destination.suffix not in _SUFFIXES[target]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
-    for file in _files(destination, target):
+    files = [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
+    for file in files:
         if file.exists():
             raise FileExistsError(f'{file} exists already; remove it or choose another name.')
+    return files
 
 
 def _check_support(source: Path, target: str, backbone: Backbone) -> None:

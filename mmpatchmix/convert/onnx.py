@@ -5,6 +5,7 @@ free.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,16 +16,11 @@ from mmpatchmix.checkpoints.preprocessing import Preprocessing
 _INPUT, _OUTPUT = 'images', 'features'
 
 
-class _Features(nn.Module):
-    """A ViT of mmpretrain whose output is the class token alone."""
+class _LastOutput(nn.Module):
+    """The class token, the last output of mmpretrain's ViT."""
 
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ``(N, D)`` of ``(N, C, H, W)`` normalised images."""
-        return self.vit(images)[-1]
+    def forward(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        return outputs[-1]  # (N, D)
 
 
 def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
@@ -34,7 +30,10 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
         ModuleNotFoundError: If the packages for ONNX are not installed.
     """
     num_channels = vit.patch_embed.projection.in_channels
-    model, images = _Features(vit).eval(), torch.zeros(2, num_channels, img_size, img_size)
+    model, images = (
+        nn.Sequential(vit, _LastOutput()).eval(),
+        torch.zeros(2, num_channels, img_size, img_size),
+    )
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
@@ -74,7 +73,15 @@ def preprocessing_file(path: Path) -> Path:
 
 def describe(preprocessing: Preprocessing) -> dict:
     """Return the content of that file."""
-    return preprocessing.as_dict() | {'input_name': _INPUT, 'output_name': _OUTPUT}
+    content, size = asdict(preprocessing), preprocessing.crop
+    values = content.pop('values')
+    return content | {
+        'interpolation': 'bicubic, antialiased',
+        'channels': f'{values}; (value - mean) / std',
+        'input': f'float32 (N, {len(preprocessing.mean)}, {size}, {size})',
+        'input_name': _INPUT,
+        'output_name': _OUTPUT,
+    }
 
 
 def _onnx_is_missing() -> ModuleNotFoundError:

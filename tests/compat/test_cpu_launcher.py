@@ -1,4 +1,4 @@
-"""Which process group the pytorch launcher starts; ``test_any_runner.py`` runs it for real."""
+"""The process group that the pytorch launcher starts; ``test_any_runner.py`` starts real ones."""
 
 import os
 from datetime import timedelta
@@ -14,7 +14,7 @@ PLACE = dict(store='store', rank=1, world_size=2)
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Install the launcher around a function that only records; record gloo's start as well."""
+    """Record calls of mmengine's launcher and of ``init_process_group``."""
     calls = []
 
     def original(backend, init_backend='torch', **kwargs):
@@ -33,7 +33,7 @@ def calls(monkeypatch):
     return calls
 
 
-def test_cpus_meet_over_gloo_with_the_timeout_of_the_config(calls, monkeypatch):
+def test_cpus_use_gloo_with_the_timeout_of_the_config(calls, monkeypatch):
     monkeypatch.setattr(cpu_launcher, 'get_device', lambda: 'cpu')
     init_dist('pytorch', backend='nccl', timeout=90)
     init_dist('pytorch', backend='mpi')
@@ -48,7 +48,9 @@ def test_cpus_meet_over_gloo_with_the_timeout_of_the_config(calls, monkeypatch):
     ('device', 'init', 'place'),
     [('cuda', 'torch', PLACE), ('npu', 'torch', {}), ('cpu', 'deepspeed', {})],
 )
-def test_everything_else_is_left_to_mmengine(calls, monkeypatch, device, init, place):
+def test_other_devices_and_backends_use_the_launcher_of_mmengine(
+    calls, monkeypatch, device, init, place
+):
     monkeypatch.setattr(cpu_launcher, 'get_device', lambda: device)
     init_dist('pytorch', backend='nccl', init_backend=init, timeout=90)
     assert calls == [('mmengine', 'nccl', init, dict(timeout=timedelta(seconds=90), **place))]
@@ -62,9 +64,7 @@ def test_everything_else_is_left_to_mmengine(calls, monkeypatch, device, init, p
         (dict(GLOO_SOCKET_IFNAME='eth7'), '192.0.2.1', 'eth7'),
     ],
 )
-def test_the_interface_of_gloo_is_left_alone_where_nothing_is_to_do(
-    monkeypatch, before, master, expected
-):
+def test_the_interface_of_gloo_is_not_set_without_need(monkeypatch, before, master, expected):
     monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
     for name, value in dict(before, MASTER_ADDR=master).items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The stand-in ops against torchvision and slow, obvious reimplementations."""
+"""The replaced ops against torchvision and slow, obvious implementations."""
 
 import math
 
@@ -178,8 +178,11 @@ def test_sigmoid_focal_loss_equals_its_formula_element_by_element(rows, weighted
     torch.testing.assert_close(logits.grad, again.grad)
 
 
-def test_other_ops_name_themselves_and_the_remedy_when_called():
-    assert hasattr(mmcv_ext, 'nms_rotated')  # found at import, as mmcv demands
+def test_other_ops_raise_with_name_and_remedy_when_called():
+    for name in ('softnms', 'deform_conv_forward', 'ms_deform_attn_forward', 'roi_pool_forward'):
+        with pytest.raises(NotImplementedError, match=f"'{name}' is not available"):
+            getattr(mmcv_ext, name)()
+    assert hasattr(mmcv_ext, 'nms_rotated')  # mmcv checks it at import
     with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*build\s+mmcv"):
         mmcv_ext.nms_rotated(torch.zeros(1, 5), torch.zeros(1))
     with pytest.raises(NotImplementedError, match='pool_mode="max"'):
@@ -190,7 +193,7 @@ def test_other_ops_name_themselves_and_the_remedy_when_called():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_gpu_tensors_give_what_cpu_tensors_give():
+def test_ops_on_a_gpu_equal_those_on_a_cpu():
     boxes, scores = boxes_and_scores(40)
     assert torch.equal(
         ops.nms(boxes.cuda(), scores.cuda(), 0.3)[1].cpu(), ops.nms(boxes, scores, 0.3)[1]

@@ -20,7 +20,7 @@ def run(code):
     )
 
 
-def test_absent_ext_is_replaced_without_a_word(tmp_path):
+def test_a_missing_ext_is_replaced_without_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         module = mmcv_ops.load_ext([str(tmp_path)])
@@ -28,7 +28,7 @@ def test_absent_ext_is_replaced_without_a_word(tmp_path):
     assert module.__name__ == mmcv_ops.NAME
 
 
-def test_working_compiled_ext_is_left_alone_and_executed_once(tmp_path):
+def test_a_compiled_ext_that_works_is_used_and_executed_once(tmp_path):
     (tmp_path / '_ext.py').write_text(
         'import builtins\nbuiltins._ext_runs = getattr(builtins, "_ext_runs", 0) + 1\n'
         'def nms(*args): return "compiled"\n'
@@ -48,7 +48,7 @@ def test_working_compiled_ext_is_left_alone_and_executed_once(tmp_path):
         (LIBRARY, 'not a shared object'),
     ],
 )
-def test_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, content):
+def test_a_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.warns(RuntimeWarning, match='built for another torch') as caught:
         module = mmcv_ops.load_ext([str(tmp_path)])
@@ -80,11 +80,11 @@ def test_the_stack_imports_silently_for_the_command_line():
     assert (done.stdout, done.stderr) == ('', '')
 
 
-def test_modules_imported_before_us_get_the_ops_they_missed():
-    """Without compiled ops, mmdet put stubs in the place of what it could not import."""
+def test_modules_imported_before_get_the_missing_ops():
+    """Without compiled ops, mmdet defines functions that raise in their place."""
     done = run(
         'import sys\n'
-        # Next to transformers 5 nothing of mmdet would import without it.
+        # Next to transformers 5 mmdet cannot be imported without it.
         'from mmpatchmix.compat import multimodal\n'
         'multimodal.install()\n'
         'try:\n'

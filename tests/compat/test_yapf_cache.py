@@ -28,7 +28,7 @@ def start(cache):
 
 @pytest.fixture
 def grammars(tmp_path):
-    """Let yapf write its cache; return the files with what they hold, all but emptied."""
+    """Truncate the files of a cache that yapf has written; return their content."""
     assert start(tmp_path).wait(60) == 0
     files = {path: path.read_bytes() for path in tmp_path.rglob('*.pickle')}
     assert files
@@ -37,10 +37,10 @@ def grammars(tmp_path):
     return files
 
 
-def test_a_rank_waits_for_another_that_is_writing(grammars):
+def test_the_import_is_retried_while_another_process_writes(grammars):
     process = start(next(iter(grammars)).parents[2])
     assert process.stdout.readline() == 'it begins\n'
-    time.sleep(0.3)  # it has found them broken by now
+    time.sleep(0.3)  # the first attempt has failed
     for path, whole in grammars.items():
         path.write_bytes(whole)
     assert process.wait(60) == 0, process.stderr.read()

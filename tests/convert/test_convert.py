@@ -98,14 +98,13 @@ def test_positions_are_interpolated_for_another_image_size(own, tmp_path):
         assert torch.allclose(larger(images(32)), vit(images(32))[-1], atol=1e-5)
 
 
-@pytest.mark.parametrize('layout', ['own', 'published', 'timm', 'transformers'])
+@pytest.mark.parametrize('layout', ['own', 'published', 'transformers'])
 @pytest.mark.parametrize('fault', ['missing', 'unexpected', 'wrong shape'])
 def test_faulty_keys_are_named(own, tmp_path, layout, fault):
     path = tmp_path / 'faulty.pth'
     prefix, name = dict(
         own=('momentum_encoder.backbone.', 'layers.0.ln2.bias'),
         published=('momentum_encoder.', 'blocks.0.norm2.bias'),
-        timm=('', 'blocks.0.norm2.bias'),
         transformers=('', 'encoder.layer.0.attention.attention.key.bias'),
     )[layout]
     if layout == 'own':
@@ -114,8 +113,6 @@ def test_faulty_keys_are_named(own, tmp_path, layout, fault):
     elif layout == 'published':
         content = make_published_checkpoint(make_timm_vit(), make_timm_vit(), wrapped=False)
         state = content['state_dict']
-    elif layout == 'timm':
-        content = state = make_timm_vit().state_dict()
     else:
         convert_checkpoint(own[0], tmp_path / 'hf', 'transformers')
         content = state = load_file(tmp_path / 'hf' / 'model.safetensors')

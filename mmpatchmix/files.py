@@ -92,7 +92,7 @@ def is_in_use(work_dir: str | Path) -> bool:
     return False
 
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
 
 # Of an installed package (put there as mmpretrain does it), and of the repository.
 FOLDERS = (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs')

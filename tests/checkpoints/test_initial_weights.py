@@ -66,7 +66,7 @@ def test_it_is_config_and_nothing_else(checkpoint, tmp_path):
     again = Config.fromfile(tmp_path / 'copy.py')
     assert again.model == cfg.model
     runner = Runner.from_cfg(again)
-    assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner))
+    assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner)[0])
     runner.train()
     # What it began with may be gone when it is resumed, with and without --init.
     Path(checkpoint[0]).unlink()

@@ -95,8 +95,9 @@ def _check_type(path: str, name: Any) -> Iterator[str]:
     # Other packages may be imported later, or lack a dependency: BertModelCN is not BertModel.
     ours = name.startswith(PREFIX)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if ours else 0.905)
-    if near and name not in known:  # as in a config without default_scope
-        yield f'{path}.type: there is no {name}; did you mean {near[0]}?'
+    if (ours or near) and name not in known:  # known to another scope: no default_scope
+        hint = f'; did you mean {near[0]}?' if near else ''
+        yield f'{path}.type: there is no {name}{hint}'
 
 
 def _check_node(path: str, node: Any, built: list[Callable]) -> Iterator[str]:

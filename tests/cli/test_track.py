@@ -1,6 +1,5 @@
 """Trackers get metrics and config of a run; a missing package is named before anything is built."""
 
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -45,7 +44,9 @@ def test_an_offline_run_is_written_by_wandb(tmp_path, monkeypatch):
     cfg = tiny_run_config(tmp_path / 'run', 1)
     set_trackers(cfg, ['wandb'])
     Runner.from_cfg(cfg).train()
-    sys.modules['wandb'].finish()
+    wandb = sys.modules['wandb']
+    wandb.finish()
+    wandb.teardown()  # its service has written the file when it has ended
     (path,) = tmp_path.glob('run/*/vis_data/wandb/offline-run-*/*.wandb')
     content = path.read_bytes()
     for name in ('knn/top1', 'health/data_share', 'patchmix_vit-digits', 'temperature'):
@@ -54,17 +55,16 @@ def test_an_offline_run_is_written_by_wandb(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(find_spec('mlflow') is None, reason='needs mlflow-skinny, of the extra [track]')
 def test_a_run_is_written_to_the_store_of_mlflow(tmp_path, monkeypatch):
-    """In a process of its own: mlflow keeps the store and the open run for the whole process."""
-    tiny_run_config(tmp_path / 'run', 1).dump(tmp_path / 'tiny.py')
-    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
-    command = [sys.executable, '-m', 'mmpatchmix', 'train', 'tiny.py', '--track', 'mlflow']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
     import mlflow
 
-    store = f'sqlite:///{tmp_path}/mlflow.db'
-    client = mlflow.MlflowClient(tracking_uri=store)
-    experiment = client.get_experiment_by_name('tiny')
+    cfg = tiny_run_config(tmp_path / 'run', 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    set_trackers(cfg, ['mlflow'])
+    Runner.from_cfg(cfg).train()
+    mlflow.end_run()
+    client = mlflow.MlflowClient(tracking_uri=f'sqlite:///{tmp_path}/mlflow.db')
+    experiment = client.get_experiment_by_name('patchmix_vit-digits')
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags['mlflow.runName'] == 'run'
     assert run.data.metrics.keys() >= {'loss', 'knn/top1', 'health/data_share'}

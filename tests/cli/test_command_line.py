@@ -13,7 +13,7 @@ import torch
 from tests.calls import call, call_tool, environment
 
 ROOT = Path(__file__).parents[2]
-NO_REPORT = 'default_hooks.report=None'
+QUICK = 'default_hooks.report.evaluate_untrained=False'
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def test_training_prints_the_recipe_and_writes_the_documented_files(trained):
 def test_resume_continues_from_a_named_checkpoint(config, trained, tmp_path):
     work_dir, _ = trained
     checkpoint = work_dir / 'epoch_1.pth'
-    options = ('--work-dir', tmp_path, '--epochs', 2, '--cfg-options', NO_REPORT)
+    options = ('--work-dir', tmp_path, '--epochs', 2, '--cfg-options', QUICK)
     text = call_tool('train.py', config, *options, '--resume', checkpoint)
     assert 'Epoch(train) [2][6/6]' in text and 'Epoch(train) [1]' not in text
     state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
@@ -97,7 +97,7 @@ def test_two_nodes_train_together(config, tmp_path):
         command = ['bash', 'tools/dist_train.sh', str(config), '1', '--work-dir', str(tmp_path)]
         nodes.append(
             subprocess.Popen(
-                [*command, '--epochs', '1', '--cfg-options', NO_REPORT],
+                [*command, '--epochs', '1', '--cfg-options', QUICK],
                 cwd=ROOT,
                 env=environment(**env),
                 stdout=subprocess.PIPE,
@@ -158,7 +158,7 @@ def test_restarts_resume_from_the_last_checkpoint(config, tmp_path):
         f"_base_ = '{config}'\n"
         "custom_imports = dict(imports=['mmpatchmix.registry', 'dying_hook'])\n"
         "custom_hooks = [dict(type='DyingHook')]\n"
-        'default_hooks = dict(report=None)\n'
+        'default_hooks = dict(report=dict(evaluate_untrained=False))\n'
     )
     command = ['bash', 'tools/dist_train.sh', broken, 2, '--max-restarts', '1', '--epochs', '2']
     path = f'{tmp_path}{os.pathsep}{ROOT}'

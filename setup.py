@@ -40,6 +40,8 @@ EXCHANGE = ['transformers>=4.50']
 EXPORT = ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.22']
 # DICOM, and TIFFs with compression that tifffile cannot read by itself.
 IMAGES = ['pydicom>=3', 'imagecodecs>=2024.1']
+# Trackers of --track. MLflow without its server: mmengine writes to a store, here SQLite.
+TRACK = ['mlflow-skinny>=3', 'sqlalchemy>=2', 'alembic>=1.14', 'wandb>=0.20']
 TEST = [
     'cloudpickle>=3',
     'pytest>=8',
@@ -91,6 +93,8 @@ setup(
         'exchange': EXCHANGE,
         'export': EXPORT,
         'images': IMAGES,
+        # Not in 'all': 40 packages that nothing else needs.
+        'track': TRACK,
         'all': DETECTION + EXCHANGE + EXPORT + IMAGES + TEST,
     },
     entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},

@@ -9,18 +9,18 @@ from mmpatchmix import __version__
 
 # Each verb is a module of this package with a main().
 VERBS = {
-    'train': 'train what a config describes',
-    'test': 'evaluate a checkpoint as its config says',
-    'evaluate': 'judge a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
+    'train': 'train a config',
+    'test': 'evaluate a checkpoint with the test loop of its config',
+    'evaluate': 'evaluate a pre-trained checkpoint: kNN, linear, few labels, fine-tuning',
     'embed': 'write the features of a folder of images, for numpy and pandas',
     'neighbours': 'find the nearest images of given ones, and near-duplicates',
     'show': 'draw a mix, neighbours, a map, attention, detections ... into a PNG file',
     'runs': 'list runs: config, length, state and best figures, or compare some',
-    'report': 'write one page about a run, or comparing several',
-    'convert': "translate a checkpoint's backbone for another library, or export it",
+    'report': 'write an HTML page about a run, or comparing several',
+    'convert': "convert a checkpoint's backbone for another library, or export it",
     'pack-shards': 'pack a folder of images into tar shards',
     'benchmark': 'measure whether data or training step limits the speed',
-    'stats': 'print what your images are, and mean and std for the config',
+    'stats': 'print sizes and kinds of your images, and mean and std for the config',
 }
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         prog='mmpatchmix',
         usage='mmpatchmix VERB ...',
         description=f'PatchMix pre-training of Vision Transformers.\n\nverbs:\n{verbs}\n\n'
-        '"mmpatchmix VERB --help" tells the arguments of a verb.',
+        '"mmpatchmix VERB --help" lists the arguments of a verb.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'mmpatchmix {__version__}')

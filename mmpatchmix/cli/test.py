@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint as its config says: kNN, classification accuracy, COCO AP.
+"""Evaluate a checkpoint with the test loop of its config: kNN, classification accuracy, COCO AP.
 
 mmpatchmix test patchmix_vit-digits work_dirs/patchmix_vit-digits
 """
@@ -9,44 +9,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = new_parser('test', __doc__)
     add_common_arguments(parser)
-    parser.add_argument(
-        'checkpoint', help='checkpoint of the same config, or a work dir for its last'
-    )
+    about = 'checkpoint of the same config, or a work dir for its last'
+    parser.add_argument('checkpoint', help=about)
     parser.add_argument('--out', help='write the metrics to this JSON file')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Load, evaluate, and print a table."""
+    """Run the verb."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         test(args)
 
 
 def test(args: argparse.Namespace) -> None:
-    """Do what the arguments say."""
-    # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.verb import quiet_stack
-
-    quiet_stack()  # before what it silences is imported
+    """Load the checkpoint, evaluate, and print the metrics."""
     from mmengine.dist import is_main_process
 
-    from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import find_checkpoint
 
     cfg = load_config(args)
     cfg.load_from, cfg.resume = find_checkpoint(args.checkpoint), False
     if not cfg.get('test_cfg'):
-        raise ValueError(f'{args.config} describes no evaluation (test_cfg and test_dataloader).')
+        raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
     if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'test')  # beside the training run, not into it
+        cfg.work_dir = str(Path(cfg.work_dir) / 'test')  # a run of its own
     metrics = build_runner(cfg, args.verbose).test()
     if not is_main_process():
         return

@@ -1,4 +1,4 @@
-"""What a work dir holds: an earlier run, and its checkpoints."""
+"""Earlier runs and checkpoints in a work dir."""
 
 import os
 import shutil
@@ -9,12 +9,8 @@ from mmpatchmix.compat.safe_loading import find_damage
 from mmpatchmix.files import lock_folder
 
 
-def earlier_run(work_dir: str | Path) -> list[Path]:
-    """List files and folders that a run has left in a folder.
-
-    A start that failed before the first figure was logged leaves a folder without figures,
-    which is no run.
-    """
+def find_earlier_run(work_dir: str | Path) -> list[Path]:
+    """Return the files and folders of a run; none if it failed before it logged a metric."""
     work_dir = Path(work_dir)
     found = [path for pattern in ('*.pth', 'last_checkpoint') for path in work_dir.glob(pattern)]
     logs = [path for path in work_dir.glob('*/vis_data/*.json') if path.stat().st_size]
@@ -22,30 +18,28 @@ def earlier_run(work_dir: str | Path) -> list[Path]:
 
 
 def clear_earlier_run(work_dir: str | Path) -> None:
-    """Remove exactly what :func:`earlier_run` lists."""
-    for path in earlier_run(work_dir):
+    """Remove exactly the files and folders of :func:`find_earlier_run`."""
+    for path in find_earlier_run(work_dir):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
-    """Keep a new run from burying an earlier one; only the first rank looks.
+def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
+    """Lock the folder of a new run, and refuse or remove an earlier run; on the first rank.
 
     Args:
-        work_dir: Where the new run will write.
+        work_dir: Output folder of the new run.
         overwrite: Whether to remove the earlier run.
 
     Raises:
-        ValueError: If there is an earlier run and it is not to be removed, or it is not over.
+        ValueError: If there is an earlier run and ``overwrite`` is False, or a run is active.
     """
     if int(os.environ.get('RANK', 0)) != 0:
         return
     lock_folder(work_dir)
-    if not earlier_run(work_dir):
-        return
-    if not overwrite:
+    if find_earlier_run(work_dir) and not overwrite:
         last, _ = find_good_checkpoint(work_dir)
         raise ValueError(
             f'{work_dir} holds an earlier run{f" (last checkpoint: {last})" if last else ""}. '
@@ -56,7 +50,7 @@ def settle_work_dir(work_dir: str | Path, overwrite: bool) -> None:
 
 
 def find_checkpoint(path: str) -> str:
-    """Return the checkpoint itself, or the last one of a work dir.
+    """Return the path of a checkpoint, or of the last one in a work dir.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -65,7 +59,7 @@ def find_checkpoint(path: str) -> str:
     if Path(path).is_dir():
         last, damaged = find_good_checkpoint(path)
         for each, damage in damaged.items():
-            print(f'{each} is damaged ({damage}) and passed over')
+            print(f'{each} is damaged ({damage}) and skipped')
         if last is None:
             raise FileNotFoundError(f'there is no good checkpoint in {path}; train first.')
         return str(last)

@@ -62,7 +62,7 @@ def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     are_epochs = all(run.epochs_per_iter for run in runs if run.training)
     budget = PICTURE_BYTES // max(1, len(runs))
     environment = Environment(
-        loader=PackageLoader('mmpatchmix', 'visualization'),
+        loader=PackageLoader('mmpatchmix', 'report'),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

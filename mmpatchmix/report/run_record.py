@@ -166,16 +166,13 @@ def _read_json(path: Path) -> dict:
 
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'timm', 'numpy')
 
-# Under which the tools leave their description of the run in the message hub.
-DESCRIBED = 'described'
-
 # Keys that tell where a run was, not what it was.
 PLACES = ('work_dir', 'launcher', 'experiment_name')
 
 
-def write_start(runner: Runner) -> None:
-    """Write down what starts, beside its log."""
-    _write(runner, describe_start(runner))
+def write_start(runner: Runner, described: dict[str, str] | None = None) -> None:
+    """Write the description of a run that starts beside its log."""
+    _write(runner, describe_start(runner) | {'described': described or {}})
 
 
 def write_end(runner: Runner) -> None:
@@ -204,7 +201,6 @@ def describe_start(runner: Runner) -> dict[str, Any]:
         'values': values,
         'max_epochs': loop.max_epochs,
         'max_iters': loop.max_iters,
-        'described': runner.message_hub.get_info(DESCRIBED, {}),
         'machine': machine,
         'versions': {'mmpatchmix': __version__, 'python': platform.python_version()} | _versions(),
     }

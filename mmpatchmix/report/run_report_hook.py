@@ -56,12 +56,13 @@ class RunReportHook(Hook):
         self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
         self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch, and pictures drawn then
         self.beginning = 'untrained'  # what the network is at epoch 0
+        self.described: dict[str, str] = {}  # facts that the verb found, for the report
 
     def before_train(self, runner: Runner) -> None:
         """Write down what starts, draw a mix, and evaluate the encoder as it is."""
         if find_start(runner) is not None:
             self.beginning = 'before continuing'
-        self.attempt(runner, 'the start of the run', write_start, runner)
+        self.attempt(runner, 'the start of the run', write_start, runner, self.described)
         if isinstance(unwrap_model(runner.model), PatchMix):
             self.attempt(runner, 'mixed.png', self.save_mix, runner)
         if self.evaluate_untrained and runner.iter == 0 and runner.val_loop is not None:

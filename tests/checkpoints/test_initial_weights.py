@@ -66,7 +66,7 @@ def test_the_dumped_config_starts_and_resumes_the_same_run(checkpoint, tmp_path)
     again = Config.fromfile(tmp_path / 'copy.py')
     assert again.model == cfg.model
     runner = Runner.from_cfg(again)
-    assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner))
+    assert f'starts from   {checkpoint[0]}' in '\n'.join(describe_run(runner)[0])
     runner.train()
     # A resumed run does not need the file, with and without --init.
     Path(checkpoint[0]).unlink()

@@ -1,4 +1,4 @@
-"""What a user can mend ends in one message with the key, the rest in a traceback."""
+"""Errors that a user can mend end in one message with the key, others in a traceback."""
 
 import uuid
 
@@ -34,13 +34,13 @@ def end(verb, *arguments) -> str:
 @pytest.mark.parametrize(
     ('option', 'parts'),
     [
-        ('batch_size=4', ['batch_size: nothing reads it', 'train_dataloader.batch_size']),
+        ('batch_size=4', ['batch_size: not read', 'train_dataloader.batch_size']),
         ('lr=1.0', ['there is optim_wrapper.optimizer.lr']),
         ('optimizer.lr=1.0', ['there is optim_wrapper.optimizer.lr']),
         ('max_epochs=3', ['there is train_cfg.max_epochs', '--epochs']),
         ('backbone.in_channels=5', ['there is model.backbone.in_channels']),
         ('modell.type=X', ['did you mean model.type']),
-        ('data_root=/a', ['nothing reads it at the top level']),
+        ('data_root=/a', ['not read at the top level']),
         ('train_cfg.max_epoch=3', ['train_cfg.max_epoch: ', 'did you mean max_epochs']),
         ('default_hooks.chekpoint.interval=3', ['default_hooks.chekpoint: ', 'mean checkpoint']),
         ('default_hooks.checkpoint.intervl=3', ['checkpoint.intervl: ', 'did you mean interval']),
@@ -59,10 +59,22 @@ def end(verb, *arguments) -> str:
         ('model.num_mix=[1,(2]', ['--cfg-options model.num_mix']),
     ],
 )
-def test_options_that_cannot_be_meant_are_named(config, tmp_path, option, parts):
+def test_unknown_options_are_named(config, tmp_path, option, parts):
     message = end(train, config, '--work-dir', tmp_path / 'run', '--cfg-options', option)
     assert all(part in message for part in parts), message
     assert '--verbose' in message
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('configs/none.py',), 'there is no config configs/none.py'),
+        (('patchmix_vit-digits', '--resume', 'none.pth'), 'there is no checkpoint none.pth'),
+        (('patchmix_vit-s_folder', '--data-root', '/no/such'), '/no/such'),
+    ],
+)
+def test_missing_files_are_named(tmp_path, arguments, message):
+    assert message in end(train, *arguments, '--work-dir', tmp_path)
 
 
 def test_several_options_are_named_together(config):
@@ -78,7 +90,7 @@ def test_several_options_are_named_together(config):
         'dict(type=Constant,val=.5)',
     ],
 )
-def test_dicts_are_values(config, value):
+def test_dicts_are_parsed(config, value):
     args = train.parse_args([config, '--cfg-options', f'model.backbone.init_cfg={value}'])
     assert load_config(args).model.backbone.init_cfg == dict(type='Constant', val=0.5)
 
@@ -94,7 +106,7 @@ def test_dicts_are_values(config, value):
         ('1e-3', 1e-3),
     ],
 )
-def test_other_values_are_those_of_mmengine(text, value):
+def test_other_values_are_parsed_as_by_mmengine(text, value):
     cfg = Config(dict(model=dict(key=None)))
     apply_options(cfg, [f'model.key={text}'])
     assert cfg.model.key == value and type(cfg.model.key) is type(value)
@@ -107,18 +119,21 @@ def test_the_corrected_command_starts_after_a_failed_one(config, tmp_path):
     assert list(work_dir.glob('*/vis_data'))  # it got that far
     train.main([config, '--work-dir', str(work_dir)])
     assert (work_dir / 'epoch_1.pth').is_file()
+    message = end(train, config, '--work-dir', work_dir)
+    assert 'holds an earlier run' in message and '--resume' in message
 
 
-@pytest.mark.parametrize('content', [b'this is not a checkpoint', b'PK\x03\x04 cut', b''])
-def test_a_damaged_checkpoint_is_named(config, tmp_path, content):
+def test_a_damaged_checkpoint_is_named(config, tmp_path):
     file = tmp_path / 'damaged.pth'
-    file.write_bytes(content)
-    for verb, arguments in ((test_verb, [file]), (train, ['--resume', file])):
-        message = end(verb, config, *arguments, '--work-dir', tmp_path / verb.__name__)
+    for content in (b'this is not a checkpoint', b'', b'PK\x03\x04 cut'):
+        file.write_bytes(content)
+        message = end(test_verb, config, file, '--work-dir', tmp_path / 'test')
         assert f'{file} ' in message and 'damaged' in message
+    message = end(train, config, '--resume', file, '--work-dir', tmp_path / 'train')
+    assert f'{file} ' in message and 'damaged' in message
 
 
-def test_ctrl_c_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_prints_how_to_resume(config, tmp_path, monkeypatch, capsys):
     step = Runner.train
 
     def train_and_interrupt(runner):

@@ -1,4 +1,4 @@
-"""glibc is told to keep freed memory, and does."""
+"""glibc keeps freed memory in the process after keep_freed_memory()."""
 
 import os
 import platform
@@ -17,15 +17,16 @@ FEW = 20
 CHILD = """
 import resource
 import statistics
-import torch
+import sys
 from mmpatchmix.cli.verb import keep_freed_memory
 taken = keep_freed_memory()
-counts = [0] * 60
+one = len(sys.argv)  # keeps the block from being a constant
+counts = [0] * 40
 for index in range(len(counts)):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
+    b'1' * 2**26 * one
     counts[index] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(taken, statistics.median_high(counts[30:]))
+print(taken, statistics.median_high(counts[20:]))
 """
 
 

@@ -1,4 +1,4 @@
-"""What a user is told of the own images, before training: dry run, statistics, contact sheet."""
+"""Own images before training: description, checks, contact sheet, statistics."""
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from mmpatchmix.cli.embed import set_images
 from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.evaluation import extract_features
 from mmpatchmix.report.sheets import draw_views, save_picture, to_array
+from tests.cli.parts import build_parts, get_refusal
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
 from tests.datasets.folders import PIPELINE, make_classes, make_folder
 from tests.engine.tiny_run import tiny_run_config
@@ -78,7 +79,7 @@ def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
     stats.set_stats(cfg)
     runner = Runner.from_cfg(cfg)
     check_run(runner)
-    text = '\n'.join(describe_run(runner))
+    text = '\n'.join(describe_run(runner)[0])
     assert '24 x 5 channels uint16' in text and '40 x 50 to 63 x 50 pixels' in text
     assert 'none: images lie in no folder' in text and 'mean, std' not in text
     result = run_one_step(runner)
@@ -98,7 +99,7 @@ def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
     assert to_array(figure).std() > 10
 
 
-def test_the_contact_sheet_shows_photos_in_their_colours(tmp_path):
+def test_the_contact_sheet_keeps_colours(tmp_path):
     root = tmp_path / 'images'
     root.mkdir()
     colours = [(200, 30, 60), (20, 180, 40), (90, 60, 220)]
@@ -115,37 +116,31 @@ def test_the_contact_sheet_shows_photos_in_their_colours(tmp_path):
         save_picture(figure, tmp_path / 'sheet.pdf')
 
 
-def refusal(cfg):
-    with pytest.raises(ValueError) as caught:
-        check_run(Runner.from_cfg(cfg))
-    return str(caught.value)
-
-
-def test_shapes_that_do_not_go_together_are_refused(tmp_path):
+def test_different_image_shapes_are_refused(tmp_path):
     root = make_microscope(tmp_path / 'images')
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.backbone.img_size = (16, 32)
-    message = refusal(cfg)
+    message = get_refusal(cfg)
     assert 'view_1 is 16x16 pixels' in message and 'img_size=16x32' in message
     cfg = own_images_config(tmp_path, root, 5, (16, 32))
     cfg.val_dataloader.dataset.pipeline[1].size = 16
-    assert 'the test view (val_dataloader) is 16x16' in refusal(cfg)
+    assert 'the test view (val_dataloader) is 16x16' in get_refusal(cfg)
 
 
-def test_channels_that_do_not_go_together_are_refused(tmp_path):
+def test_different_numbers_of_channels_are_refused(tmp_path):
     root = make_microscope(tmp_path / 'images')
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.backbone.in_channels = 3
-    assert 'view_1 has 5 channels, model.backbone.in_channels=3' in refusal(cfg)
+    assert 'view_1 has 5 channels, model.backbone.in_channels=3' in get_refusal(cfg)
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.data_preprocessor.update(mean=[1.0] * 4, std=[1.0] * 4)
-    assert 'has not the 4 channels' in refusal(cfg)
+    assert 'has not the 4 channels' in get_refusal(cfg)
     cfg = own_images_config(tmp_path, root, 3)
-    message = refusal(cfg)
+    message = get_refusal(cfg)
     assert '5 channels of' in message and 'the config says channels=3' in message
 
 
-# What is evaluated is not trained on
+# Held-out images
 
 
 def folder_config(tmp_path, root, **train):
@@ -154,19 +149,21 @@ def folder_config(tmp_path, root, **train):
     return cfg
 
 
-def test_images_that_are_trained_on_are_no_held_out_ones(tmp_path):
+def test_evaluation_images_that_are_trained_on_are_refused(tmp_path):
     root = make_classes(tmp_path / 'images', 40)
-    check_run(Runner.from_cfg(folder_config(tmp_path, root)))
+    check_run(build_parts(folder_config(tmp_path, root)))
     num_val = len(ImageFolder(str(root), split='val'))
-    message = refusal(folder_config(tmp_path, root, labels=False))
+    message = get_refusal(folder_config(tmp_path, root, labels=False))
     assert f'{num_val} of the {num_val} images of val_dataloader are trained on too' in message
-    assert 'trained on too' in refusal(folder_config(tmp_path, root, split=None))
+    assert 'trained on too' in get_refusal(folder_config(tmp_path, root, split=None))
     # By another name of the same folder.
-    message = refusal(folder_config(tmp_path, root, labels=False, data_root=f'{root}/../images'))
+    message = get_refusal(
+        folder_config(tmp_path, root, labels=False, data_root=f'{root}/../images')
+    )
     assert 'trained on too' in message
 
 
-def test_two_lists_are_apart_or_refused(tmp_path):
+def test_two_lists_that_share_images_are_refused(tmp_path):
     root = make_classes(tmp_path / 'images', 8)
     lines = [f'images/{path.relative_to(root)},{path.parent.name}' for path in root.glob('*/*')]
     lines.sort()
@@ -175,25 +172,25 @@ def test_two_lists_are_apart_or_refused(tmp_path):
     cfg = folder_config(tmp_path, root)
     set_data_root(cfg, str(tmp_path / 'train.csv'))
     set_val_root(cfg, str(tmp_path / 'val.csv'))
-    runner = Runner.from_cfg(cfg)
+    runner = build_parts(cfg)
     check_run(runner)
     sizes = [len(loader.dataset) for loader in (runner.train_dataloader, runner.val_dataloader)]
     assert sizes == [12, 12]
     set_val_root(cfg, str(tmp_path / 'both.csv'))
-    assert '12 of the 24 images of val_dataloader are trained on too' in refusal(cfg)
+    assert '12 of the 24 images of val_dataloader are trained on too' in get_refusal(cfg)
 
 
 def test_classes_must_agree(tmp_path):
     make_classes(tmp_path / 'images/train', 8)
     make_classes(tmp_path / 'images/val', 4, ('ant', 'dog'))
-    message = refusal(folder_config(tmp_path, tmp_path / 'images'))
+    message = get_refusal(folder_config(tmp_path, tmp_path / 'images'))
     assert 'different classes (bee, cow, dog)' in message
 
 
-# What was understood
+# Description
 
 
-def test_a_recipe_that_loses_depth_is_said(tmp_path):
+def test_a_recipe_that_loses_depth_gives_a_note(tmp_path):
     make_microscope(tmp_path / 'images', num=3, channels=1)
     (tmp_path / 'images/x.png').write_bytes(as_png(make_noise((20, 20, 3))))
     (tmp_path / 'images/broken.png').write_bytes(b'no image')
@@ -207,18 +204,19 @@ def test_a_recipe_that_loses_depth_is_said(tmp_path):
     assert 'unfit' not in facts and 'damaged' not in facts
 
 
-def test_mean_and_std_of_something_else_are_said(tmp_path):
+def test_mean_and_std_of_other_images_give_a_note(tmp_path):
     root = make_microscope(tmp_path / 'images')
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.data_preprocessor.update(mean=[127.5] * 5, std=[127.5] * 5)
-    text = '\n'.join(describe_run(Runner.from_cfg(cfg)))
-    assert '--stats auto takes them' in text
+    parts = build_parts(cfg)
+    facts = describe_images(parts.train_dataloader.dataset, parts.model.data_preprocessor)
+    assert '--stats auto sets them' in facts['mean, std']
 
 
 # Statistics
 
 
-def test_stats_are_those_of_the_pixels(tmp_path, capsys):
+def test_stats_equal_those_of_the_pixels(tmp_path, capsys):
     root = make_microscope(tmp_path / 'images', num=7)
     (root / 'bad.tif').write_bytes(b'no image')
     (root / 'grey.tif').write_bytes(as_tiff(np.zeros((9, 9), np.uint16)))
@@ -240,7 +238,7 @@ def test_stats_are_those_of_the_pixels(tmp_path, capsys):
     np.testing.assert_allclose(eval(line[7:]), std, atol=0.006)
 
 
-def test_stats_suggest_what_fits(tmp_path, capsys):
+def test_stats_suggest_values(tmp_path, capsys):
     for name, values, suggested in (
         ('bytes', make_noise((9, 9, 3)), 'dtype'),
         ('bits', np.eye(9, dtype=np.uint8), '0,1'),
@@ -256,7 +254,7 @@ def test_stats_suggest_what_fits(tmp_path, capsys):
             stats.main([str(tmp_path / 'bytes'), *wrong])
 
 
-def test_stats_auto_follows_the_loader_of_the_recipe(tmp_path):
+def test_stats_auto_reads_images_as_the_recipe_does(tmp_path):
     root = make_folder(tmp_path / 'images', *(f'{n}.png' for n in range(6)))
     cfg = folder_config(tmp_path, root)
     stats.set_stats(cfg)

@@ -1,9 +1,14 @@
-"""An earlier run is found and cleared, and nothing else."""
+"""Earlier runs and checkpoints of a work dir."""
 
 import pytest
 import torch
 
-from mmpatchmix.cli.work_dir import clear_earlier_run, earlier_run, find_checkpoint, settle_work_dir
+from mmpatchmix.cli.work_dir import (
+    clear_earlier_run,
+    find_checkpoint,
+    find_earlier_run,
+    prepare_work_dir,
+)
 
 
 def write(path, text='x'):
@@ -11,25 +16,25 @@ def write(path, text='x'):
     path.write_text(text)
 
 
-def test_clearing_takes_the_run_and_nothing_else(tmp_path):
+def test_clearing_removes_the_run_only(tmp_path):
     for name in ('epoch_1.pth', 'last_checkpoint', '20260101/vis_data/scalars.json', 'notes.txt'):
         write(tmp_path / name)
     (tmp_path / 'photos').mkdir()
-    assert len(earlier_run(tmp_path)) == 3
+    assert len(find_earlier_run(tmp_path)) == 3
     with pytest.raises(ValueError, match='holds an earlier run'):
-        settle_work_dir(tmp_path, overwrite=False)
+        prepare_work_dir(tmp_path, overwrite=False)
     clear_earlier_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['.lock', 'notes.txt', 'photos']
 
 
-def test_a_start_that_failed_is_no_run(tmp_path):
+def test_a_failed_start_is_not_an_earlier_run(tmp_path):
     write(tmp_path / '20260101/vis_data/config.py')
     write(tmp_path / '20260101/20260101.log')
     (tmp_path / '20260102/vis_data').mkdir(parents=True)
-    settle_work_dir(tmp_path, overwrite=False)
+    prepare_work_dir(tmp_path, overwrite=False)
 
 
-def test_a_work_dir_stands_for_its_last_checkpoint(tmp_path):
+def test_a_work_dir_is_resolved_to_its_last_checkpoint(tmp_path):
     file = tmp_path / 'work' / 'epoch_2.pth'
     file.parent.mkdir()
     torch.save({}, file)
@@ -39,7 +44,7 @@ def test_a_work_dir_stands_for_its_last_checkpoint(tmp_path):
     assert find_checkpoint(str(moved)) == str(moved / 'epoch_2.pth')
 
 
-def test_no_checkpoint_is_said(tmp_path):
+def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no good checkpoint in'):
         find_checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none\.pth'):

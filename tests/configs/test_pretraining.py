@@ -142,7 +142,7 @@ def test_dry_run_takes_a_real_step(name, data_root, tmp_path):
     cfg.experiment_name = f'{path.stem}-{tmp_path.name}'
     runner = build_runner(cfg)
     check_run(runner)
-    text = '\n'.join(describe_run(runner))
+    text = '\n'.join(describe_run(runner)[0])
     assert 'learning rate 0 -> ' in text and 'weight decay' in text
     views = '2 of 32' if 'cifar' in path.stem else '2 of 224 and 8 of 96'
     views = '2 per image, by' if 'digits' in path.stem else views

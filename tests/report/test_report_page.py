@@ -13,7 +13,7 @@ from mmpatchmix.cli import report, show
 from mmpatchmix.files import lock_folder
 from mmpatchmix.report import report as pages
 from mmpatchmix.report.pictures import PICTURES
-from mmpatchmix.report.run_record import DESCRIBED
+from mmpatchmix.report.run_report_hook import RunReportHook
 from tests.engine.tiny_run import tiny_run_config
 
 CHROMIUM = next(
@@ -35,7 +35,8 @@ def work_dir(tmp_path_factory):
     cfg = tiny_run_config(folder, epochs=2, num_images=24, report=True)
     cfg.default_hooks.report.pictures = True
     runner = Runner.from_cfg(cfg)
-    runner.message_hub.update_info(DESCRIBED, {'data': '24 <images>'}, resumed=False)
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, RunReportHook))
+    hook.described = {'data': '24 <images>'}
     runner.train()
     assert (folder / 'report.html').is_file()
     (data,) = folder.glob('*/vis_data')

@@ -41,20 +41,20 @@ def read_once(name):
     return Config.fromfile(ROOT / name)
 
 
-def narrow(node):
+def narrow(node, widths):
     """Replace widths by 24, which 3 and 12 heads divide."""
     if isinstance(node, dict):
         for key, value in node.items():
-            node[key] = narrow(value)
+            node[key] = narrow(value, widths)
     elif isinstance(node, list | tuple):
-        return type(node)(narrow(value) for value in node)
-    return 24 if node in (96, 256, 384, 768, 1024, 1536, 3072) else node
+        return type(node)(narrow(value, widths) for value in node)
+    return 24 if node in widths else node
 
 
-def small(name, scenes, work_dir):
+def small(name, scenes, work_dir, widths=(96, 256, 384, 768, 1024, 1536, 3072)):
     """Return a config with narrow networks, 64 pixels and few boxes."""
     cfg, digits = read(name), read(DIGITS)
-    narrow(cfg.model)
+    narrow(cfg.model, widths)
     cfg.model.data_preprocessor.pad_size_divisor = 64
     cfg.model.train_cfg.rcnn.sampler.num = 16
     for nms in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
@@ -105,7 +105,8 @@ def test_config_trains_a_step_and_predicts(name, scenes, tmp_path):
 @pytest.mark.parametrize('name', ['mask-rcnn_vit-s_fpn_1x.py', 'vitdet_vit-s_rel-pos_12e.py'])
 def test_bfloat16_step_is_near_the_float32_step(name, scenes, tmp_path):
     """As with ``--amp``: half-precision layers, full-precision boxes."""
-    cfg = small(name, scenes, tmp_path)
+    # The heads keep their width, over which rounding errors average out.
+    cfg = small(name, scenes, tmp_path, widths=(384, 1024, 1536))
     runner = Runner.from_cfg(cfg)
     runner._init_model_weights()
     batch = next(iter(runner.train_dataloader))

@@ -28,7 +28,7 @@ import numpy as np
 from harness import measure_apart, parse_args, report
 
 from mmpatchmix.datasets import ImageFolder, ShardedImages, shard_index
-from mmpatchmix.datasets.image_folder import EXTENSIONS
+from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.datasets.pack_shards import Packed, write_shard
 from mmpatchmix.engine.exact_order import ExactSampler
 

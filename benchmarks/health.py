@@ -27,7 +27,7 @@ from step import OurStep, make_batch
 from mmpatchmix.cli.arguments import set_epochs
 from mmpatchmix.evaluation import HealthHook, OnlineProbeHook
 from mmpatchmix.evaluation.features import TrainingFeatures
-from mmpatchmix.evaluation.health import NUM_LOOKS, measure_features
+from mmpatchmix.evaluation.health import NUM_MEASUREMENTS, measure_features
 from mmpatchmix.report.run_record import read_scalars
 
 NUM_ITERS = 10_000
@@ -47,7 +47,7 @@ RUNS = {
         'train_dataloader.dataset.pipeline': [RESIZE | {'scale': 2400}, RESIZE | {'scale': 32}],
     },
 }
-COLUMNS = ('kl', 'kl_source', 'health/rankme', 'health/lidar', 'health/data_share')
+COLUMNS = ('kl', 'kl_source', 'health/rank_me', 'health/lidar', 'health/data_share')
 
 
 class Remembered(TrainingFeatures):
@@ -88,7 +88,7 @@ def measure_cost(args) -> None:
     seconds = measure(candidates, args.repeats)
     rows = []
     for name, value in seconds.items():
-        share = NUM_LOOKS / NUM_ITERS if name == 'RankMe, LiDAR, spread' else 1
+        share = NUM_MEASUREMENTS / NUM_ITERS if name == 'RankMe, LiDAR, spread' else 1
         percent = 100 * value * share / seconds['step']
         rows.append({'what': name, 'ms': 1000 * value, 'of a step, in %': percent})
     hooks = sum(row['of a step, in %'] for row in rows[1:])

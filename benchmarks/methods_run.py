@@ -155,7 +155,7 @@ def judge(runner: Runner, seed: int) -> dict:
         )
         result[name] = judge_features(backbone, bank, queries, views, seed)
     shares = {m: predict_shares(model, images, m, num_draws=32) for m in (2, 3, 4)}
-    result['calibration'] = {str(m): calibrate(each) for m, each in shares.items()}
+    result['calibration'] = {str(m): calibrate(*each) for m, each in shares.items()}
     return result
 
 

@@ -78,13 +78,12 @@ def embed(args: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
 
     from mmpatchmix import __version__
-    from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
     from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import find_checkpoint
     from mmpatchmix.engine.ranks import compare_data
     from mmpatchmix.evaluation import embedding
     from mmpatchmix.evaluation.feature_cache import feature_key
-    from mmpatchmix.models import unwrap_model
+    from mmpatchmix.evaluation.features import load_model
 
     began, out = time.monotonic(), Path(args.out)
     if out.exists():
@@ -96,9 +95,7 @@ def embed(args: argparse.Namespace) -> None:
         cfg.work_dir = str(Path(cfg.work_dir) / 'embed')  # the log
     set_images(cfg, data_root)
     runner = build_runner(cfg, args.verbose)
-    model = unwrap_model(runner.model)
-    state = read_checkpoint(checkpoint).state_dict
-    model.load_state_dict(fit_state_dict(state, model, checkpoint)[0], strict=True)
+    load_model(runner, checkpoint)
     loader = runner.build_dataloader(cfg.test_dataloader)
     compare_data(loader.dataset)
     about: dict[str, Any] = {}

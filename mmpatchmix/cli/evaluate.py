@@ -1,106 +1,160 @@
-"""Judge a pre-trained checkpoint: kNN, linear, few labels, similarity, geometry, fine-tuning.
+"""Evaluate a checkpoint: kNN, linear, few labels, similarity, geometry, fine-tuning.
 
 mmpatchmix evaluate patchmix_vit-digits work_dirs/digits --finetune finetune/vit-digits
 
 Features are extracted once and kept in the work dir; they are used again only for the same
-checkpoint, data and transform. Writes evaluation.json and prints one table.
+checkpoint, data and transform. Writes evaluation.json and similarity.png, prints one table.
 """
 
 import argparse
+import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
 from mmpatchmix.cli.verb import exit_on_user_error
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
+
+# Names of metrics and titles of their rows, which may refer to groups of the expression by number
+# and to other metrics with the same prefix by name. A blank row stands between the parts.
+ROWS = (
+    {
+        r'pixels/top1_k(\d+)': 'kNN on raw pixels, k={0}',
+        r'pixels_(\w+)/top1_k(\d+)': 'kNN on raw pixels, k={1}, queries {0}',
+        r'knn/top1_k(\d+)': 'kNN on features, k={0}',
+        r'knn_(\w+)/top1_k(\d+)': 'kNN on features, k={1}, queries {0}',
+        'linear/top1': 'linear on features, lr {lr:g}',
+        r'lowshot_([\d.]+)pct/top1': '{0} % of labels ({num_images:g} images)',
+        'finetune/top1': 'fine-tuned, {epochs:g} epochs',
+    },
+    {
+        'similarity/auroc': 'AUROC, same class nearer than another (chance 0.5)',
+        r'similarity/precision_at_(\d+)': 'same class among the {0} nearest',
+        r'similarity/share_error_m(\d)': 'share of a mix of {0}, error of the curve',
+    },
+    {
+        'geometry/rank_me': 'RankMe, of {width:g} dimensions',
+        'geometry/lidar': 'LiDAR, of {width:g} dimensions, {lidar_images:g} images',
+        'geometry/alignment': 'alignment of two views (0 best, 2 unrelated)',
+        'geometry/uniformity': 'uniformity (lower is better, 0 collapsed)',
+    },
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = new_parser('evaluate', __doc__)
     add_common_arguments(parser)
     parser.add_argument(
         'checkpoint', help='checkpoint of the same config, or a work dir for its last'
     )
-    parser.add_argument(
-        '--what',
-        nargs='+',
-        choices=JUDGEMENTS,
-        default=list(JUDGEMENTS),
-        help='which judgements of frozen features (default: all)',
-    )
-    parser.add_argument(
-        '--fractions',
-        nargs='+',
-        type=float,
-        default=[0.01, 0.1],
-        help='shares of the labels for low-shot (default: 0.01 0.1)',
-    )
-    parser.add_argument(
-        '--linear-epochs', type=int, default=100, help='length of the linear probe (default: 100)'
-    )
-    parser.add_argument(
-        '--finetune', metavar='CONFIG', help='also fine-tune as this config or recipe says'
-    )
+    add = parser.add_argument
+    what = dict(nargs='+', choices=JUDGEMENTS, default=list(JUDGEMENTS))
+    add('--what', **what, help='evaluations of frozen features (default: all)')
+    fractions = dict(nargs='+', type=float, default=[0.01, 0.1])
+    add('--fractions', **fractions, help='shares of labels for low-shot (default: 0.01 0.1)')
+    add('--linear-epochs', type=int, default=100, help='of the linear probe (default: 100)')
+    parser.add_argument('--finetune', metavar='CONFIG', help='also fine-tune by this config')
     return parser.parse_args(argv)
 
 
-def load_finetune_config(args: argparse.Namespace, work_dir: Path) -> Any:
-    """Return the config of ``--finetune`` with the launcher, data and workers of this run."""
-    own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
-    return load_config(argparse.Namespace(**vars(args) | own))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Judge, write, and print."""
+    """Evaluate, write, and print."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         evaluate(args)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Do what the arguments say."""
-    # Here, not above: importing takes seconds, and --help is to answer at once.
+    """Run the command."""
+    # Not at the top: importing takes seconds, and --help should answer at once.
     from mmpatchmix.cli.verb import quiet_stack
 
-    quiet_stack()  # before what it silences is imported
-    from mmengine.dist import is_main_process
+    quiet_stack()  # before the modules whose messages it drops are imported
+    import mmengine
+    import rich
+    import torch
 
+    from mmpatchmix import __version__
     from mmpatchmix.cli.verb import build_runner
     from mmpatchmix.cli.work_dir import clear_earlier_run, find_checkpoint
-    from mmpatchmix.evaluation import judge
+    from mmpatchmix.evaluation import judge, linear_probe, low_shot
+    from mmpatchmix.report.feature_figures import draw_similarity
 
     cfg = load_config(args)
     checkpoint = find_checkpoint(args.checkpoint)
     if args.work_dir is None:
         cfg.work_dir = str(Path(cfg.work_dir) / 'evaluation')
-    work_dir = Path(cfg.work_dir)
-    # Read at once, so that a misspelt name is not found out at the end.
-    second = load_finetune_config(args, work_dir) if args.finetune else None
+    work_dir, second = Path(cfg.work_dir), None
+    if args.finetune:  # read now, so that a wrong name is an error at once
+        own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
+        second = load_config(argparse.Namespace(**vars(args) | own))
     if not cfg.get('test_cfg'):
-        raise ValueError(f'{args.config} describes no evaluation (test_cfg and test_dataloader).')
+        raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
 
     build = partial(build_runner, verbose=args.verbose)
     runner = build(cfg)
     train, test = judge.load_features(runner, checkpoint)
-    metrics = judge.judge_neighbors(runner, train, test) if 'knn' in args.what else {}
+    metrics: dict[str, float] = {}
+    if 'knn' in args.what and train.labels is not None:
+        metrics |= runner.test_loop.judge(test, train)
+    is_main_process = mmengine.dist.is_main_process()
     if second is not None:
-        if is_main_process():
+        if is_main_process:
             clear_earlier_run(second.work_dir)
         metrics |= judge.finetune(second, checkpoint, build)
-    # Last, because the other ranks have nothing to do here and must not wait for it.
-    if is_main_process():
+    if not is_main_process:  # the rest, in one process, is last: no rank waits for it
+        return
+    if 'linear' in args.what and train.labels is not None:
         device = next(runner.model.parameters()).device
-        metrics |= judge.judge_classifiers(
-            train, test, args.what, args.fractions, args.linear_epochs, device
-        )
-        if 'similarity' in args.what:
-            metrics |= judge.judge_similarity(runner, test, work_dir)
-        if 'geometry' in args.what:
-            metrics |= judge.judge_geometry(runner, test)
-        about = dict(config=args.config, checkpoint=checkpoint, finetune=args.finetune)
-        path, table = judge.write_report(work_dir, metrics, about)
-        print(f'\n{table}\n\nwritten to {path}')
+        metrics |= linear_probe(train, test, num_epochs=args.linear_epochs, device=device)
+    if 'low-shot' in args.what and train.labels is not None:
+        for fraction in args.fractions:
+            metrics |= low_shot(train, test, fraction)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if 'similarity' in args.what:
+        figures, calibrations, agreement = judge.judge_similarity(runner, test)
+        metrics |= figures
+        if figures:
+            draw_similarity(calibrations, agreement).savefig(work_dir / 'similarity.png')
+    if 'geometry' in args.what:
+        metrics |= judge.judge_geometry(runner, test)
+    versions = dict(mmpatchmix=__version__, torch=torch.__version__, mmengine=mmengine.__version__)
+    content = dict(config=args.config, checkpoint=checkpoint, finetune=args.finetune)
+    content |= dict(versions=versions, metrics=metrics)
+    path = work_dir / 'evaluation.json'
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    print()
+    rich.print(make_table(metrics))
+    print(f'\nwritten to {path}')
+
+
+def make_table(metrics: dict[str, float]) -> 'Table':
+    """Lay out metrics in rows of title, value (top-1 in percent) and top-5."""
+    from rich.table import Column, Table
+
+    table = Table('', *(Column(f'top-{n} %', justify='right') for n in (1, 5)), box=None)
+    for part in ROWS:
+        blank = [('', '', '')] if table.row_count else []
+        for pattern, title in part.items():
+            for name, value in metrics.items():
+                if not (found := re.fullmatch(pattern, name)):
+                    continue
+                group = name.partition('/')[0]
+                near = {n.partition('/')[2]: v for n, v in metrics.items() if n.startswith(group)}
+                text = f'{value:.1f}' if 'top1' in name else f'{value:.3g}'
+                if f'{name}_std' in metrics:
+                    text += f' ± {metrics[f"{name}_std"]:.1f}'
+                top5 = metrics.get(name.replace('/top1', '/top5'), '') if '/top1' in name else ''
+                top5 = f'{top5:.1f}' if top5 != '' else ''
+                for row in (*blank, (title.format(*found.groups(), **near), text, top5)):
+                    table.add_row(*row)
+                blank = []
+    return table

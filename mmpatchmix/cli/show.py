@@ -92,6 +92,7 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> 'Figure':
     Raises:
         ValueError: If the model has no such picture.
     """
+    from mmpatchmix.evaluation.features import load_model
     from mmpatchmix.report import pictures
     from mmpatchmix.report.detection_figure import draw_class_precision, is_detection
     from mmpatchmix.report.pictures import take_sample
@@ -107,19 +108,9 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> 'Figure':
         return draw_class_precision(runner.test())
     samples = {}
     for checkpoint in checkpoints:
-        load(runner, checkpoint)
+        load_model(runner, checkpoint)
         if what == 'similar':
             samples[checkpoint] = take_sample(runner)
     if what == 'similar':
         return pictures.draw_similar_by(samples)
     return next(figure for _, figure in pictures.draw_pictures(runner, [what]))
-
-
-def load(runner: Any, checkpoint: str) -> None:
-    """Load all of a checkpoint into the model of a Runner."""
-    from mmpatchmix.checkpoints import fit_state_dict, read_checkpoint
-    from mmpatchmix.models import unwrap_model
-
-    model = unwrap_model(runner.model)
-    state = read_checkpoint(checkpoint).state_dict
-    model.load_state_dict(fit_state_dict(state, model, checkpoint)[0], strict=True)

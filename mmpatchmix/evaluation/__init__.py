@@ -1,4 +1,4 @@
-"""Judge a representation: kNN, linear probe, low-shot, on one path of features."""
+"""Evaluation of features: kNN, linear probe, low-shot, geometry; returns numbers, draws nothing."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
 from mmpatchmix.evaluation.continue_guard_hook import ContinueGuardHook

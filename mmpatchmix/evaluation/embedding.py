@@ -1,14 +1,15 @@
-"""Features of many images, written row by row: a batch in memory, and a cut run continues.
+"""Features of many images, written row by row to disk; an interrupted run can continue.
 
 An embedding is a folder that numpy and pandas read without this package::
 
     features = numpy.load('OUT/features.npy', mmap_mode='r')  # (M, D) float32
     files = pandas.read_csv('OUT/files.csv')  # row m: name of image m, and whether it was readable
 
-``patch_tokens.npy``, ``(M, T, D)`` float16, is there if it was asked for; ``about.json`` says what
-the rows were made of and by. Until it is whole the folder is called ``OUT.partial``.
+``patch_tokens.npy``, ``(M, T, D)`` float16, is written on request; ``about.json`` describes the
+images and the network. Until it is complete the folder is called ``OUT.partial``.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -24,34 +25,26 @@ import torch
 from mmengine import dist
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from mmpatchmix.evaluation.features import evaluation_mode, feature_function, log_progress
+from mmpatchmix.evaluation.features import evaluation_mode, feature_function, iterate_features
 from mmpatchmix.files import write_text
 from mmpatchmix.models import unwrap_model
 
 FEATURES, PATCH_TOKENS, FILES, ABOUT = 'features.npy', 'patch_tokens.npy', 'files.csv', 'about.json'
-# Of each image: 0 until it is done.
-_STATES = 'states.npy'
-_DONE, _UNREADABLE = 1, 2
-# What was computed since the last time is computed again after a loss of power.
+# One byte per image: 0 until its row is on the disk.
+_STATES, _DONE, _UNREADABLE = 'states.npy', 1, 2
+# Rows of at most so many seconds are computed again after a loss of power.
 _SYNC_SECONDS = 20
 
 
 class Embedding(NamedTuple):
-    """What is in a folder of :func:`embed`.
+    """Content of a folder of :func:`embed`."""
 
-    Attributes:
-        features: ``(M, D)`` float32, mapped from the disk; NaN where an image was unreadable.
-        files: M names, below ``about['root']``.
-        readable: ``(M,)`` bool.
-        about: What ``about.json`` says.
-    """
-
-    features: np.ndarray
-    files: list[str]
-    readable: np.ndarray
-    about: dict[str, Any]
+    features: np.ndarray  # (M, D) float32, mapped from the disk; NaN where an image was unreadable
+    files: list[str]  # M names, below about['root']
+    readable: np.ndarray  # (M,) bool
+    about: dict[str, Any]  # content of about.json
 
 
 def read_embedding(folder: str | Path) -> Embedding:
@@ -70,7 +63,7 @@ def read_embedding(folder: str | Path) -> Embedding:
     with open(folder / FILES, encoding='utf-8', errors='surrogateescape', newline='') as file:
         rows = list(csv.DictReader(file))
     return Embedding(
-        np.load(folder / FEATURES, mmap_mode='c'),  # torch warns of memory it may not write to
+        np.load(folder / FEATURES, mmap_mode='c'),  # torch warns about read-only memory
         [row['file'] for row in rows],
         np.array([row['readable'] == '1' for row in rows]),
         json.loads((folder / ABOUT).read_text(encoding='utf-8')),
@@ -84,24 +77,22 @@ def embed(
     about: Mapping[str, Any],
     patch_tokens: bool = False,
 ) -> int:
-    """Write the features of all images of a data set; ranks share the images.
+    """Write the features of all images of a data set; ranks share the images and the folder.
 
-    All ranks write to the same folder. Whatever a cut run has left in ``folder.partial`` is kept,
-    on any number of ranks.
+    Rows that an interrupted run has left in ``folder.partial`` are kept, on any number of ranks.
 
     Args:
         model: See :func:`~mmpatchmix.evaluation.extract_features`. For patch tokens its backbone
-            is a ViT of mmpretrain's; it gives tokens afterwards, too.
-        dataloader: Its data set, collate function, batch size and workers are used; its sampler
-            is not.
-        folder: What is written; must not exist.
-        about: What decides about the features, such as
-            :func:`~mmpatchmix.evaluation.feature_cache.feature_key`. A cut run continues only
-            where it is the same. Only that of the first rank counts.
+            is a ViT of mmpretrain, which returns all tokens afterwards, too.
+        dataloader: Its sampler is not used.
+        folder: Folder to write; must not exist.
+        about: Everything that determines the features, such as
+            :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. An
+            interrupted run continues only with the same.
         patch_tokens: Whether to write patch tokens, too.
 
     Returns:
-        int: How many images could not be read; their rows are NaN.
+        int: Number of unreadable images; their rows are NaN.
 
     Raises:
         FileExistsError: If the folder exists.
@@ -110,31 +101,28 @@ def embed(
     folder, dataset = Path(folder), dataloader.dataset
     forward, num_extra = feature_function(model), 0
     if patch_tokens:
-        num_extra = _ask_for_tokens(unwrap_model(model))
+        num_extra = _output_tokens(unwrap_model(model))
         forward = feature_function(model, num_axes=3)
-    with evaluation_mode(unwrap_model(model)), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        row = forward(dataloader.collate_fn([dataset[0]]))[0]  # (D,) or (T, D)
-        _on_first_rank(_prepare, folder, dataset, row.shape, num_extra, about)
+    with evaluation_mode(unwrap_model(model)):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            shape = forward(dataloader.collate_fn([dataset[0]])).shape[1:]  # (D,) or (T, D)
+        _on_first_rank(_prepare, folder, dataset, shape, num_extra, about)
         states = np.load(_partial(folder) / _STATES)
-        dist.barrier()  # before anyone writes
+        dist.barrier()  # before any rank writes
         remaining = np.flatnonzero(states == 0)
         if len(remaining) < len(states):
             print_log(f'{len(states) - len(remaining):,} images are done already', 'current')
-        batches = _share(remaining, dataloader.batch_size)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=_Lists(batches),
-            num_workers=dataloader.num_workers,
-            collate_fn=dataloader.collate_fn,
-            worker_init_fn=dataloader.worker_init_fn,
-            pin_memory=dataloader.pin_memory,
-        )
-        progress = log_progress(loader, 'embedding', len(remaining))
-        outputs = ((forward(batch).float().cpu(), batch) for batch in progress)
-        _write(_partial(folder), dataset, zip(batches, outputs, strict=True), num_extra)
-    dist.barrier()  # all have written
+        # A memoryview holds 8 bytes per index and gives Python's integers.
+        mine = memoryview(remaining[dist.get_rank() :: dist.get_world_size()].copy())
+        batches = BatchSampler(mine, dataloader.batch_size, drop_last=False)
+        names = ('num_workers', 'collate_fn', 'worker_init_fn', 'pin_memory')
+        options = {name: getattr(dataloader, name) for name in names}
+        loader = DataLoader(dataset, batch_sampler=batches, **options)
+        outputs = iterate_features(loader, batches, forward, 'embedding', len(remaining))
+        _write(_partial(folder), dataset, outputs, num_extra)
+    dist.barrier()  # all ranks have written
     num_unreadable = int((np.load(_partial(folder) / _STATES) == _UNREADABLE).sum())
-    dist.barrier()  # all have read
+    dist.barrier()  # all ranks have read
     _on_first_rank(_finish, folder, dataset)
     return num_unreadable
 
@@ -143,8 +131,8 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(f'{folder.name}.partial')
 
 
-def _ask_for_tokens(model: nn.Module) -> int:
-    """Let a ViT give all its tokens; return how many precede those of the patches."""
+def _output_tokens(model: nn.Module) -> int:
+    """Set a ViT to return all tokens; return how many precede those of the patches."""
     vits = [module for module in model.modules() if hasattr(module, 'num_extra_tokens')]
     if not vits:
         raise ValueError(f'{type(model).__name__} has no ViT of mmpretrain: no patch tokens.')
@@ -154,7 +142,7 @@ def _ask_for_tokens(model: nn.Module) -> int:
 
 
 def _on_first_rank(function, *args) -> None:
-    """Call on the first rank; what it raises is raised on all."""
+    """Call a function on the first rank; raise its error on all ranks."""
     fault: list[Exception | None] = [None]
     if dist.is_main_process():
         try:
@@ -169,13 +157,13 @@ def _on_first_rank(function, *args) -> None:
 def _prepare(
     folder: Path, dataset: Dataset, shape: tuple, num_extra: int, about: Mapping[str, Any]
 ) -> None:
-    """Make the folder and its empty files, or check those that are there."""
+    """Create the folder and its empty files, or check existing ones."""
     partial, size = _partial(folder), len(dataset)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; remove it or choose another name.')
-    about = dict(about, num_images=size, width=shape[-1], root=_root(dataset), patch_tokens=0)
-    if num_extra:
-        about['patch_tokens'] = shape[0] - num_extra
+    num_tokens = shape[0] - num_extra if num_extra else 0
+    about = dict(about, num_images=size, width=shape[-1], root=_root(dataset))
+    about['patch_tokens'] = num_tokens
     if (partial / ABOUT).is_file():
         former = json.loads((partial / ABOUT).read_text(encoding='utf-8'))
         if changed := [name for name in about if former.get(name) != about[name]]:
@@ -187,7 +175,7 @@ def _prepare(
     partial.mkdir(parents=True, exist_ok=True)
     files = {FEATURES: ((size, shape[-1]), np.float32), _STATES: ((size,), np.uint8)}
     if num_extra:
-        files[PATCH_TOKENS] = ((size, about['patch_tokens'], shape[-1]), np.float16)
+        files[PATCH_TOKENS] = ((size, num_tokens, shape[-1]), np.float16)
     needed = sum(math.prod(sizes) * np.dtype(kind).itemsize for sizes, kind in files.values())
     free = shutil.disk_usage(partial).free
     if needed > free:
@@ -199,36 +187,53 @@ def _prepare(
     write_text(partial / ABOUT, json.dumps(about, indent=2) + '\n')  # last: now it can continue
 
 
-def _share(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut into batches; return those of this rank."""
-    num_batches = max(1, math.ceil(len(indices) / batch_size))
-    batches = [batch for batch in np.array_split(indices, num_batches) if len(batch)]
-    return batches[dist.get_rank() :: dist.get_world_size()]
+def _write(
+    folder: Path,
+    dataset: Dataset,
+    outputs: Iterator[tuple[list[int], Tensor, list]],
+    num_extra: int,
+) -> None:
+    """Write the rows of this rank; mark an image as done only once its row is on the disk."""
+    pending, synced = {}, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        states = _Rows(folder / _STATES, stack)
+        names = [FEATURES, PATCH_TOKENS] if num_extra else [FEATURES]
+        files = [_Rows(folder / name, stack) for name in names]
 
+        def sync() -> None:
+            for file in files:
+                file.sync()
+            for index, state in pending.items():
+                states.write(index, state)
+            states.sync()
+            pending.clear()
 
-class _Lists:
-    """Give batches as lists, one at a time: data sets want Python's numbers, which are large."""
-
-    def __init__(self, batches: list[np.ndarray]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batch in self.batches)
+        stack.callback(sync)  # after Ctrl-C, too
+        for indices, rows, samples in outputs:
+            for index, row, sample in zip(indices, rows, samples, strict=True):
+                # The data set returns another image in place of an unreadable one.
+                found = sample.get('img_path') if hasattr(sample, 'get') else None
+                readable = found is None or str(found) == _path(dataset, index)
+                row = row if readable else row * math.nan
+                parts = (row[0], row[num_extra:]) if num_extra else (row,)
+                for file, part in zip(files, parts, strict=True):
+                    file.write(index, part)
+                pending[index] = _DONE if readable else _UNREADABLE
+            if time.monotonic() - synced > _SYNC_SECONDS:
+                sync()
+                synced = time.monotonic()
 
 
 class _Rows:
     """Write rows of an ``.npy`` file; a mapping would count the whole file as memory in use."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stack: contextlib.ExitStack) -> None:
         mapped = np.load(path, mmap_mode='r')
         self.start, self.dtype, self.num_bytes = mapped.offset, mapped.dtype, mapped[0].nbytes
-        self.file = open(path, 'r+b')  # noqa: SIM115
+        self.file = stack.enter_context(path.open('r+b'))
 
     def write(self, index: int, row: Any) -> None:
-        self.file.seek(self.start + int(index) * self.num_bytes)
+        self.file.seek(self.start + index * self.num_bytes)
         self.file.write(np.asarray(row, self.dtype).tobytes())
 
     def sync(self) -> None:
@@ -236,54 +241,10 @@ class _Rows:
         os.fsync(self.file.fileno())
 
 
-def _write(
-    folder: Path,
-    dataset: Dataset,
-    outputs: Iterator[tuple[np.ndarray, tuple[Tensor, dict]]],
-    num_extra: int,
-) -> None:
-    """Write the rows of this rank; note an image as done only once its row is on the disk."""
-    names = [FEATURES, PATCH_TOKENS] if num_extra else [FEATURES]
-    files = [_Rows(folder / name) for name in names]
-    states, pending, synced = _Rows(folder / _STATES), {}, time.monotonic()
-
-    def sync() -> None:
-        for file in files:
-            file.sync()
-        for index, state in pending.items():
-            states.write(index, state)
-        states.sync()
-        pending.clear()
-
-    try:
-        for indices, (rows, batch) in outputs:
-            samples = batch.get('data_samples') or [None] * len(rows)
-            for index, row, sample in zip(indices, rows, samples, strict=True):
-                readable = _is_of(sample, dataset, index)
-                row = row if readable else row * math.nan
-                parts = (row[0], row[num_extra:]) if num_extra else (row,)
-                for file, part in zip(files, parts, strict=True):
-                    file.write(index, part.numpy())
-                pending[index] = _DONE if readable else _UNREADABLE
-            if time.monotonic() - synced > _SYNC_SECONDS:
-                sync()
-                synced = time.monotonic()
-    finally:  # after Ctrl-C, too
-        sync()
-        for file in (*files, states):
-            file.file.close()
-
-
 def _path(dataset: Dataset, index: int) -> str:
-    """Return the path of an image, empty where it lies in no file of its own."""
+    """Return the path of an image, empty where it has no file of its own."""
     get_info = getattr(dataset, 'get_data_info', None)
-    return str(get_info(int(index)).get('img_path') or '') if get_info else ''
-
-
-def _is_of(sample: Any, dataset: Dataset, index: int) -> bool:
-    """Tell whether a sample is the image asked for, not one in place of an unreadable one."""
-    found = sample.get('img_path') if hasattr(sample, 'get') else None
-    return found is None or str(found) == _path(dataset, index)
+    return str(get_info(index).get('img_path') or '') if get_info else ''
 
 
 def _root(dataset: Dataset) -> str:
@@ -292,7 +253,7 @@ def _root(dataset: Dataset) -> str:
 
 
 def _finish(folder: Path, dataset: Dataset) -> None:
-    """Write the names, and give the folder its name."""
+    """Write the names, and rename the folder."""
     partial, root = _partial(folder), _root(dataset)
     states = np.load(partial / _STATES)
     if num_left := int((states == 0).sum()):

@@ -1,4 +1,4 @@
-"""Keep features on disk; use them again only for the same checkpoint, data and transform."""
+"""Cache of features on disk, used again only for the same checkpoint, model, data and transform."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 from mmengine import dist
 from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from mmpatchmix.evaluation.features import Features
@@ -20,13 +20,13 @@ _KEY = 'key'
 
 
 def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: Dataset) -> dict:
-    """Digest everything that decides about features.
+    """Return digests of everything that determines features.
 
     Args:
         checkpoint: The file; its content counts, not its name.
         model: The model's config.
         dataset: The data set's config with its ``pipeline``.
-        data: The data set itself, for what is in it.
+        data: The data set itself, for its images.
 
     Returns:
         dict: Digests of ``checkpoint``, ``model``, ``transform``, ``dataset`` and ``images``.
@@ -34,7 +34,7 @@ def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: 
     dataset = dict(dataset)
     transform = dataset.pop('pipeline', None)
     return dict(
-        checkpoint=_digest_file(Path(checkpoint)),
+        checkpoint=hashlib.sha256(np.memmap(checkpoint, mode='r')).hexdigest(),
         model=_digest(model),
         transform=_digest(transform),
         dataset=_digest(dataset),
@@ -45,32 +45,33 @@ def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: 
 def cached_features(
     path: str | Path, key: Mapping[str, str], compute: Callable[[], Features]
 ) -> Features:
-    """Read features from disk if they are the right ones, compute and store them otherwise.
+    """Read features from a ``.safetensors`` file with the same key, else compute and store them.
 
-    Args:
-        path: A ``.safetensors`` file; the folder is made if need be.
-        key: See :func:`feature_key`.
-        compute: Called on all ranks, or on none.
-
-    Returns:
-        Features: The same either way, on every rank.
+    The key is that of :func:`feature_key`; ``compute`` is called on all ranks or on none. The
+    result is the same on every rank.
     """
     path = Path(path)
     # Ranks may see different disks: the main process decides for all.
-    decision = [_compare(path, key) if dist.is_main_process() else None]
-    dist.broadcast_object_list(decision)
-    if not decision[0]:
+    reason = [_compare(path, key) if dist.is_main_process() else None]
+    dist.broadcast_object_list(reason)
+    if not reason[0]:
         print_log(f'features read from {path}', 'current')
-        return _broadcast(_read(path) if dist.is_main_process() else None)
-    print_log(f'features of {path.stem}: {decision[0]}', 'current')
+        tensors: list[dict | None] = [load_file(path) if dist.is_main_process() else None]
+        dist.broadcast_object_list(tensors)
+        return Features(tensors[0]['features'], tensors[0].get('labels'))
+    print_log(f'features of {path.stem}: {reason[0]}', 'current')
     features = compute()
     if dist.is_main_process():
-        _write(path, key, features)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value for name, value in features._asdict().items() if value is not None}
+        partial = path.with_suffix('.partial')
+        save_file(tensors, partial, {_KEY: json.dumps(dict(key))})
+        partial.replace(path)
     return features
 
 
 def _compare(path: Path, key: Mapping[str, str]) -> str:
-    """Say why the file cannot be used; nothing if it can."""
+    """Return why the file cannot be used; an empty string if it can."""
     if not path.is_file():
         return f'computing, {path} is not there yet'
     try:
@@ -82,47 +83,8 @@ def _compare(path: Path, key: Mapping[str, str]) -> str:
     return f'computing again, other {", ".join(changed)} than in {path}' if changed else ''
 
 
-def _read(path: Path) -> Features:
-    with safe_open(path, 'pt') as file:
-        labels = file.get_tensor('labels') if 'labels' in file.keys() else None  # noqa: SIM118
-        return Features(file.get_tensor('features'), labels)
-
-
-def _write(path: Path, key: Mapping[str, str], features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value for name, value in features._asdict().items() if value is not None}
-    # Whole or not at all, should the process be stopped.
-    partial = path.with_suffix('.partial')
-    save_file(tensors, partial, {_KEY: json.dumps(dict(key))})
-    partial.replace(path)
-
-
-def _broadcast(features: Features | None) -> Features:
-    if dist.get_world_size() == 1:
-        return features
-    shapes = [features and (features.features.shape, features.labels is not None)]
-    dist.broadcast_object_list(shapes)
-    shape, labelled = shapes[0]
-    if features is None:
-        labels = torch.empty(shape[0], dtype=torch.int64) if labelled else None
-        features = Features(torch.empty(shape), labels)
-    for tensor in features[: 1 + labelled]:
-        dist.broadcast(tensor)
-    return features
-
-
 def _digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def _digest_file(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f'There is no checkpoint {path}.')
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _digest_images(data: Dataset) -> str:

@@ -8,7 +8,7 @@ from mmengine import dist
 from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -29,12 +29,11 @@ _ONLINE_VIEWS = 250, 2
 class KNNMetric(BaseMetric):
     """Compute top-1 and top-5 accuracy of weighted kNN, in percent; for :class:`KNNLoop`.
 
-    ``knn/top1`` and ``knn/top5`` belong to the *first* of ``num_neighbors``, not to the best: a
-    best of several k chosen on the test images would flatter. Each k is reported beside it as
+    ``knn/top1`` and ``knn/top5`` belong to the *first* of ``num_neighbors``, not to the best: the
+    best of several k chosen on the test images would be biased. Each k is reported as
     ``knn/top1_k20`` and so on.
 
-    A metric of mmengine sees one batch of one data set at a time, and kNN needs a bank: loops
-    other than :class:`KNNLoop` are refused when they are built.
+    Loops other than :class:`KNNLoop`, which have no bank, raise an error before the run starts.
 
     Args:
         num_neighbors: The k's; all come from one search.
@@ -42,15 +41,13 @@ class KNNMetric(BaseMetric):
             one vote.
 
     Raises:
-        ValueError: If a setting makes no sense.
+        ValueError: If a setting is invalid.
     """
 
     default_prefix = 'knn'
 
     def __init__(
-        self,
-        num_neighbors: Sequence[int] = (10, 20, 100, 200),
-        temperature: float | None = 0.07,
+        self, num_neighbors: Sequence[int] = (10, 20, 100, 200), temperature: float | None = 0.07
     ) -> None:
         check_knn_settings(num_neighbors, temperature)
         super().__init__()
@@ -64,19 +61,16 @@ class KNNMetric(BaseMetric):
         prefix: str = 'knn',
         device: torch.device | str | None = None,
     ) -> dict[str, float]:
-        """Judge queries against a bank; ranks share the queries.
+        """Classify queries by a bank, both the same on every rank; ranks share the queries.
 
         Args:
-            queries: Q rows, the same on every rank.
-            bank: M rows, the same on every rank.
+            queries: Q rows with labels.
+            bank: M rows with labels.
             prefix: First part of the metric names.
-            device: Where to compute.
+            device: Device of the search.
 
         Returns:
             dict: Percentages by name, the same on every rank.
-
-        Raises:
-            ValueError: If either has no labels.
         """
         if queries.labels is None or bank.labels is None:
             raise ValueError('kNN accuracy needs labels of the bank and of the queries.')
@@ -98,11 +92,11 @@ class KNNMetric(BaseMetric):
 
     @BaseMetric.dataset_meta.setter
     def dataset_meta(self, dataset_meta: dict) -> None:
-        """Refuse the loops of mmengine, which set this before a run starts."""
+        """Raise ``ValueError`` in the loops of mmengine, which set this before a run starts."""
         self.process(None, [])
 
     def process(self, data_batch, data_samples) -> None:
-        """Raise ``ValueError``: there is no bank in a single batch."""
+        """Raise ``ValueError``: a single batch has no bank."""
         raise ValueError(
             'mmpatchmix.KNNMetric needs features of a bank: set val_cfg (and test_cfg) to '
             "dict(type='mmpatchmix.KNNLoop', bank_dataloader=...)."
@@ -113,7 +107,7 @@ class KNNMetric(BaseMetric):
 
 @LOOPS.register_module()
 class KNNLoop(BaseLoop):
-    """Validate or test: features of a bank and of queries, then kNN.
+    """Validate or test by kNN on features of a bank and of queries.
 
     The same type serves ``val_cfg`` (online) and ``test_cfg`` (offline)::
 
@@ -122,10 +116,9 @@ class KNNLoop(BaseLoop):
         val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10, 20, 100, 200))
         test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
-    The metrics pass through the Runner's hooks, so they reach the log and
-    ``CheckpointHook(save_best='knn/top1')`` works. Without labels there is no kNN, which the loop
-    says once; it then gives RankMe and the other figures of
-    :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`.
+    The metrics pass through the Runner's hooks to the log and to ``save_best='knn/top1'``. Without
+    labels they are RankMe and the other figures of
+    :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`, with one warning.
 
     Args:
         runner: The Runner.
@@ -133,15 +126,14 @@ class KNNLoop(BaseLoop):
         evaluator: One :class:`KNNMetric`.
         bank_dataloader: The labelled images that vote, with the test pipeline and a
             ``DefaultSampler`` that does not shuffle.
-        more_queries: Data loaders of further queries by name, judged against the same bank:
+        more_queries: Data loaders of further queries by name, evaluated with the same bank:
             ``knn_NAME/...``.
         pixel_baseline: Also report ``pixels/...`` (``pixels_NAME/...``), the same kNN on the raw
             pixels of the test views; computed once.
-        num_unlabelled: Images to look at where there are no labels, spread evenly over the
-            queries.
+        num_unlabelled: Number of images to evaluate without labels, every n-th of the queries.
 
     Attributes:
-        unlabelled: ``(N, D)``, the features that were looked at last without labels, or None.
+        unlabelled: ``(N, D)``, the features of the last evaluation without labels, or None.
 
     Raises:
         ValueError: If the evaluator is not one KNNMetric.
@@ -149,7 +141,7 @@ class KNNLoop(BaseLoop):
 
     def __init__(
         self,
-        runner,
+        runner: Runner,
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
         bank_dataloader: DataLoader | dict,
@@ -164,44 +156,37 @@ class KNNLoop(BaseLoop):
         }
         if not isinstance(evaluator, Evaluator):
             evaluator = runner.build_evaluator(evaluator)
-        self.evaluator = evaluator
-        metrics = evaluator.metrics
-        if len(metrics) != 1 or not isinstance(metrics[0], KNNMetric):
+        if [type(metric) for metric in evaluator.metrics] != [KNNMetric]:
             raise ValueError(
-                "KNNLoop is judged by dict(type='mmpatchmix.KNNMetric') alone; the evaluator has "
-                f'{[type(metric).__name__ for metric in metrics]}.'
+                "KNNLoop needs dict(type='mmpatchmix.KNNMetric') alone; the evaluator has "
+                f'{[type(metric).__name__ for metric in evaluator.metrics]}.'
             )
-        self.metric: KNNMetric = metrics[0]
+        self.evaluator = evaluator
         self.pixel_baseline = pixel_baseline
         self.num_unlabelled = num_unlabelled
         self.unlabelled: Tensor | None = None
-        self._spread: DataLoader | None = None
         self._labelled: bool | None = None
         self._pixel_metrics: dict[str, float] | None = None
 
     def run(self) -> dict[str, float]:
-        """Evaluate the Runner's model.
-
-        Returns:
-            dict: Percentages by name; of unlabelled images ``geometry/...``.
-        """
+        """Return the metrics of the Runner's model: percentages, or ``geometry/...``."""
         if self._labelled is None:
             loaders = (self.bank_dataloader, self.dataloader)
             self._labelled = all(is_labelled(loader.dataset) for loader in loaders)
             if not self._labelled:
                 message = 'The images have no labels: RankMe, LiDAR and the like instead of kNN.'
                 print_log(message, 'current', logging.WARNING)
-        # mmengine builds both loops alike; only the Runner knows which this is.
+        # mmengine builds both loops alike; only the Runner knows which one this is.
         phase = 'test' if getattr(self.runner, '_test_loop', None) is self else 'val'
         self.runner.call_hook(f'before_{phase}')
         self.runner.call_hook(f'before_{phase}_epoch')
-        metrics = self.evaluate() if self._labelled else self.look()
+        metrics = self.evaluate() if self._labelled else self.evaluate_unlabelled()
         self.runner.call_hook(f'after_{phase}_epoch', metrics=metrics)
         self.runner.call_hook(f'after_{phase}')
         return metrics
 
     def evaluate(self) -> dict[str, float]:
-        """Compute the metrics without telling any hook."""
+        """Compute the metrics of labelled images without calling hooks."""
         model = self.runner.model
         bank = extract_features(model, self.bank_dataloader, title='kNN bank')
         queries = extract_features(model, self.dataloader, title='kNN queries')
@@ -211,49 +196,31 @@ class KNNLoop(BaseLoop):
                 metrics |= hook.judge(queries)
         return metrics
 
-    def look(self) -> dict[str, float]:
-        """Compute what needs no labels, without telling any hook."""
-        if self._spread is None:
-            whole, size = self.dataloader, len(self.dataloader.dataset)
-            images = Subset(whole.dataset, range(0, size, -(-size // self.num_unlabelled)))
-            self._spread = DataLoader(
-                images,
-                whole.batch_size,
-                sampler=DefaultSampler(images, shuffle=False),
-                num_workers=whole.num_workers,
-                collate_fn=whole.collate_fn,
-            )
-        model = self.runner.model
-        self.unlabelled = extract_features(model, self._spread, title='unlabelled').features
-        has_views = self.runner.cfg.get('train_dataloader')
-        views = self.runner.train_dataloader.dataset if has_views else None
-        return measure_geometry(unwrap_model(model), self.unlabelled, views, *_ONLINE_VIEWS)
+    def evaluate_unlabelled(self) -> dict[str, float]:
+        """Compute the metrics that need no labels without calling hooks."""
+        runner, loader, size = self.runner, self.dataloader, len(self.dataloader.dataset)
+        images = Subset(loader.dataset, range(0, size, -(-size // self.num_unlabelled)))
+        options = dict(num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+        sampler = DefaultSampler(images, shuffle=False)
+        loader = DataLoader(images, loader.batch_size, sampler=sampler, **options)
+        self.unlabelled = extract_features(runner.model, loader, title='unlabelled').features
+        has_views = runner.cfg.get('train_dataloader')
+        views = runner.train_dataloader.dataset if has_views else None
+        return measure_geometry(unwrap_model(runner.model), self.unlabelled, views, *_ONLINE_VIEWS)
 
     def judge(self, queries: Features, bank: Features) -> dict[str, float]:
-        """Compute the metrics of features, of further queries, and of pixels where asked for.
-
-        Args:
-            queries: Q rows.
-            bank: M rows.
-
-        Returns:
-            dict: ``knn/...`` and perhaps ``knn_NAME/...`` and ``pixels/...``, in percent.
-
-        Raises:
-            ValueError: If labels are missing, or the pixels would not fit into memory.
-        """
-        device = next(self.runner.model.parameters()).device
-        metrics = self.metric.compute(queries, bank, device=device)
+        """Return the kNN metrics of features, of further queries, and of pixels if requested."""
+        device, (metric,) = next(self.runner.model.parameters()).device, self.evaluator.metrics
+        metrics = metric.compute(queries, bank, device=device)
         for name, loader in self.more_queries.items():
             more = extract_features(self.runner.model, loader, title=f'kNN queries, {name}')
-            metrics |= self.metric.compute(more, bank, f'knn_{name}', device)
+            metrics |= metric.compute(more, bank, f'knn_{name}', device)
         if self.pixel_baseline and self._pixel_metrics is None:
             self._pixel_metrics = {}
             bank = self._pixels(self.bank_dataloader)
             for name, loader in {'': self.dataloader, **self.more_queries}.items():
                 prefix = f'pixels_{name}' if name else 'pixels'
-                pixels = self._pixels(loader)
-                self._pixel_metrics |= self.metric.compute(pixels, bank, prefix, device)
+                self._pixel_metrics |= metric.compute(self._pixels(loader), bank, prefix, device)
         return metrics | (self._pixel_metrics or {})
 
     @staticmethod
@@ -267,8 +234,8 @@ class KNNLoop(BaseLoop):
         return extract_pixels(dataloader)
 
 
-def _build(runner, dataloader: DataLoader | dict) -> DataLoader:
-    """Build a data loader with the seeds that mmengine's loops give."""
+def _build(runner: Runner, dataloader: DataLoader | dict) -> DataLoader:
+    """Build a data loader with the seeds of mmengine's loops."""
     if not isinstance(dataloader, dict):
         return dataloader
     diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)

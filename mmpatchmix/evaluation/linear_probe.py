@@ -1,13 +1,12 @@
-"""Train linear classifiers on frozen features: many learning rates in one go, and few labels.
+"""Linear classifiers on frozen features: several learning rates at once, and few labels.
 
-Features are extracted once (no augmentation), so a probe takes seconds where
-`configs/linear` takes hours; expect it some tenths of a percent apart from
-training on augmented views.
+Features are extracted once, without augmentation, so a probe takes seconds where `configs/linear`
+takes hours. Its accuracy differs by some tenths of a percent from training on augmented views.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from statistics import fmean, pstdev
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +19,6 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _HOLDOUT = 0.1
 
 
-class LinearClassifiers(NamedTuple):
-    """One linear classifier per learning rate."""
-
-    weight: Tensor  # (L, D, C) float32
-    bias: Tensor  # (L, 1, C) float32
-
-
 def fit_linear(
     features: Tensor,
     labels: Tensor,
@@ -36,26 +28,15 @@ def fit_linear(
     batch_size: int = 256,
     seed: int = 0,
     device: torch.device | str = 'cpu',
-) -> LinearClassifiers:
-    """Train one classifier per learning rate, all on the same batches.
+) -> tuple[Tensor, Tensor]:
+    """Train one classifier per learning rate, all on the same batches, each as if alone.
 
-    The recipe is that of linear probes: SGD with momentum 0.9, no weight decay,
-    a cosine from the learning rate to 0 over the iterations, weights from a
-    normal distribution of 0.01. Gradients of the classifiers do not mix, so
-    each equals the one that would be trained alone.
-
-    Args:
-        features: (N, D) float.
-        labels: (N,) int64.
-        learning_rates: L rates, as they are used.
-        num_classes: C.
-        num_epochs: Passes over the features.
-        batch_size: Features per step; the last batch may be smaller.
-        seed: Of the initial weights and the order.
-        device: Where to compute.
+    SGD with momentum 0.9, no weight decay, cosine schedule from the learning rate (not scaled by
+    the batch size) to 0 over the iterations, weights from a normal distribution of 0.01. Features
+    are ``(N, D)`` float, labels ``(N,)`` int64.
 
     Returns:
-        LinearClassifiers: In the order of ``learning_rates``.
+        tuple: Weights ``(L, D, C)`` and biases ``(L, 1, C)``, float32.
     """
     generator = torch.Generator().manual_seed(seed)
     features, labels = features.to(device), labels.to(device)
@@ -77,7 +58,7 @@ def fit_linear(
             (losses.view(len(rates), -1).mean(1) @ rates).backward()
             optimizer.step()
             schedule.step()
-    return LinearClassifiers(weight.detach(), bias.detach())
+    return weight.detach(), bias.detach()
 
 
 def linear_probe(
@@ -89,38 +70,34 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """Judge features by a linear classifier, its learning rate chosen without the test set.
+    """Evaluate features by a linear classifier; the test set has no part in choosing its rate.
 
-    The rates are compared on a tenth of the training features, held out class
-    by class; the best one is then trained on all of them.
+    The rates are compared on a tenth of the training features, held out class by class; a
+    classifier with the best one is then trained on all of them.
 
-    Features are scaled to zero mean and unit variance of the training set, as a
-    BatchNorm without parameters before the classifier would. That is still a
-    linear classifier of the features; without it, features that share a large
-    offset (class tokens after a LayerNorm do) are so badly conditioned that SGD
-    stays ten percent short of logistic regression.
+    Features are scaled to zero mean and unit variance of the training set: without it, SGD on class
+    tokens, which share a large offset, stays ten percent short of logistic regression.
 
     Args:
         train: (N, D) and labels.
         test: (Q, D) and labels.
-        base_learning_rates: Per 256 images; scaled by
-            ``batch_size / 256``.
+        base_learning_rates: Per 256 images; scaled by ``batch_size / 256``.
         num_epochs: Passes over the features.
         batch_size: Features per step.
         seed: Of the held-out part, the weights and the order.
-        device: Where to compute.
+        device: Device to train on.
 
     Returns:
-        dict: ``linear/top1``, ``linear/top5`` in percent,
-        ``linear/lr`` (per 256 images), and the held-out accuracy of each rate
-        as ``linear/heldout_top1_lr0.1``.
+        dict: ``linear/top1``, ``linear/top5`` in percent, ``linear/lr`` (per 256 images), and the
+        held-out accuracy of each rate as ``linear/heldout_top1_lr0.1``.
 
     Raises:
-        ValueError: If labels are missing, or a class of the test set is not in
-            the training set.
+        ValueError: If labels are missing, or a class of the test set is not in the training set.
     """
     num_classes = _check_labels(train, test)
-    train, test = _standardize(train, test)
+    mean, std = train.features.mean(dim=0), train.features.std(dim=0, correction=0)  # (D,)
+    std = std.where(std > 0, torch.ones(()))
+    train, test = (x._replace(features=(x.features - mean) / std) for x in (train, test))
     settings = dict(num_epochs=num_epochs, batch_size=batch_size, seed=seed, device=device)
     scale = min(batch_size, len(train.labels)) / 256
     scaled = [rate * scale for rate in base_learning_rates]
@@ -133,54 +110,21 @@ def linear_probe(
     final = fit_linear(train.features, train.labels, [scaled[best]], num_classes, **settings)
     top1, top5 = _accuracy(final, test.features, test.labels)[0].tolist()
     metrics = {'linear/top1': top1, 'linear/top5': top5, 'linear/lr': base_learning_rates[best]}
-    for rate, accuracy in zip(base_learning_rates, heldout.tolist(), strict=True):
-        metrics[f'linear/heldout_top1_lr{rate:g}'] = accuracy
-    return metrics
-
-
-def _standardize(train: Features, test: Features) -> tuple[Features, Features]:
-    mean, std = train.features.mean(dim=0), train.features.std(dim=0, correction=0)  # (D,)
-    std = std.where(std > 0, torch.ones(()))
-    return tuple(part._replace(features=(part.features - mean) / std) for part in (train, test))
-
-
-def _check_labels(train: Features, test: Features) -> int:
-    """Count the classes; refuse missing labels and classes."""
-    if train.labels is None or test.labels is None:
-        raise ValueError('A linear probe needs labels of the training and of the test images.')
-    foreign = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
-    if foreign:
-        raise ValueError(f'Classes {foreign[:10]} of the test set are not in the training set.')
-    return int(train.labels.max()) + 1
-
-
-def _accuracy(probes: LinearClassifiers, features: Tensor, labels: Tensor) -> Tensor:
-    """Compute top-1 and top-5 of each classifier in percent, (L, 2) float64 on the CPU."""
-    features, labels = features.to(probes.weight.device), labels.to(probes.weight.device)
-    accuracies = []
-    for weight, bias in zip(*probes, strict=True):
-        nearest = (features @ weight + bias).topk(min(5, weight.shape[1])).indices  # (N, 5)
-        right = nearest == labels[:, None]
-        accuracies.append([right[:, 0].double().mean(), right.any(1).double().mean()])
-    return 100 * torch.tensor(accuracies, dtype=torch.float64)
+    names = (f'linear/heldout_top1_lr{rate:g}' for rate in base_learning_rates)
+    return metrics | dict(zip(names, heldout.tolist(), strict=True))
 
 
 def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Choose a part of a training set by a seed, class by class.
 
-    Each class gives its share, rounded, and at least one image. The same labels,
-    fraction and seed give the same list on every machine.
-
-    Args:
-        labels: (N,) int64.
-        fraction: Share to take, above 0 and at most 1.
-        seed: Which list.
+    The share of each class is rounded, to at least one image. The same labels, fraction and seed
+    give the same list on every machine.
 
     Returns:
-        Tensor: Sorted indices (n,) int64.
+        Tensor: Sorted indices ``(n,)`` int64 of ``labels`` ``(N,)``.
 
     Raises:
-        ValueError: If ``fraction`` is out of range.
+        ValueError: If ``fraction`` is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f'fraction must be above 0 and at most 1; got {fraction}.')
@@ -194,16 +138,12 @@ def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def low_shot(
-    train: Features,
-    test: Features,
-    fraction: float,
-    seeds: Sequence[int] = (0, 1, 2),
+    train: Features, test: Features, fraction: float, seeds: Sequence[int] = (0, 1, 2)
 ) -> dict[str, float]:
-    """Judge features with few labels: logistic regression, mean over several lists.
+    """Evaluate features with few labels: logistic regression, mean over several lists.
 
-    scikit-learn's ``LogisticRegression`` with its default L2 strength, on
-    features scaled to zero mean and unit variance: with a handful of images per
-    class there is nothing to hold out for choosing anything.
+    scikit-learn's ``LogisticRegression`` with its default L2 strength, on features scaled to zero
+    mean and unit variance: a handful of images per class is too few to hold any out.
 
     Args:
         train: (N, D) and labels, of which ``fraction`` are used.
@@ -212,11 +152,8 @@ def low_shot(
         seeds: One list of images each.
 
     Returns:
-        dict: ``lowshot_1pct/top1`` (mean), ``.../top1_std`` over
-        the lists, and ``.../num_images``.
-
-    Raises:
-        ValueError: As :func:`linear_probe`.
+        dict: ``lowshot_1pct/top1`` (mean), ``.../top1_std`` over the lists, and
+        ``.../num_images``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -229,10 +166,25 @@ def low_shot(
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(train.features[rows].numpy(), train.labels[rows].numpy())
         scores.append(100 * model.score(test.features.numpy(), test.labels.numpy()))
-    scores = torch.tensor(scores, dtype=torch.float64)
-    name = f'lowshot_{100 * fraction:g}pct'
-    return {
-        f'{name}/top1': scores.mean().item(),
-        f'{name}/top1_std': scores.std(correction=0).item(),
-        f'{name}/num_images': float(len(rows)),
-    }
+    metrics = dict(top1=fmean(scores), top1_std=pstdev(scores), num_images=float(len(rows)))
+    return {f'lowshot_{100 * fraction:g}pct/{name}': value for name, value in metrics.items()}
+
+
+def _check_labels(train: Features, test: Features) -> int:
+    """Return the number of classes; raise if labels or classes of the training set are missing."""
+    if train.labels is None or test.labels is None:
+        raise ValueError('A linear probe needs labels of the training and of the test images.')
+    foreign = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if foreign:
+        raise ValueError(f'Classes {foreign[:10]} of the test set are not in the training set.')
+    return int(train.labels.max()) + 1
+
+
+def _accuracy(probes: tuple[Tensor, Tensor], features: Tensor, labels: Tensor) -> Tensor:
+    """Compute top-1 and top-5 of each classifier in percent, ``(L, 2)`` float64 on the CPU."""
+    accuracies = []
+    for weight, bias in zip(*probes, strict=True):
+        logits = features.to(weight.device) @ weight + bias
+        right = logits.topk(min(5, weight.shape[1])).indices.cpu() == labels[:, None]  # (N, 5)
+        accuracies.append([right[:, 0].double().mean(), right.any(1).double().mean()])
+    return 100 * torch.tensor(accuracies, dtype=torch.float64)

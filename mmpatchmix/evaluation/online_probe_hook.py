@@ -1,35 +1,35 @@
-"""A linear classifier trained beside a run, to see what features are worth to one."""
+"""A linear classifier trained beside a run, which shows how its features improve."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine import dist
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.utils import skip_init
 
+from mmpatchmix.engine.exact_resume import StatefulHook
 from mmpatchmix.evaluation.features import Features, TrainingFeatures, get_label
 from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
-KEY = 'online_probe'
-
 
 @HOOKS.register_module()
-class OnlineProbeHook(Hook):
-    """Train a linear classifier on features of the training views, and judge it with every kNN.
+class OnlineProbeHook(StatefulHook):
+    """Train a linear classifier on features of the training views; evaluate it with every kNN.
 
-    It takes the class tokens of ``view_1`` that the step computes anyway (of the momentum encoder
-    where there is one), normalised by a BatchNorm without parameters. No gradient reaches the
-    model and no random number is drawn: weights of a run with and without it are equal bit for
+    Its inputs are the class tokens of ``view_1`` that the step computes anyway (of the momentum
+    encoder where there is one), normalised by a BatchNorm without parameters. No gradient reaches
+    the model and no random number is drawn: weights of a run with and without it are equal bit for
     bit. With several ranks the first one trains it on its own images. Its state is part of
-    checkpoints. Without labels, or where the data set names no classes, it does nothing.
+    checkpoints. Without labels, or without class names in the data set, it does nothing.
 
     Args:
-        lr: Rate of its AdamW, without schedule and weight decay.
+        lr: Learning rate of its AdamW, without schedule and weight decay.
     """
+
+    key = 'online_probe'
 
     def __init__(self, lr: float = 1e-3) -> None:
         self.lr = lr
@@ -37,11 +37,10 @@ class OnlineProbeHook(Hook):
         self._num_classes = 0
         self._classifier: nn.Sequential | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._loaded: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to listen; take over the classifier of a resumed run."""
-        loaded, self._loaded = self._loaded, None
+        """Register on the model; restore the classifier of a resumed run."""
+        loaded = self.pop_loaded_state()
         model = unwrap_model(runner.model)
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
         self._num_classes = len(metainfo.get('classes') or ())
@@ -57,14 +56,14 @@ class OnlineProbeHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
     ) -> None:
-        """Take one step on the features of the iteration."""
-        pair = self._features and self._features.take()
-        labels = (
-            [get_label(sample) for sample in data_batch['data_samples']] if self._features else []
-        )
-        if pair is None or len(labels) < 2 or min(labels) < 0:
+        """Train one step on the features of the iteration."""
+        pairs = self._features and self._features.take()
+        if pairs is None:
             return
-        features = pair[:, 0].float()  # (N, D)
+        labels = [get_label(sample) for sample in data_batch['data_samples']]
+        if len(labels) < 2 or min(labels) < 0:
+            return
+        features = pairs[:, 0].float()  # (N, D)
         if self._classifier is None:
             self._build(features.shape[1], features.device)
         target = torch.tensor(labels).to(features.device, non_blocking=True)
@@ -75,13 +74,9 @@ class OnlineProbeHook(Hook):
 
     @torch.no_grad()
     def judge(self, queries: Features) -> dict[str, float]:
-        """Compute the accuracy on held-out images; called on all ranks.
+        """Return ``probe/top1`` of held-out images in percent; called on all ranks.
 
-        Args:
-            queries: Q rows, with labels.
-
-        Returns:
-            dict: ``probe/top1`` in percent, on every rank; empty before the first step.
+        On every rank; empty before the first step.
         """
         metrics: dict[str, float] = {}
         if self._classifier is not None:
@@ -94,18 +89,16 @@ class OnlineProbeHook(Hook):
         dist.broadcast_object_list(shared)
         return shared[0]
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Let the classifier and its optimizer travel along."""
-        if self._classifier is not None:
-            states = self._classifier.state_dict(), self._optimizer.state_dict()
-            checkpoint[KEY] = dict(zip(('classifier', 'optimizer'), states, strict=True))
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the state for :meth:`before_train`, which knows whether the run is resumed."""
-        self._loaded = checkpoint.get(KEY)
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the states of classifier and optimizer; None before the first step."""
+        if self._classifier is None:
+            return None
+        return dict(
+            classifier=self._classifier.state_dict(), optimizer=self._optimizer.state_dict()
+        )
 
     def _build(self, width: int, device: torch.device) -> None:
-        # As it is made, a layer would draw random numbers that the run misses.
+        # Default initialisation would draw random numbers and change the run.
         linear = skip_init(nn.Linear, width, self._num_classes, device=device)
         nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
         norm = nn.BatchNorm1d(width, affine=False, device=device)

@@ -1,4 +1,4 @@
-"""How features lie in their space: figures that need no labels."""
+"""Geometry of features without labels: RankMe, LiDAR, alignment, uniformity, kept neighbours."""
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,15 @@ from mmpatchmix.evaluation.features import evaluation_mode
 from mmpatchmix.evaluation.knn import find_neighbors
 from mmpatchmix.models import PatchMix
 
-_CHUNK = 2048
-
-# Images whose views are encoded at once.
-_IMAGES_AT_ONCE = 16
+# Rows compared with all others at once; images whose views are encoded at once.
+_CHUNK, _IMAGES_AT_ONCE = 2048, 16
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
     """Compute the mean squared distance of the normalised features of two views.
 
     0 is the best, 2 that of unrelated features (Wang & Isola, https://arxiv.org/abs/2005.10242).
-
-    Args:
-        first: ``(N, D)``, one view of each image.
-        second: ``(N, D)``, another view of the same images.
+    Rows of ``first`` and ``second`` ``(N, D)`` are two views of the same images.
     """
     first, second = (F.normalize(part.double(), dim=1) for part in (first, second))
     return (first - second).square().sum(1).mean().item()
@@ -33,11 +28,8 @@ def alignment(first: Tensor, second: Tensor) -> float:
 def uniformity(features: Tensor) -> float:
     """Compute the log of the mean Gaussian potential of all pairs of normalised features.
 
-    ``log mean exp(-2 |a - b|^2)`` over pairs of different rows; lower is more uniform, 0 is total
-    collapse (Wang & Isola, https://arxiv.org/abs/2005.10242).
-
-    Args:
-        features: ``(N, D)``, at least two rows.
+    ``log mean exp(-2 |a - b|^2)`` over pairs of different rows of ``(N, D)``; lower is more
+    uniform, 0 is total collapse (Wang & Isola, https://arxiv.org/abs/2005.10242).
     """
     features = F.normalize(features.double(), dim=1)
     total = -float(len(features))  # the pairs of a row with itself, exp(0) each
@@ -49,11 +41,8 @@ def uniformity(features: Tensor) -> float:
 def rank_me(features: Tensor) -> float:
     """Compute RankMe, the exponential of the entropy of the normalised singular values.
 
-    Between 1 and ``min(N, D)``; it falls when dimensions collapse
-    (Garrido et al., https://arxiv.org/abs/2210.02885, equation 2).
-
-    Args:
-        features: ``(N, D)``, not normalised, not centred.
+    Between 1 and ``min(N, D)`` for features ``(N, D)``, neither normalised nor centred; it falls
+    when dimensions collapse (Garrido et al., https://arxiv.org/abs/2210.02885, equation 2).
     """
     return _effective_rank(torch.linalg.svdvals(features.double()))
 
@@ -68,9 +57,9 @@ def lidar(features: Tensor) -> float:
         p = eigenvalues of W^-1/2 B W^-1/2, divided by their sum, + 1e-7
         LiDAR = exp(-sum p log p)
 
-    Between 1 and ``min(D, n - 1)``; unlike RankMe it does not count directions in which views of
-    one image differ as much as images do (Thilak et al., https://arxiv.org/abs/2312.04000,
-    section 4). It grows with n until n is well above D: compare figures of one n and q.
+    Unlike RankMe it does not count directions in which views of one image differ as much as images
+    do (Thilak et al., https://arxiv.org/abs/2312.04000, section 4). Between 1 and
+    ``min(D, n - 1)``; it grows with n until n is well above D.
 
     Args:
         features: ``(n, q, D)``, q views of each of n images, not normalised.
@@ -79,14 +68,11 @@ def lidar(features: Tensor) -> float:
         ValueError: If there are fewer than two images or views.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
-        raise ValueError(
-            'LiDAR needs features (n, q, D) of at least two images and two views of each; got '
-            f'{tuple(features.shape)}.'
-        )
+        shape = tuple(features.shape)
+        raise ValueError(f'LiDAR needs (n, q, D), at least two images and two views; got {shape}.')
     features = features.double()
     means = features.mean(1)  # (n, D)
-    centred = means - means.mean(0)
-    between = centred.T @ centred / len(means)  # (D, D)
+    between = torch.cov(means.T, correction=0)  # (D, D)
     spread = (features - means[:, None]).flatten(0, 1)  # (n * q, D)
     within = spread.T @ spread / len(spread)
     within += 1e-4 * torch.eye(len(within), dtype=within.dtype, device=within.device)
@@ -97,29 +83,40 @@ def lidar(features: Tensor) -> float:
     return _effective_rank(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp_min(0))
 
 
+def nearest_others(features: Tensor, num_neighbors: int) -> Tensor:
+    """Return ``(N, k)`` int64, the nearest other rows of each row of ``(N, D)`` by cosine."""
+    indices = find_neighbors(features, features, num_neighbors + 1)[1]  # (N, k + 1)
+    is_itself = indices == torch.arange(len(features), device=indices.device)[:, None]
+    # The row itself goes last; among more than k equal rows it may be missing.
+    return indices.gather(1, is_itself.int().argsort(dim=1, stable=True))[:, :num_neighbors]
+
+
+def share_kept(before: Tensor, now: Tensor) -> float:
+    """Compute the share of each row's neighbours ``(N, k)`` that it still has, the mean of all.
+
+    1 means the same neighbours; unrelated features give ``k / (N - 1)``.
+    """
+    return (before[:, :, None] == now[:, None, :]).any(-1).double().mean().item()
+
+
 @torch.no_grad()
 def encode_views(model: PatchMix, dataset: Dataset, num_images: int, num_pairs: int) -> Tensor:
-    """Compute the features of training views, crops and colours included; the same each time.
+    """Compute features of augmented training views, the same in every call.
 
-    Args:
-        model: A pre-trained model.
-        dataset: Its training set; of more images than ``num_images`` every n-th is taken.
-        num_images: n, at most.
-        num_pairs: How often ``view_1`` and ``view_2`` of each image are drawn.
+    Of more images than ``num_images`` every n-th is taken.
 
     Returns:
         Tensor: ``(n, q, D)`` on the CPU, ``q = 2 * num_pairs``, ``view_1`` and ``view_2`` in turn.
     """
-    indices = range(0, len(dataset), -(-len(dataset) // num_images))
+    indices, names = range(0, len(dataset), -(-len(dataset) // num_images)), ('view_1', 'view_2')
     features = []
     with random_states_kept(), evaluation_mode(model):
         seed_cpu(0)
         for start in range(0, len(indices), _IMAGES_AT_ONCE):
             part = indices[start : start + _IMAGES_AT_ONCE]
-            samples = [dataset[index] for index in part for _ in range(num_pairs)]
-            names = ('view_1', 'view_2')
-            views = [{name: sample['inputs'][name] for name in names} for sample in samples]
-            inputs = model.data_preprocessor(dict(inputs=default_collate(views)), False)['inputs']
+            samples = [dataset[index]['inputs'] for index in part for _ in range(num_pairs)]
+            views = default_collate([{name: sample[name] for name in names} for sample in samples])
+            inputs = model.data_preprocessor(dict(inputs=views), False)['inputs']
             encoded = [model.extract_feat(inputs[name]).float().cpu() for name in names]
             both = torch.stack(encoded, dim=1)  # (images * pairs, 2, D)
             features.append(both.unflatten(0, (-1, num_pairs)).flatten(1, 2))
@@ -136,57 +133,24 @@ def measure_geometry(
     """Compute all figures that need no labels.
 
     Args:
-        model: What the features are of.
+        model: The model that computed the features.
         features: ``(N, D)`` of test views, at least two rows.
-        dataset: Training images, for what needs several views of an image; None leaves it out.
-        num_images: Of these, at most.
+        dataset: Training images, for LiDAR and alignment; None leaves them out.
+        num_images: Number of training images, at most.
         num_pairs: Pairs of views of each.
 
     Returns:
-        dict: ``geometry/rank_me`` and ``geometry/uniformity`` of the test views; with training
-        images and a PatchMix model ``geometry/lidar`` and ``geometry/alignment`` of training views
-        of ``geometry/lidar_images`` images.
+        dict: ``geometry/rank_me`` and ``geometry/uniformity``; with training images and a PatchMix
+        model also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
     """
-    metrics = {
-        'geometry/rank_me': rank_me(features),
-        'geometry/uniformity': uniformity(features),
-    }
+    metrics = {'rank_me': rank_me(features), 'uniformity': uniformity(features)}
     if dataset is not None and isinstance(model, PatchMix):
         views = encode_views(model, dataset, num_images, num_pairs)
-        metrics['geometry/lidar'] = lidar(views)
-        metrics['geometry/lidar_images'] = float(len(views))
-        metrics['geometry/alignment'] = alignment(views[:, 0], views[:, 1])
-    return metrics
+        metrics |= {'lidar': lidar(views), 'lidar_images': float(len(views))}
+        metrics['alignment'] = alignment(views[:, 0], views[:, 1])
+    return {f'geometry/{name}': value for name, value in metrics.items()}
 
 
 def _effective_rank(values: Tensor) -> float:
     shares = values / values.sum() + 1e-7  # the epsilon of both papers
     return (-shares * shares.log()).sum().exp().item()
-
-
-def nearest_others(features: Tensor, num_neighbors: int) -> Tensor:
-    """Find the nearest other rows of each row, by cosine.
-
-    Args:
-        features: ``(N, D)``, more rows than ``num_neighbors``.
-        num_neighbors: k.
-
-    Returns:
-        Tensor: ``(N, k)`` int64, the nearest first.
-    """
-    indices = find_neighbors(features, features, num_neighbors + 1)[1]  # (N, k + 1)
-    is_itself = indices == torch.arange(len(features), device=indices.device)[:, None]
-    # Itself goes last; among more than k equal rows it may not be there.
-    return indices.gather(1, is_itself.int().argsort(dim=1, stable=True))[:, :num_neighbors]
-
-
-def share_kept(before: Tensor, now: Tensor) -> float:
-    """Compute the share of each row's neighbours that it still has, the mean of all rows.
-
-    1 is no change in whom an image is near to; unrelated features give ``k / (N - 1)``.
-
-    Args:
-        before: ``(N, k)``, see :func:`nearest_others`.
-        now: ``(N, k)`` of the same images.
-    """
-    return (before[:, :, None] == now[:, None, :]).any(-1).double().mean().item()

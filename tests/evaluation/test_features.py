@@ -12,8 +12,14 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
 import mmpatchmix.evaluation.features as features_module
+import tests.calls  # noqa: F401  sets the modules that the fork server imports
 from mmpatchmix.evaluation.feature_cache import cached_features
-from mmpatchmix.evaluation.features import extract_features, extract_pixels, is_labelled
+from mmpatchmix.evaluation.features import (
+    extract_features,
+    extract_pixels,
+    is_labelled,
+    iterate_features,
+)
 from mmpatchmix.evaluation.knn_loop import KNNMetric
 
 
@@ -34,7 +40,7 @@ class Numbers(Dataset):
 
 
 class Sums(BaseModel):
-    """Feature of an image: its mean and twice its mean; BatchNorm watches the mode."""
+    """Feature of an image: its mean and twice its mean; BatchNorm depends on the mode."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +72,7 @@ def test_every_image_once_in_order():
     assert labels.tolist() == [i % 3 for i in range(11)]
 
 
-def test_a_shuffled_but_repeatable_sampler_gives_data_set_order():
+def test_a_repeatable_shuffled_sampler_gives_data_set_order():
     data = Numbers(11)
     loader = make_loader(data, sampler=DefaultSampler(data, shuffle=True, seed=3))
     assert torch.allclose(extract_features(Sums(), loader).features, expected_features(11))
@@ -79,7 +85,7 @@ def test_concatenated_data_sets_keep_both_parts():
     assert labels.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
 
 
-def test_modes_random_state_and_gradients_are_left_alone():
+def test_modes_random_state_and_grad_mode_are_kept():
     model = Sums()
     model.eval()
     model.norm.train()
@@ -106,14 +112,14 @@ def test_unlabelled_images_give_no_labels():
     assert extract_features(Sums(), make_loader(Numbers(4, labelled=False))).labels is None
 
 
-def test_images_of_which_some_have_no_label_are_refused():
+def test_partly_labelled_images_raise():
     loader = make_loader(ConcatDataset([Numbers(4), Numbers(3, labelled=False)]))
     with pytest.raises(ValueError, match=r'3 of 7 images \(the first: number 4\) have no label'):
         extract_features(Sums(), loader)
 
 
 @pytest.mark.parametrize('labelled', [True, False])
-def test_labels_are_told_by_metainfo_or_else_by_the_first_image(labelled):
+def test_is_labelled_reads_metainfo_or_the_first_image(labelled):
     assert is_labelled(Numbers(4, labelled=labelled)) is labelled
     known = Numbers(4, labelled=not labelled)
     known.metainfo = dict(labelled=labelled)
@@ -145,25 +151,29 @@ def test_models_of_mmpretrain(kind):
     assert torch.allclose(features, expected, atol=1e-6)
 
 
-def test_progress_says_speed_and_time_left(monkeypatch):
+def test_progress_is_logged_every_20_seconds(monkeypatch):
     lines = []
     logger = SimpleNamespace(info=lines.append)
     monkeypatch.setattr(features_module.MMLogger, 'get_current_instance', lambda: logger)
     clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per batch
     monkeypatch.setattr(features_module, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
-    assert list(features_module.log_progress('abc', 'bank', 1_300_002)) == ['a', 'b', 'c']
+    loader = [dict(value=torch.tensor([value]), data_samples='x') for value in (7, 8, 9)]
+    found = iterate_features(loader, 'abc', lambda batch: batch['value'], 'bank', 1_300_002)
+    assert [(index, rows.item(), samples) for index, rows, samples in found] == [
+        ('a', 7.0, 'x'), ('b', 8.0, 'x'), ('c', 9.0, 'x'),
+    ]  # fmt: skip
     assert lines == [
         'bank: 433,334 of 1,300,002 images, 17,333 images/s, ETA 0:00:50',
         'bank: 1,300,002 of 1,300,002 images, 26,000 images/s, ETA 0:00:00',
     ]
 
 
-def test_a_backbone_without_preprocessor_is_refused():
+def test_a_backbone_without_preprocessor_raises():
     with pytest.raises(ValueError, match='no data_preprocessor of its own'):
         extract_features(nn.Linear(2, 2), make_loader(Numbers(4)))
 
 
-def test_loaders_that_miss_or_repeat_images_are_refused():
+def test_loaders_that_miss_or_repeat_images_raise():
     data = Numbers(10)
     with pytest.raises(
         ValueError, match=r'2 of 10 images .*number 8\) were not visited.*drop_last'
@@ -176,43 +186,50 @@ def test_loaders_that_miss_or_repeat_images_are_refused():
 
 
 def noisy(features, seed=0):
-    """Move features, which all lie in one direction, so that no two cosines are equal."""
+    """Add noise to features, which are all parallel, so that no two cosines are equal."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(features.features.shape, generator=generator)
     return features._replace(features=features.features + 3 * noise)
 
 
-def _extract_on_rank(rank, world_size, port, folder):
+def _start_rank(rank, function, port, folder):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=world_size)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
     torch.set_num_threads(1)
-    results = {}
-    for size in (1, 7, 8, 13):
-        for round_up in (True, False):
-            data = Numbers(size)
-            sampler = DefaultSampler(data, shuffle=False, round_up=round_up)
-            model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
-            model.module = Sums()
-            features = extract_features(model, make_loader(data, batch_size=3, sampler=sampler))
-            cached = cached_features(
-                folder / f'{size}-{round_up}.safetensors', dict(size=size), lambda f=features: f
-            )
-            assert torch.equal(cached.features, features.features)
-            again = cached_features(
-                folder / f'{size}-{round_up}.safetensors', dict(size=size), None
-            )
-            assert torch.equal(again.features, features.features)
-            metrics = KNNMetric((1,)).compute(noisy(features), noisy(features, 1))
-            results[size, round_up] = (*again, metrics)
-    torch.save(results, folder / f'{rank}.pt')
+    function(rank, folder)
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_equal_one_process(tmp_path):
+def on_two_ranks(function, folder):
+    """Call ``function(rank, folder)`` in two processes of one gloo group."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_extract_on_rank, (2, port, tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(
+        _start_rank, (function, port, folder), nprocs=2, start_method='forkserver'
+    )
+
+
+def _extract_on_rank(rank, folder):
+    results = {}
+    for size, round_up in ((1, True), (1, False), (8, True), (13, True), (13, False)):
+        data = Numbers(size)
+        sampler = DefaultSampler(data, shuffle=False, round_up=round_up)
+        model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
+        model.module = Sums()
+        features = extract_features(model, make_loader(data, batch_size=3, sampler=sampler))
+        path = folder / f'{size}-{round_up}.safetensors'
+        cached = cached_features(path, dict(size=size), lambda f=features: f)
+        assert torch.equal(cached.features, features.features)
+        again = cached_features(path, dict(size=size), None)
+        assert torch.equal(again.features, features.features)
+        metrics = KNNMetric((1,)).compute(noisy(features), noisy(features, 1))
+        results[size, round_up] = (*again, metrics)
+    torch.save(results, folder / f'{rank}.pt')
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    on_two_ranks(_extract_on_rank, tmp_path)
     for rank in range(2):
         results = torch.load(tmp_path / f'{rank}.pt')
         for (size, _), (features, labels, metrics) in results.items():

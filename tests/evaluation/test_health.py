@@ -1,4 +1,4 @@
-"""Figures of health against closed forms, and what is said of runs that go well or badly."""
+"""Figures of health against closed forms, and troubles of good and bad runs."""
 
 import math
 
@@ -8,12 +8,12 @@ from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
 from mmpatchmix.evaluation.features import TrainingFeatures
-from mmpatchmix.evaluation.health import MOST_LINES, Line, feature_std, find_troubles, forget_some
+from mmpatchmix.evaluation.health import MOST_LINES, Line, feature_std, find_troubles, thin_out
 from mmpatchmix.models import contrastive_head
 from tests.models.tiny import tiny_model, uint8_batch
 
 
-def test_spread_of_features_in_all_directions_alike_and_in_none():
+def test_feature_std_of_known_spreads():
     axes = torch.eye(5)
     assert feature_std(torch.cat([axes, -axes]) * 7) == pytest.approx(1)
     assert feature_std(torch.ones(9, 4)) == pytest.approx(0, abs=1e-9)
@@ -79,7 +79,7 @@ def test_features_of_a_step_are_those_of_its_views(momentum_encoder, micro_batch
     assert seen.take() is None  # each step once
 
 
-def test_evaluation_is_not_listened_to():
+def test_features_of_evaluation_are_not_kept():
     model = tiny_model().eval()
     seen = TrainingFeatures(model)
     model.momentum_encoder.neck((torch.ones(4, 16),))
@@ -88,7 +88,7 @@ def test_evaluation_is_not_listened_to():
 
 
 def run(kl_source, num_iters=400, every=10, lr=None, rank=9.0, share=0.2, gap=1.0):
-    """Lines of a run whose figures are functions of the share of it that is done."""
+    """Return lines of a run whose figures are functions of the share that is done."""
     lines = []
     for done in range(every, num_iters + 1, every):
         at = done / num_iters
@@ -99,8 +99,8 @@ def run(kl_source, num_iters=400, every=10, lr=None, rank=9.0, share=0.2, gap=1.
     return lines
 
 
-def told(lines, num_iters=400, num_keys=64, **options):
-    """What is pointed out by any line, the first time."""
+def found(lines, num_iters=400, num_keys=64, **options):
+    """Return the iteration at which each trouble is found first."""
     found = {}
     for end in range(1, len(lines) + 1):
         for trouble in find_troubles(lines[:end], num_iters, num_keys, **options):
@@ -111,68 +111,67 @@ def told(lines, num_iters=400, num_keys=64, **options):
 GUESS = math.log(64)
 
 
-def test_a_run_that_learns_is_left_alone():
-    assert told(run(lambda at: GUESS * (1.05 - 0.7 * at))) == {}
+def test_a_run_that_learns_has_no_trouble():
+    assert found(run(lambda at: GUESS * (1.05 - 0.7 * at))) == {}
     # One that flattens as its rate falls, too.
-    assert told(run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at)))) == {}
+    assert found(run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at)))) == {}
 
 
 @pytest.mark.parametrize(
     ('rank', 'name'), [(1.3, 'collapse'), (9.0, 'plateau'), (math.nan, 'plateau')]
 )
-def test_guessing_is_pointed_out_after_a_quarter_and_named_by_the_features(rank, name):
-    assert told(run(GUESS, 1200, rank=rank), 1200) == {name: 300}
-    assert told(run(GUESS, 400, rank=rank), 400) == {name: 200}  # in a short run some iterations
-    assert told(run(GUESS, 100, rank=rank), 100) == {}
+def test_guessing_is_found_after_a_quarter_of_the_run(rank, name):
+    assert found(run(GUESS, 1200, rank=rank), 1200) == {name: 300}
+    assert found(run(GUESS, 400, rank=rank), 400) == {name: 200}  # in a short run some iterations
+    assert found(run(GUESS, 100, rank=rank), 100) == {}
 
 
-def test_a_long_run_need_not_wait_for_a_quarter():
+def test_guessing_in_a_long_run_is_found_before_a_quarter():
     lines = run(GUESS, num_iters=100_000, every=50, lr=lambda at: min(1.0, at / 0.01))
-    assert told(lines[:100], num_iters=100_000) == {'plateau': 3050}  # 1,000 of warm-up
+    assert found(lines[:100], num_iters=100_000) == {'plateau': 3050}  # 1,000 of warm-up
 
 
-def test_a_run_of_any_length_is_judged_by_few_lines():
+def test_the_number_of_lines_is_bounded():
     lines = run(lambda at: GUESS * (1.05 - 0.7 * at), num_iters=20_000, every=1)
     kept = []
     for line in lines:
         kept.append(line)
-        forget_some(kept)
+        thin_out(kept)
         assert kept[-3:] == lines[max(0, line.iteration - 3) : line.iteration]
         assert len(kept) <= MOST_LINES
     assert kept[0] == lines[0] and kept == sorted(kept)
-    # What is left tells what all of them do.
     assert list(find_troubles(kept, 20_000, 64)) == []
     lost = [*kept, kept[0]._replace(iteration=20_001)]
     assert [trouble.name for trouble in find_troubles(lost, 20_000, 64)] == ['divergence']
 
 
 def test_few_dimensions_alone_are_no_collapse():
-    assert told(run(lambda at: GUESS * (1.05 - 0.7 * at), rank=1.5)) == {}
+    assert found(run(lambda at: GUESS * (1.05 - 0.7 * at), rank=1.5)) == {}
 
 
-def test_half_of_what_was_learned_and_lost_again_is_divergence():
+def test_losing_half_of_the_progress_is_divergence():
     def bounce(at, back):
         return 4.0 - 4 * min(at, 0.5) + back * max(at - 0.5, 0)
 
-    assert told(run(lambda at: bounce(at, 16)))['divergence'] == 230  # 4 to 2, and over 3
-    assert told(run(lambda at: bounce(at, 1.0), lr=lambda at: 1 - at)) == {}
+    assert found(run(lambda at: bounce(at, 16)))['divergence'] == 230  # 4 to 2, and over 3
+    assert found(run(lambda at: bounce(at, 1.0), lr=lambda at: 1 - at)) == {}
 
 
-def test_a_loss_that_stands_still_is_a_plateau_while_the_rate_is_high():
+def test_a_constant_loss_at_a_high_rate_is_a_plateau():
     lines = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: 1.0)
-    assert list(told(lines)) == ['plateau']
-    assert 200 <= told(lines)['plateau'] <= 240
+    assert list(found(lines)) == ['plateau']
+    assert 200 <= found(lines)['plateau'] <= 240
     falling = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: max(0.1, 1 - 2 * at))
-    assert told(falling) == {}
+    assert found(falling) == {}
 
 
-def test_waiting_for_data_is_pointed_out_where_it_could_be_loaded_beside():
+def test_waiting_for_data_is_found_where_workers_could_load_it():
     lines = run(lambda at: GUESS * (1.05 - 0.7 * at), share=0.6)
-    assert told(lines) == {'starving': 30}
-    assert told(lines, loads_beside=False) == {}
-    assert told(lines[:2]) == {}
+    assert found(lines) == {'starving': 30}
+    assert found(lines, loads_beside=False) == {}
+    assert found(lines[:2]) == {}
 
 
-def test_other_methods_are_judged_by_their_data_alone():
+def test_runs_without_kl_are_checked_for_waiting_alone():
     lines = [Line(10 * n, 1.0, 0.7) for n in range(1, 20)]
-    assert told(lines) == {'starving': 30}
+    assert found(lines) == {'starving': 30}

@@ -1,4 +1,4 @@
-"""Hooks that watch a run: what they write, that they change nothing, and that they resume."""
+"""Health and probe hooks: their records, that they change nothing, and that they resume."""
 
 import json
 
@@ -15,14 +15,14 @@ from tests.engine.tiny_run import tiny_run_config
 HEALTH, PROBE = 'default_hooks.health', 'default_hooks.probe'
 
 
-def build(work_dir, checkpoint=None, watched=True, **options):
+def build(work_dir, checkpoint=None, hooks=True, **options):
     """Build a run of 3 epochs of 6 iterations that keeps checkpoints 8, in mid-epoch, and 16."""
     options = {f'{HEALTH}.num_images': 20, f'{PROBE}.lr': 0.01, **options}
     cfg = tiny_run_config(work_dir, 3, **options)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=8, by_epoch=False)
     cfg.train_cfg.val_interval = 1
     cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
-    if not watched:
+    if not hooks:
         cfg.default_hooks.pop('health'), cfg.default_hooks.pop('probe')
     cfg.resume, cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
     return Runner.from_cfg(cfg)
@@ -32,26 +32,26 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
-def call_everything_a_collapse(patch):
-    """Set thresholds that nothing keeps."""
+def lower_thresholds(patch):
+    """Set thresholds that every run exceeds."""
     for name, value in dict(COLLAPSED=1e9, GUESSING=0.0, LEAST_ITERATIONS=0).items():
         patch.setattr(f'mmpatchmix.evaluation.health.{name}', value)
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """A watched run, and its Runner."""
+    """A run with both hooks, and its Runner."""
     folder = tmp_path_factory.mktemp('whole')
     runner = build(folder)
     with pytest.MonkeyPatch.context() as patch:
-        call_everything_a_collapse(patch)
+        lower_thresholds(patch)
         runner.train()
     return folder, runner
 
 
 @pytest.fixture(scope='module')
 def bare(tmp_path_factory):
-    """The same run without anybody watching, its Runner, and the norms of its gradients."""
+    """The same run without the hooks, its Runner, and the norms of its gradients."""
     folder, norms = tmp_path_factory.mktemp('bare'), []
 
     def note(optimizer, *args):
@@ -60,14 +60,14 @@ def bare(tmp_path_factory):
 
     handle = register_optimizer_step_pre_hook(note)
     try:
-        runner = build(folder, watched=False)
+        runner = build(folder, hooks=False)
         runner.train()
     finally:
         handle.remove()
     return folder, runner, norms
 
 
-def test_weights_are_those_of_a_run_that_nobody_watches(whole, bare):
+def test_weights_equal_those_of_a_run_without_hooks(whole, bare):
     expected, found = read(bare[0] / 'iter_18.pth'), read(whole[0] / 'iter_18.pth')
     assert found['state_dict'].keys() == expected['state_dict'].keys()
     for name, value in expected['state_dict'].items():
@@ -85,16 +85,16 @@ def test_the_norm_is_that_of_all_gradients(bare):
     assert len(norms) == 18 and history.tolist() == pytest.approx(norms, rel=1e-5)
 
 
-def test_figures_are_in_the_records_and_not_in_the_line(whole):
+def test_figures_are_in_the_records_but_not_in_the_console_line(whole):
     training, validation = read_scalars(whole[0])
-    names = {'rankme', 'lidar', 'feature_std', 'data_share', 'images_per_second'}
+    names = {'rank_me', 'lidar', 'feature_std', 'data_share', 'images_per_second'}
     names |= {'positive_similarity', 'negative_similarity'}
     wanted = {f'health/{name}' for name in names}
     wanted |= {'grad_norm', 'momentum', 'acc_source', 'kl', 'kl_source', 'kl_mix_mix'}
     assert [record['iter'] for record in training] == list(range(1, 19))
     assert wanted <= training[-1].keys()
-    assert 'health/rankme' not in training[1]  # of 16 images, and 20 are asked for
-    assert 'health/rankme' in training[2]
+    assert 'health/rank_me' not in training[1]  # of 16 images, and 20 are asked for
+    assert 'health/rank_me' in training[2]
     assert [record['step'] for record in validation] == [1, 2, 3]
     assert all(0 <= record['probe/top1'] <= 100 for record in validation)
     (log,) = whole[0].glob('*/*.log')
@@ -105,22 +105,22 @@ def test_figures_are_in_the_records_and_not_in_the_line(whole):
         assert 'health' not in line and 'kl_' not in line and 'grad_norm' not in line
 
 
-def test_troubles_are_told_once_in_words(whole):
+def test_troubles_are_reported_once(whole):
     (path,) = whole[0].glob('*/vis_data/health.jsonl')
     (record,) = map(json.loads, path.read_text().splitlines())
     assert record.keys() == {'iter', 'epoch', 'name', 'message', 'hint'}
     # A quarter of 18 iterations are 5.
     assert (record['iter'], record['epoch'], record['name']) == (5, 1, 'collapse')
     (log,) = whole[0].glob('*/*.log')
-    assert log.read_text().count('collapse: images have become alike') == 1
+    assert log.read_text().count('collapse: the features of all images have become alike') == 1
     assert record['hint'].startswith('Usual causes: ') and record['hint'] in log.read_text()
 
 
-def test_a_resumed_run_knows_what_the_whole_one_knows(whole, tmp_path, monkeypatch):
-    call_everything_a_collapse(monkeypatch)
+def test_a_resumed_run_has_the_state_of_the_whole_run(whole, tmp_path, monkeypatch):
+    lower_thresholds(monkeypatch)
     build(tmp_path, whole[0] / 'iter_8.pth').train()
     found, expected = (read(folder / 'iter_18.pth') for folder in (tmp_path, whole[0]))
-    assert not list(tmp_path.glob('*/vis_data/health.jsonl'))  # it has been told
+    assert not list(tmp_path.glob('*/vis_data/health.jsonl'))  # it was reported before
     for name, value in expected['online_probe']['classifier'].items():
         assert torch.equal(found['online_probe']['classifier'][name], value), name
     assert repr(found['online_probe']) == repr(expected['online_probe'])
@@ -138,8 +138,7 @@ def test_a_resumed_run_knows_what_the_whole_one_knows(whole, tmp_path, monkeypat
         assert torch.equal(*histories), name
 
 
-def test_figures_are_those_of_the_features_of_the_last_images(whole):
-    """Of a Runner at its end, from the checkpoint: the features, as numbers, once more."""
+def test_rank_me_is_that_of_the_last_images(whole):
     state = read(whole[0] / 'iter_18.pth')['health']
     pairs = torch.cat(state['recent'])
     assert pairs.shape == (24, 2, 12)  # the batches that hold the last 20 images
@@ -148,11 +147,11 @@ def test_figures_are_those_of_the_features_of_the_last_images(whole):
     values = torch.linalg.svdvals(features)
     shares = values / values.sum()
     entropy = -(shares * shares.log()).sum()
-    assert training[-1]['health/rankme'] == pytest.approx(float(entropy.exp()), rel=1e-4)
+    assert training[-1]['health/rank_me'] == pytest.approx(float(entropy.exp()), rel=1e-4)
 
 
-def test_the_probe_learns_what_a_linear_classifier_can(monkeypatch):
-    """Two classes that a plane parts; judged on more of them, and it takes no random number."""
+def test_the_probe_learns_linearly_separable_classes(monkeypatch):
+    """It draws no random number."""
     hook, generator = OnlineProbeHook(lr=0.05), torch.Generator().manual_seed(0)
     hook._num_classes, hook._features = 2, Scripted()
     state = torch.get_rng_state()
@@ -172,7 +171,7 @@ def test_the_probe_learns_what_a_linear_classifier_can(monkeypatch):
 
 
 class Scripted:
-    """What a step is said to have computed."""
+    """Given features of a step."""
 
     def take(self):
         return self.pairs
@@ -186,6 +185,6 @@ def test_images_without_labels_have_no_probe():
     assert hook.judge(Features(torch.ones(4, 3), None)) == {}
 
 
-def test_too_few_images_are_refused():
+def test_too_few_images_raise():
     with pytest.raises(ValueError, match=r'health.num_images=1 must be at least 2'):
         HealthHook(num_images=1)

@@ -6,18 +6,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
 from safetensors.torch import load_file
 from test_knn_loop import make_config, make_loader
 
+from mmpatchmix.cli import evaluate
+from mmpatchmix.cli.evaluate import make_table
 from mmpatchmix.evaluation.features import extract_features
-from mmpatchmix.evaluation.judge import (
-    finetune,
-    format_table,
-    judge_classifiers,
-    judge_neighbors,
-    load_features,
-)
-from tests.calls import call_tool
+from mmpatchmix.evaluation.judge import finetune, load_features
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +33,7 @@ def test_offline_knn_equals_the_loop_and_features_are_cached(runner, tmp_path):
     train, test = load_features(runner, checkpoint)
     assert runner.model.scale.tolist() == [1.0, 2.0, 0.5]
     online = runner.test_loop.evaluate()
-    assert judge_neighbors(runner, train, test) == online
+    assert runner.test_loop.judge(test, train) == online
     assert 'pixels/top1' in online
 
     bank = tmp_path / 'features' / 'bank.safetensors'
@@ -51,16 +47,7 @@ def test_offline_knn_equals_the_loop_and_features_are_cached(runner, tmp_path):
     assert not torch.equal(other.features, train.features)
 
 
-def test_only_what_is_asked(runner, tmp_path):
-    train, test = load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(3)))
-    few = {'lowshot_50pct/top1', 'lowshot_50pct/top1_std', 'lowshot_50pct/num_images'}
-    assert set(judge_classifiers(train, test, ['low-shot'], (0.5,))) == few
-    assert judge_classifiers(train, test, ['knn']) == {}
-    both = judge_classifiers(train, test, ['linear', 'low-shot'], (0.5,), linear_epochs=2)
-    assert few | {'linear/top1', 'linear/top5', 'linear/lr'} <= set(both)
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
+def test_a_checkpoint_that_does_not_fit_raises_with_key_names(runner, tmp_path):
     with pytest.raises(ValueError, match='missing: scale\nunexpected: shift'):
         load_features(runner, save(tmp_path / 'a.pth', shift=torch.ones(3)))
     with pytest.raises(ValueError, match=r'wrong shape: scale: \(4,\) instead of \(3,\)'):
@@ -69,7 +56,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(runner, tmp_path):
     assert runner.model.scale.tolist() == [7, 7, 7]
 
 
-def test_unlabelled_images_are_extracted_once_and_not_judged(tmp_path, monkeypatch):
+def test_unlabelled_images_are_extracted_once(tmp_path, monkeypatch):
     folder = make_loader(9, seed=0, labelled=False)  # bank and queries alike
     runner = Runner.from_cfg(make_config(tmp_path, bank=folder, queries=folder))
     calls = []
@@ -83,7 +70,6 @@ def test_unlabelled_images_are_extracted_once_and_not_judged(tmp_path, monkeypat
     assert calls == ['bank']
     assert train.features.shape == (9, 3) and torch.equal(train.features, test.features)
     assert train.labels is None
-    assert judge_neighbors(runner, train, test) == judge_classifiers(train, test) == {}
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'no labels: kNN, linear and low-shot are left out' in log
     assert 'one extraction for both' in log
@@ -113,7 +99,7 @@ def test_finetune_reports_the_averaged_weights_of_the_last_validation(tmp_path):
         finetune(Config(dict(model=dict(backbone=dict(depth=1)))), 'a.pth', lambda _: runner)
 
 
-def test_a_config_without_knn_is_refused(tmp_path):
+def test_a_config_without_knn_raises(tmp_path):
     config = make_config(tmp_path)
     config.test_cfg = dict(type='TestLoop')
     config.test_evaluator = dict(type='Accuracy')
@@ -145,44 +131,42 @@ def test_table():
         'geometry/uniformity': -3.456,
         'geometry/width': 96.0,
     }
-    lines = [line.split() for line in format_table(metrics).splitlines()]
-    assert lines[1:] == [
-        ['kNN', 'on', 'raw', 'pixels,', 'k=5', '40.0', '80.0'],
-        ['kNN', 'on', 'features,', 'k=5', '50.0', '90.0'],
-        ['kNN', 'on', 'features,', 'k=5,', 'queries', 'turned', '30.0', '70.0'],
-        ['linear', 'on', 'features,', 'lr', '0.1', '60.0', '99.0'],
-        ['1', '%', 'of', 'labels', '(10', 'images)', '30.0', '±', '2.0'],
-        ['fine-tuned,', '2', 'epochs', '70.0', '100.0'],
-        [],
-        ['similarity'],
-        ['AUROC,', 'same', 'class', 'nearer', 'than', 'another', '(chance', '0.5)', '0.750'],
-        ['share', 'of', 'a', 'mix', 'of', '2,', 'error', 'of', 'the', 'curve', '0.123'],
-        [],
-        ['geometry,', 'without', 'labels'],
-        ['RankMe,', 'of', '96', 'dimensions', '12.3'],
-        ['uniformity', '(lower', 'is', 'better,', '0', 'collapsed)', '-3.46'],
+    table = make_table(metrics)
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows == [
+        ('kNN on raw pixels, k=5', '40.0', '80.0'),
+        ('kNN on features, k=5', '50.0', '90.0'),
+        ('kNN on features, k=5, queries turned', '30.0', '70.0'),
+        ('linear on features, lr 0.1', '60.0', '99.0'),
+        ('1 % of labels (10 images)', '30.0 ± 2.0', ''),
+        ('fine-tuned, 2 epochs', '70.0', '100.0'),
+        ('', '', ''),
+        ('AUROC, same class nearer than another (chance 0.5)', '0.75', ''),
+        ('share of a mix of 2, error of the curve', '0.123', ''),
+        ('', '', ''),
+        ('RankMe, of 96 dimensions', '12.3', ''),
+        ('uniformity (lower is better, 0 collapsed)', '-3.46', ''),
     ]
 
 
-def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
-    """The demo's chain at its real size, from random weights: the figures are those of chance."""
+def test_the_verb_runs_all_evaluations(tmp_path, capsys):
+    """On digits, from random weights: figures near chance."""
     config = Config.fromfile(ROOT / 'configs' / 'patchmix_vit-digits.py')
-    config.work_dir = str(tmp_path)
-    model = Runner.from_cfg(config).model
+    model = MODELS.build(config.model)
     model.init_weights()
-    meta = dict(cfg=config.pretty_text)
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'epoch_0.pth')
-    options = ('--work-dir', tmp_path / 'out', '--linear-epochs', 2)
-    options += ('--finetune', 'configs/finetune/vit-digits.py')
-    digits = 'configs/patchmix_vit-digits.py'
-    said = call_tool('evaluate.py', digits, tmp_path / 'epoch_0.pth', *options)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_0.pth')
+    evaluate.main([
+        str(config.filename), str(tmp_path / 'epoch_0.pth'), '--linear-epochs', '2',
+        '--work-dir', str(tmp_path / 'out'), '--finetune', 'configs/finetune/vit-digits.py',
+    ])  # fmt: skip
+    text = capsys.readouterr().out
     report = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())
     metrics = report['metrics']
     assert report['checkpoint'].endswith('epoch_0.pth') and 'torch' in report['versions']
     assert metrics['pixels/top1'] > 90  # digits are easy
     for name in ('knn', 'linear', 'lowshot_1pct', 'lowshot_10pct', 'finetune'):
         assert 5 < metrics[f'{name}/top1'] < 90
-    for m in (2, 3, 4):  # random weights say that all sources are alike
+    for m in (2, 3, 4):  # to random weights all sources are alike
         assert 0.05 < metrics[f'similarity/share_error_m{m}'] < 0.4
     assert 0.5 < metrics['similarity/auroc'] < 0.9
     assert 1 < metrics['geometry/lidar'] < 96 and metrics['geometry/lidar_images'] == 719
@@ -190,5 +174,5 @@ def test_the_tool_takes_a_checkpoint_through_everything(tmp_path):
     assert 0 < metrics['geometry/alignment'] < 4
     assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
-        assert row in said
+        assert row in text
     assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
-from mmpatchmix.evaluation.knn import find_neighbors, knn_predict, vote
+from mmpatchmix.evaluation import knn
+from mmpatchmix.evaluation.knn import find_near_duplicates, find_neighbors, knn_predict, vote
 
 KS = (1, 3, 10, 40)
 
@@ -18,7 +20,7 @@ def make_data(seed=0, num_bank=97, num_queries=31, dim=12, num_classes=7):
 
 
 def naive_predict(queries, bank, labels, k, temperature, top):
-    """Double loop in Python floats: cosine, sort, add up, sort."""
+    """Compute predictions by a double loop in Python floats."""
     result = []
     for query in queries.tolist():
         neighbors = []
@@ -52,39 +54,14 @@ def test_equals_scikit_learn_where_votes_are_uniform(k):
     assert predictions[:, 0].tolist() == reference.predict(queries).tolist()
 
 
-def test_neighbors_equal_scikit_learn():
-    queries, bank, labels = make_data(seed=2)
-    reference = KNeighborsClassifier(20, metric='cosine', algorithm='brute').fit(bank, labels)
-    distances, expected = reference.kneighbors(queries)
-    similarities, indices = find_neighbors(queries, bank, 20, query_chunk=7, bank_chunk=13)
-    assert indices.tolist() == expected.tolist()
-    assert torch.allclose(
-        1 - similarities.double(), torch.from_numpy(distances).double(), atol=1e-6
-    )
-
-
-@pytest.mark.parametrize(
-    ('query_chunk', 'bank_chunk'), [(1, 1), (5, 2), (31, 97), (7, 40), (64, 96)]
-)
-def test_chunks_do_not_change_the_result(query_chunk, bank_chunk):
+@pytest.mark.parametrize('chunks', [(5, 2), (7, 40), (64, 96)])
+def test_chunks_do_not_change_the_result(monkeypatch, chunks):
     queries, bank, labels = make_data(seed=3)
     whole = knn_predict(queries, bank, labels, KS)
-    chunked = knn_predict(queries, bank, labels, KS, query_chunk=query_chunk, bank_chunk=bank_chunk)
+    monkeypatch.setattr(knn, 'CHUNKS', chunks)
+    chunked = knn_predict(queries, bank, labels, KS)
     for k in KS:
         assert torch.equal(whole[k], chunked[k])
-
-
-@pytest.mark.parametrize('bank_chunk', [1, 2, 3, 64])
-def test_ties_go_to_the_lower_bank_index(bank_chunk):
-    # Signs in 16 dimensions: norms are 4, so every cosine is exact in float32.
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, 2, (4, 16), generator=generator).float() * 2 - 1
-    bank = rows[[1, 0, 2, 0, 3, 0, 0, 1]]
-    similarities, indices = find_neighbors(rows[:1], bank, 4, bank_chunk=bank_chunk)
-    assert indices.tolist() == [[1, 3, 5, 6]]
-    assert similarities.tolist() == [[1.0, 1.0, 1.0, 1.0]]
-    _, fewer = find_neighbors(rows[:1], bank, 2, bank_chunk=bank_chunk)
-    assert fewer.tolist() == [[1, 3]]
 
 
 def sign_rows(num_rows, num_distinct, dim=16, seed=0):
@@ -94,64 +71,39 @@ def sign_rows(num_rows, num_distinct, dim=16, seed=0):
     return distinct[torch.randint(num_distinct, (num_rows,), generator=generator)]
 
 
-def exact_neighbors(queries, bank, k):
-    """All similarities in float64, sorted stably: the lower index first among equals."""
-    queries, bank = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (queries, bank))
-    similarities, indices = (queries @ bank.T).sort(dim=1, descending=True, stable=True)
-    return similarities[:, :k], indices[:, :k]
+def check_neighbors(queries, bank, k):
+    """Compare with the largest of all similarities in float64; equal ones may be in any order."""
+    similarities, indices = find_neighbors(queries, bank, k)
+    queries, bank = (F.normalize(x.double(), dim=1) for x in (queries, bank))
+    expected = (queries @ bank.T).sort(dim=1, descending=True).values[:, :k]
+    assert torch.equal(similarities.double(), expected)
+    assert torch.equal((queries @ bank.T).gather(1, indices), expected)
+    assert all(len(row.unique()) == len(row) for row in indices)
 
 
-# Nearest of 64 columns are looked at first where the block is a multiple of it, else of 16, 4 ...
-@pytest.mark.parametrize('bank_chunk', [16, 100, 128, 1024])
+# Blocks that are multiples of the group size are searched in groups, for few neighbours.
+@pytest.mark.parametrize('bank_chunk', [7, 128])
 @pytest.mark.parametrize('order', ['random', 'rising', 'falling'])
-@pytest.mark.parametrize('num_neighbors', [1, 7, 200])
-def test_neighbors_are_exact_whatever_the_order_of_the_bank(bank_chunk, order, num_neighbors):
+@pytest.mark.parametrize('num_neighbors', [7, 200])
+def test_neighbors_are_exact_in_any_order_of_the_bank(
+    monkeypatch, bank_chunk, order, num_neighbors
+):
     """Many ties; a bank in which each chunk beats the last, or none does; k above a chunk."""
     queries, bank = sign_rows(9, 9, seed=1), sign_rows(2000, 300)
     if order != 'random':
-        ranks = (bank @ queries[0]).sort(descending=order == 'falling').indices
-        bank = bank[ranks]
-    similarities, indices = find_neighbors(
-        queries, bank, num_neighbors, query_chunk=4, bank_chunk=bank_chunk
-    )
-    expected_similarities, expected = exact_neighbors(queries, bank, num_neighbors)
-    assert torch.equal(indices, expected)
-    assert torch.equal(similarities.double(), expected_similarities)
+        bank = bank[(bank @ queries[0]).sort(descending=order == 'falling').indices]
+    monkeypatch.setattr(knn, 'CHUNKS', (4, bank_chunk))
+    check_neighbors(queries, bank, num_neighbors)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_neighbors_are_exact(dtype):
+def test_half_precision_neighbors_are_exact(monkeypatch, dtype):
+    monkeypatch.setattr(knn, 'CHUNKS', (4, 64))
     queries, bank = sign_rows(5, 5, seed=1).to(dtype), sign_rows(700, 100).to(dtype)
-    _, indices = find_neighbors(queries, bank, 30, bank_chunk=64)
-    assert torch.equal(indices, exact_neighbors(queries, bank, 30)[1])
+    check_neighbors(queries, bank, 30)
 
 
-def test_equal_rows_throughout_give_the_first_ones():
-    bank = torch.ones(500, 16)
-    _, indices = find_neighbors(bank[:3], bank, 10, bank_chunk=64)
-    assert indices.tolist() == [list(range(10))] * 3
-
-
-def test_one_query_may_find_many_in_a_block_that_has_none_for_the_others():
-    """Its candidates must not spill into the rows of others."""
-    queries = torch.eye(4, 16)
-    bank = torch.zeros(256, 16)
-    bank[:, 15] = 1.0  # similarity 0 to all queries
-    bank[130:170, 2] = torch.linspace(0.1, 5, 40)
-    similarities, indices = find_neighbors(queries, bank, 20, bank_chunk=128)
-    assert indices[2].tolist() == list(range(169, 149, -1))
-    for other in (0, 1, 3):
-        assert indices[other].tolist() == list(range(20))
-    assert (similarities[2] > 0.5).all() and (similarities[[0, 1, 3]] == 0).all()
-
-
-def test_features_that_require_gradients_are_searched_without():
-    queries, bank, _ = make_data()
-    similarities, _ = find_neighbors(queries.requires_grad_(), bank.requires_grad_(), 3)
-    assert not similarities.requires_grad
-
-
-def test_finite_rows_with_a_norm_beyond_float32_are_no_error():
+def test_finite_rows_with_an_infinite_norm_are_accepted():
     queries, bank, _ = make_data()
     bank[4] = 1e38
     similarities, indices = find_neighbors(queries, bank, len(bank))
@@ -162,7 +114,7 @@ def test_ties_of_votes_go_to_the_lower_class():
     query = torch.tensor([[1.0, 0.0]])
     bank = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     labels = torch.tensor([4, 2, 4, 2])
-    assert knn_predict(query, bank, labels, (4,), top=2)[4].tolist() == [[2, 4]]
+    assert knn_predict(query, bank, labels, (4,))[4].tolist() == [[2, 4, -1, -1, -1]]
 
 
 def test_sum_of_votes_does_not_depend_on_their_order():
@@ -173,35 +125,13 @@ def test_sum_of_votes_does_not_depend_on_their_order():
         assert classes.tolist() == [[2, 0, 1]]
 
 
-def test_k_larger_than_the_bank_uses_all_of_it_and_says_so():
+def test_k_larger_than_the_bank_uses_all_of_it_with_a_warning():
     queries, bank, labels = make_data(num_bank=6)
     with pytest.warns(UserWarning, match='k = 200 exceeds the bank of 6'):
         predictions = knn_predict(queries, bank, labels, (5, 6, 10, 200))
     assert torch.equal(predictions[10], predictions[6])
     assert torch.equal(predictions[200], predictions[6])
     assert torch.equal(predictions[5], naive_predict(queries, bank, labels, 5, 0.07, 5))
-
-
-def test_a_class_without_a_neighbor_is_never_predicted():
-    queries, bank, labels = make_data()
-    predictions = knn_predict(queries, bank, labels, (1,))[1]
-    assert (predictions[:, 0] >= 0).all()
-    assert (predictions[:, 1:] == -1).all()
-
-
-def test_scale_of_features_does_not_matter():
-    queries, bank, _ = make_data()
-    scale = torch.rand(len(bank), 1, generator=torch.Generator().manual_seed(0)) + 0.5
-    _, expected = find_neighbors(queries, bank, 10)
-    _, indices = find_neighbors(queries * 64, bank * scale, 10)
-    assert torch.equal(indices, expected)
-
-
-def test_half_precision_features_are_compared_in_float32():
-    queries, bank, _ = make_data()
-    similarities, _ = find_neighbors(queries.half(), bank.half(), 10)
-    expected, _ = find_neighbors(queries.half().float(), bank.half().float(), 10)
-    assert torch.equal(similarities, expected)
 
 
 def test_no_query_gives_no_prediction():
@@ -222,21 +152,53 @@ def test_no_query_gives_no_prediction():
         (dict(bank_labels=torch.full((97,), -1)), r'must be \(97,\) classes from 0'),
     ],
 )
-def test_bad_input_is_refused(change, message):
+def test_invalid_input_raises(change, message):
     queries, bank, labels = make_data()
     arguments = dict(queries=queries, bank=bank, bank_labels=labels, num_neighbors=(3,)) | change
     with pytest.raises(ValueError, match=message):
         knn_predict(**arguments)
 
 
-def test_a_search_for_no_neighbor_is_refused():
+def test_invalid_searches_raise(monkeypatch):
+    monkeypatch.setattr(knn, 'CHUNKS', (8, 16))
     queries, bank, _ = make_data()
     with pytest.raises(ValueError, match='num_neighbors=0 is below 1'):
         find_neighbors(queries, bank, 0)
-
-
-def test_broken_bank_row_is_named_across_chunks():
-    queries, bank, _ = make_data()
     bank[50, 3] = math.inf
     with pytest.raises(ValueError, match='Row 50 of the bank'):
-        find_neighbors(queries, bank, 3, bank_chunk=16)
+        find_neighbors(queries, bank, 3)
+
+
+def pairs_above(features, threshold):
+    """Return cosines by pair of rows, from the whole matrix in float64."""
+    unit = F.normalize(features.double(), dim=1)
+    cosines = (unit @ unit.T).triu(1)
+    return {
+        (i, j): float(cosines[i, j])
+        for i in range(len(unit))
+        for j in range(i + 1, len(unit))
+        if cosines[i, j] >= threshold
+    }
+
+
+@pytest.mark.parametrize('chunks', [(5, 7), knn.CHUNKS])
+@pytest.mark.parametrize('threshold', [-0.5, 0.3, 0.9])
+def test_near_duplicates_are_all_pairs_once(monkeypatch, chunks, threshold):
+    monkeypatch.setattr(knn, 'CHUNKS', chunks)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 6, generator=generator)
+    features[40:] = features[:20] + 0.1 * torch.randn(20, 6, generator=generator)
+    features[30] = features[31] = features[32] = 5 * features[3]  # the same, of another length
+    expected = pairs_above(features, threshold)
+    pairs = find_near_duplicates(features, threshold).tolist()
+    assert len(pairs) == len(expected) > 20
+    for first, second, cosine in pairs:
+        assert cosine == pytest.approx(expected[first, second], abs=1e-6)
+    cosines = [cosine for *_, cosine in pairs]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+def test_no_near_duplicates_and_an_invalid_threshold():
+    assert find_near_duplicates(torch.eye(4), 0.5).shape == (0, 3)
+    with pytest.raises(ValueError, match=r'above -1 and at most 1; got 97\.0'):
+        find_near_duplicates(torch.eye(4), 97.0)

@@ -6,7 +6,6 @@ import torch
 from mmengine import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -101,6 +100,8 @@ def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
     online = runner.val()
     offline = runner.test()
     assert online == offline
+    runner.test_loop._pixels = None  # pixels are evaluated once
+    assert runner.test() == offline
 
     bank, bank_labels = features_of(make_loader(31, seed=0))
     queries, labels = features_of(make_loader(17, seed=1))
@@ -119,13 +120,6 @@ def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
     assert logged[0]['knn/top1'] == pytest.approx(online['knn/top1'])
 
 
-def test_pixels_are_judged_once(tmp_path, monkeypatch):
-    runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True))
-    first = runner.test()
-    monkeypatch.setattr(runner.test_loop, '_pixels', None)
-    assert runner.test() == first
-
-
 def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
     runner = Runner.from_cfg(make_config(tmp_path))
     calls = []
@@ -140,7 +134,7 @@ def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['metainfo', 'samples'])
-def test_unlabelled_data_is_judged_by_the_directions_of_its_features(tmp_path, how):
+def test_unlabelled_data_get_geometry_instead_of_knn(tmp_path, how):
     option = dict(metainfo=dict(labelled=False)) if how == 'metainfo' else dict(labelled=False)
     cfg = make_config(tmp_path, bank=make_loader(9, seed=0, **option), num_unlabelled=9)
     cfg.default_hooks.checkpoint.type = 'mmpatchmix.SafeCheckpointHook'
@@ -164,7 +158,7 @@ def test_unlabelled_data_is_judged_by_the_directions_of_its_features(tmp_path, h
 
 
 @pytest.mark.parametrize('kind', ['ValLoop', 'TestLoop'])
-def test_the_metric_refuses_loops_without_a_bank_before_anything_runs(tmp_path, kind):
+def test_loops_without_a_bank_raise_before_the_run(tmp_path, kind):
     config = make_config(tmp_path)
     config.val_cfg = config.test_cfg = dict(type=kind)
     runner = Runner.from_cfg(config)
@@ -173,43 +167,20 @@ def test_the_metric_refuses_loops_without_a_bank_before_anything_runs(tmp_path, 
     assert runner.iter == 0
 
 
-def test_the_metric_is_one_of_mmengine():
-    metric = KNNMetric((1,))
-    assert isinstance(metric, BaseMetric)
-    with pytest.raises(ValueError, match='needs features of a bank'):
-        metric.process(None, [])
-
-
-def test_the_bank_is_built_with_the_seeds_of_a_loop(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
-    config.randomness = dict(seed=5, diff_rank_seed=True)
-    runner = Runner.from_cfg(config)
-    seen = []
-    build = runner.build_dataloader
-
-    def spy(dataloader, seed=None, diff_rank_seed=False):
-        seen.append((len(dataloader['dataset']), seed, diff_rank_seed))
-        return build(dataloader, seed, diff_rank_seed)
-
-    monkeypatch.setattr(runner, 'build_dataloader', spy)
-    _ = runner.val_loop
-    assert [row[1:] for row in seen] == [(5, True)] * 2
-
-
-def test_another_metric_is_refused(tmp_path):
+def test_another_metric_raises(tmp_path):
     config = make_config(tmp_path)
     config.val_evaluator = dict(type='mmpretrain.Accuracy')
     with pytest.raises(ValueError, match=r"mmpatchmix.KNNMetric.*\['Accuracy'\]"):
         Runner.from_cfg(config).val()
 
 
-def test_a_pixel_baseline_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
+def test_a_pixel_baseline_that_fills_the_memory_raises(tmp_path, monkeypatch):
     monkeypatch.setattr('mmpatchmix.evaluation.knn_loop._MAX_PIXEL_BYTES', 1000)
     with pytest.raises(ValueError, match='Set pixel_baseline=False'):
         Runner.from_cfg(make_config(tmp_path, pixel_baseline=True)).val()
 
 
-def test_metric_needs_labels_and_sensible_settings():
+def test_metric_without_labels_or_with_invalid_settings_raises():
     features = Features(torch.eye(3), torch.arange(3))
     with pytest.raises(ValueError, match='needs labels'):
         KNNMetric((1,)).compute(features, Features(torch.eye(3), None))
@@ -218,7 +189,7 @@ def test_metric_needs_labels_and_sensible_settings():
     assert KNNMetric((1,)).compute(features, features)['knn/top1'] == 100.0
 
 
-def test_more_queries_are_judged_against_the_same_bank(tmp_path):
+def test_more_queries_use_the_same_bank(tmp_path):
     more = dict(other=make_loader(13, seed=5), same=make_loader(17, seed=1))
     runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True, more_queries=more))
     metrics = runner.test()

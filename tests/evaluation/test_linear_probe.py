@@ -21,7 +21,7 @@ def make_features(size, seed, num_classes=4, dim=6, spread=1.0):
 
 
 def fit_one(features, labels, rate, num_classes, num_epochs, batch_size, seed):
-    """The same classifier by torch's own layer, optimizer and schedule."""
+    """Train the same classifier by torch's own layer, optimizer and schedule."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(features.shape[1], num_classes)
     start = torch.randn(1, features.shape[1], num_classes, generator=generator) * 0.01
@@ -47,12 +47,12 @@ def test_each_classifier_equals_the_one_trained_alone():
     features, labels = make_features(50, seed=0)
     rates = (0.01, 0.3, 2.0)
     settings = dict(num_classes=4, num_epochs=4, batch_size=16, seed=3)
-    probes = fit_linear(features, labels, rates, **settings)
+    weight, bias = fit_linear(features, labels, rates, **settings)
     for index, rate in enumerate(rates):
         layer = fit_one(features, labels, rate, **settings)
-        assert torch.allclose(probes.weight[index].T, layer.weight, atol=1e-5)
-        assert torch.allclose(probes.bias[index, 0], layer.bias, atol=1e-5)
-    assert not torch.allclose(probes.weight[0], probes.weight[1], atol=1e-2)
+        assert torch.allclose(weight[index].T, layer.weight, atol=1e-5)
+        assert torch.allclose(bias[index, 0], layer.bias, atol=1e-5)
+    assert not torch.allclose(weight[0], weight[1], atol=1e-2)
 
 
 def test_probe_chooses_its_rate_on_held_out_training_images():
@@ -61,7 +61,7 @@ def test_probe_chooses_its_rate_on_held_out_training_images():
     metrics = linear_probe(train, test, rates, num_epochs=20, batch_size=64)
     assert metrics['linear/lr'] == 0.1
     assert metrics['linear/heldout_top1_lr0.1'] > metrics['linear/heldout_top1_lr1e-06']
-    # Wrong labels of the test set change the figure and not the choice.
+    # Wrong labels of the test set change the accuracy but not the choice.
     wrong = Features(test.features, (test.labels + 1) % 4)
     other = linear_probe(train, wrong, rates, num_epochs=20, batch_size=64)
     assert other['linear/lr'] == 0.1
@@ -69,7 +69,7 @@ def test_probe_chooses_its_rate_on_held_out_training_images():
     assert metrics['linear/top5'] == 100.0  # four classes
 
 
-def test_figure_is_the_accuracy_of_the_final_classifier():
+def test_top1_is_the_accuracy_of_the_final_classifier():
     train, test = make_features(100, seed=0, spread=2.0), make_features(60, seed=1, spread=2.0)
     metrics = linear_probe(train, test, (0.1,), num_epochs=5, batch_size=32, seed=2)
     scaler = StandardScaler().fit(train.features)
@@ -133,7 +133,7 @@ def test_low_shot_is_logistic_regression_on_the_list():
     assert metrics['lowshot_5pct/num_images'] == 8  # round(0.05 * 50) of each of four
 
 
-def test_missing_labels_and_foreign_classes_are_refused():
+def test_missing_labels_and_unknown_classes_raise():
     train, test = make_features(40, seed=0), make_features(40, seed=1)
     with pytest.raises(ValueError, match='needs labels'):
         linear_probe(train._replace(labels=None), test)

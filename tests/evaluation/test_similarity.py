@@ -1,4 +1,4 @@
-"""Shares told by similarity: a model that knows them, one that does not, and pairs by hand."""
+"""Predicted shares against a computation image by image, and class agreement against pairs."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from mmpatchmix.evaluation import similarity
 from mmpatchmix.evaluation.features import Features
 from mmpatchmix.evaluation.similarity import (
-    Shares,
     calibrate,
     class_agreement,
     draw_unequal_groups,
@@ -17,7 +16,7 @@ from mmpatchmix.models.mixing import group_shares, mix_patches
 from tests.models.tiny import tiny_model
 
 
-def test_unequal_groups_leave_none_empty_and_take_every_size():
+def test_unequal_groups_are_never_empty_and_take_every_size():
     generator = torch.Generator().manual_seed(0)
     sizes = set()
     for _ in range(300):
@@ -41,14 +40,14 @@ def test_positions_are_drawn_evenly():
 def test_predicted_shares_equal_those_computed_image_by_image():
     model = tiny_model().eval()
     images = torch.randn(5, 3, 16, 16)
-    shares = predict_shares(model, images, num_mix=3, num_draws=2, seed=4)
+    true, predicted = predict_shares(model, images, num_mix=3, num_draws=2, seed=4)
     generator = torch.Generator().manual_seed(4)
     patch_size = model.data_preprocessor.patch_size
     momentum = model.momentum_encoder
     with torch.no_grad():
         for draw in range(2):
             groups = draw_unequal_groups((16 // patch_size) ** 2, 3, generator)
-            assert torch.equal(shares.true[draw], group_shares(groups, 3))
+            assert torch.equal(true[draw], group_shares(groups, 3))
             mixed = mix_patches(images, groups, patch_size)
             for n in range(5):
                 query = model.head.predict(model.neck(model.backbone(mixed[[n]]))[0])[0]
@@ -60,12 +59,10 @@ def test_predicted_shares_equal_those_computed_image_by_image():
                 )
                 cosine = F.cosine_similarity(query[None], keys)
                 expected = (cosine / model.head.temperature).softmax(0)
-                torch.testing.assert_close(
-                    shares.predicted[draw, n], expected, atol=1e-5, rtol=1e-4
-                )
+                torch.testing.assert_close(predicted[draw, n], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     predict_shares(model, torch.randn(4, 3, 16, 16), 2, num_draws=1)
@@ -76,32 +73,32 @@ def test_the_model_is_left_as_it_was():
 
 def test_perfect_predictions_have_no_error():
     true = torch.tensor([[0.1, 0.9], [0.35, 0.65], [0.5, 0.5]])
-    result = calibrate(Shares(true, true[:, None].repeat(1, 4, 1)))
+    result = calibrate(true, true[:, None].repeat(1, 4, 1))
     assert result['error'] == pytest.approx(0, abs=1e-6)
     assert result['mean_abs_error'] == pytest.approx(0, abs=1e-6)
     assert result['correlation'] == pytest.approx(1)
     assert sum(point[3] for point in result['curve']) == 24
 
 
-def test_saying_always_the_same_has_the_constant_error():
+def test_constant_predictions_have_the_constant_error():
     true = torch.tensor([[0.2, 0.8], [0.4, 0.6]])
-    result = calibrate(Shares(true, torch.full((2, 3, 2), 0.5)))
+    result = calibrate(true, torch.full((2, 3, 2), 0.5))
     assert result['mean_abs_error'] == pytest.approx(0.2)  # 0.3, 0.3, 0.1, 0.1
     assert result['constant_error'] == pytest.approx(0.2)
     assert result['error'] == pytest.approx(0.2)
     assert result['correlation'] == 0
 
 
-def test_predictions_that_are_right_on_average_are_calibrated_but_not_exact():
+def test_predictions_right_on_average_are_calibrated():
     true = torch.tensor([[0.25, 0.75]])
     predicted = torch.tensor([[[0.15, 0.85], [0.35, 0.65]]])
-    result = calibrate(Shares(true, predicted))
+    result = calibrate(true, predicted)
     assert result['error'] == pytest.approx(0, abs=1e-6)
     assert result['mean_abs_error'] == pytest.approx(0.1)
     assert result['curve'][0] == pytest.approx((0.25, 0.25, 0.1, 2))
 
 
-def test_too_few_images_are_refused():
+def test_too_few_images_raise():
     with pytest.raises(ValueError, match='2 images'):
         predict_shares(tiny_model(), torch.randn(2, 3, 16, 16), 3)
 
@@ -126,8 +123,3 @@ def test_class_agreement_equals_counting_pairs(chunk, monkeypatch):
     result = class_agreement(Features(features, labels), ranks=(5,))
     assert result['auroc'] == pytest.approx(sum(aurocs) / 12)
     assert result['precision_at_5'] == pytest.approx(sum(precision) / 12)
-
-
-def test_class_agreement_needs_labels():
-    with pytest.raises(ValueError, match='labels'):
-        class_agreement(Features(torch.randn(3, 2), None))

@@ -43,7 +43,7 @@ def work_dir(tmp_path_factory):
     (data / 'health.jsonl').write_text(json.dumps(WARNING) + '\n{"cut')
     with open(data / 'scalars.json', 'a', encoding='utf-8') as file:
         for step in (1, 2, 3):
-            file.write(json.dumps({'health/rankme': 2.5 * step, 'step': step}) + '\n')
+            file.write(json.dumps({'health/rank_me': 2.5 * step, 'step': step}) + '\n')
         file.write('{"iter": 4, "loss": NaN, "epoch": 2}\n')
     return folder
 
@@ -136,7 +136,7 @@ def test_a_run_on_a_laptop(open_page, work_dir, tmp_path):
     points = [(r['step'], r['knn/top1']) for r in log if 'knn/top1' in r]
     assert len(points) == 2  # before training, and at the end
     assert list(zip(*(curves['knn/top1', 'Line'][k] for k in 'xy'), strict=True)) == points
-    assert curves['health/rankme', 'Line']['y'] == [2.5, 5.0, 7.5]
+    assert curves['health/rank_me', 'Line']['y'] == [2.5, 5.0, 7.5]
     # Keys switch curves off, the span zooms all plots, by the keyboard alone.
     box = page.get_by_role('checkbox', name='loss_mix_mix')
     box.focus()

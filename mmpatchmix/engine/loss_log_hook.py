@@ -166,11 +166,11 @@ def write_failed_step(
         str | None: Path of the file; None if the weights are lost (another optimizer), the samples
         are unknown (another sampler) or the disk fails.
     """
-    wrapper, loop, rank = runner.optim_wrapper, runner.train_loop, dist.get_rank()
-    if getattr(wrapper, 'broken', None) is None or not isinstance(loop, ExactTrainLoop):
+    wrapper, rank = runner.optim_wrapper, dist.get_rank()
+    if getattr(wrapper, 'broken', None) is None:
         return None
-    loader = loop.dataloader
-    if find_sampler(loader) is None:
+    loop, loader = runner.train_loop, runner.train_dataloader
+    if not isinstance(loop, ExactTrainLoop) or find_sampler(loader) is None:
         return None
     position = iteration - loop.epoch * len(loader)
     indices = next(islice(iter(loader.batch_sampler), position, None))

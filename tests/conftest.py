@@ -1,5 +1,7 @@
 """Fixtures of all tests. As by configs, mmpatchmix.registry is imported before other packages."""
 
+import gc
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -26,3 +28,8 @@ def quick_config_text():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, 'pretty_text', property(plain_text))
         yield
+
+
+def pytest_collection_finish():
+    """Exempt imported modules from garbage collection, which mmengine runs for every data set."""
+    gc.freeze()

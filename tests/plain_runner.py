@@ -1,8 +1,8 @@
-"""Build configs with nothing but mmengine; train and test those that differ in more than numbers.
+"""Build configs with mmengine alone; train and test those that differ in their types.
 
 python tests/plain_runner.py IMAGES SCENES WORK_DIR CONFIG...
 
-``test_any_runner.py`` starts it in fresh processes: only the configs may import mmpatchmix.
+``test_any_runner.py`` starts it; only the configs may import mmpatchmix.
 """
 
 import gc
@@ -13,8 +13,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-# Quicker, and of no effect on what is built: the Runner formats a config seven times, and
-# every data set collects the garbage of all modules.
+# To save time: a Runner formats its config seven times.
 Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
 
 # Widths of networks, and counts of samples and boxes.
@@ -22,7 +21,7 @@ LARGE = (192, 256, 384, 512, 768, 1024, 1280, 1536, 3072, 4096, 5120)
 
 
 def narrow(node):
-    """Return a part of a model's config with small numbers in the place of large ones."""
+    """Return a part of a model's config with widths replaced by 48."""
     if isinstance(node, dict):
         for key, value in node.items():
             node[key] = narrow(value)
@@ -32,7 +31,7 @@ def narrow(node):
 
 
 def use_images(dataset, images):
-    """Read a few images in the place of ImageNet, and of CIFAR, which needs a download."""
+    """Replace ImageNet by a few images, and CIFAR, which needs a download, by digits."""
     if dataset.type == 'mmpatchmix.ImageFolder':
         dataset.data_root = str(images)
     else:
@@ -42,7 +41,7 @@ def use_images(dataset, images):
 
 
 def use_scenes(dataset, split, scenes):
-    """Read scenes of digits in the place of COCO, at 64 pixels."""
+    """Replace COCO by scenes of digits of 64 pixels."""
     dataset.update(
         data_root=str(scenes),
         ann_file=f'annotations/instances_{split}.json',
@@ -54,7 +53,7 @@ def use_scenes(dataset, split, scenes):
 
 
 def shrink(cfg, images, scenes):
-    """Change sizes only: what is built stays what the config names."""
+    """Change sizes only; all types stay."""
     narrow(cfg.model)
     # Without labels there is nothing to evaluate.
     loaders = [*filter(None, (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader))]

@@ -1,12 +1,13 @@
 """Modules that the server of ``calls.py`` imports, in the order of the command line."""
 
+import gc
 from importlib import import_module
 
 from mmengine.registry import Registry
 
 from mmpatchmix.cli.verb import quiet_stack
 
-quiet_stack()
+quiet_stack()  # before the modules that it silences
 registry = import_module('mmpatchmix.registry')
 for name in ('train', 'test', 'benchmark'):
     import_module(f'mmpatchmix.cli.{name}')
@@ -15,3 +16,4 @@ for name in ('mmpretrain.models', 'mmpretrain.datasets', 'torch.utils.tensorboar
 for each in vars(registry).values():
     if isinstance(each, Registry):
         each.import_from_location()
+gc.freeze()  # mmengine collects garbage for every data set it builds

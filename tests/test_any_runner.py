@@ -1,11 +1,6 @@
-"""Configs run without a command of ours: mmengine's Runner, upstream's tools, CPUs in parallel.
+"""Configs run in mmengine's Runner and upstream's tools, in processes without an import of ours."""
 
-Everything runs in fresh processes, where nothing but the config imports mmpatchmix.
-"""
-
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +13,9 @@ import pytest
 import torch
 
 from mmpatchmix.datasets.digits import write_digit_scenes
+from tests.calls import ROOT, environment
+from tests.faults.processes import free_port
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = {
     'mmpretrain': [
         *ROOT.glob('configs/patchmix_*.py'),
@@ -32,7 +28,7 @@ UPSTREAM = {
     module.__name__: Path(module.__path__[0], '.mim/tools') for module in (mmpretrain, mmdet)
 }
 
-# Configs of a user, elsewhere, who inherits ours.
+# Configs of a user that inherit from the shipped ones.
 DIGITS = """
 _base_ = '{root}/configs/patchmix_vit-digits.py'
 train_dataloader = dict(batch_size=32, dataset=dict(indices=128))
@@ -52,18 +48,10 @@ train_cfg = dict(max_epochs=1, val_interval=1)
 
 
 def run(folder, *command, **env):
-    """Run a command in a folder, on CPUs only, and return what it printed."""
-    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    env = dict(CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1', PYTHONPATH=ROOT, PATH=path, **env)
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=folder,
-        env={**os.environ, **{key: str(value) for key, value in env.items()}},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    """Run a command in a folder, on CPUs only, and return its output."""
+    env = environment(CUDA_VISIBLE_DEVICES='-1', PYTHONPATH=ROOT, **env)
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([*map(str, command)], cwd=folder, env=env, timeout=300, **streams)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -89,19 +77,16 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('scope', CONFIGS)
 def test_every_config_runs_in_a_plain_runner(scope, images, scenes, tmp_path):
     script = ROOT / 'tests/plain_runner.py'
-    said = run(tmp_path, sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
-    assert re.findall(r'^BUILT (.*)', said, re.M) == [str(path) for path in CONFIGS[scope]]
-    ran = [Path(path).name for path in re.findall(r'^RAN (.*) 1$', said, re.M)]
+    text = run(tmp_path, sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
+    assert re.findall(r'^BUILT (.*)', text, re.M) == [str(path) for path in CONFIGS[scope]]
+    ran = [Path(path).name for path in re.findall(r'^RAN (.*) 1$', text, re.M)]
     assert len(ran) >= 3
 
 
 def test_mmpretrains_own_tools_train_on_two_processes_and_test(tmp_path):
     (tmp_path / 'mine.py').write_text(DIGITS.format(root=ROOT))
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
     tools = UPSTREAM['mmpretrain']
-    run(tmp_path, 'bash', tools / 'dist_train.sh', 'mine.py', 2, PORT=port)
+    run(tmp_path, 'bash', tools / 'dist_train.sh', 'mine.py', 2, PORT=free_port())
     path = tmp_path / 'work_dirs/mine/epoch_1.pth'
     meta = torch.load(path, weights_only=False)['meta']
     assert meta['iter'] == 128 // 32 // 2  # the processes share the images
@@ -112,12 +97,12 @@ def test_mmdets_own_tools_train_and_test(scenes, tmp_path):
     (tmp_path / 'mine.py').write_text(SCENES.format(root=ROOT, data=scenes))
     run(tmp_path, 'python', UPSTREAM['mmdet'] / 'train.py', 'mine.py')
     checkpoint = tmp_path / 'work_dirs/mine/epoch_1.pth'
-    # This tool imports all of mmdet before it reads a config, which fails by itself without
-    # compiled ops of mmcv or next to transformers 5, whatever the config.
+    # This tool imports mmdet before it reads a config, which fails without mmcv's compiled ops or
+    # with transformers 5.
     code = (
         'import runpy, sys, mmpatchmix.registry\n'
         'sys.argv.pop(0)\n'
         'runpy.run_path(sys.argv[0], run_name="__main__")\n'
     )
-    said = run(tmp_path, 'python', '-c', code, UPSTREAM['mmdet'] / 'test.py', 'mine.py', checkpoint)
-    assert 'coco/segm_mAP: ' in said
+    text = run(tmp_path, 'python', '-c', code, UPSTREAM['mmdet'] / 'test.py', 'mine.py', checkpoint)
+    assert 'coco/segm_mAP: ' in text

@@ -7,7 +7,7 @@ default_scope = 'mmpretrain'
 
 default_hooks = dict(
     # Losses stay on the device until they are logged; NaN stops the run.
-    runtime_info=dict(type='mmpatchmix.DeferredRuntimeInfoHook'),
+    runtime_info=dict(type='mmpatchmix.LossLogHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='mmpatchmix.SafeLoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

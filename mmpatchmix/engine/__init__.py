@@ -1,11 +1,11 @@
-"""What a Runner builds: hooks, loops, optimizer wrappers and constructors, DDP and FSDP."""
+"""Hooks, loops, optimizer wrappers and constructors, and model wrappers (DDP, FSDP) of a Runner."""
 
 from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
 from mmpatchmix.engine.checkpoint_hook import SafeCheckpointHook
 from mmpatchmix.engine.distributed import PatchMixDDP, PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.exact_resume import ExactResumeHook
-from mmpatchmix.engine.loss_log_hook import DeferredRuntimeInfoHook
+from mmpatchmix.engine.loss_log_hook import LossLogHook
 from mmpatchmix.engine.param_groups import DecayGroupsConstructor, LayerDecayConstructor
 from mmpatchmix.engine.ranks import RankWatchHook
 from mmpatchmix.engine.run_logs import SafeLoggerHook, ShortLogProcessor
@@ -15,11 +15,11 @@ from mmpatchmix.engine.strict_load_hook import StrictLoadHook
 __all__ = [
     'BF16OptimWrapper',
     'DecayGroupsConstructor',
-    'DeferredRuntimeInfoHook',
     'ExactResumeHook',
     'ExactTrainLoop',
     'LayerDecayConstructor',
     'LinearWarmupLR',
+    'LossLogHook',
     'MomentumScheduleHook',
     'PatchMixDDP',
     'PatchMixFSDP',

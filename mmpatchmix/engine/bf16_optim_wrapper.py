@@ -1,4 +1,4 @@
-"""Mixed precision in bfloat16, on CPUs as well as on GPUs."""
+"""The optimizer wrapper for bfloat16, on CPUs and GPUs, which takes no step after NaN."""
 
 from contextlib import contextmanager
 
@@ -16,22 +16,21 @@ from mmpatchmix.registry import OPTIM_WRAPPERS
 class BF16OptimWrapper(OptimWrapper):
     """Run the forward under bfloat16 autocast.
 
-    bfloat16 has the range of float32, so gradients need no scaler, and unlike
-    mmengine's ``AmpOptimWrapper`` nothing here asks for an accelerator.
+    bfloat16 has the range of float32, so gradients need no scaler; unlike mmengine's
+    ``AmpOptimWrapper`` it needs no accelerator.
 
-    From the first gradient on that is no number, a fused optimizer takes no step: when
-    ``mmpatchmix.DeferredRuntimeInfoHook`` finds out, the weights are still those of the step
-    that failed. The host waits for nothing, and ranks agree, for they step on the same gradients.
+    After the first gradient that is not finite a fused optimizer takes no more steps: when
+    ``mmpatchmix.LossLogHook`` detects it, the weights are still those before the failed step. This
+    needs no synchronisation with the host, and ranks agree, since they share their gradients.
 
     Attributes:
         broken: Whether that has happened, ``()`` bool on the device; None before the first step,
-            and where the optimizer is not fused.
-        grad_norm: Norm of all gradients of the last step, ``()`` on the device; None under the
-            same conditions, and where mmengine clips gradients and logs the norm by itself.
+            and if the optimizer is not fused.
+        grad_norm: Norm of all gradients of the last step, ``()`` on the device; None also if
+            mmengine clips gradients and logs the norm itself.
 
     Args:
-        enabled: ``True``, ``False`` for float32, or ``'auto'``: where the device computes
-            in bfloat16, see :func:`computes_bf16`.
+        enabled: True, False for float32, or ``'auto'``: if :func:`computes_bf16`.
         **kwargs: Those of mmengine's ``OptimWrapper``.
 
     Raises:
@@ -50,11 +49,11 @@ class BF16OptimWrapper(OptimWrapper):
         self.grad_norm: Tensor | None = None
 
     def step(self, **kwargs) -> None:
-        """Step as the base class does, unless a gradient is or was no number."""
+        """Take a step, unless a gradient is or was not finite."""
         if self.optimizer.defaults.get('fused'):
             parameters = (p for group in self.param_groups for p in group['params'])
             norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
-            if isinstance(norm, DTensor):  # of weights that ranks share
+            if isinstance(norm, DTensor):  # of sharded weights
                 norm = norm.full_tensor()
             is_broken = ~torch.isfinite(norm)
             self.broken = is_broken if self.broken is None else self.broken | is_broken
@@ -64,7 +63,7 @@ class BF16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Put autocast around the forward; accumulate as the base class does."""
+        """Run the forward under autocast."""
         device_type = get_device().split(':')[0]
         autocast = torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.enabled)
         with super().optim_context(model), autocast:
@@ -72,14 +71,9 @@ class BF16OptimWrapper(OptimWrapper):
 
 
 def computes_bf16(device: str) -> bool:
-    """Tell whether a device multiplies matrices of bfloat16 in hardware, not by emulation.
+    """Return whether a device (``'cuda'`` or ``'cpu'``) computes in bfloat16 in hardware.
 
-    Args:
-        device: ``'cuda'`` or ``'cpu'``, an index may follow.
-
-    Returns:
-        bool: For GPUs from Ampere on and CPUs with AVX512-BF16 or AMX; False for
-        other devices.
+    GPUs do from Ampere on, CPUs with AVX512-BF16 or AMX.
     """
     kind = device.split(':')[0]
     if kind == 'cuda':

@@ -1,7 +1,6 @@
-"""DistributedDataParallel that also runs on CPUs and trains in micro-batches."""
+"""Model wrappers for several ranks: DDP, also on CPUs and in micro-batches, and FSDP."""
 
 import logging
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -9,11 +8,16 @@ from mmengine import dist
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.utils import apply_to
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from mmpatchmix.models import PatchMix
 from mmpatchmix.models.micro_batches import train_in_micro_batches
@@ -24,22 +28,21 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 class PatchMixDDP(MMDistributedDataParallel):
     """mmengine's DDP with two additions.
 
-    - A model on CPUs takes no ``device_ids``, which mmengine's Runner always passes, and no
-      ``SyncBatchNorm``, which torch has for GPUs only: each rank normalises by itself.
-    - A model with ``micro_batch_size`` trains in micro-batches. mmengine's DDP has a
-      ``train_step`` of its own and never calls the model's.
+    - On CPUs ``device_ids``, which mmengine's Runner always passes, has no effect, and
+      ``SyncBatchNorm``, which torch has for GPUs only, becomes BatchNorm per rank.
+    - A model with ``micro_batch_size`` trains in micro-batches; mmengine's DDP has its own
+      ``train_step`` and never calls that of the model.
 
     Args:
         module: The model; one without ``micro_batch_size`` trains as in mmengine.
-        device_ids: Index of this rank's GPU, in a list; without effect on CPUs.
+        device_ids: Index of this rank's GPU, in a list.
         **kwargs: Those of ``MMDistributedDataParallel``.
     """
 
     def __init__(
         self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any
     ) -> None:
-        if is_on_cpus(module):
-            device_ids = None
+        device_ids = None if is_on_cpus(module) else device_ids
         module = without_sync_batchnorm_on_cpus(module)
         super().__init__(module=module, device_ids=device_ids, **kwargs)
 
@@ -51,12 +54,12 @@ class PatchMixDDP(MMDistributedDataParallel):
 
 
 def is_on_cpus(module: nn.Module) -> bool:
-    """Tell whether all parameters of a model are on CPUs."""
+    """Return whether all parameters of a model are on CPUs."""
     return all(parameter.device.type == 'cpu' for parameter in module.parameters())
 
 
 def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
-    """Return a model on CPUs with plain BatchNorm, and say so; any other as it is."""
+    """Replace SyncBatchNorm of a model on CPUs by BatchNorm, with a warning."""
     synchronised = any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
     if not synchronised or not is_on_cpus(module):
         return module
@@ -70,27 +73,24 @@ def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
 
 @MODEL_WRAPPERS.register_module()
 class PatchMixFSDP(nn.Module):
-    """Keep on each rank a share of all weights, gradients and AdamW moments of a PatchMix.
+    """Shard weights, gradients and AdamW moments of a PatchMix among the ranks.
 
-    Blocks, projector and predictor are gathered when they run and given back afterwards. Query
-    and momentum encoder are cut alike, so the momentum update needs no exchange. Losses and
-    steps are those of DDP, up to the order of sums.
+    Blocks, projector and predictor are gathered for their forward and backward, in float32. Query
+    and momentum encoder are sharded alike, so the momentum update needs no communication. Losses
+    and steps equal those of DDP up to the order of sums. Gradients are reduced in every
+    micro-batch: accumulating them locally would need unsharded gradients.
 
-    The first ``train_step`` cuts. Until then every rank holds all: weights are initialised, and
-    checkpoints loaded, as without this wrapper. ``SafeCheckpointHook`` saves whole checkpoints,
-    which any tool and any number of ranks reads. Gradients are exchanged in every micro-batch:
-    holding them back would mean holding them whole.
-
-    Weights are gathered in float32, so that training and evaluation see the same ones. Autocast's
-    bfloat16 copies stay whole until the backward, 2 bytes per parameter of what is not recomputed.
+    The first ``train_step`` shards; until then weights are initialised and checkpoints loaded as
+    without this wrapper. ``SafeCheckpointHook`` saves full checkpoints, which load with any number
+    of ranks.
 
     Args:
         module: The model.
-        ranks_per_copy: Ranks that hold one copy of the weights together, such as the GPUs of a
+        ranks_per_copy: Number of ranks that share one copy of the weights, such as the GPUs of a
             machine; copies exchange gradients only. All ranks by default.
 
     Raises:
-        ValueError: If the model is no PatchMix or compiled, or ``ranks_per_copy`` does not
+        ValueError: If the model is not a PatchMix or is compiled, or ``ranks_per_copy`` does not
             divide the number of ranks.
     """
 
@@ -99,7 +99,7 @@ class PatchMixFSDP(nn.Module):
         if not isinstance(module, PatchMix):
             raise ValueError(
                 f'PatchMixFSDP trains a PatchMix, not a {type(module).__name__}: remove '
-                'model_wrapper_cfg, or name a wrapper that fits.'
+                'model_wrapper_cfg, or name another wrapper.'
             )
         if module.compile_options is not None:
             raise ValueError(
@@ -115,7 +115,7 @@ class PatchMixFSDP(nn.Module):
             )
         self.module = without_sync_batchnorm_on_cpus(module)
         self.ranks_per_copy = ranks_per_copy
-        self.is_cut = False
+        self.is_sharded = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -123,8 +123,8 @@ class PatchMixFSDP(nn.Module):
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Take one optimizer step on a batch of the data loader."""
-        if not self.is_cut:
-            self.cut(optim_wrapper)
+        if not self.is_sharded:
+            self.shard(optim_wrapper.optimizer)
         return self.module.train_step(data, optim_wrapper)
 
     def val_step(self, data: dict) -> Any:
@@ -135,49 +135,61 @@ class PatchMixFSDP(nn.Module):
         """Test a batch."""
         return self.module.test_step(data)
 
-    def cut(self, optim_wrapper: OptimWrapper) -> None:
-        """Leave each rank its share of what rank 0 has; called on all ranks, once."""
+    def shard(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep on each rank its shards of the state of rank 0; called on all ranks, once."""
         for value in self.module.state_dict().values():
             dist.broadcast(value)
+        options, state = StateDictOptions(full_state_dict=True), None
+        if optimizer.state:  # resumed
+            state = get_optimizer_state_dict(self.module, optimizer, options=options)
         names = {parameter: name for name, parameter in self.module.named_parameters()}
-        cut_model(self.module, self._make_mesh())
-        shares = dict(self.module.named_parameters())
-        cut_optimizer(
-            optim_wrapper.optimizer,
-            {parameter: shares[name] for parameter, name in names.items()},
-        )
-        self.is_cut = True
+        shard_model(self.module, self.ranks_per_copy)
+        shards = dict(self.module.named_parameters())
+        for group in optimizer.param_groups:
+            group['params'] = [shards[names[parameter]] for parameter in group['params']]
+        optimizer.state.clear()
+        if state is not None:
+            set_optimizer_state_dict(self.module, optimizer, state, options=options)
+        self.is_sharded = True
 
-    def _make_mesh(self) -> DeviceMesh:
-        device = next(self.module.parameters()).device.type
-        copies = dist.get_world_size() // self.ranks_per_copy
-        if copies == 1:
-            return init_device_mesh(device, (self.ranks_per_copy,))
-        return init_device_mesh(
-            device, (copies, self.ranks_per_copy), mesh_dim_names=('copy', 'share')
-        )
+    def gather_state(self, optim_wrapper: OptimWrapper) -> dict[str, dict]:
+        """Gather weights and optimizer on the CPU of rank 0; called on all ranks.
+
+        Returns:
+            dict: ``state_dict`` and ``optimizer`` as in a checkpoint without sharding; empty on
+            other ranks, and before the first step.
+        """
+        if not self.is_sharded:
+            return {}
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(self.module, options=options)
+        named = get_optimizer_state_dict(self.module, optim_wrapper.optimizer, options=options)
+        if not dist.is_main_process():
+            return {}
+        # torch names the parameters; checkpoints number them.
+        names = [name for group in named['param_groups'] for name in group['params']]
+        states = {i: named['state'][name] for i, name in enumerate(names) if name in named['state']}
+        return {'state_dict': weights, 'optimizer': optim_wrapper.state_dict() | {'state': states}}
 
 
-def cut_model(model: PatchMix, mesh: DeviceMesh) -> None:
-    """Cut query and momentum encoder along the same lines.
-
-    Args:
-        model: The model.
-        mesh: Ranks that share, along the last dimension.
-    """
-    # Always given back after the forward: the momentum update wants shares at any time.
+def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
+    """Shard query and momentum encoder alike."""
+    device, copies = next(model.parameters()).device.type, dist.get_world_size() // ranks_per_copy
+    shape = (ranks_per_copy,) if copies == 1 else (copies, ranks_per_copy)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=('copy', 'shard')[-len(shape) :])
+    # Resharded after each forward: the momentum update works on shards.
     settings = {'mesh': mesh, 'reshard_after_forward': True}
     encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
     for encoder in encoders:
-        # The last block goes with the backbone, which computes with its weights without calling it.
+        # The backbone computes with the weights of its last block without calling it.
         for block in encoder.backbone.layers[:-1]:
             fully_shard(block, **settings)
-        # Of a view FSDP warns: an operation in place would take its hook away.
+        # FSDP warns of outputs that are views: an in-place operation would remove its hook.
         encoder.backbone.register_forward_hook(_copy_outputs)
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)
-    if mesh.device_type == 'cpu':  # gloo adds up, but knows no mean
+    if device == 'cpu':  # gloo has no mean
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
@@ -187,40 +199,6 @@ def _copy_outputs(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...]) -
     return tuple(output.clone() for output in outputs)
 
 
-def cut_optimizer(optimizer: torch.optim.Optimizer, shares: dict[Tensor, nn.Parameter]) -> None:
-    """Let an optimizer go on with shares of its parameters, and of what it knows about them.
-
-    Args:
-        optimizer: Of whole parameters; a resumed one has moments of their shape.
-        shares: The share that takes the place of each parameter.
-    """
-    for group in optimizer.param_groups:
-        group['params'] = [shares[parameter] for parameter in group['params']]
-    state = defaultdict(dict)
-    for parameter, values in optimizer.state.items():
-        share = shares[parameter]
-        state[share] = {
-            name: distribute_tensor(value, share.device_mesh, share.placements, src_data_rank=None)
-            if torch.is_tensor(value) and value.shape == share.shape
-            else value
-            for name, value in values.items()
-        }
-    optimizer.state = state
-
-
 def local_share(value: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor."""
+    """Return the part of a tensor that this rank holds."""
     return value.to_local() if isinstance(value, DTensor) else value
-
-
-def gather_whole(tree: Any) -> Any:
-    """Replace shares in dicts and lists by whole tensors in the memory of rank 0.
-
-    Called on all ranks, one tensor at a time; ranks other than 0 get None for each.
-    """
-
-    def gather(share: DTensor) -> Tensor | None:
-        whole = share.full_tensor()
-        return whole.cpu() if dist.is_main_process() else None
-
-    return apply_to(tree, lambda value: isinstance(value, DTensor), gather)

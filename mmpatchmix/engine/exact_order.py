@@ -1,4 +1,4 @@
-"""Read, set and keep the states of every random generator that a run draws from."""
+"""Random states, the order and seeds of samples, and a train loop that resumes anywhere."""
 
 import hashlib
 import logging
@@ -20,24 +20,21 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from mmpatchmix.registry import LOOPS
 
+# Timeout of data workers: a batch that takes longer never arrives.
+WORKER_SECONDS = 600
+
 
 def read_random_states() -> dict[str, Any]:
-    """Return the states of Python, numpy, torch and, where in use, this process's GPU.
+    """Return the states of Python, numpy, torch and, if in use, this process's GPU.
 
-    Returns:
-        dict: Tensors and numbers only, so that a checkpoint of them loads with
-        ``weights_only=True``.
+    They are tensors and numbers, so that a checkpoint of them loads with ``weights_only=True``.
     """
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
+    keys = torch.from_numpy(keys.astype(np.int64))
     states = {
-        'python': {'version': version, 'numbers': torch.tensor(numbers), 'gauss': gauss},
-        'numpy': {
-            'keys': torch.from_numpy(keys.astype(np.int64)),
-            'position': position,
-            'has_gauss': has_gauss,
-            'cached': cached,
-        },
+        'python': dict(version=version, numbers=torch.tensor(numbers), gauss=gauss),
+        'numpy': dict(keys=keys, position=position, has_gauss=has_gauss, cached=cached),
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():
@@ -46,10 +43,7 @@ def read_random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set what :func:`read_random_states` returned; tensors may lie on any device.
-
-    The state of a GPU is left out where no GPU is in use.
-    """
+    """Set the result of :func:`read_random_states`, without that of a GPU if none is in use."""
     state = states['python']
     random.setstate((state['version'], tuple(state['numbers'].tolist()), state['gauss']))
     state = states['numpy']
@@ -61,21 +55,9 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states['cuda'].cpu())
 
 
-def seed_cpu(seed: int) -> None:
-    """Seed Python, numpy and torch on the CPU.
-
-    Args:
-        seed: From 0 to 2 ** 32 - 1.
-    """
-    random.seed(seed)
-    np.random.seed(seed)
-    # torch.manual_seed would also note the seed down for GPUs, in workers without end.
-    torch.default_generator.manual_seed(seed)
-
-
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Restore all random states on leaving."""
+    """Restore all random states on exit."""
     states = read_random_states()
     try:
         yield
@@ -83,18 +65,16 @@ def random_states_kept() -> Iterator[None]:
         set_random_states(states)
 
 
-# A batch that takes its workers longer than this never comes: they are stopped, or their disk is.
-WORKER_SECONDS = 600
+def seed_cpu(seed: int) -> None:
+    """Seed Python, numpy and torch on the CPU with a number from 0 to 2 ** 32 - 1."""
+    random.seed(seed)
+    np.random.seed(seed)
+    # torch.manual_seed would also queue the seed for GPUs, without limit in data workers.
+    torch.default_generator.manual_seed(seed)
 
 
 class SampleIndex(int):
-    """Index of a sample that carries what its randomness depends on to the workers.
-
-    Args:
-        index: The index.
-        seed: Of the sampler, the same on all ranks.
-        epoch: From 0.
-    """
+    """Index of a sample, with the sampler's seed and the epoch (from 0)."""
 
     def __new__(cls, index: int, seed: int, epoch: int) -> 'SampleIndex':  # noqa: D102
         self = super().__new__(cls, index)
@@ -105,19 +85,18 @@ class SampleIndex(int):
         return SampleIndex, (int(self), self.seed, self.epoch)
 
     def derive_seed(self) -> int:
-        """Return 32 bits that look random, a function of seed, epoch and index."""
+        """Return 32 bits, a hash of seed, epoch and index."""
         numbers = struct.pack('<qqq', self.seed, self.epoch, self)
         return int.from_bytes(hashlib.blake2b(numbers, digest_size=4).digest(), 'little')
 
 
 class ExactSampler(DefaultSampler):
-    """mmengine's sampler, whose next epoch may begin in the middle.
+    """mmengine's sampler, whose next epoch may start in the middle; yields :class:`SampleIndex`.
 
-    Rank r of W takes every W-th sample, so a batch over all ranks holds the same samples
-    whatever W is. Indices are :class:`SampleIndex`.
+    Rank r of W takes every W-th sample, so that a batch over all ranks does not depend on W.
     """
 
-    num_skipped = 0  # samples of this rank to leave out of the next epoch
+    num_skipped = 0  # samples of this rank to skip in the next epoch
 
     def __iter__(self) -> Iterator[SampleIndex]:
         skipped, self.num_skipped = self.num_skipped, 0
@@ -127,13 +106,7 @@ class ExactSampler(DefaultSampler):
 
 
 class SkippableBatches(Sampler[list[int]]):
-    """A batch sampler of a config, such as mmdet's, whose next epoch may begin in the middle.
-
-    Args:
-        sampler: Of the samples.
-        batch_size: Samples per batch.
-        batches: Config of the batch sampler.
-    """
+    """A batch sampler of a config, such as mmdet's, whose next epoch may start in the middle."""
 
     def __init__(self, sampler: Sampler, batch_size: int, batches: dict) -> None:
         default_args = {'sampler': sampler, 'batch_size': batch_size}
@@ -150,25 +123,17 @@ class SkippableBatches(Sampler[list[int]]):
 
 
 class SeededSamples:
-    """A dataset that seeds Python, numpy and torch before each sample of :class:`ExactSampler`.
+    """A dataset, given as config, that seeds Python, numpy and torch before each sample.
 
-    In the training process itself (no workers) the generators return to where they were.
-    Attributes are those of the dataset inside.
-
-    Args:
-        dataset: Config of the dataset.
+    The seed is that of :class:`SampleIndex`; plain indices are not seeded. Without workers the
+    generators of the training process are restored. Other attributes are those of the dataset.
     """
 
     def __init__(self, dataset: dict) -> None:
         self.dataset = ROOT_DATASETS.build(dataset)
 
-    def full_init(self) -> None:
-        """Read the annotations, as mmengine asks datasets to."""
-        if hasattr(self.dataset, 'full_init'):
-            self.dataset.full_init()
-
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # not there yet, while a copy is being made
+        if name == 'dataset':  # not set yet while a copy is made
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -179,7 +144,7 @@ class SeededSamples:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list:
-        """Return the samples of a batch; torch's data loader asks for all of them at once."""
+        """Return the samples of a batch; called by torch's data loader."""
         if get_worker_info() or not any(isinstance(index, SampleIndex) for index in indices):
             return [self._read(index) for index in indices]
         with random_states_kept():
@@ -192,16 +157,9 @@ class SeededSamples:
 
 
 def make_exact(dataloader: dict) -> dict:
-    """Change the config of a data loader so that order and randomness are exact.
+    """Return the config of a data loader with exact order and seeds, and a timeout of workers.
 
-    Workers that give nothing for :data:`WORKER_SECONDS` end the run, unless ``timeout`` is set.
-
-    Args:
-        dataloader: Config with ``dataset`` and ``sampler``; not changed.
-
-    Returns:
-        dict: The same loader; unchanged where the sampler is not mmengine's ``DefaultSampler``,
-        whose position nobody knows.
+    It is unchanged if its sampler is not mmengine's ``DefaultSampler``.
     """
     sampler = dict(dataloader['sampler'])
     name = sampler.get('type')
@@ -217,48 +175,37 @@ def make_exact(dataloader: dict) -> dict:
 
 
 def find_sampler(loader: DataLoader) -> ExactSampler | None:
-    """Return the exact sampler of a data loader; None where it has another one."""
+    """Return the exact sampler of a data loader; None if it has another sampler."""
     batches = loader.batch_sampler
     sampler = batches.sampler if isinstance(batches, SkippableBatches) else loader.sampler
     return sampler if isinstance(sampler, ExactSampler) else None
 
 
 def skip_batches(loader: DataLoader, num_batches: int) -> bool:
-    """Leave batches out of the next epoch of a loader, without reading them.
-
-    Args:
-        loader: The data loader.
-        num_batches: How many, of this rank.
-
-    Returns:
-        bool: Whether the loader can; else nothing happens.
-    """
+    """Skip batches of this rank in the next epoch; return whether the sampler supports it."""
     sampler = find_sampler(loader)
-    if sampler is None:
-        return False
     if isinstance(loader.batch_sampler, SkippableBatches):
         loader.batch_sampler.num_skipped = num_batches
-    else:
+    elif sampler is not None:
         sampler.num_skipped = num_batches * loader.batch_size
-    return True
+    return sampler is not None
 
 
 @LOOPS.register_module()
 class ExactTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which may begin in the middle of one.
+    """mmengine's loop over epochs, which may start in the middle of one.
 
     - Samples that an epoch has consumed are not read again.
-    - The order and the randomness of samples depend on seed, epoch and index only:
-      :mod:`mmpatchmix.engine.exact_order`.
-    - Starting workers and evaluating draw nothing from the random generators of training.
-    - An evaluation that was due and did not happen comes first.
+    - The order and the seeds of samples depend on seed, epoch and index only.
+    - Starting workers and evaluating leave the random generators of training unchanged.
+    - An evaluation that was due before an interruption is done first.
 
-    ``mmpatchmix.ExactResumeHook`` saves and restores what this loop needs. With another
-    sampler than mmengine's ``DefaultSampler``, consumed samples are read and dropped.
+    ``mmpatchmix.ExactResumeHook`` saves and restores the state of this loop. With a sampler other
+    than mmengine's ``DefaultSampler``, consumed samples are read and dropped.
 
     Args:
         runner: The Runner.
-        dataloader: Config of the training data loader, or the loader itself.
+        dataloader: Config of the training data loader, or the loader.
         **kwargs: Those of mmengine's ``EpochBasedTrainLoop``: ``max_epochs``, ...
     """
 
@@ -268,21 +215,21 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, dataloader, **kwargs)
         self.random_states: dict | None = None  # to restore before the next iteration
         self.evaluated_epoch = 0
-        self.batches: Any = None  # the iterator of the epoch under way
+        self.batches: Any = None  # iterator of the current epoch
 
     @property
     def position(self) -> int:
-        """Number of iterations of the present epoch that are done."""
+        """Number of finished iterations of the current epoch."""
         return self._iter - self._epoch * len(self.dataloader)
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint needs besides epoch and iteration."""
+        """Return the state for checkpoints besides epoch and iteration."""
         sampler = find_sampler(self.dataloader)
         state = {'evaluated_epoch': self.evaluated_epoch}
         return state if sampler is None else state | {'sampler_seed': sampler.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the result of :meth:`state_dict`."""
         self.evaluated_epoch = state['evaluated_epoch']
         sampler = find_sampler(self.dataloader)
         if sampler is not None and 'sampler_seed' in state:
@@ -311,12 +258,8 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         with random_states_kept():
             self.batches = batches = iter(self.dataloader)
             if not skips:
-                print_log(
-                    f'The sampler cannot begin in the middle: {first} batches are read and '
-                    'dropped.',
-                    logger='current',
-                    level=logging.WARNING,
-                )
+                message = f'The sampler cannot skip batches: {first} batches are read and dropped.'
+                print_log(message, logger='current', level=logging.WARNING)
                 for _ in range(first):
                     next(batches)
         self._restore_random_states()

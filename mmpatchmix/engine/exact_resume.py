@@ -1,4 +1,4 @@
-"""Saves and restores what mmengine's checkpoints lack for a run to continue exactly."""
+"""Hooks that save state in checkpoints: the base class, and the hook that makes resuming exact."""
 
 from typing import Any
 
@@ -13,7 +13,34 @@ from mmpatchmix.engine.exact_order import ExactTrainLoop, read_random_states, se
 from mmpatchmix.engine.run_plan import compare_plans, describe_plan, remember_schedules, replan
 from mmpatchmix.registry import HOOKS
 
-KEY = 'exact_resume'
+
+class StatefulHook(Hook):
+    """A hook with state in checkpoints, under ``key``; subclasses define :meth:`state_dict`.
+
+    They restore it in ``before_train`` from :meth:`pop_loaded_state`: only then it is known
+    whether the run was resumed or merely initialised from the checkpoint.
+    """
+
+    key = ''
+    _loaded: Any = None
+
+    def state_dict(self) -> Any:
+        """Return the state as plain data and tensors; None to save nothing."""
+        raise NotImplementedError
+
+    def pop_loaded_state(self) -> Any:
+        """Return the state of the loaded checkpoint once; None if there is none."""
+        loaded, self._loaded = self._loaded, None
+        return loaded
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the state to the checkpoint."""
+        if (state := self.state_dict()) is not None:
+            checkpoint[self.key] = state
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Store the loaded state for :meth:`pop_loaded_state`."""
+        self._loaded = checkpoint.get(self.key)
 
 
 class StatefulHook(Hook):
@@ -46,127 +73,126 @@ class StatefulHook(Hook):
 
 
 @HOOKS.register_module()
-class ExactResumeHook(Hook):
-    """Put random states, the sampler's seed and the plan of the run into every checkpoint.
+class ExactResumeHook(StatefulHook):
+    """Save random states, the sampler's seed and the plan of the run in every checkpoint.
 
-    With ``mmpatchmix.ExactTrainLoop`` a resumed run then equals one that was never
-    interrupted. Checkpoints hold plain data and tensors only, the training history included,
-    and load with ``weights_only=True``.
-
-    A run of another length, batch, learning rate or mixing is refused. On another number of
-    ranks with the same batch over all ranks, order of samples and schedules stay the same.
+    With ``mmpatchmix.ExactTrainLoop`` a resumed run then equals an uninterrupted one bit for bit.
+    Checkpoints load with ``weights_only=True``. Resuming with another length, batch size, learning
+    rate or mixing raises an error. On another number of ranks with the same total batch size, the
+    order of samples and the schedules stay.
 
     Args:
-        change_schedule: Whether a changed plan is taken over from here on instead.
+        change_schedule: Whether to continue with the changed plan instead.
     """
 
-    priority = 'HIGHEST'  # timers note down the iteration that they begin with
+    priority = 'HIGHEST'  # before timers store the first iteration
+    key = 'exact_resume'
 
     def __init__(self, change_schedule: bool = False) -> None:
         self.change_schedule = change_schedule
         self._states: list[dict] | None = None  # of all ranks
-        self._loaded: dict[str, Any] | None = None
+        self._loop: ExactTrainLoop | None = None
         self._plan: dict[str, str] = {}
         self._start: dict[str, Any] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Remember the plan and the schedules before a checkpoint overwrites them."""
+        """Store the plan and the schedules before a checkpoint overwrites them."""
         if not isinstance(runner._train_loop, ExactTrainLoop):
-            return  # another loop, or no training at all
+            return  # another loop, or no training
+        self._loop = runner._train_loop
         self._plan = describe_plan(runner)
         if self.change_schedule:
             self._start = remember_schedules(runner)
 
     def prepare_checkpoint(self, runner: Runner) -> None:
-        """Gather the random states of all ranks; called on all of them before rank 0 saves."""
+        """Gather the random states of all ranks; called on all ranks before rank 0 saves."""
         self._states = dist.all_gather_object(read_random_states())
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the state, and turn the training history into plain data."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return random states, position and plan."""
         states, self._states = self._states, None
         if states is None and dist.get_world_size() == 1:  # mmengine's own CheckpointHook
             states = [read_random_states()]
-        loop = runner.train_loop
+        if states is None or self._loop is None:
+            return None
+        return {'loop': self._loop.state_dict(), 'plan': self._plan, 'random_states': states}
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the state, and convert the log history to plain data."""
         for key in ('meta', 'message_hub'):
             checkpoint[key] = to_plain(checkpoint.get(key, {}))
-        if states is not None and isinstance(loop, ExactTrainLoop):
-            state = {'loop': loop.state_dict(), 'plan': self._plan}
-            checkpoint[KEY] = state | {'random_states': states}
+        super().before_save_checkpoint(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turn the training history back, and keep the state for :meth:`before_train`."""
+        """Convert the log history back, and store the state for :meth:`before_train`."""
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in scalars.items():
             if isinstance(value, dict):
-                scalars[name] = _to_history(value)
-        self._loaded = checkpoint.get(KEY)
+                values, counts = (value[key].cpu().numpy() for key in ('values', 'counts'))
+                scalars[name] = HistoryBuffer(values, counts, value['max_length'])
+        super().after_load_checkpoint(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         """Restore the state of a resumed run.
 
         Raises:
-            ValueError: If the run is planned otherwise than the checkpoint's.
+            ValueError: If the plan differs from the plan in the checkpoint.
         """
-        loaded, self._loaded = self._loaded, None
-        loop = runner.train_loop
-        if runner.iter == 0 or not isinstance(loop, ExactTrainLoop):
+        loaded = self.pop_loaded_state()
+        if runner.iter == 0 or self._loop is None:
             return
         if loaded is None:
             runner.logger.warning(
-                'The checkpoint holds no random states and no position in the data: the run '
-                'continues, but not as if it had never been interrupted.'
+                'The checkpoint has no random states and no position in the data: the run '
+                'continues, but not exactly as an uninterrupted one.'
             )
             return
-        self._settle_plan(runner, loaded['plan'])
-        loop.load_state_dict(loaded['loop'])
+        self._compare_plan(runner, loaded['plan'])
+        self._loop.load_state_dict(loaded['loop'])
         states = loaded['random_states']
         if len(states) == dist.get_world_size():
-            loop.random_states = states[dist.get_rank()]
+            self._loop.random_states = states[dist.get_rank()]
         else:
             self._reseed(runner, len(states))
 
-    def _settle_plan(self, runner: Runner, before: dict[str, str]) -> None:
+    def _compare_plan(self, runner: Runner, before: dict[str, str]) -> None:
         differences = compare_plans(before, self._plan)
         if not differences:
             return
         lines = ''.join(f'\n  {line}' for line in differences)
         if not self.change_schedule:
             raise ValueError(
-                f'this is not the run of the checkpoint:{lines}\nResume it with the values of the '
-                'checkpoint, or add --change-schedule to go on from here with the new ones '
+                f'this run differs from the run of the checkpoint:{lines}\nResume it with the '
+                'values of the checkpoint, or add --change-schedule to continue with the new ones '
                 '(default_hooks.exact_resume.change_schedule=True).'
             )
         replan(runner, self._start, before)
         rates = ', '.join(f'{rate:g}' for rate in sorted(set(runner.optim_wrapper.get_lr()['lr'])))
         runner.logger.warning(
-            f'The schedule changes from here on:{lines}\n  going on at epoch {runner.epoch + 1} of '
+            f'The schedule is changed:{lines}\n  continuing at epoch {runner.epoch + 1} of '
             f'{runner.max_epochs}, iteration {runner.iter + 1} of {runner.max_iters}, with a '
             f'learning rate of {rates}'
         )
 
     def _reseed(self, runner: Runner, num_before: int) -> None:
-        """Begin new streams of random numbers, a function of seed, iteration and rank."""
+        """Seed all random generators from the run's seed, the iteration and the rank."""
         ranks, rank = dist.get_world_size(), dist.get_rank()
-        batch = runner.train_dataloader.batch_size
         runner.logger.warning(
-            f'Resumed on {ranks} ranks instead of {num_before}. The order of the samples, their '
-            'crops and all schedules stay the same. What changes: BatchNorm (unless it is '
-            f'synchronised) and the rings of mixing now take the {batch} images of a rank; colours '
-            'and mixes are drawn anew.'
+            f'Resumed on {ranks} ranks instead of {num_before}. The order of samples, their crops '
+            'and all schedules are unchanged. Changed: BatchNorm (unless synchronised) and mixing '
+            f'now see the {runner.train_dataloader.batch_size} images of a rank; photometric '
+            'augmentations and mixes are drawn from new seeds.'
         )
         numbers = np.random.SeedSequence([abs(runner.seed), runner.iter, ranks, rank])
         seed = int(numbers.generate_state(1)[0])
         seed_cpu(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
-        runner.train_loop.random_states = read_random_states()
+        self._loop.random_states = read_random_states()
 
 
 def to_plain(value: Any) -> Any:
-    """Return data as dicts, lists, tuples, numbers, strings and tensors.
-
-    What is none of these, such as an object of a class, becomes None.
-    """
+    """Convert data to dicts, lists, tuples, numbers, strings and tensors; other objects to None."""
     if isinstance(value, HistoryBuffer):
         values, counts = (torch.as_tensor(numbers) for numbers in value.data)
         return {'values': values, 'counts': counts, 'max_length': value.max_length}
@@ -182,8 +208,3 @@ def to_plain(value: Any) -> Any:
         return value.item()
     known = (str, int, float, bool, bytes, torch.Tensor)
     return value if value is None or isinstance(value, known) else None
-
-
-def _to_history(value: dict) -> HistoryBuffer:
-    values, counts = (value[name].cpu().numpy() for name in ('values', 'counts'))
-    return HistoryBuffer(values, counts, value['max_length'])

@@ -1,4 +1,4 @@
-"""Brings losses to the host where they are logged, and stops a run that has gone wrong."""
+"""The hook that copies losses to the host when they are logged, and stops a run at NaN."""
 
 import math
 from itertools import islice
@@ -18,26 +18,26 @@ from mmpatchmix.files import move_into_place
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
-BROKEN = 'broken'  # among the outputs kept: whether the optimizer has stopped to step
+# Key in the buffered outputs of a step: whether the optimizer has stopped stepping.
+BROKEN = 'broken'
 
-# Iterations whose figures stay in memory. mmengine copies all of them for each new one: at the end
-# of a run of 375,000 iterations that takes longer than many a step.
+# Length of the log history. mmengine copies the whole history for each new value: after 375,000
+# iterations that takes longer than many a step.
 HISTORY = 2000
 
 
 @HOOKS.register_module()
-class DeferredRuntimeInfoHook(RuntimeInfoHook):
-    """Replace mmengine's ``RuntimeInfoHook``: log losses late, stop at NaN.
+class LossLogHook(RuntimeInfoHook):
+    """Replace mmengine's ``RuntimeInfoHook``: copy losses to the host late, stop at NaN.
 
-    mmengine reads each loss of each iteration on the host, so the host cannot run
-    ahead of the device. Here they stay on the device until the log, a checkpoint or
-    the end of the epoch wants them; then all of them come in one copy, as means over
-    the ranks. Every iteration still has its own entry in the log's history, which keeps the last
-    2,000 or an epoch (all of them where ``log_processor.custom_cfg`` may ask for them).
+    mmengine reads each loss on the host in each iteration, which keeps the host from running ahead
+    of the device. Here losses stay on the device until the next log line, checkpoint or end of an
+    epoch; then they are averaged over the ranks and copied together. The log history still has
+    one entry per iteration, for the last 2,000 iterations or one epoch, whichever is longer (for
+    all iterations if ``log_processor.custom_cfg`` is set).
 
-    A loss or gradient that is NaN or infinite stops the run there: before anything is logged,
-    and before a checkpoint is written. What the step was made of goes into a file for
-    ``mmpatchmix replay``, see :func:`~mmpatchmix.engine.loss_log_hook.write_capsule`.
+    A loss or gradient that is NaN or infinite stops the run before anything is logged or saved.
+    :func:`write_failed_step` saves the inputs of that step to a file.
     """
 
     def __init__(self) -> None:
@@ -46,41 +46,60 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         self._states: dict = {}  # random states at the beginning of the iteration
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Tell iteration and learning rates, and note down the random states."""
+        """Log iteration and learning rates; store the random states."""
         super().before_train_iter(runner, batch_idx, data_batch)
-        if hasattr(runner.optim_wrapper, 'broken'):  # else no step can be repeated
+        if hasattr(runner.optim_wrapper, 'broken'):  # otherwise the step cannot be re-run
             self._states = read_random_states()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
     ) -> None:
-        """Keep the outputs of the iteration; bring all that is kept to the host when due.
+        """Store the outputs of the step; copy all stored outputs to the host when they are due.
 
         Raises:
-            FloatingPointError: If a loss or a gradient was not finite.
+            FloatingPointError: If a loss or a gradient is not finite.
         """
-        # Detached, or the graph of the iteration would live as long.
+        # Detached, to free the graph of the iteration.
         values = {name: torch.as_tensor(v).detach() for name, v in (outputs or {}).items()}
-        if (broken := getattr(runner.optim_wrapper, 'broken', None)) is not None:
-            values[BROKEN] = broken
-        if (norm := getattr(runner.optim_wrapper, 'grad_norm', None)) is not None:
-            values['grad_norm'] = norm
+        for name in (BROKEN, 'grad_norm'):
+            if (value := getattr(runner.optim_wrapper, name, None)) is not None:
+                values[name] = value
         self._pending.append((runner.iter, runner.epoch, values, self._states))
         if self._is_due(runner, batch_idx):
-            self._bring_to_host(runner)
+            self.prepare_checkpoint(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Log what is left."""
-        self._bring_to_host(runner)
+        """Log the remaining outputs."""
+        self.prepare_checkpoint(runner)
         super().after_train(runner)
 
     def prepare_checkpoint(self, runner: Runner) -> None:
-        """Bring all that is kept to the host, on all ranks, before one saves."""
-        self._bring_to_host(runner)
+        """Copy all stored outputs to the host and log them; called on all ranks."""
+        pending, self._pending = self._pending, []
+        values = [value for _, _, outputs, _ in pending for value in outputs.values()]
+        if not values:
+            return
+        stacked = stack_numbers(values)
+        dist.all_reduce(stacked, 'mean')
+        numbers = iter(stacked.tolist())
+        for iteration, epoch, outputs, states in pending:
+            row = {name: next(numbers) for name in outputs}
+            losses = {name: value for name, value in row.items() if 'loss' in name}
+            if row.pop(BROKEN, 0) or not all(map(math.isfinite, losses.values())):
+                own = {name: float(_average(outputs[name])) for name in losses}
+                file = write_failed_step(runner, iteration, states, own)
+                _raise(runner, iteration, epoch, losses, file)
+            for name, value in row.items():
+                runner.message_hub.update_scalar(f'train/{name}', value)
+        processor = runner.log_processor
+        if not processor.custom_cfg:
+            length = max(HISTORY, processor.window_size, len(runner.train_dataloader))
+            for buffer in runner.message_hub.log_scalars.values():
+                buffer.max_length = length
 
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
         if dist.get_world_size() == 1 and self._lie_on_host(self._pending[-1][2]):
-            return True  # neither a device to wait for nor other ranks
+            return True  # neither a device nor other ranks to synchronise with
         if self.end_of_epoch(runner.train_dataloader, batch_idx):
             return True
         for hook in runner.hooks:
@@ -95,92 +114,68 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def _lie_on_host(outputs: dict[str, Tensor]) -> bool:
         return all(value.device.type == 'cpu' for value in outputs.values())
 
-    def _bring_to_host(self, runner: Runner) -> None:
-        pending, self._pending = self._pending, []
-        values = [value for _, _, outputs, _ in pending for value in outputs.values()]
-        if not values:
-            return
-        stacked = stack_numbers(values)
-        dist.all_reduce(stacked, 'mean')
-        numbers = iter(stacked.tolist())
-        for iteration, epoch, outputs, states in pending:
-            row = {name: next(numbers) for name in outputs}
-            losses = {name: value for name, value in row.items() if 'loss' in name}
-            if row.pop(BROKEN, 0) or not all(map(math.isfinite, losses.values())):
-                own = {name: float(_average(outputs[name])) for name in losses}
-                _stop(
-                    runner, iteration, epoch, losses, write_capsule(runner, iteration, states, own)
-                )
-            for name, value in row.items():
-                runner.message_hub.update_scalar(f'train/{name}', value)
-        processor = runner.log_processor
-        if not processor.custom_cfg:
-            length = max(HISTORY, processor.window_size, len(runner.train_dataloader))
-            for buffer in runner.message_hub.log_scalars.values():
-                buffer.max_length = length
-
 
 def stack_numbers(values: list[Tensor]) -> Tensor:
-    """Put the means of tensors of any shapes into one, on the accelerator if one of them is."""
+    """Stack the means of tensors of any shape, on the accelerator if one of them is there."""
     device = next((v.device for v in values if v.device.type != 'cpu'), values[0].device)
     return torch.stack([_average(value).to(device) for value in values])
 
 
 def _average(value: Tensor) -> Tensor:
-    # Nearly all are such a number already, and each kernel on it would be one of hundreds.
+    # Most values are float32 scalars already; this spares hundreds of kernels.
     is_number = value.ndim == 0 and value.dtype == torch.float32
     return value if is_number else value.float().mean()
 
 
-def _stop(
-    runner: Runner, iteration: int, epoch: int, losses: dict[str, float], capsule: str | None
+def _raise(
+    runner: Runner, iteration: int, epoch: int, losses: dict[str, float], file: str | None
 ) -> None:
-    """Raise ``FloatingPointError`` for a loss, or else a gradient, that is not finite."""
-    what = 'a gradient' if all(map(math.isfinite, losses.values())) else 'the loss'
+    name = 'a gradient' if all(map(math.isfinite, losses.values())) else 'the loss'
     values = ', '.join(f'{name}={value:g}' for name, value in losses.items())
-    last, _ = find_good_checkpoint(runner.work_dir)
-    way_back = (
-        f'the last good checkpoint is {last} (tools/train.py CONFIG --resume {last})'
-        if last
-        else 'no checkpoint had been written yet'
+    good, _ = find_good_checkpoint(runner.work_dir)
+    saved = f'the last good checkpoint is {good} (tools/train.py CONFIG --resume {good}).'
+    rerun = (
+        f' The inputs of the step are in {file}; docs/troubleshooting.md, "Re-run a step that '
+        'produced NaN", has the code to re-run it.'
     )
-    again = f' "mmpatchmix replay {capsule}" repeats the step and says where.' if capsule else ''
     raise FloatingPointError(
-        f'{what} is not finite at iteration {iteration + 1} of epoch {epoch + 1}: '
-        f'{values}; {way_back}.{again} Usual causes: a learning rate too high for the batch '
-        '(see --auto-scale-lr), float16 instead of bfloat16, or damaged images.'
+        f'{name} is not finite at iteration {iteration + 1} of epoch {epoch + 1}: {values}; '
+        f'{saved if good else "no checkpoint had been written yet."}{rerun if file else ""} Usual '
+        'causes: a learning rate too high for the batch (see --auto-scale-lr), float16 instead of '
+        'bfloat16, or damaged images.'
     )
 
 
-def write_capsule(
+def write_failed_step(
     runner: Runner, iteration: int, states: dict[str, Any], losses: dict[str, float]
 ) -> str | None:
-    """Write ``failed_iter_N.pth``: batch, weights, random states and config of a step that failed.
+    """Write ``failed_iter_N.pth``: batch, weights, random states and config of a failed step.
 
-    The batch is read again, for samples depend on seed, epoch and index alone. The weights are
-    those before the step, as :class:`~mmpatchmix.engine.BF16OptimWrapper` leaves them. On an
-    accelerator and among several ranks a failure is seen when losses are logged: by then the
-    momentum encoder has come nearer to them by as many updates.
+    The batch is read again, since samples depend on seed, epoch and index only. The weights are
+    those before the step: :class:`~mmpatchmix.engine.BF16OptimWrapper` has not stepped since. With
+    an accelerator or several ranks a failure is detected when losses are logged; until then the
+    momentum encoder has been updated once in each iteration.
 
     Args:
-        runner: Of the run.
-        iteration: The step, from 0, in the epoch under way.
-        states: Random states before it, as of
-            :func:`~mmpatchmix.engine.exact_order.read_random_states`.
-        losses: What it gave on this rank.
+        runner: The Runner.
+        iteration: Index of the step, from 0, in the current epoch.
+        states: Random states before the step.
+        losses: Losses of the step on this rank.
 
     Returns:
-        str | None: The file; None where the weights are lost (another optimizer), the samples are
-        not known (another sampler) or the disk fails.
+        str | None: Path of the file; None if the weights are lost (another optimizer), the samples
+        are unknown (another sampler) or the disk fails.
     """
     wrapper, rank = runner.optim_wrapper, dist.get_rank()
     if getattr(wrapper, 'broken', None) is None:
         return None
-    loop = runner.train_loop
-    if not isinstance(loop, ExactTrainLoop) or find_sampler(loop.dataloader) is None:
+    loop, loader = runner.train_loop, runner.train_dataloader
+    if not isinstance(loop, ExactTrainLoop) or find_sampler(loader) is None:
         return None
-    batch, indices = _read_batch(loop, iteration)
-    capsule = {
+    position = iteration - loop.epoch * len(loader)
+    indices = next(islice(iter(loader.batch_sampler), position, None))
+    batch = loader.collate_fn(loader.dataset.__getitems__(indices))
+    content = {
         'config': to_plain(runner.cfg.to_dict()),
         'iteration': iteration,
         'epoch': runner.epoch,
@@ -189,7 +184,7 @@ def write_capsule(
         'torch': str(torch.__version__),
         'bf16': bool(wrapper.enabled),
         'losses': losses,
-        'indices': indices,
+        'indices': [int(index) for index in indices],
         'inputs': batch['inputs'],
         'random_states': states,
         'state_dict': unwrap_model(runner.model).state_dict(),
@@ -197,7 +192,7 @@ def write_capsule(
     name = f'failed_iter_{iteration + 1}' + (f'_rank_{rank}' if rank else '') + '.pth'
     path, partial = Path(runner.work_dir, name), Path(runner.work_dir, f'.{name}.partial')
     try:
-        torch.save(capsule, partial)
+        torch.save(content, partial)
         seal(partial)
         move_into_place(partial, path)
     except OSError as error:
@@ -205,10 +200,3 @@ def write_capsule(
         partial.unlink(missing_ok=True)
         return None
     return str(path)
-
-
-def _read_batch(loop: ExactTrainLoop, iteration: int) -> tuple[dict, list[int]]:
-    loader = loop.dataloader
-    position = iteration - loop.epoch * len(loader)
-    indices = next(islice(iter(loader.batch_sampler), position, None))
-    return loader.collate_fn(loader.dataset.__getitems__(indices)), [int(i) for i in indices]

@@ -1,4 +1,4 @@
-"""Two parameter groups, with and without weight decay, instead of one per parameter."""
+"""Optimizer wrapper constructors: two parameter groups for weight decay, or groups per depth."""
 
 from collections import defaultdict
 from functools import partial
@@ -12,17 +12,16 @@ from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
-    """Let weights decay, but neither biases nor other 1-D parameters.
+    """Make two groups of parameters: weights decay, biases and other 1-D parameters do not.
 
-    mmengine's constructor makes a group of every parameter, so a multi-tensor
-    optimizer is called with one tensor at a time (ViT-S: 160 calls instead of
-    2) and each parameter that needs no gradient is warned about (the whole
-    momentum encoder).
+    mmengine's constructor makes one group per parameter: a multi-tensor optimizer is then called
+    for one tensor at a time (ViT-S: 160 calls instead of 2), with a warning for each parameter
+    without gradient (the whole momentum encoder).
 
     Args:
         optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
-        paramwise_cfg: Only ``flat_decay_mult``, the multiple of the weight decay
-            for 1-D parameters; 0 by default.
+        paramwise_cfg: Only ``flat_decay_mult``, the factor of the weight decay of 1-D parameters;
+            0 by default.
 
     Raises:
         ValueError: On any other key of ``paramwise_cfg``.
@@ -33,8 +32,8 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
         if unknown := set(paramwise_cfg) - {'flat_decay_mult'}:
             raise ValueError(
                 f'optim_wrapper.paramwise_cfg has {sorted(unknown)}, but DecayGroupsConstructor '
-                "knows only 'flat_decay_mult'. For layer-wise settings remove "
-                'optim_wrapper.constructor, which brings back the one of mmengine.'
+                "supports only 'flat_decay_mult'. For other settings remove "
+                "optim_wrapper.constructor: mmengine's default constructor has them."
             )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
@@ -52,32 +51,28 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
     name=['LayerDecayConstructor', 'DetectorLayerDecayConstructor']
 )
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
-    """mmpretrain's layer-wise decay, applied to ``model.backbone``.
+    """mmpretrain's layer-wise learning rate decay, for any model with a ViT as ``backbone``.
 
-    mmpretrain's constructor asks the *model* for the depth of a parameter, and
-    neither a detector nor PatchMix knows it; the ViT backbone does. With L blocks and the
-    rate r, embeddings (patch, position, class token) learn at r^(L+1) of the
-    learning rate, block i (from 0) at r^(L-i), everything after the backbone
-    (neck, heads, projector, predictor) at 1, as in BEiT
-    (https://arxiv.org/abs/2106.08254) and ViTDet
-    (https://arxiv.org/abs/2203.16527).
-
-    Parameters with equal settings share a group, which multi-tensor optimizers need.
+    mmpretrain's constructor reads the depth of a parameter from the *model*, which detectors and
+    PatchMix do not provide; here the backbone provides it. With L blocks and rate r, embeddings
+    (patch, position, class token) learn at r^(L+1) of the learning rate, block i (from 0) at
+    r^(L-i), everything after the backbone at 1, as in BEiT (https://arxiv.org/abs/2106.08254) and
+    ViTDet (https://arxiv.org/abs/2203.16527). Parameters with equal settings share a group.
 
     Args:
         optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
-        paramwise_cfg: As upstream: ``layer_decay_rate``, ``flat_decay_mult``,
-            ``custom_keys`` and so on.
+        paramwise_cfg: As upstream: ``layer_decay_rate``, ``flat_decay_mult``, ``custom_keys``, ...
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Add the groups of ``module``; see the base class.
 
         Raises:
-            ValueError: If the backbone cannot tell the depth of its parameters.
+            ValueError: If the backbone has no ``get_layer_depth``.
         """
         if prefix:  # a child of the model, in the recursion of the base class
-            return super().add_params(params, module, prefix, **kwargs)
+            super().add_params(params, module, prefix, **kwargs)
+            return
         depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if depth is None:
             raise ValueError(
@@ -89,12 +84,10 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         super().add_params(single, module, get_layer_depth=partial(depth, prefix='backbone.'))
         merged: dict[tuple, dict] = defaultdict(lambda: {'params': [], 'param_names': []})
         for group in single:
-            name = group.pop('param_name')
-            (parameter,) = group.pop('params')
+            parameters, name = group.pop('params'), group.pop('param_name')
             group.pop('layer_id')
             same = merged[tuple(sorted(group.items()))]
-            same['params'].append(parameter)
+            same['params'] += parameters
             same['param_names'].append(name)
             same.update(group)
         params.extend(merged.values())
-        return None

@@ -1,4 +1,4 @@
-"""Compare what the ranks of a run are about to do; a difference is named before they start."""
+"""Check that all ranks have the same config and data, and report ranks that hang in training."""
 
 import hashlib
 import json
@@ -25,58 +25,48 @@ import mmpatchmix
 from mmpatchmix.compat.cpu_launcher import MEETING_SECONDS, open_store
 from mmpatchmix.registry import HOOKS
 
-# A run may differ in these from machine to machine.
-OWN = ('data_root', 'ann_file', 'data_prefix', 'num_workers', 'persistent_workers', 'work_dir')
+# Config keys that may differ between machines.
+LOCAL_KEYS = {
+    'ann_file', 'data_prefix', 'data_root', 'experiment_name', 'log_level', 'num_workers',
+    'persistent_workers', 'pin_memory', 'prefetch_factor', 'work_dir',
+}  # fmt: skip
+DATA_SECONDS = 600  # timeout for reading a large folder from a slow disk
+NUM_NAMES = 1000  # images whose names are compared
 
-OWN += ('prefetch_factor', 'pin_memory', 'log_level', 'experiment_name')
-
-DATA_SECONDS = 600  # a large folder on a slow disk
-
-NUM_NAMES = 1000
+_num_exchanges: Counter[str] = Counter()
 
 
 def compare_ranks(cfg: Any) -> None:
-    """Let all ranks report host, device, versions and config; under ``--launcher pytorch`` only.
-
-    Args:
-        cfg: The config of this rank.
+    """Compare device, versions and config of all ranks; only with ``--launcher pytorch``.
 
     Raises:
-        ValueError: Naming what differs, with the value of each rank.
-        TimeoutError: Naming the ranks that did not report in time.
+        ValueError: If they differ; lists the value of each rank.
+        TimeoutError: If a rank does not answer; lists these ranks.
     """
     if cfg.get('launcher') != 'pytorch' or 'RANK' not in os.environ:
         return
-    values = dict(_leaves(cfg))
     facts = {
-        'where': f'{socket.gethostname()}, process {os.getpid()}, {get_device()}',
         'python': platform.python_version(),
         'torch': torch.__version__,
         'mmengine': mmengine.__version__,
         'mmpatchmix': mmpatchmix.__version__,
         'device': get_device().split(':')[0],
-        **values,
+        **dict(_leaves(cfg)),
     }
-    # Digests first: the facts of each rank, read by each rank, are gigabytes among a thousand.
-    text = json.dumps({name: fact for name, fact in facts.items() if name != 'where'})
-    reports = exchange('preflight', {'digest': hashlib.sha256(text.encode()).hexdigest()})
+    # Digests first: exchanging all facts among a thousand ranks would be gigabytes.
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    reports = exchange('preflight', {'digest': digest})
     if len({report['digest'] for report in reports}) > 1:
-        _refuse_differences(exchange('what differs', facts))
+        _refuse_differences('differences', facts)
 
 
 def compare_data(dataset: Any) -> None:
-    """Let all ranks report how many images they train on and, of up to 1,000, the names.
+    """Compare the number of training images and up to 1,000 of their names over all ranks.
 
-    Args:
-        dataset: Of the train loader.
-
-    Raises:
-        ValueError: If they differ.
-        TimeoutError: Naming the ranks that did not report in time.
+    Raises ``ValueError`` and ``TimeoutError`` as :func:`compare_ranks`.
     """
-    if not torch.distributed.is_initialized() or 'MASTER_ADDR' not in os.environ:
-        return
-    if 'TORCHELASTIC_RUN_ID' not in os.environ:  # of other launchers
+    launched = {'MASTER_ADDR', 'TORCHELASTIC_RUN_ID'} <= os.environ.keys()  # by torchrun
+    if not torch.distributed.is_initialized() or not launched:
         return
     digest = hashlib.sha256()
     for index in range(0, len(dataset), max(1, len(dataset) // NUM_NAMES)):
@@ -85,109 +75,92 @@ def compare_data(dataset: Any) -> None:
             info = dataset.get_data_info(index)
         path = str(info.get('img_path', '')).replace(os.sep, '/')
         digest.update(f'{"/".join(path.split("/")[-2:])} {info.get("gt_label")}\n'.encode())
-    facts = {
-        'where': socket.gethostname(),
-        'number of training images': len(dataset),
-        'names of the training images (digest)': digest.hexdigest()[:12],
-    }
-    _refuse_differences(exchange('data', facts, DATA_SECONDS))
+    names = {'names of the training images (digest)': digest.hexdigest()[:12]}
+    _refuse_differences('data', {'number of training images': len(dataset)} | names, DATA_SECONDS)
 
 
 def _leaves(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
-    """Yield dotted keys and values of a config, without what ranks may have of their own."""
+    """Yield dotted keys and values of a config, without :data:`LOCAL_KEYS`."""
     if isinstance(node, list | tuple):
         node = dict(enumerate(node))
     if not hasattr(node, 'items'):
         yield path, repr(node)
         return
     for key, value in node.items():
-        if key not in OWN:
+        if key not in LOCAL_KEYS:
             yield from _leaves(value, f'{path}.{key}' if path else str(key))
 
 
-def _refuse_differences(reports: list[dict[str, Any]]) -> None:
-    """Raise ``ValueError`` with every fact in which a rank differs from rank 0."""
+def _refuse_differences(
+    topic: str, facts: dict[str, Any], seconds: float = MEETING_SECONDS
+) -> None:
+    """Exchange facts and raise ``ValueError`` if they differ between ranks."""
+    reports = exchange(topic, {'where': _name_process(), 'facts': facts}, seconds)
+    rows = [report['facts'] for report in reports]
     lines = []
-    for name in dict.fromkeys(name for report in reports for name in report):
-        values = [report.get(name, 'not set') for report in reports]
-        if name == 'where' or len(set(map(json.dumps, values))) == 1:
-            continue
-        groups = {
-            value: [r for r, other in enumerate(values) if other == value] for value in values
-        }
-        parts = [f'{value} on {_name_ranks(ranks, reports)}' for value, ranks in groups.items()]
-        lines.append(f'{name}: {"; ".join(parts)}')
+    for name in dict.fromkeys(name for row in rows for name in row):
+        ranks: dict[str, list[int]] = {}
+        for rank, row in enumerate(rows):
+            ranks.setdefault(str(row.get(name, 'not set')), []).append(rank)
+        if len(ranks) > 1:
+            parts = (f'{v} on {_name_ranks(r, reports[r[0]]["where"])}' for v, r in ranks.items())
+            lines.append(f'\n  {name}: {"; ".join(parts)}')
     if lines:
         raise ValueError(
-            'the ranks are not about to do the same; start all of them with the same command, '
-            'code and data:\n  ' + '\n  '.join(lines)
+            'the ranks differ; start all of them with the same command, code and data:'
+            + ''.join(lines)
         )
 
 
-def _name_ranks(ranks: list[int], reports: list[dict[str, Any]]) -> str:
-    listed = ', '.join(map(str, ranks[:8])) + (f' and {len(ranks) - 8} more' if ranks[8:] else '')
-    return f'rank {listed} ({reports[ranks[0]]["where"]})'
+def _name_process() -> str:
+    return f'{socket.gethostname()}, process {os.getpid()}'
 
 
-_num_exchanges: Counter[str] = Counter()
+def _name_ranks(ranks: list[int], where: str) -> str:
+    more = f' and {len(ranks) - 8} more' if ranks[8:] else ''
+    return f'rank {", ".join(map(str, ranks[:8]))}{more} ({where})'
 
 
 def exchange(
     topic: str, facts: Mapping[str, Any], seconds: float = MEETING_SECONDS
 ) -> list[dict[str, Any]]:
-    """Tell all ranks something, and learn what they tell.
+    """All-gather data through the store of the launcher, before a process group exists.
 
     Args:
-        topic: What it is about. All ranks exchange the same topics equally often.
-        facts: What JSON can hold.
-        seconds: How long to wait for the others.
+        topic: Name of the exchange. All ranks exchange the same topics equally often.
+        facts: Data for JSON.
+        seconds: Timeout.
 
     Returns:
         list[dict]: The facts of every rank, by rank.
 
     Raises:
-        TimeoutError: Naming the ranks that said nothing in time.
+        TimeoutError: If a rank does not answer in time; lists these ranks.
     """
     store, num_ranks = open_store(), int(os.environ['WORLD_SIZE'])
     _num_exchanges[topic] += 1
     names = [f'{topic}-{_num_exchanges[topic]}-{rank}' for rank in range(num_ranks)]
     store.set(names[int(os.environ['RANK'])], json.dumps(facts))
     deadline = time.monotonic() + seconds
-    for name in names:
-        left = max(deadline - time.monotonic(), 0.01)
-        try:
-            store.wait([name], timedelta(seconds=left))
-        except DistError:
-            break  # the deadline has passed
-    there = {rank: store.check([name]) for rank, name in enumerate(names)}
-    if not all(there.values()):
-        late = ', '.join(str(rank) for rank, is_there in there.items() if not is_there)
+    with suppress(DistError):  # the deadline has passed
+        for name in names:
+            store.wait([name], timedelta(seconds=max(deadline - time.monotonic(), 0.01)))
+    late = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+    if late:
         raise TimeoutError(
-            f'{topic}: of {num_ranks} ranks {late} did not answer within {seconds:g} s. Look at '
-            'what these processes printed, and at their machines.'
+            f'{topic}: of {num_ranks} ranks {", ".join(late)} did not answer within {seconds:g} s. '
+            'Check the output of these processes, and their machines.'
         )
     return [json.loads(store.get(name)) for name in names]
 
 
-NUM_WATCHERS = 2  # the second one speaks where the first is silent itself
-
-BEATS = 4  # in the time after which somebody is missed
-
-
 @HOOKS.register_module()
 class RankWatchHook(Hook):
-    """Name a rank that is stopped, cut off, or somewhere else than the others.
+    """Log which rank is stopped, disconnected, or in another place than the others.
 
-    A thread of every rank tells, through the store in which they met, that it lives and what its
-    rank is doing. Where nothing has moved for a while, the first rank logs who is silent and who
-    does something else than most. It ends nothing: ``env_cfg.dist_cfg.timeout`` does. Does
-    nothing in a run of one rank.
-
-    Args:
-        seconds: After which a rank is missed, above 0.
-
-    Raises:
-        ValueError: If ``seconds`` is not above 0.
+    A thread of every rank writes its state to the store of the process group. If no rank makes
+    progress for ``seconds`` (above 0), the first rank logs which ranks have stopped writing and
+    which are in another state than most. It ends nothing: ``env_cfg.dist_cfg.timeout`` does.
     """
 
     def __init__(self, seconds: float = 60) -> None:
@@ -195,114 +168,94 @@ class RankWatchHook(Hook):
             raise ValueError(f'rank_watch.seconds={seconds} must be above 0.')
         self.seconds = seconds
         self._over = threading.Event()
-        self._state: tuple[int, str] = (0, 'starting')  # iteration, and what the rank does there
+        self._state: tuple[int, str] = (0, 'starting')  # iteration and activity
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to tell, and on the first ranks to watch."""
+        """Start the thread."""
         if dist.get_world_size() > 1:
             store = PrefixStore('rank-watch', distributed_c10d._get_default_store())
             watch = Watch(store, dist.get_rank(), dist.get_world_size(), self.seconds)
             self._over.clear()
-            watch.beat(self._state)  # a rank that stops at once is to be missed, too
+            watch.beat(self._state)  # to detect also a rank that stops at once
             threading.Thread(target=self._run, args=(watch, runner.logger), daemon=True).start()
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Note down that the batch is there."""
+        """Set the state."""
         self._state = (runner.iter, 'trains')
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Note down that the step is over."""
+        """Set the state."""
         self._state = (runner.iter + 1, 'reads data')
 
     def before_val(self, runner: Runner) -> None:
-        """Note down that an evaluation begins."""
+        """Set the state."""
         self._state = (runner.iter, 'evaluates')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note down that a checkpoint is written."""
+        """Set the state."""
         self._state = (runner.iter, 'saves')
 
     def after_train(self, runner: Runner) -> None:
-        """Fall silent."""
+        """Stop the thread."""
         self._over.set()
 
     def _run(self, watch: 'Watch', logger: Any) -> None:
-        while not self._over.wait(self.seconds / BEATS):
-            try:
-                message = watch.beat(self._state)
-            except Exception:  # the store is gone, and with it the run
-                return
-            if message:
-                logger.error(message)
+        with suppress(Exception):  # the store is closed at the end of the run
+            while not self._over.wait(self.seconds / 4):
+                if message := watch.beat(self._state):
+                    logger.error(message)
 
 
 class Watch:
-    """What one rank tells the others, and the first ranks conclude from it.
-
-    Args:
-        store: Shared by all ranks.
-        rank: Of this process.
-        num_ranks: Of the run.
-        seconds: After which a rank is missed.
-    """
+    """States of all ranks, written to a shared store and compared by the first two ranks."""
 
     def __init__(self, store: Any, rank: int, num_ranks: int, seconds: float) -> None:
         self.store, self.rank, self.num_ranks, self.seconds = store, rank, num_ranks, seconds
-        self.place = f'{socket.gethostname()}, process {os.getpid()}'
         self.count = 0
-        # By rank: the last beat, and since when it and what it tells are the same. Clocks of
-        # machines differ, so the times are this one's.
+        # By rank: last beat, time of the last beat, time of the last change of state; times by
+        # this machine's clock.
         self.beats: dict[int, tuple[list, float, float]] = {}
         self.last_message = ''
 
     def beat(self, state: tuple[int, str]) -> str | None:
-        """Tell the others what this rank does; return what there is to say about them, once."""
+        """Write the state of this rank; return a new message about other ranks, if any."""
         self.count += 1
-        self.store.set(f'{self.rank}', json.dumps([self.count, self.place, *state]))
-        if self.rank >= NUM_WATCHERS:
+        self.store.set(f'{self.rank}', json.dumps([self.count, _name_process(), *state]))
+        if self.rank > 1:  # rank 1 reports if rank 0 is silent
             return None
         now = time.monotonic()
         for rank in range(self.num_ranks):
             if self.store.check([f'{rank}']):
-                self._note(rank, json.loads(self.store.get(f'{rank}')), now)
-        message = self._judge(now)
+                beat = json.loads(self.store.get(f'{rank}'))
+                last, beaten, moved = self.beats.get(rank, (beat, now, now))
+                beaten = beaten if last[0] == beat[0] else now
+                moved = moved if last[2:] == beat[2:] else now
+                self.beats[rank] = (beat, beaten, moved)
+        message = self._compare(now)
         if message == self.last_message:
             return None
         self.last_message = message
         return message or None
 
-    def _note(self, rank: int, beat: list, now: float) -> None:
-        former, beaten, moved = self.beats.get(rank, (None, now, now))
-        if former is not None:
-            beaten = beaten if former[0] == beat[0] else now
-            moved = moved if former[2:] == beat[2:] else now
-        self.beats[rank] = (beat, beaten, moved)
-
-    def _judge(self, now: float) -> str:
-        own = self.beats[self.rank]
-        if now - own[2] < self.seconds:
-            return ''  # it goes on
+    def _compare(self, now: float) -> str:
+        if now - self.beats[self.rank][2] < self.seconds:
+            return ''  # this rank makes progress
         silent = [r for r, (_, beaten, _) in self.beats.items() if now - beaten >= self.seconds]
         if any(rank not in silent for rank in range(self.rank)):
-            return ''  # another one speaks
-        if silent:
-            return f'{self._name(silent)} gives no sign of life: stopped, or cut off.'
+            return ''  # rank 0 reports
         states = {rank: tuple(beat[2:]) for rank, (beat, _, _) in self.beats.items()}
         most = Counter(states.values()).most_common(1)[0][0]
-        others = [rank for rank, state in states.items() if state != most]
-        if not others:
-            return ''  # all of them: a long evaluation, a first compilation
-        iteration, what = states[others[0]]
+        named = silent or [rank for rank, state in states.items() if state != most]
+        if not named:
+            return ''  # all ranks are in a long evaluation or compilation
+        iteration, activity = states[named[0]]
         return (
-            f'{self._name(others)} {what} at iteration {iteration + 1} while the others wait '
-            f'({most[1]}, iteration {most[0] + 1}).'
-        )
-
-    def _name(self, ranks: list[int]) -> str:
-        listed = ', '.join(map(str, ranks[:8])) + (
-            f' and {len(ranks) - 8} more' if ranks[8:] else ''
-        )
-        return (
-            f'For {self.seconds:g} s nothing has moved: rank {listed} '
-            f'({self.beats[ranks[0]][0][1]})'
+            f'No progress for {self.seconds:g} s: '
+            f'{_name_ranks(named, self.beats[named[0]][0][1])} '
+            + (
+                'does not respond: stopped or disconnected.'
+                if silent
+                else f'{activity} at iteration {iteration + 1} while the others wait '
+                f'({most[1]}, iteration {most[0] + 1}).'
+            )
         )

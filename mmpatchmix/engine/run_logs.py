@@ -1,64 +1,127 @@
-"""Logs figures as long as the disk takes them."""
+"""The logger hook, which tolerates a full disk, and the log processor, which prints short lines."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mmengine.hooks import LoggerHook
-from mmengine.runner import LogProcessor, Runner
+from mmengine.runner import BaseLoop, LogProcessor, Runner
 
 from mmpatchmix.registry import HOOKS, LOG_PROCESSORS
+
+# 120 columns, less the time stamp and the name of the logger.
+LINE_WIDTH = 120 - len('11/28 22:04:42 - mmengine - INFO - ')
+FORMATS = {
+    'loss': 'loss {:.3f}',
+    'acc_source': 'acc {:.1%}',
+    'base_lr': 'lr {:.1e}',  # 'lr' is that of the first parameters, with layer-wise decay
+    'time': '{:.2f} s/it',
+}
 
 
 @HOOKS.register_module()
 class SafeLoggerHook(LoggerHook):
-    """mmengine's ``LoggerHook``; on a full or failing disk it warns, and the run goes on."""
+    """mmengine's ``LoggerHook``, except that a failing disk is a warning instead of an error."""
 
-    _failed = False
+    _has_failed = False
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Log as the base class does."""
-        with self._surviving(runner):
+        """Log the training step."""
+        with self._tolerate_disk_errors(runner):
             super().after_train_iter(runner, *args, **kwargs)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log as the base class does."""
-        with self._surviving(runner):
+        """Log the metrics of a validation."""
+        with self._tolerate_disk_errors(runner):
             super().after_val_epoch(runner, metrics)
 
     def after_run(self, runner: Runner) -> None:
-        """Close the files as the base class does."""
-        with self._surviving(runner):
+        """Close the log files."""
+        with self._tolerate_disk_errors(runner):
             super().after_run(runner)
 
     @contextmanager
-    def _surviving(self, runner: Runner) -> Iterator[None]:
+    def _tolerate_disk_errors(self, runner: Runner) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if not self._failed:
-                runner.logger.error(f'Figures are not written any more ({error}); the run goes on.')
-            self._failed = True
+            if not self._has_failed:
+                runner.logger.error(f'Metrics are no longer written ({error}); the run continues.')
+            self._has_failed = True
 
 
 @LOG_PROCESSORS.register_module()
 class ShortLogProcessor(LogProcessor):
-    """mmengine's ``LogProcessor``, whose line leaves some figures of training out.
+    """mmengine's ``LogProcessor`` with lines of at most 120 columns for training and validation.
 
-    All of them reach ``scalars.json``, TensorBoard and other back ends as before.
-
-    Args:
-        hidden: Regular expression of names to leave out.
-        **kwargs: Those of mmengine's ``LogProcessor``.
+    mmengine's own line, with all values, goes to the log file at level DEBUG. ``scalars.json``,
+    TensorBoard and other back ends receive all values as before. Lines of tests are mmengine's.
     """
 
-    def __init__(self, hidden: str = r'health/|kl_|grad_norm', **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.hidden = re.compile(hidden)
-
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
-        """Return all figures, and the line for those that are shown."""
-        figures, line = super().get_log_after_iter(runner, batch_idx, mode)
-        parts = line.split('  ')  # of which mmengine makes it
-        return figures, '  '.join(part for part in parts if not self.hidden.match(part))
+        """Return all values, and a line with place, loss, learning rate, time and memory."""
+        values, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if mode == 'test':
+            return values, line
+        log_to_files(runner.logger, line)
+        shown = {name.removeprefix(f'{mode}/'): value for name, value in values.items()}
+        parts = [self._name_place(runner, mode, batch_idx)]
+        parts += [form.format(shown[name]) for name, form in FORMATS.items() if name in shown]
+        if (eta := runner.message_hub.runtime_info.get('eta')) is not None:
+            parts.append(f'ETA {format_seconds(eta)}')
+        if 'memory' in shown:
+            parts.append(f'{shown["memory"] / 1024:.0f} GB')
+        return values, '  '.join(parts)
+
+    def get_log_after_epoch(
+        self, runner: Runner, batch_idx: int, mode: str, with_non_scalar: bool = False
+    ) -> tuple[dict, str]:
+        """Return all values, and a line with the first metrics and the best value of the first."""
+        values, line = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        if mode == 'test':
+            return values, line
+        log_to_files(runner.logger, line)
+        short = self._name_place(runner, mode)
+        for name, value in values.items():
+            # The suffix _k10 repeats a metric for each number of neighbours.
+            name = name.removeprefix(f'{mode}/')
+            if not isinstance(value, float) or re.search(r'(_k\d+|top5|time)$', name):
+                continue
+            part = f'  {name} {value:.2f}'
+            history = runner.message_hub.log_scalars.get(f'{mode}/{name}')
+            if '  ' not in short and history is not None:
+                part += f' (best {max(history.data[0]):.2f})'
+            if len(short + part) <= LINE_WIDTH:
+                short += part
+        return values, short
+
+    def _name_place(self, runner: Runner, mode: str, batch_idx: int | None = None) -> str:
+        if mode == 'train' and not self.by_epoch:
+            return f'Iteration {runner.iter + 1}/{runner.max_iters}'
+        has_loop = isinstance(runner._train_loop, BaseLoop)
+        epoch = f'{self._get_epoch(runner, mode)}/{runner.max_epochs}' if has_loop else ''
+        size = self._get_dataloader_size(runner, mode)
+        done = '' if batch_idx in (None, size - 1) else f' ({(batch_idx + 1) / size:.0%})'
+        if mode == 'val' and (done or not has_loop):
+            return f'Validation{done}'
+        return f'Epoch {epoch}{done}'
+
+
+def log_to_files(logger: logging.Logger, message: str) -> None:
+    """Write a message of level DEBUG to the log files of a logger, whatever their level is."""
+    record = logger.makeRecord(logger.name, logging.DEBUG, '', 0, message, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in its two largest units, such as ``1d 2h`` or ``5m 10s``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days}d {hours}h'
+    return f'{hours}h {minutes}m' if hours else f'{minutes}m {rest}s'

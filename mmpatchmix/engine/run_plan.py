@@ -1,4 +1,4 @@
-"""What a run was meant to be, compared on resuming, and planned anew where that is wished."""
+"""The plan of a run (length, batch, schedules): describe, compare, and change it on resuming."""
 
 import copy
 import math
@@ -12,14 +12,11 @@ from mmpatchmix.models import unwrap_model
 
 
 def describe_plan(runner: Runner) -> dict[str, str]:
-    """Describe length, batch, schedules and mixing of a run whose optimizer is built.
-
-    Returns:
-        dict[str, str]: What must not change on resuming, in words.
-    """
+    """Return everything that must not change on resuming, as text, of a built Runner."""
     loader, cfg = runner.train_dataloader, runner.cfg
     optimizer = dict((cfg.get('optim_wrapper') or {}).get('optimizer') or {})
     optimizer.pop('lr', None)
+    groups = getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', [])
     momentum = (cfg.get('default_hooks') or {}).get('momentum') or {}
     plan = {
         'epochs': runner.max_epochs,
@@ -27,10 +24,10 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'batch over all ranks': global_batch(runner),
         'accumulated batches': getattr(runner.optim_wrapper, '_accumulative_counts', 1),
         'iterations per epoch': len(loader),
-        'learning rate': max(_start_rates(runner), default=0.0),
-        'optimizer': _in_words(optimizer),
-        'schedules': '; '.join(_in_words(dict(s)) for s in cfg.get('param_scheduler') or []),
-        'momentum': _in_words({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
+        'learning rate': max((float(g.get('initial_lr', g['lr'])) for g in groups), default=0.0),
+        'optimizer': _format_settings(optimizer),
+        'schedules': '; '.join(_format_settings(dict(s)) for s in cfg.get('param_scheduler') or []),
+        'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }
     preprocessor = getattr(unwrap_model(runner.model), 'data_preprocessor', None)
     if hasattr(preprocessor, 'num_mix_choices'):
@@ -44,6 +41,10 @@ def describe_plan(runner: Runner) -> dict[str, str]:
     }
 
 
+def _format_settings(settings: dict) -> str:
+    return ', '.join(f'{key} {settings[key]}' for key in sorted(settings, key=str))
+
+
 def global_batch(runner: Runner) -> int:
     """Return the number of images of an iteration, over all ranks."""
     loader = runner.train_dataloader
@@ -52,16 +53,15 @@ def global_batch(runner: Runner) -> int:
 
 def compare_plans(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Return one line for each difference between two plans."""
-    names = [*before, *(name for name in now if name not in before)]
     return [
         f'{name}: {before.get(name, "nothing")} in the checkpoint, {now.get(name, "nothing")} now'
-        for name in names
+        for name in before | now
         if before.get(name) != now.get(name)
     ]
 
 
 def remember_schedules(runner: Runner) -> dict[str, Any]:
-    """Copy what the optimizer and its schedules start from, for :func:`replan`."""
+    """Copy the initial state of the optimizer's groups and schedulers, for :func:`replan`."""
     groups = [
         {key: copy.deepcopy(value) for key, value in group.items() if key != 'params'}
         for group in runner.optim_wrapper.optimizer.param_groups
@@ -70,14 +70,14 @@ def remember_schedules(runner: Runner) -> dict[str, Any]:
 
 
 def replan(runner: Runner, start: dict[str, Any], before: dict[str, str]) -> None:
-    """Put the schedules where the new plan has them at this point of the run.
+    """Move a resumed run to the position in its new schedules.
 
-    A change of the batch keeps the epoch. Within it training goes on at the next whole batch
-    of the new size; what lies in between is left out.
+    A change of the batch size keeps the epoch. Training continues at the next whole batch of the
+    new size; samples in between are skipped.
 
     Args:
         runner: A resumed Runner.
-        start: What :func:`remember_schedules` returned before resuming.
+        start: The result of :func:`remember_schedules` before resuming.
         before: The plan in the checkpoint.
     """
     loop = runner.train_loop
@@ -85,15 +85,16 @@ def replan(runner: Runner, start: dict[str, Any], before: dict[str, str]) -> Non
     consumed = position * int(before['batch over all ranks'])
     position = min(math.ceil(consumed / global_batch(runner)), len(loop.dataloader))
     loop._iter = loop._epoch * len(loop.dataloader) + position
-    optimizer = runner.optim_wrapper.optimizer
-    for group, fresh in zip(optimizer.param_groups, start['groups'], strict=True):
-        group.update(copy.deepcopy(fresh))
-    schedulers = [s for s in _schedulers(runner) if not getattr(s, 'need_val_args', False)]
+    groups = runner.optim_wrapper.optimizer.param_groups
+    for group, initial in zip(groups, start['groups'], strict=True):
+        group.update(copy.deepcopy(initial))
+    schedulers = []
     for scheduler, state in zip(_schedulers(runner), start['schedulers'], strict=True):
-        if scheduler in schedulers:
+        if not getattr(scheduler, 'need_val_args', False):
             scheduler.load_state_dict(copy.deepcopy(state))
+            schedulers.append(scheduler)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that the optimizer has not stepped in between
+        warnings.simplefilter('ignore')  # the optimizer does not step in between
         for iteration in range(1, loop._iter + 1):
             epoch, rest = divmod(iteration, len(loop.dataloader))
             for scheduler in schedulers:
@@ -107,13 +108,3 @@ def _schedulers(runner: Runner) -> list:
     if isinstance(schedulers, dict):  # of several optimizers
         return [scheduler for each in schedulers.values() for scheduler in each]
     return list(schedulers)
-
-
-def _start_rates(runner: Runner) -> list[float]:
-    groups = getattr(runner.optim_wrapper, 'optimizer', None)
-    groups = [] if groups is None else groups.param_groups
-    return [float(group.get('initial_lr', group['lr'])) for group in groups]
-
-
-def _in_words(settings: dict) -> str:
-    return ', '.join(f'{key} {settings[key]}' for key in sorted(settings, key=str))

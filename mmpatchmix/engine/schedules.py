@@ -1,10 +1,11 @@
-"""Linear warm-up that really starts from 0."""
+"""Linear learning rate warm-up from 0, and the schedule of the momentum encoder."""
 
 import math
 
 from mmengine.hooks import Hook
 from mmengine.optim.scheduler import LinearLR
 from mmengine.optim.scheduler.param_scheduler import INF
+from mmengine.runner import Runner
 
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
@@ -14,27 +15,19 @@ from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 class LinearWarmupLR(LinearLR):
     """lr = base * i / (W - 1) at iteration ``i`` of ``W`` warm-up iterations.
 
-    mmengine's LinearLR multiplies the previous value, so it cannot leave 0
-    (``start_factor=0`` divides by zero). Here the value comes from the base.
-
-    A warm-up of less than one iteration, in a run cut very short, is none.
+    mmengine's ``LinearLR`` multiplies the previous value and therefore cannot start at 0. A
+    warm-up shorter than one iteration has no effect.
 
     Args:
         optimizer: As in mmengine.
         begin: First iteration (or epoch, with ``by_epoch``).
         end: The iteration after the last.
-        **kwargs: ``by_epoch``, ``convert_to_iter_based`` ...
+        **kwargs: ``by_epoch``, ``convert_to_iter_based``, ...
     """
 
     def __init__(self, optimizer, begin: float = 0, end: float = INF, **kwargs) -> None:
-        super().__init__(
-            optimizer,
-            start_factor=0.0,
-            end_factor=1.0,
-            begin=begin,
-            end=max(end, begin + 1),
-            **kwargs,
-        )
+        end = max(end, begin + 1)
+        super().__init__(optimizer, 0.0, 1.0, begin=begin, end=end, **kwargs)
 
     def _get_value(self) -> list[float]:
         factor = self.last_step / self.total_iters if self.total_iters > 0 else 1.0
@@ -42,18 +35,10 @@ class LinearWarmupLR(LinearLR):
 
 
 def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float = 1.0) -> float:
-    """Compute the share of the momentum encoder that is kept at a step.
+    """Return ``m = end - (end - start) * (1 + cos(pi * step / num_steps)) / 2``.
 
-    ``m = end - (end - start) * (1 + cos(pi * step / num_steps)) / 2``
-
-    Args:
-        step: Optimizer steps taken so far, from 0.
-        num_steps: Optimizer steps of the whole run.
-        start: ``m`` at step 0.
-        end: ``m`` at step ``num_steps``.
-
-    Returns:
-        float: ``m``.
+    ``m`` is the share of the momentum encoder that is kept at optimizer step ``step``, from 0, of
+    ``num_steps``.
     """
     return end - (end - start) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
@@ -62,9 +47,8 @@ def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float 
 class MomentumScheduleHook(Hook):
     """Update the momentum encoder before the forward of every optimizer step.
 
-    The schedule runs over the iterations of the run, so it continues where it
-    was on resuming; with gradient accumulation it counts optimizer steps. A
-    model without a momentum encoder is left alone.
+    The cosine schedule covers all optimizer steps of the run, also across resuming. Models
+    without a momentum encoder are unchanged.
 
     Args:
         momentum: Share kept at the first step, in [0, 1].
@@ -86,19 +70,13 @@ class MomentumScheduleHook(Hook):
         self.momentum = momentum
         self.end_momentum = end_momentum
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Update, if this iteration begins an optimizer step."""
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Update the momentum encoder in the first iteration of an optimizer step."""
         model = unwrap_model(runner.model)
-        if getattr(model, 'momentum_encoder', None) is None:
-            return
         accumulation = runner.optim_wrapper._accumulative_counts
-        if runner.iter % accumulation:
+        if getattr(model, 'momentum_encoder', None) is None or runner.iter % accumulation:
             return
-        momentum = cosine_momentum(
-            runner.iter // accumulation,
-            math.ceil(runner.max_iters / accumulation),
-            self.momentum,
-            self.end_momentum,
-        )
+        step, num_steps = runner.iter // accumulation, math.ceil(runner.max_iters / accumulation)
+        momentum = cosine_momentum(step, num_steps, self.momentum, self.end_momentum)
         model.update_momentum_encoder(momentum)
         runner.message_hub.update_scalar('train/momentum', momentum)

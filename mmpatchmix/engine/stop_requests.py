@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted down, and obeyed after the iteration."""
+"""Signals that stop a run, and the exchange of stop and save requests between ranks."""
 
 import os
 import signal
@@ -12,41 +12,43 @@ import torch
 from mmengine import dist
 from torch.distributed import ReduceOp, all_reduce, new_group
 
-# What Slurm, other schedulers, closed terminals and Ctrl-C send.
+# Sent by Slurm and other schedulers, closed terminals and Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
-# sysexits.h's EX_TEMPFAIL, "try again": tools/slurm_train.sh does.
-EXIT_AGAIN, EXIT_INTERRUPTED = 75, 130
+
+def exit_code(number: int) -> int:
+    """Return the exit code after a signal: EX_TEMPFAIL (run again), or 130 after Ctrl-C."""
+    return 130 if number == signal.SIGINT else os.EX_TEMPFAIL
 
 
 class StopSignals:
-    """Note down the first signal; a second Ctrl-C interrupts at once.
+    """Store the first signal; a second Ctrl-C interrupts at once.
 
     Attributes:
-        received: Number of the signal, 0 before there is one.
+        received: Number of the signal, 0 if there is none.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self._former: dict[int, object] = {}
+        self._previous: dict[int, object] = {}
         self._process = 0
 
     def install(self) -> None:
-        """Take over from the present handlers; only the main thread may."""
-        if threading.current_thread() is threading.main_thread() and not self._former:
+        """Replace the signal handlers; does nothing outside of the main thread."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
             self._process = os.getpid()
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._store) for number in SIGNALS}
 
     def restore(self) -> None:
-        """Put the former handlers back."""
-        for number, handler in self._former.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._former = {}
+        self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _store(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A data worker, forked: schedulers signal whole process groups, and the iteration
-            # under way still needs it. A second SIGTERM is meant for itself.
+            # A forked data worker: schedulers signal whole process groups, and the current
+            # iteration still needs the worker. A second SIGTERM ends it.
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
         elif number == signal.SIGINT and self.received == number:
@@ -55,17 +57,12 @@ class StopSignals:
             self.received = number
 
 
-def exit_code(number: int) -> int:
-    """Return the exit code after a signal: whether to run again."""
-    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
-
-
 class RankAgreement:
-    """Exchange small numbers among all ranks over gloo, so that no rank waits for its GPU.
+    """Exchange small numbers among all ranks over gloo, without synchronising with GPUs.
 
     Attributes:
-        timeout: Seconds to wait for another rank; torch's own by default.
-        seconds: About how often ``listen`` asks.
+        timeout: Seconds until an exchange fails; torch's default if None.
+        seconds: Approximate interval between exchanges of :meth:`listen`.
     """
 
     seconds = 1.0
@@ -73,16 +70,16 @@ class RankAgreement:
     def __init__(self) -> None:
         self.timeout: float | None = None
         self._group: Any = None
-        self._asked_at = 0.0
-        self._unasked = 0  # iterations since then
-        self._ask_after = 1  # iterations
+        self._exchanged_at = 0.0
+        self._count = 0  # iterations since the last exchange
+        self._interval = 1  # iterations
 
     def agree(self, *numbers: int) -> list[int]:
-        """Return the largest of each number over the ranks; called on all of them."""
+        """Return the maximum of each number over the ranks; called on all of them."""
         if dist.get_world_size() == 1:
             return list(numbers)
         if self._group is None:
-            # A new group has torch's timeout, whatever the default group's is.
+            # A new group has torch's timeout, not that of the default group.
             timeout = timedelta(seconds=self.timeout) if self.timeout else None
             self._group = new_group(backend='gloo', timeout=timeout)
         values = torch.tensor(numbers, dtype=torch.int64)
@@ -90,23 +87,18 @@ class RankAgreement:
         return values.tolist()
 
     def listen(self, *numbers: int, at_once: bool) -> list[int]:
-        """Return the largest of each number over the ranks every ``seconds``, else zeros.
+        """Return the maximum of each number over the ranks about once a second, else zeros.
 
-        Called after each iteration on all ranks. An exchange each time would be the first thing
-        that a thousand ranks wait for. After how many iterations the next one comes, the ranks
-        agree on in the one before, so all come to it together.
-
-        Args:
-            *numbers: Of this rank.
-            at_once: Whether to ask now in any case; the same on all ranks.
+        Called after each iteration on all ranks. Each exchange also sets the number of iterations
+        until the next. ``at_once``, equal on all ranks, exchanges now in any case.
         """
         if dist.get_world_size() == 1:
             return list(numbers)
-        self._unasked += 1
-        if self._unasked < self._ask_after and not at_once:
+        self._count += 1
+        if self._count < self._interval and not at_once:
             return [0] * len(numbers)
         now = time.monotonic()
-        wished = int(self.seconds * self._unasked / (now - self._asked_at))
-        *numbers, slowest = self.agree(*numbers, -wished)
-        self._ask_after, self._unasked, self._asked_at = -slowest, 0, now
+        own_interval = int(self.seconds * self._count / (now - self._exchanged_at))
+        *numbers, slowest = self.agree(*numbers, -own_interval)
+        self._interval, self._count, self._exchanged_at = -slowest, 0, now
         return numbers

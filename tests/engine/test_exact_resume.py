@@ -1,4 +1,4 @@
-"""A resumed run equals one that was never interrupted, wherever it stopped."""
+"""A resumed run equals an uninterrupted one bit for bit; plans, samplers and seeds."""
 
 import pickle
 import random
@@ -77,35 +77,34 @@ def to_lists(value):
 
 @pytest.mark.parametrize(
     ('iteration', 'workers'),
-    [(2, (2, True)), (PER_EPOCH, (0, False)), (PER_EPOCH + 1, (2, False)), (ITERS - 1, (0, False))],
+    [(2, (2, True)), (PER_EPOCH, (2, False)), (ITERS - 1, (0, False))],
 )
-def test_resumed_anywhere_the_run_ends_the_same(whole, tmp_path, iteration, workers):
-    shutil.copy(whole / f'iter_{iteration}.pth', tmp_path / 'begin.pth')
-    build(tmp_path, tmp_path / 'begin.pth', workers=workers).train()
-    assert_same_end(tmp_path / f'iter_{ITERS}.pth', whole / f'iter_{ITERS}.pth')
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    whole, tmp_path, monkeypatch, iteration, workers
+):
+    seen, read_sample = [], SeededSamples._read
 
-
-def test_consumed_samples_are_not_read_again(whole, tmp_path, monkeypatch):
-    seen = []
-
-    def read_sample(samples, index):
+    def record(samples, index):
         if isinstance(index, SampleIndex):
             seen.append(int(index))
-        return samples.dataset[index]
+        return read_sample(samples, index)
 
-    monkeypatch.setattr(SeededSamples, '_read', read_sample)
-    runner = build(tmp_path, whole / f'iter_{ITERS - 1}.pth')
+    monkeypatch.setattr(SeededSamples, '_read', record)
+    shutil.copy(whole / f'iter_{iteration}.pth', tmp_path / 'begin.pth')
+    runner = build(tmp_path, tmp_path / 'begin.pth', workers=workers)
     runner.train()
-    assert len(seen) == BATCH
-    sampler = DefaultSampler(range(PER_EPOCH * BATCH), seed=runner.train_dataloader.sampler.seed)
-    sampler.set_epoch(EPOCHS - 1)
-    assert seen == list(sampler)[-BATCH:]  # of mmengine's own order
+    assert_same_end(tmp_path / f'iter_{ITERS}.pth', whole / f'iter_{ITERS}.pth')
+    if workers[0] == 0:  # consumed samples are not read again, the order is mmengine's
+        seed = runner.train_dataloader.sampler.seed
+        sampler = DefaultSampler(range(PER_EPOCH * BATCH), seed=seed)
+        sampler.set_epoch(EPOCHS - 1)
+        assert seen == list(sampler)[-BATCH:]
 
 
-def test_another_plan_is_refused_with_the_difference(whole, tmp_path):
+def test_another_plan_is_refused_with_the_differences(whole, tmp_path):
     options = {'model.data_preprocessor.num_mix': 3, 'optim_wrapper.optimizer.lr': 1e-3}
     runner = build(tmp_path, whole / 'iter_5.pth', epochs=6, **options)
-    with pytest.raises(ValueError, match='this is not the run of the checkpoint') as refusal:
+    with pytest.raises(ValueError, match='this run differs from the run') as refusal:
         runner.train()
     for line in (
         'epochs: 3 in the checkpoint, 6 now',
@@ -130,25 +129,24 @@ class Rates(Hook):
         self.rows[runner.iter] = (runner.optim_wrapper.get_lr()['lr'][0], momentum)
 
 
-def test_a_changed_schedule_is_that_of_a_run_planned_so(whole, tmp_path):
+def test_a_changed_schedule_equals_that_of_a_new_run(whole, tmp_path):
     rates, expected = Rates(), Rates()
-    changed = {'default_hooks.exact_resume.change_schedule': True}
-    lr = {'optim_wrapper.optimizer.lr': 1e-3}
-    runner = build(tmp_path / 'changed', whole / 'iter_5.pth', epochs=5, **changed, **lr)
-    runner.register_hook(rates)
-    runner.train()
-    planned = build(tmp_path / 'planned', epochs=5, **lr)
-    planned.register_hook(expected)
-    planned.train()
-    assert sorted(rates.rows) == list(range(5, 5 * PER_EPOCH))
+    options = {'optim_wrapper.optimizer.lr': 1e-3, 'train_cfg.val_interval': 99}
+    for name, hook in (('changed', rates), ('new', expected)):
+        start = whole / 'iter_5.pth' if name == 'changed' else None
+        change = {'default_hooks.exact_resume.change_schedule': start is not None}
+        runner = build(tmp_path / name, start, epochs=4, **change, **options)
+        runner.register_hook(hook)
+        runner.train()
+    assert sorted(rates.rows) == list(range(5, 4 * PER_EPOCH))
     for iteration, row in rates.rows.items():
         assert row == pytest.approx(expected.rows[iteration], rel=1e-12), iteration
     log = next((tmp_path / 'changed').glob('*/*.log')).read_text()
-    assert 'epochs: 3 in the checkpoint, 5 now' in log
-    assert 'going on at epoch 2 of 5, iteration 6 of 20' in log
+    assert 'epochs: 3 in the checkpoint, 4 now' in log
+    assert 'continuing at epoch 2 of 4, iteration 6 of 16' in log
 
 
-def test_a_changed_batch_keeps_the_epoch_and_repeats_no_sample(whole, tmp_path):
+def test_a_changed_batch_size_keeps_the_epoch_and_repeats_no_sample(whole, tmp_path):
     changed = {'default_hooks.exact_resume.change_schedule': True}
     runner = build(tmp_path, whole / 'iter_5.pth', **changed, **{'train_dataloader.batch_size': 16})
     rates = Rates()
@@ -158,13 +156,13 @@ def test_a_changed_batch_keeps_the_epoch_and_repeats_no_sample(whole, tmp_path):
     assert sorted(rates.rows) == [3, 4, 5]
 
 
-def test_a_checkpoint_of_mmengine_continues_with_a_word(whole, tmp_path):
-    content = read(whole / 'iter_5.pth')
+def test_a_checkpoint_of_mmengine_continues_with_a_warning(whole, tmp_path):
+    content = read(whole / f'iter_{ITERS - 1}.pth')
     del content['exact_resume']
     torch.save(content, tmp_path / 'plain.pth')
     build(tmp_path, tmp_path / 'plain.pth').train()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'not as if it had never been interrupted' in log
+    assert 'not exactly as an uninterrupted one' in log
 
 
 class Noise:
@@ -179,7 +177,7 @@ class Noise:
         return random.random(), np.random.rand(), float(torch.rand(()))
 
 
-def test_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone():
+def test_a_sample_depends_on_seed_epoch_and_index_only():
     samples = SeededSamples(dict(type=Noise))
 
     def draw(*indices, seed=7, epoch=0):
@@ -190,9 +188,8 @@ def test_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone():
     assert (random.getstate(), np.random.get_state()[1].tolist()) == state[:2]
     assert torch.equal(torch.get_rng_state(), state[2])
     assert draw(5) + draw(3) == first[::-1]
-    others = (
-        first + draw(3, epoch=1) + draw(3, seed=8) + [samples[3]]
-    )  # a plain index is not seeded
+    # A plain index is not seeded.
+    others = first + draw(3, epoch=1) + draw(3, seed=8) + [samples[3]]
     for numbers in zip(*others, strict=True):
         assert len(set(numbers)) == len(others)
     assert samples[3] != samples[3]
@@ -202,7 +199,7 @@ def test_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone():
 
 
 @pytest.mark.parametrize('num_ranks', [2, 4])
-def test_a_batch_over_all_ranks_holds_the_same_samples_on_any_number(num_ranks):
+def test_a_batch_over_all_ranks_has_the_same_samples_on_any_number_of_ranks(num_ranks):
     def order(ranks, skipped=0):
         rows = []
         for rank in range(ranks):
@@ -219,7 +216,7 @@ def test_a_batch_over_all_ranks_holds_the_same_samples_on_any_number(num_ranks):
     assert sorted(order(1)) == list(range(32))
 
 
-def test_a_batch_sampler_begins_in_the_middle():
+def test_a_batch_sampler_starts_in_the_middle():
     sampler = ExactSampler(range(10), shuffle=False, seed=0)
     cfg = dict(type=torch.utils.data.BatchSampler, drop_last=False)
     batches = SkippableBatches(sampler, 4, cfg)
@@ -233,6 +230,6 @@ def test_a_batch_sampler_begins_in_the_middle():
     ('options', 'timeout'),
     [({'num_workers': 2}, WORKER_SECONDS), ({'num_workers': 2, 'timeout': 5}, 5), ({}, None)],
 )
-def test_workers_that_give_nothing_are_not_waited_for_without_end(options, timeout):
+def test_data_workers_have_a_timeout(options, timeout):
     loader = dict(dataset={}, sampler=dict(type='DefaultSampler'), **options)
     assert make_exact(loader).get('timeout') == timeout

@@ -1,4 +1,4 @@
-"""A step that failed can be repeated from one file."""
+"""NaN stops a run without moving weights, and the step can be re-run from one file."""
 
 import re
 
@@ -7,61 +7,78 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
-from mmpatchmix.engine.exact_order import read_random_states
-from mmpatchmix.engine.loss_log_hook import write_capsule
+from mmpatchmix.engine import BF16OptimWrapper
+from tests.docs.documents import ROOT
 from tests.engine.tiny_run import tiny_run_config
 
 ITERATION = 8  # the third of the second epoch
 
 
-def build(work_dir, **options):
-    cfg = tiny_run_config(work_dir, epochs=2, **options)
+def build(work_dir, hook):
+    cfg = tiny_run_config(work_dir, epochs=2)
     cfg.train_cfg.val_interval = 9
-    cfg.val_cfg.update(pixel_baseline=False, more_queries=None)
     cfg.model.backbone.drop_path_rate = 0.3
-    return Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(hook)
+    return runner
 
 
-class Poison(Hook):
-    """Make one weight of the query encoder infinite for the forward of one iteration."""
+class InfiniteGradient(Hook):
+    """Make one gradient infinite in one iteration; store weights and losses of that step."""
 
-    priority = 'LOWEST'
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == ITERATION:
-            model = runner.model
-            self.before = {name: value.clone() for name, value in model.state_dict().items()}
-            model.neck.fc0.register_forward_hook(lambda *args: args[-1] * float('inf'))
-
-
-def test_the_file_of_a_failed_step_holds_what_was_before_it(tmp_path):
-    runner, poison = build(tmp_path), Poison()
-    runner.register_hook(poison)
-    with pytest.raises(FloatingPointError, match='mmpatchmix replay') as stop:
-        runner.train()
-    path = re.search(r'mmpatchmix replay (\S+)"', str(stop.value)).group(1)
-    assert path == str(tmp_path / f'failed_iter_{ITERATION + 1}.pth')
-    capsule = replay.read_capsule(path)
-    trained = dict(runner.model.named_parameters())
-    assert len(trained) > 20
-    for name in trained:
-        assert torch.equal(capsule['state_dict'][name], poison.before[name]), name
-
-
-class Healthy(Hook):
-    """Write the file of a step that goes well, and keep what it gives."""
-
-    priority = 'LOWEST'
+    priority = 'HIGHEST'
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == ITERATION:
-            self.path = write_capsule(runner, ITERATION, read_random_states(), {'loss': 0.0})
-            self.inputs = {n: v.clone() for n, v in data_batch['inputs'].items()}
+            parameters = runner.model.named_parameters()
+            self.weights = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
+            runner.model.neck.fc0.weight.register_hook(lambda gradient: gradient * float('inf'))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == ITERATION:
-            self.losses = {name: value.clone() for name, value in outputs.items()}
+        self.outputs = outputs
+
+
+def test_the_code_in_the_docs_repeats_a_failed_step(tmp_path):
+    hook = InfiniteGradient()
+    with pytest.raises(FloatingPointError, match='a gradient is not finite') as stop:
+        build(tmp_path, hook).train()
+    title = re.search(r'docs/troubleshooting.md, "(.*?)"', str(stop.value)).group(1)
+    path = re.search(r'in (\S+failed_iter_9\.pth);', str(stop.value)).group(1)
+    page = (ROOT / 'docs/troubleshooting.md').read_text()
+    section = page.split(f'\n## {title}\n')[1].split('\n## ')[0]
+    found = {'path': path}
+    exec(re.search(r'```python\n(.*?)```', section, re.DOTALL).group(1), found)
+    assert len(hook.weights) > 20
+    for name, weight in hook.weights.items():
+        assert torch.equal(found['step']['state_dict'][name], weight), name
+    names = {'loss_source', 'loss_mix_source', 'loss_mix_mix'}
+    assert names < found['step']['losses'].keys()
+    for name in names:
+        assert found['losses'][name].item() == found['step']['losses'][name] == hook.outputs[name]
+
+
+class SetWeights(Hook):
+    """Fill a weight with one value before an iteration."""
+
+    def __init__(self, iteration, value):
+        self.iteration, self.value = iteration, value
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            runner.model.neck.fc0.weight.data.fill_(self.value)
+
+
+def test_a_nan_loss_stops_the_run(tmp_path):
+    runner = build(tmp_path, SetWeights(ITERATION, float('nan')))
+    with pytest.raises(FloatingPointError, match='iteration 9 of epoch 2') as stop:
+        runner.train()
+    assert runner.iter == ITERATION
+    message = str(stop.value)
+    assert 'loss_source=nan' in message and 'loss_mix_mix=' in message
+    checkpoint = re.search(r'the last good checkpoint is (\S+\.pth)', message).group(1)
+    weights = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert all(torch.isfinite(value.float()).all() for value in weights.values())
+    assert {path.name for path in tmp_path.glob('*.pth')} == {'epoch_1.pth', 'failed_iter_9.pth'}
 
 
 def step_with(gradients, is_guarded):
@@ -75,13 +92,13 @@ def step_with(gradients, is_guarded):
     return weight.detach(), optimizer.state[weight], wrapper
 
 
-def test_from_a_gradient_that_is_no_number_on_nothing_moves():
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_no_step_is_taken_from_a_gradient_that_is_not_finite(bad):
     good = [[0.3, -0.1], [0.2, 0.5]]
     plain, plain_state, _ = step_with(good, is_guarded=False)
     guarded, state, wrapper = step_with(good, is_guarded=True)
     assert torch.equal(guarded, plain) and not wrapper.broken
-    for bad in (float('nan'), float('inf')):
-        stopped, state, wrapper = step_with([*good, [bad, 1.0], [0.1, 0.1]], is_guarded=True)
-        assert wrapper.broken and torch.equal(stopped, plain)
-        for name in ('step', 'exp_avg', 'exp_avg_sq'):
-            assert torch.equal(state[name], plain_state[name]), name
+    stopped, state, wrapper = step_with([*good, [bad, 1.0], [0.1, 0.1]], is_guarded=True)
+    assert wrapper.broken and torch.equal(stopped, plain)
+    for name in ('step', 'exp_avg', 'exp_avg_sq'):
+        assert torch.equal(state[name], plain_state[name]), name

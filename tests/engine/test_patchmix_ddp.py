@@ -1,4 +1,4 @@
-"""What the wrapper makes of a model on CPUs."""
+"""The DDP wrapper on CPUs and GPUs."""
 
 import copy
 
@@ -19,7 +19,7 @@ def alone():
     torch.distributed.destroy_process_group()
 
 
-def test_on_cpus_device_ids_and_sync_batch_norm_go(alone):
+def test_cpus_need_no_device_ids_and_no_sync_batch_norm(alone):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = convert_sync_batchnorm(copy.deepcopy(plain), 'torch')
@@ -38,7 +38,7 @@ def test_on_cpus_device_ids_and_sync_batch_norm_go(alone):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_on_gpus_both_stay(alone):
+def test_gpus_keep_both(alone):
     model = convert_sync_batchnorm(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), 'torch')
     wrapped = PatchMixDDP(model.cuda(), device_ids=[0], broadcast_buffers=False)
     assert wrapped.device_ids == [0]

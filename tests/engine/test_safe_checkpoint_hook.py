@@ -1,4 +1,4 @@
-"""There is always a good checkpoint, and the run outlives a failing disk."""
+"""A run always keeps a good checkpoint, and survives a failing disk and signals."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.compat.safe_loading import find_damage
-from mmpatchmix.engine import SafeCheckpointHook
-from mmpatchmix.engine import checkpoint_hook as safe_checkpoint_hook
+from mmpatchmix.engine import SafeCheckpointHook, checkpoint_hook
+from mmpatchmix.engine.stop_requests import exit_code
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -71,22 +71,22 @@ def test_checkpoints_within_epochs_rotate_and_the_newest_good_one_is_resumed(tmp
 
 
 def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
-    clock = iter(range(0, 10**6, 240))  # 4 minutes each time somebody looks
-    monkeypatch.setattr(safe_checkpoint_hook.time, 'monotonic', lambda: next(clock))
+    clock = iter(range(0, 10**6, 240))  # 4 minutes for each reading
+    monkeypatch.setattr(checkpoint_hook.time, 'monotonic', lambda: next(clock))
     runner = build(tmp_path, epochs=1, minutes=5)
     runner.train()
     assert names(tmp_path) == ['epoch_1.pth', 'iter_2.pth']
 
 
-def test_a_failing_disk_ends_no_run_and_costs_no_good_checkpoint(tmp_path, monkeypatch):
-    runner = build(tmp_path, max_keep_ckpts=1)
-
-    def fail(*args):
+def test_a_failing_disk_ends_no_run_and_keeps_good_checkpoints(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
     def fill_disk():
-        monkeypatch.setattr(safe_checkpoint_hook, 'seal', fail)
+        monkeypatch.setattr(checkpoint_hook, 'seal', fail)
+        monkeypatch.setattr(runner.visualizer, 'add_scalars', fail)
 
+    runner = build(tmp_path, max_keep_ckpts=1)
     runner.register_hook(At(5, fill_disk))
     with pytest.raises(OSError, match=r'last checkpoint is missing.*No space left'):
         runner.train()
@@ -95,21 +95,11 @@ def test_a_failing_disk_ends_no_run_and_costs_no_good_checkpoint(tmp_path, monke
     assert find_damage(tmp_path / 'epoch_1.pth') is None
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_1.pth')
     assert 'epoch_2.pth was not saved (OSError: [Errno 28]' in log(tmp_path)
+    assert log(tmp_path).count('Metrics are no longer written ([Errno 28]') == 1
     assert not list(tmp_path.glob('.*.partial'))
 
 
-def test_figures_that_the_disk_does_not_take_end_no_run(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError(28, 'No space left on device')
-
-    runner = build(tmp_path, epochs=1)
-    monkeypatch.setattr(runner.visualizer, 'add_scalars', fail)
-    runner.train()
-    assert names(tmp_path) == ['epoch_1.pth']
-    assert log(tmp_path).count('Figures are not written any more ([Errno 28]') == 1
-
-
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+def test_nan_weights_are_not_saved(tmp_path):
     runner = build(tmp_path)
 
     class Poison(Hook):
@@ -123,7 +113,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     assert names(tmp_path) == ['epoch_1.pth']
 
 
-def test_the_former_best_goes_last(tmp_path, monkeypatch):
+def test_the_previous_best_checkpoint_is_removed_last(tmp_path, monkeypatch):
     from mmpatchmix.evaluation import KNNLoop
 
     scores = iter([10.0, 20.0, 15.0])
@@ -137,14 +127,14 @@ def test_the_former_best_goes_last(tmp_path, monkeypatch):
     assert type(runner).save_checkpoint is runner.save_checkpoint.__func__
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_after_the_iteration_and_leaves(tmp_path, number, code):
+def test_a_signal_saves_after_the_iteration_and_exits(tmp_path):
+    number = signal.SIGUSR1
     former = signal.getsignal(number)
     runner = build(tmp_path)
     runner.register_hook(At(4, lambda: os.kill(os.getpid(), number)))
     with pytest.raises(SystemExit) as end:
         runner.train()
-    assert end.value.code == code
+    assert end.value.code == 75 and exit_code(signal.SIGINT) == 130
     assert names(tmp_path) == ['epoch_1.pth', 'iter_5.pth']
     assert f'Stopped by {number.name} after iteration 5 of 9' in log(tmp_path)
     assert signal.getsignal(number) is former

@@ -1,6 +1,6 @@
-"""What docs/trust.md and docs/ranks.md promise, with real kills, disks, signals and links."""
+"""Tests of docs/trust.md and docs/ranks.md with real kills, disks, signals and links."""
 
 import os
 
-# Runs to kill; `make soak` sets it, and then what takes minutes is run too.
+# Number of runs to kill; `make soak` sets it, which also enables tests that take minutes.
 SOAK = int(os.environ.get('SOAK', 0))

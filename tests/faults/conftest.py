@@ -1,5 +1,6 @@
-"""Runs that nothing interrupted, for all others to be compared with."""
+"""Uninterrupted runs, to compare interrupted ones with."""
 
+import functools
 import time
 
 import pytest
@@ -10,13 +11,14 @@ from tests.faults.runs import train
 
 @pytest.fixture(scope='session')
 def uninterrupted(tmp_path_factory):
-    """Folders with all checkpoints of a run, by seed, and how many seconds it took."""
-    folder, found = tmp_path_factory.mktemp('uninterrupted'), {}
-    for seed in (0, None):
-        work_dir, began = folder / f'{seed}', time.monotonic()
-        process = start(
-            folder / f'{seed}.txt', train, work_dir, {'randomness.seed': seed}, (), True
-        )
-        assert finish(process) == 0, (folder / f'{seed}.txt').read_text()
-        found[seed] = work_dir, time.monotonic() - began
-    return found
+    """Return a function from a seed to the work dir, with all checkpoints, and the seconds."""
+    folder = tmp_path_factory.mktemp('uninterrupted')
+
+    @functools.cache
+    def run(seed):
+        work_dir, log, began = folder / f'{seed}', folder / f'{seed}.txt', time.monotonic()
+        process = start(log, train, work_dir, {'randomness.seed': seed}, (), True)
+        assert finish(process) == 0, log.read_text()
+        return work_dir, time.monotonic() - began
+
+    return run

@@ -1,4 +1,4 @@
-"""Ways to die by SIGKILL: at every step of saving, in the middle of an epoch, at any time."""
+"""SIGKILL at every step of saving, in training and evaluation, and at random times."""
 
 import os
 import random
@@ -17,12 +17,9 @@ from tests.faults.runs import ITERS, at
 
 
 class Kill(NamedTuple):
-    """How and where a process dies.
+    """A kill of a ``kind`` below, from an iteration on.
 
-    Attributes:
-        kind: One of the keys below.
-        iteration: From which on.
-        share: From 0 to 1: of the bytes written, or of the time of a run.
+    ``share``, from 0 to 1, is that of the bytes written, or of the time of a run.
     """
 
     kind: str
@@ -30,7 +27,7 @@ class Kill(NamedTuple):
     share: float
 
     def arm(self) -> tuple[Hook, ...]:
-        """Return hooks that let this process die; none where somebody else kills it."""
+        """Return hooks that kill this process; none if it is killed from outside."""
         if self.kind in POINTS:
             return (at(POINTS[self.kind], self.iteration, die, 'VERY_LOW'),)
         if self.kind in STEPS:
@@ -76,7 +73,7 @@ def _in_last_checkpoint(share: float) -> None:
     hook_file.write_text = write_some
 
 
-def _while_older_ones_go(share: float) -> None:
+def _while_removing(share: float) -> None:
     unlink = Path.unlink
 
     def unlink_one(path: Path, missing_ok: bool = False) -> None:
@@ -95,8 +92,8 @@ STEPS: dict[str, Callable[[float], None]] = {  # of saving, in their order
     'after its rename': lambda share: _after(hook_file, 'move_into_place'),
     'in last_checkpoint': _in_last_checkpoint,
     'before its rename to last_checkpoint': lambda share: setattr(files, 'move_into_place', die),
-    'before older files go': lambda share: _after(hook_file, 'write_text'),
-    'while older files go': _while_older_ones_go,
+    'before older files are removed': lambda share: _after(hook_file, 'write_text'),
+    'while older files are removed': _while_removing,
 }
 POINTS = {  # of training
     'before an iteration': 'before_train_iter',
@@ -108,7 +105,7 @@ GROUPS = (tuple(STEPS), tuple(POINTS), (OUTSIDE,))
 
 
 def draw_kill(draw: random.Random, group: int, begun: int) -> Kill:
-    """Draw a kill of a group for a run that goes on after ``begun`` iterations."""
+    """Draw a kill of a group for a run that continues after ``begun`` iterations."""
     kind = draw.choice(GROUPS[group])
-    # Before the end even on a quick machine.
+    # A share that is before the end even on a fast machine.
     return Kill(kind, draw.randrange(begun, ITERS), draw.uniform(0, 0.6))

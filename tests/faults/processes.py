@@ -1,4 +1,4 @@
-"""Runs in forks of a process that has imported everything, which takes 8 s, and ran no test."""
+"""Start, await and kill processes, forked from a server that has imported everything."""
 
 import os
 import signal
@@ -16,14 +16,13 @@ from mmengine.config import Config
 
 from tests.calls import SERVER, plain_text
 
-PATIENCE = 120  # seconds for what takes a few on an idle machine
+PATIENCE = 120  # seconds; an idle machine takes a few
 
 
 def start(log: Path, function: Callable, *args: Any, **env: Any) -> BaseProcess:
-    """Call a function in a process and session of its own, which prints into a file.
+    """Call a function in a new process and session, with its output in a file.
 
-    Not in a fork of this process: torch refuses to train there once a test has started threads of
-    autograd. cloudpickle takes functions that are defined within tests along.
+    It is not a fork of this process: torch cannot train in one once autograd has started threads.
     """
     call = cloudpickle.dumps((function, args))
     process = SERVER.Process(target=_call, args=(log, call, env))
@@ -55,7 +54,7 @@ def finish(process: BaseProcess, seconds: float = PATIENCE) -> int:
 
 
 def read_stat(pid: int) -> list[str]:
-    """Return state, parent, group, session, ... of a process; nothing where there is none."""
+    """Return state, parent, group, session, ... of a process; an empty list if there is none."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
     except OSError:
@@ -63,20 +62,20 @@ def read_stat(pid: int) -> list[str]:
 
 
 def members(session: int) -> list[int]:
-    """Return the processes of a session that live."""
+    """Return the live processes of a session."""
     pids = [int(path.name) for path in Path('/proc').glob('[0-9]*')]
     stats = {pid: read_stat(pid) for pid in pids}
     return [pid for pid, s in stats.items() if s and s[0] not in 'ZX' and int(s[3]) == session]
 
 
 def kill_session(session: int) -> None:
-    """Kill what is left of a session."""
+    """Kill all processes of a session."""
     for pid in members(session):
         os.kill(pid, signal.SIGKILL)
 
 
 def seconds_until(condition: Callable[[], Any], since: float, limit: float) -> float:
-    """Wait for something; return after how many seconds from ``since`` it was so."""
+    """Wait for a condition; return the seconds from ``since`` until it was true."""
     while not condition():
         passed = time.monotonic() - since
         assert passed < limit, f'not within {limit:g} s'
@@ -85,7 +84,7 @@ def seconds_until(condition: Callable[[], Any], since: float, limit: float) -> f
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens to."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15; what of two runs differs."""
+"""Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15, and their differences."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,8 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.engine import SafeCheckpointHook
-from mmpatchmix.engine import checkpoint_hook as safe_checkpoint_hook
+from mmpatchmix.engine import SafeCheckpointHook, checkpoint_hook
 from mmpatchmix.engine.exact_order import SeededSamples
 from mmpatchmix.report.run_record import read_scalars
 from tests.engine.tiny_run import tiny_run_config
@@ -19,12 +18,12 @@ from tests.engine.tiny_run import tiny_run_config
 EPOCHS, PER_EPOCH, BATCH = 3, 5, 8
 ITERS = EPOCHS * PER_EPOCH
 WORKERS = ((0, False), (2, False), (2, True))
-# What differs from run to run.
+# Values that differ from run to run.
 CLOCKS = ('time', 'data_time', 'memory', 'eta', 'data_share', 'images_per_second')
 
 
 def choose_workers(number: int, persistent: bool) -> dict[str, Any]:
-    """Return options for so many data workers."""
+    """Return options for a number of data workers."""
     loader = dict(num_workers=number, persistent_workers=persistent)
     return {f'train_dataloader.{key}': value for key, value in loader.items()}
 
@@ -32,7 +31,7 @@ def choose_workers(number: int, persistent: bool) -> dict[str, Any]:
 def build(
     work_dir: Path, batch_size: int = BATCH, num_images: int = PER_EPOCH * BATCH, **options: Any
 ) -> Runner:
-    """Build a run that resumes by itself where there is something to resume."""
+    """Build a run that resumes if the work dir has a checkpoint."""
     cfg = tiny_run_config(work_dir, EPOCHS, num_images, batch_size)
     cfg.train_cfg.val_interval = 1
     cfg.default_hooks.checkpoint.update(interval=1, iterations=2, max_keep_ckpts=1)
@@ -44,42 +43,38 @@ def build(
 
 
 def train(work_dir: Path, options: dict, hooks: tuple[Hook, ...] = (), keep: bool = False) -> None:
-    """Be the process of a run.
+    """Train in a work dir, with options of the config by dotted key; the function of a process.
 
-    Args:
-        work_dir: Where it writes. ``saved.txt`` gets the iterations of its checkpoints once they
-            are complete, ``read-RANK.txt`` the samples it reads.
-        options: Of the config, by dotted key.
-        hooks: To register.
-        keep: Whether all checkpoints stay.
+    ``saved.txt`` gets the iterations of complete checkpoints, ``read-RANK.txt`` the samples read.
+    ``keep`` keeps all checkpoints.
     """
     work_dir.mkdir(exist_ok=True)
     if keep:
-        safe_checkpoint_hook.NUM_BETWEEN = 99
+        checkpoint_hook.NUM_BETWEEN = 99
         options = {'default_hooks.checkpoint.max_keep_ckpts': 99, **options}
-    _note_down(work_dir)
+    _record(work_dir)
     runner = build(work_dir, **options)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()
 
 
-def _note_down(work_dir: Path) -> None:
+def _record(work_dir: Path) -> None:
     save, read = SafeCheckpointHook._save, SeededSamples._read
     reads = work_dir / f'read-{os.environ.get("RANK", 0)}.txt'
 
-    def save_and_note(hook, runner, name, meta, by_epoch):
+    def save_and_record(hook, runner, name, meta, by_epoch):
         is_saved = save(hook, runner, name, meta, by_epoch)
         if is_saved:
             append(work_dir / 'saved.txt', meta['iter'])
         return is_saved
 
-    def read_and_note(samples, index):
+    def read_and_record(samples, index):
         with suppress(OSError):  # the work dir may lie on the disk that is full
             append(reads, int(index))
         return read(samples, index)
 
-    SafeCheckpointHook._save, SeededSamples._read = save_and_note, read_and_note
+    SafeCheckpointHook._save, SeededSamples._read = save_and_record, read_and_record
 
 
 def append(path: Path, number: int) -> None:
@@ -94,7 +89,7 @@ def numbers(path: Path) -> list[int]:
 
 
 def at(point: str, iteration: int, function: Callable, priority: str = 'HIGHEST') -> Hook:
-    """Make a hook that calls a function once, at a point of an iteration (from 0) or soon after."""
+    """Make a hook that calls a function once, at a point of an iteration (from 0) or later."""
     hook, todo = Hook(), [function]
     hook.priority = priority
 
@@ -112,15 +107,15 @@ def read_log(work_dir: Path) -> str:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """Return how many iterations a checkpoint comes after."""
+    """Return the number of iterations before a checkpoint."""
     return torch.load(checkpoint, weights_only=True)['meta']['iter']
 
 
 def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}.pth') -> list[str]:
-    """Name what of a run is not bit for bit that of another.
+    """Return the names of values of a run that differ in any bit from those of another.
 
-    Weights, momentum encoder, optimizer, schedules, random states, plan and sampler's seed, the
-    history of losses and metrics in the checkpoint, and the figures that were logged.
+    They are weights, momentum encoder, optimizer, schedules, random states, plan, sampler's seed,
+    the log history in the checkpoint, and the values in ``scalars.json``.
     """
     found, expected = (dict(_state(folder / name)) for folder in (work_dir, expected_dir))
     assert len(expected) > 200
@@ -131,9 +126,9 @@ def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}
     records, wanted = (read_scalars(folder) for folder in (work_dir, expected_dir))
     for kind, rows, wanted_rows in zip(('training', 'validation'), records, wanted, strict=True):
         rows, wanted_rows = map(_without_clocks, (rows, wanted_rows))
-        # A run that began from another's checkpoint logs what comes after it.
+        # A run that started from the other's checkpoint has only the later rows.
         if not rows or rows != wanted_rows[-len(rows) :]:
-            wrong.append(f'{kind} figures of the log')
+            wrong.append(f'{kind} values of the log')
     return sorted(wrong)
 
 

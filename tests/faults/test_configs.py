@@ -1,4 +1,4 @@
-"""Random small configs: stopped by a signal anywhere and resumed, runs end bit for bit the same."""
+"""Runs of random small configs, stopped by a signal and resumed, end bit for bit the same."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ AUGMENT = {
 
 @st.composite
 def configs(draw):
-    """Draw options of a config that our tools would not refuse."""
+    """Draw options of a valid config."""
     batch = draw(st.integers(4, 9))
     micro_batch = None if batch % 3 else draw(st.sampled_from([None, 3]))
     preprocessor = 'model.data_preprocessor.'
@@ -54,7 +54,7 @@ def test_random_configs_stopped_and_resumed(tmp_path_factory, record_property):
 
     workers_of_three_runs = st.tuples(*[st.sampled_from(WORKERS)] * 3)
 
-    # Smaller examples would be looked for for minutes; the options are small as they are.
+    # Without shrinking, which would take minutes.
     @settings(
         max_examples=(SOAK or 2) // 2,
         deadline=None,

@@ -1,4 +1,4 @@
-"""Real disks that fill up or become read-only in the middle of a run."""
+"""Real disks that fill up or become read-only during a run."""
 
 import shutil
 import subprocess
@@ -23,7 +23,6 @@ def disk(tmp_path):
     result = mount('-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', folder, check=False)
     if result.returncode:
         pytest.skip(f'mounting is not permitted here: {result.stderr.strip()}')
-    (folder / 'run').mkdir()
     yield folder
     subprocess.run(['umount', '-l', folder], check=True)
 
@@ -34,7 +33,7 @@ def mount(*arguments, check=True):
 
 
 def fill(folder: Path, num_left: int = 0) -> None:
-    """Write a file until only so many bytes are free, or none."""
+    """Write a file until only ``num_left`` bytes are free."""
     size = shutil.disk_usage(folder).free - num_left
     with open(folder / 'ballast', 'wb', buffering=0) as file:
         assert file.write(bytes(size)) >= size - 4096
@@ -45,7 +44,7 @@ def newest(folder: Path) -> Path:
     return max(folder.glob('run/*.pth'), key=lambda path: path.stat().st_mtime_ns)
 
 
-FAILURES = {  # how the disk fails, how it works again, what is said
+FAILURES = {  # functions that break and repair the disk, and the message
     'full': (
         fill,
         lambda disk: (disk / 'ballast').unlink(),
@@ -65,55 +64,46 @@ FAILURES = {  # how the disk fails, how it works again, what is said
 
 
 @pytest.mark.parametrize('failure', FAILURES)
-def test_the_run_goes_on_and_saves_again_once_it_can(failure, uninterrupted, disk, tmp_path):
-    fail, mend, message = FAILURES[failure]
+def test_the_run_continues_and_saves_again_when_possible(failure, uninterrupted, disk, tmp_path):
+    fail, repair, message = FAILURES[failure]
 
-    def look_and_mend():
+    def check_and_repair():
         good, damaged = find_good_checkpoint(disk / 'run')
         assert not damaged
         append(tmp_path / 'good.txt', iteration_of(good))
-        mend(disk)
+        repair(disk)
 
     work_dir, log = tmp_path / 'run', tmp_path / 'log.txt'
     hooks = (
         at('before_train_iter', FAILS_AT, lambda: fail(disk)),
-        at('before_train_iter', WORKS_AT, look_and_mend),
+        at('before_train_iter', WORKS_AT, check_and_repair),
     )
     options = {'default_hooks.checkpoint.out_dir': str(disk)}
     assert finish(start(log, train, work_dir, options, hooks)) == 0, log.read_text()[-3000:]
     assert numbers(tmp_path / 'good.txt') == [6]
     assert numbers(work_dir / 'saved.txt') == [2, 4, 5, 6, 12, 14, 15]
-    said = read_log(work_dir)
+    text = read_log(work_dir)
     for name in ('iter_8.pth', 'epoch_2.pth'):
-        assert f'{name} was not saved ({message}' in said
-    assert said.count('was not saved') == 2
-    assert 'The run goes on; what is saved is ' + str(disk / 'run' / 'iter_6.pth') in said
+        assert f'{name} was not saved ({message}' in text
+    assert text.count('was not saved') == 2
+    assert (
+        'The run continues; the last good checkpoint is ' + str(disk / 'run' / 'iter_6.pth') in text
+    )
     assert not list(disk.glob('run/.*'))
     assert (work_dir / 'last_checkpoint').read_text() == str(disk / 'run' / 'epoch_3.pth')
     shutil.copy(disk / 'run' / 'epoch_3.pth', work_dir)
-    # Another folder for checkpoints is all that differs.
-    assert differences(work_dir, uninterrupted[0][0]) == []
+    assert differences(work_dir, uninterrupted(0)[0]) == []
 
 
-@pytest.mark.parametrize('failure', ['full', 'read-only'])
-def test_a_missing_last_checkpoint_is_an_error_and_resuming_mends_it(
-    failure, uninterrupted, disk, tmp_path
-):
-    fail, mend, message = FAILURES[failure]
+def test_a_missing_last_checkpoint_is_an_error_that_resuming_repairs(uninterrupted, disk, tmp_path):
+    fail, repair, message = FAILURES['read-only']
     work_dir, log = tmp_path / 'run', tmp_path / 'log.txt'
     options = {'default_hooks.checkpoint.out_dir': str(disk)}
     hooks = (at('before_train_iter', FAILS_AT, lambda: fail(disk)),)
     assert finish(start(log, train, work_dir, options, hooks)) == 1
     assert f'the run is over, but its last checkpoint is missing: {message}' in log.read_text()
     assert numbers(work_dir / 'saved.txt') == [2, 4, 5, 6]
-    mend(disk)
+    repair(disk)
     assert finish(start(log, train, work_dir, options)) == 0, log.read_text()[-3000:]
     shutil.copy(disk / 'run' / 'epoch_3.pth', work_dir)
-    assert differences(work_dir, uninterrupted[0][0]) == []
-
-
-def test_the_folder_of_checkpoints_need_not_be_there(tmp_path):
-    work_dir, log = tmp_path / 'run', tmp_path / 'log.txt'
-    options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'elsewhere')}
-    assert finish(start(log, train, work_dir, options)) == 0, log.read_text()[-3000:]
-    assert numbers(work_dir / 'saved.txt') == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+    assert differences(work_dir, uninterrupted(0)[0]) == []

@@ -1,4 +1,4 @@
-"""Logs on a disk that is full: the run is more than its figures."""
+"""Log files on a full disk."""
 
 import pytest
 
@@ -7,16 +7,15 @@ from tests.faults.runs import at, iteration_of, numbers, read_log, train
 from tests.faults.test_disks import disk, fill  # noqa: F401
 
 BACKENDS = {
-    'text alone': [],
     'scalars.json': [dict(type='LocalVisBackend')],
     'TensorBoard': [dict(type='TensorboardVisBackend')],
 }
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_logs_on_a_full_disk_end_no_run(backend, disk, tmp_path):  # noqa: F811
+def test_a_full_disk_for_logs_does_not_end_the_run(backend, disk, tmp_path):  # noqa: F811
     log, work_dir = tmp_path / 'log.txt', disk / 'run'
-    # More records than the last page of a file has room for.
+    # Enough records to exceed the last page of a file.
     hooks = (
         at('before_train_iter', 3, lambda: fill(disk)),
         at('before_train_iter', 14, (disk / 'ballast').unlink),

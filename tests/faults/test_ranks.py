@@ -1,4 +1,4 @@
-"""Real ranks over gloo: resumed on other numbers, signalled, stopped, killed."""
+"""Ranks over gloo: resumed on another number, with signals, stopped, killed."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ from tests.faults.runs import (
     train,
 )
 
-TIMEOUT = 5  # seconds that ranks wait for each other, where one is stopped
+TIMEOUT = 5  # seconds, of collectives, if a rank is stopped
 LIMIT = 4 * TIMEOUT  # on a busy machine
 
 
@@ -40,7 +40,7 @@ def send(number):
 
 
 def start_ranks(folder, num_ranks, hooks=None, keep=False, **options):
-    """Start ranks with the batch of one process in all; ``hooks`` are by rank."""
+    """Start ranks with the total batch size of one process; ``hooks`` are by rank."""
     port = free_port()
     options = {'launcher': 'pytorch', 'batch_size': BATCH // num_ranks, **options}
     processes = []
@@ -66,7 +66,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_stopped_by_a_signal_to_one_resume_bit_for_bit(two_ranks, tmp_path):
+def test_two_ranks_stop_after_a_signal_to_one_and_resume_bit_for_bit(two_ranks, tmp_path):
     folder = tmp_path / 'run'
     eager = at('before_train_iter', 0, lambda: setattr(RankAgreement, 'seconds', 0))
     hooks = {0: (eager,), 1: (eager, at('before_train_iter', 6, send(signal.SIGUSR1)))}
@@ -77,8 +77,8 @@ def test_two_ranks_stopped_by_a_signal_to_one_resume_bit_for_bit(two_ranks, tmp_
     assert differences(folder, two_ranks) == []
 
 
-def test_from_1_to_2_to_4_ranks_samples_and_schedules_stay(uninterrupted, tmp_path):
-    whole, _ = uninterrupted[0]
+def test_resuming_on_2_and_4_ranks_keeps_samples_and_schedules(uninterrupted, tmp_path):
+    whole, _ = uninterrupted(0)
     folder, order = tmp_path / 'run', []
     folder.mkdir()
     shutil.copy(whole / 'iter_6.pth', folder)
@@ -102,36 +102,42 @@ def test_from_1_to_2_to_4_ranks_samples_and_schedules_stay(uninterrupted, tmp_pa
     assert 'Resumed on 4 ranks instead of 2' in read_log(folder)
 
 
-@pytest.mark.parametrize('receiver', ['the process', 'its whole session'])
-def test_after_sigterm_data_workers_are_gone(receiver, uninterrupted, tmp_path, record_property):
+@pytest.mark.parametrize('receiver', ['the process', 'its session'])
+def test_sigterm_ends_data_workers_after_the_iteration(
+    receiver, uninterrupted, tmp_path, record_property
+):
     def send_to_all():
         for pid in members(os.getsid(0)):
             os.kill(pid, signal.SIGTERM)
 
     function = send(signal.SIGTERM) if receiver == 'the process' else send_to_all
-    folder, log = tmp_path / 'run', tmp_path / 'log.txt'
-    found = []
+    folder, log, count = tmp_path / 'run', tmp_path / 'log.txt', tmp_path / 'count.txt'
 
     def count_workers():
-        found.append(len(members(os.getsid(0))))
-        (tmp_path / 'count.txt').write_text(f'{found[0]}')
+        count.write_text(f'{len(members(os.getsid(0)))}')
 
-    hooks = (
-        at('before_train_iter', 6, count_workers),
-        at('before_train_iter', 6, function),
-    )
+    hooks = at('before_train_iter', 6, count_workers), at('before_train_iter', 6, function)
     process = start(log, train, folder, choose_workers(2, True), hooks)
     assert finish(process) == 75, log.read_text()[-3000:]
     ended = time.monotonic()
     record_property('seconds', seconds_until(lambda: not members(process.pid), ended, 2))
-    assert (tmp_path / 'count.txt').read_text() == '3'
+    assert count.read_text() == '3'
     assert numbers(folder / 'saved.txt')[-1] == 7
-    assert finish(start(log, train, folder, choose_workers(2, True))) == 0
-    assert differences(folder, uninterrupted[0][0]) == []
+    if receiver == 'its session':
+        assert finish(start(log, train, folder, choose_workers(2, True))) == 0
+        assert differences(folder, uninterrupted(0)[0]) == []
 
 
-def end_beside(folder, point, number, record_property):
-    """Send a signal to the second rank at a point of an iteration; the first must end in time."""
+@pytest.mark.parametrize(
+    ('point', 'number'),
+    [
+        ('before_train_iter', signal.SIGSTOP),
+        ('before_train_iter', signal.SIGKILL),
+        ('after_train_iter', signal.SIGSTOP),  # in the exchange of stop requests
+    ],
+)
+def test_a_stopped_or_killed_rank_ends_the_other(point, number, tmp_path, record_property):
+    folder = tmp_path / 'run'
     hooks = {1: (at(point, 6, send(number)),)}
     options = {
         'env_cfg.dist_cfg.timeout': TIMEOUT,
@@ -151,19 +157,6 @@ def end_beside(folder, point, number, record_property):
             process.join()
     assert first.exitcode != 0
     assert numbers(folder / 'saved.txt')[-1] == 6
-    if number == signal.SIGSTOP:  # long before the timeout; a killed one closes its connections
+    if number == signal.SIGSTOP:  # a killed rank closes its connections
         name = f'rank 1 ({socket.gethostname()}, process {second.pid})'
-        assert f'{name} gives no sign of life' in read_log(folder)
-
-
-def test_a_stopped_rank_ends_the_other(tmp_path, record_property):
-    end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGSTOP, record_property)
-
-
-def test_a_killed_rank_ends_the_other(tmp_path, record_property):
-    end_beside(tmp_path / 'run', 'before_train_iter', signal.SIGKILL, record_property)
-
-
-def test_a_rank_stopped_after_its_step_ends_the_other(tmp_path, record_property):
-    """The exchange of signals waits no longer than the gradients do."""
-    end_beside(tmp_path / 'run', 'after_train_iter', signal.SIGSTOP, record_property)
+        assert f'{name} does not respond' in read_log(folder)

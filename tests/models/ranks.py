@@ -179,12 +179,12 @@ def run_runners(folder, records):
     run_runner(f'{folder}/resumed_ddp', ddp, f'{folder}/fsdp/epoch_1.pth')
 
     # One number that is none, on one rank, stops them all.
-    hook = next(hook for hook in runner.hooks if hasattr(hook, '_refuse_infinite_weights'))
+    hook = next(hook for hook in runner.hooks if hasattr(hook, '_refuse_nonfinite_weights'))
     weight = runner.model.module.neck.fc0.weight
     if torch.distributed.get_rank() == 1:
         weight.detach().to_local()[-1, -1] = float('nan')
     try:
-        hook._refuse_infinite_weights(runner)
+        hook._refuse_nonfinite_weights(runner)
         records['stopped'] = False
     except FloatingPointError:
         records['stopped'] = True

@@ -15,7 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import LogProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpatchmix.engine import DeferredRuntimeInfoHook
+from mmpatchmix.engine import LossLogHook
 from tests.models.tiny import tiny_model, uint8_batch
 
 AUGMENT = {
@@ -74,7 +74,7 @@ class CountReads(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(DeferredRuntimeInfoHook, '_lie_on_host', lambda hook, outputs: False)
+    monkeypatch.setattr(LossLogHook, '_lie_on_host', lambda hook, outputs: False)
 
 
 def train_with(hook, length, *hooks):
@@ -100,13 +100,13 @@ def train_with(hook, length, *hooks):
 
 
 def test_losses_of_a_cpu_are_logged_at_once():
-    _, logged = train_with(DeferredRuntimeInfoHook(), 3, LoggerHook(interval=2))
+    _, logged = train_with(LossLogHook(), 3, LoggerHook(interval=2))
     assert logged == [1, 2, 3]
 
 
 def test_losses_come_to_the_host_where_the_log_wants_them(as_on_an_accelerator):
     with CountReads() as counter:
-        hub, logged = train_with(DeferredRuntimeInfoHook(), 10, LoggerHook(interval=4))
+        hub, logged = train_with(LossLogHook(), 10, LoggerHook(interval=4))
     assert logged == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]  # every fourth and the last
     assert counter.num_reads == 0  # in one copy, not one by one
     assert hub.log_scalars['train/loss'].data[0].tolist() == [2.0 * i for i in range(10)]
@@ -114,12 +114,12 @@ def test_losses_come_to_the_host_where_the_log_wants_them(as_on_an_accelerator):
 
 
 def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerator):
-    _, logged = train_with(DeferredRuntimeInfoHook(), 7, CheckpointHook(interval=3, by_epoch=False))
+    _, logged = train_with(LossLogHook(), 7, CheckpointHook(interval=3, by_epoch=False))
     assert logged == [0, 0, 3, 3, 3, 6, 7]
 
 
 def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
-    hook = DeferredRuntimeInfoHook()
+    hook = LossLogHook()
     runner = SimpleNamespace(
         hooks=[],
         train_dataloader=range(3),
@@ -139,7 +139,7 @@ def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
 def test_history_does_not_grow_with_the_run(monkeypatch):
     """mmengine copies all of it for every figure."""
     monkeypatch.setattr('mmpatchmix.engine.loss_log_hook.HISTORY', 12)
-    hub, _ = train_with(DeferredRuntimeInfoHook(), 10)
+    hub, _ = train_with(LossLogHook(), 10)
     assert hub.log_scalars['train/loss'].max_length == 12
-    hub, _ = train_with(DeferredRuntimeInfoHook(), 20)
+    hub, _ = train_with(LossLogHook(), 20)
     assert hub.log_scalars['train/loss'].max_length == 20  # an epoch

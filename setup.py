@@ -32,6 +32,8 @@ TRAINING = [
     'jinja2>=3.1',
     'bokeh>=3.4',
     'tifffile>=2024.1',
+    # Tables and progress bars; mmengine needs it, too.
+    'rich>=13',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
 # To write checkpoints for Hugging Face's ViT.

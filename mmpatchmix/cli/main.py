@@ -15,7 +15,6 @@ VERBS = {
     'embed': 'write the features of a folder of images, for numpy and pandas',
     'neighbours': 'find the nearest images of given ones, and near-duplicates',
     'show': 'draw a mix, neighbours, a map, attention, detections ... into a PNG file',
-    'runs': 'list runs: config, length, state and best figures, or compare some',
     'report': 'write an HTML page about a run, or comparing several',
     'convert': "convert a checkpoint's backbone for another library, or export it",
     'pack-shards': 'pack a folder of images into tar shards',

@@ -1,12 +1,12 @@
-"""Find the nearest images of given ones, or all near-duplicates, in what "embed" wrote.
+"""Find the nearest images of given ones, or all near-duplicates, in an embedding.
 
 mmpatchmix neighbours embedded --of cats/1.jpg dogs/7.jpg
 mmpatchmix neighbours embedded --queries other_embedded -k 5   # for each image of another folder
 mmpatchmix neighbours embedded --near-duplicates 0.97
 mmpatchmix neighbours embedded --embed CONFIG CKPT --data-root PATH --of cats/1.jpg
 
-Writes a table (CSV) and a contact sheet (PNG). The search is exact. What cosine near-duplicates
-have depends on network and images: look at the sheet, and choose the threshold again.
+Writes a table (CSV) and a contact sheet (PNG). The search is exact. The cosine of near-duplicates
+depends on network and images: check the sheet and adjust the threshold.
 """
 
 import argparse
@@ -15,37 +15,27 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
 from mmpatchmix.cli.verb import exit_on_user_error
 
-if TYPE_CHECKING:
-    from mmpatchmix.evaluation.embedding import Embedding
-
-# On the console and on the sheet; the table has all.
-SHOWN = 20
+SHOWN = 20  # images on the console and on the sheet; the table has all
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = new_parser('neighbours', __doc__)
     parser.add_argument('embedding', help='the folder that "mmpatchmix embed" wrote')
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--of', nargs='+', metavar='FILE', help='images of the embedding, as named')
-    what.add_argument('--queries', metavar='EMBEDDING', help='another embedding: all of its images')
-    what.add_argument(
-        '--near-duplicates', type=float, metavar='COSINE', help='all pairs from this similarity on'
-    )
-    parser.add_argument('-k', type=int, default=10, help='neighbours of each image (default: 10)')
-    parser.add_argument(
-        '--embed',
-        nargs=2,
-        metavar=('CONFIG', 'CKPT'),
-        help='write the embedding if it is not there',
-    )
-    parser.add_argument('--data-root', help='for --embed: the folder of images')
-    parser.add_argument('--out', help='folder for table and sheet; the embedding by default')
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add('--of', nargs='+', metavar='FILE', help='images of the embedding, by name or path')
+    add('--queries', metavar='EMBEDDING', help='all images of another embedding')
+    add('--near-duplicates', type=float, metavar='COSINE', help='all pairs from this cosine on')
+    add = parser.add_argument
+    add('-k', type=int, default=10, help='neighbours of each image (default: 10)')
+    add('--embed', nargs=2, metavar=('CONFIG', 'CKPT'), help='write the embedding if it is missing')
+    add('--data-root', help='for --embed: the folder of images')
+    add('--out', help='folder of table and sheet; default: the embedding')
     add_verbose(parser)
     return parser.parse_args(argv)
 
@@ -58,11 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def neighbours(args: argparse.Namespace) -> None:
-    """Do what the arguments say.
-
-    Raises:
-        ValueError: If ``-k`` is below 1.
-    """
+    """Write the table and the sheet, and print the first rows."""
     if args.k < 1:
         raise ValueError(f'-k {args.k}: look for at least 1 neighbour.')
     if args.embed and not Path(args.embedding).exists():
@@ -70,148 +56,115 @@ def neighbours(args: argparse.Namespace) -> None:
 
         data_root = ['--data-root', args.data_root] if args.data_root else []
         embed.main([*args.embed, *data_root, '--out', args.embedding])
-
-    # Here, not above: importing takes seconds, and --help is to answer at once.
-    from mmpatchmix.cli.verb import quiet_stack
-
-    quiet_stack()  # before what it silences is imported
     from mmpatchmix.evaluation.embedding import read_embedding
+    from mmpatchmix.report.report import format_table
     from mmpatchmix.report.sheets import draw_contact_sheet
 
     found = read_embedding(args.embedding)
+    source = read_embedding(args.queries) if args.queries else found
     if args.near_duplicates is None:
-        name, other = 'neighbours', read_embedding(args.queries) if args.queries else None
-        pairs = find_nearest(found, args.of, other, args.k)
+        name, pairs = 'neighbours', find_nearest(found, args.of, source, args.k)
     else:
-        name, other = 'near_duplicates', None
-        pairs = find_pairs(found, args.near_duplicates)
+        name, pairs = 'near_duplicates', find_pairs(found, args.near_duplicates)
     folder = Path(args.out or args.embedding)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / f'{name}.csv', pairs)
-    rows = group(pairs)
-    print(f'{len(pairs):,} {name.replace("_", "-")}' + ('' if pairs else ': none'))
-    for first, near in rows[:SHOWN]:
-        print(first + ''.join(f'\n  {cosine:.4f}  {second}' for second, cosine in near[: args.k]))
-    if len(rows) > SHOWN:
-        print(f'... and {len(rows) - SHOWN:,} more images')
-    written = f'\nwritten to {folder / name}.csv'
-    if rows and all(found.files):
-        roots = Path((other or found).about['root']), Path(found.about['root'])
+    table = folder / f'{name}.csv'
+    with open(table, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        csv.writer(file).writerow(('file', 'neighbour', 'cosine'))
+        csv.writer(file).writerows((*pair[:2], f'{pair[2]:.6f}') for pair in pairs)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for first, second, cosine in pairs:
+        groups.setdefault(first, []).append((second, f'{cosine:.4f}'))
+    shown = {first: near[: args.k] for first, near in list(groups.items())[:SHOWN]}
+    rows = [(first, *each) for first, near in shown.items() for each in near]
+    print(f'{len(pairs):,} {name.replace("_", "-")} of {len(groups):,} images')
+    print(format_table(('image', 'neighbour', 'cosine'), rows))
+    print(f'written to {table}, all of them')
+    if shown and all(found.files):
+        roots = Path(source.about['root']), Path(found.about['root'])
         sheet = [
-            [(roots[0] / first, first)]
-            + [(roots[1] / second, f'{cosine:.3f}') for second, cosine in near[: args.k]]
-            for first, near in rows[:SHOWN]
+            [(roots[0] / first, first), *((roots[1] / file, text) for file, text in near)]
+            for first, near in shown.items()
         ]
-        draw_contact_sheet(sheet, folder / f'{name}.png')
-        written += f' and {name}.png'
-    print(written)
-
-
-Pair = tuple[str, str, float]
+        draw_contact_sheet(sheet, table.with_suffix('.png'))
+        print(f'written to {table.with_suffix(".png")}, the first {len(shown)}')
 
 
 def find_nearest(
-    found: 'Embedding', files: Sequence[str] | None, other: 'Embedding | None', k: int
-) -> list[Pair]:
-    """Find the k nearest images of given ones, which are not neighbours of themselves.
+    found: Any, files: Sequence[str], source: Any, k: int
+) -> list[tuple[str, str, float]]:
+    """Find the k nearest images of given ones; an image is no neighbour of itself.
 
     Args:
-        found: Where to search.
-        files: Images of it; None for all of ``other``.
-        other: Another embedding.
-        k: At most so many for each image.
+        found: ``Embedding`` to search.
+        files: Names or paths of the given images if ``source`` is ``found``.
+        source: ``Embedding`` of the given images: all, if it is another one.
+        k: Neighbours of each image, at most.
 
-    Raises:
-        ValueError: If an image is not there or was unreadable, or the two are not comparable.
+    Returns:
+        list: Image, neighbour and cosine.
     """
-    import numpy as np
     import torch
+    from mmengine.device import get_device
 
     from mmpatchmix.evaluation.knn import find_neighbors
 
-    source = other or found
-    if other is None:
-        chosen = [_find_row(found, name) for name in files or ()]
+    names, bank = _read_readable(found)
+    if source is found:
+        chosen = [_find_row(found, name) for name in files]
+        queries = torch.from_numpy(found.features[chosen])
+        given = [found.files[row] for row in chosen]
     else:
-        chosen = np.flatnonzero(other.readable).tolist()
-        _refuse_other_networks(found.about, other.about)
-    rows, bank = _readable(found)
-    queries = torch.from_numpy(source.features[chosen])
-    cosines, columns = find_neighbors(queries.to(_device()), bank, k + (other is None))
+        digests, others = (each.about.get('digests', {}) for each in (found, source))
+        keys = ('checkpoint', 'model', 'transform')
+        if changed := [key for key in keys if digests.get(key) != others.get(key)]:
+            raise ValueError(
+                f'the embeddings are of a different {", ".join(changed)}: their features cannot '
+                'be compared. Embed both with one checkpoint and config.'
+            )
+        given, queries = _read_readable(source)
+    cosines, columns = find_neighbors(queries.to(get_device()), bank, k + (source is found))
     pairs = []
-    for index, near, cosine in zip(chosen, rows[columns.cpu().numpy()], cosines, strict=True):
-        kept = [
-            (source.files[index] or str(index), found.files[row] or str(row), float(value))
-            for row, value in zip(near, cosine, strict=True)
-            if other is not None or row != index
-        ]
-        pairs += kept[:k]
+    for name, near, values in zip(given, columns.tolist(), cosines.tolist(), strict=True):
+        others = [(name, names[n], value) for n, value in zip(near, values, strict=True)]
+        pairs += [pair for pair in others if source is not found or pair[1] != name][:k]
     return pairs
 
 
-def find_pairs(found: 'Embedding', threshold: float) -> list[Pair]:
-    """Find all pairs of images from a cosine on, the nearest first."""
+def find_pairs(found: Any, threshold: float) -> list[tuple[str, str, float]]:
+    """Find all pairs of images of an ``Embedding`` from a cosine on, the nearest first."""
+    from mmengine.device import get_device
+
     from mmpatchmix.evaluation.knn import find_near_duplicates
 
-    rows, bank = _readable(found)
-    names = [found.files[row] or str(row) for row in rows]
-    pairs = find_near_duplicates(bank, threshold, _device()).tolist()
+    names, bank = _read_readable(found)
+    pairs = find_near_duplicates(bank, threshold, get_device()).tolist()
     return [(names[int(first)], names[int(second)], cosine) for first, second, cosine in pairs]
 
 
-def group(pairs: Sequence[Pair]) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Put the pairs of each first image together, in the order in which it first appears."""
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for first, second, cosine in pairs:
-        groups.setdefault(first, []).append((second, cosine))
-    return list(groups.items())
-
-
-def write_table(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write ``file, neighbour, cosine``; names that are no UTF-8 as they are."""
-    with open(path, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['file', 'neighbour', 'cosine'])
-        writer.writerows((first, second, f'{cosine:.6f}') for first, second, cosine in pairs)
-
-
-def _device() -> str:
-    from mmengine.device import get_device
-
-    return get_device()
-
-
-def _readable(found: 'Embedding') -> tuple:
-    """Return the rows of readable images and their features, in memory only if some are not."""
+def _read_readable(found: Any) -> tuple[list[str], Any]:
+    """Return names and features of readable images, mapped from the disk if all are readable."""
     import numpy as np
     import torch
 
     rows = np.flatnonzero(found.readable)
     features = found.features if found.readable.all() else found.features[rows]
-    return rows, torch.from_numpy(features)
+    return [found.files[row] or str(row) for row in rows], torch.from_numpy(features)
 
 
-def _find_row(found: 'Embedding', name: str) -> int:
+def _find_row(found: Any, name: str) -> int:
     """Return the row of an image by its name in the embedding, or by its path."""
-    wanted = (name, os.path.relpath(os.path.abspath(name), found.about['root']))
-    row = next((found.files.index(each) for each in wanted if each in found.files), None)
-    if row is None:
-        near = difflib.get_close_matches(name, found.files, n=3)
+    root = found.about['root']
+    relative = os.path.relpath(os.path.abspath(name), root)
+    name = next((each for each in (name, relative) if each in found.files), name)
+    if name not in found.files:
+        near = ' or '.join(difflib.get_close_matches(name, found.files, n=3))
         raise ValueError(
-            f'{name} is not in the embedding, whose names begin at {found.about["root"]}'
-            + (f'; did you mean {" or ".join(near)}?' if near else '.')
+            f'{name} is not in the embedding, whose names are relative to {root}'
+            + (f'; did you mean {near}?' if near else '.')
             + ' For images from elsewhere, embed their folder and give it as --queries.'
         )
+    row = found.files.index(name)
     if not found.readable[row]:
         raise ValueError(f'{name} could not be read when the embedding was made.')
     return row
-
-
-def _refuse_other_networks(about: dict, other: dict) -> None:
-    digests = about.get('digests', {}), other.get('digests', {})
-    names = ('checkpoint', 'model', 'transform')
-    if changed := [name for name in names if digests[0].get(name) != digests[1].get(name)]:
-        raise ValueError(
-            f'the two embeddings are of another {", ".join(changed)}: their features cannot be '
-            'compared. Embed both with one checkpoint and config.'
-        )

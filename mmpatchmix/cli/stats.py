@@ -1,15 +1,15 @@
-"""Print what one's own images are, and the values that a config needs of them.
+"""Print sizes and kinds of your images, and the values that a config needs of them.
 
 mmpatchmix stats PATH                               # a folder, or a list of images
 mmpatchmix stats PATH --values 0,4095 --channels 5  # mean and std under other settings
 
-A sample is read, spread evenly over all images. Mean and standard deviation are on the scale
-0-255 that configs use; every image counts alike, whatever its size.
+Reads a sample, spread evenly over all images; without --values, those that fit it become 0 and 255.
+Mean and std are on the scale 0-255, as in configs; images of all sizes have the same weight.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
@@ -17,45 +17,33 @@ from mmpatchmix.cli.verb import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = new_parser('stats', __doc__)
-    parser.add_argument('path', help='folder or list of the images')
-    parser.add_argument('--channels', type=int, help='of an image; what most have by default')
-    parser.add_argument(
-        '--values',
-        help='which values become 0 and 255: dtype, LOW,HIGH or percentile,LOW,HIGH; by default '
-        'what fits the sample',
-    )
-    parser.add_argument(
-        '--sample', type=int, default=300, metavar='N', help='images to read; 300 by default'
-    )
+    add = parser.add_argument
+    add('path', help='folder or list of the images')
+    add('--channels', type=int, help='of an image; default: the most common number')
+    add('--values', help='that become 0 and 255: dtype, LOW,HIGH or percentile,LOW,HIGH')
+    add('--sample', type=int, default=300, metavar='N', help='images to read (default: 300)')
     add_verbose(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, and print."""
+    """Read a sample and print its statistics."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
         print_stats(args)
 
 
 def print_stats(args: argparse.Namespace) -> None:
-    """Do what the arguments say.
-
-    Raises:
-        ValueError: If no image can be read, or none fits ``--channels`` and ``--values``.
-    """
-    if args.sample < 1:
-        raise ValueError(f'--sample {args.sample} must be at least 1.')
-    from mmpatchmix.cli.verb import quiet_stack
-
-    quiet_stack()
+    """Print facts of a sample, mean and standard deviation, and how to train with them."""
     from mmpatchmix.cli.describe_run import describe_survey
     from mmpatchmix.datasets import ImageFolder, LoadAnyImage
     from mmpatchmix.datasets.load_any_image import EXTENSIONS
     from mmpatchmix.datasets.survey import sample_paths, survey_images
 
+    if args.sample < 1:
+        raise ValueError(f'--sample {args.sample} must be at least 1.')
     dataset = ImageFolder(args.path, labels=False, extensions=EXTENSIONS)
     paths = sample_paths(dataset, args.sample)
     survey = survey_images(paths, show=show_progress)
@@ -71,19 +59,18 @@ def print_stats(args: argparse.Namespace) -> None:
     mean, std = measured.mean_and_std()
     print(f'\nWith {channels} channels and the values {values}, {measured.num_fit} images:')
     print(f'  mean {mean}\n  std  {std}')
-    if measured.unfit:
-        path, reason = measured.unfit[0]
+    for path, reason in measured.unfit[:1]:
         print(f'  {len(measured.unfit)} do not fit, such as {path} ({reason})')
     print(
-        f'\nTo train, PATCHMIX_CHANNELS={channels} PATCHMIX_VALUES={values} '
+        f'\nTo train, set PATCHMIX_CHANNELS={channels} PATCHMIX_VALUES={values} '
         'before configs/patchmix_vit-s_any.py, and\n'
         f'  model = dict(data_preprocessor=dict(mean={mean}, std={std}))\n'
-        'in a config of your own, or --stats auto'
+        'in your config, or give --stats auto'
     )
 
 
 def suggest_values(survey: Any) -> str:
-    """Return ``--values`` that a sample fits: what its kind of number holds, or the bits in use."""
+    """Return ``--values`` that fit a ``Survey``: by its dtype, or the bits in use."""
     names = {name for _, name in survey.kinds}
     if names == {'uint8'}:
         return '0,1' if survey.high <= 1 else 'dtype'
@@ -92,25 +79,20 @@ def suggest_values(survey: Any) -> str:
     return f'{survey.low:.6g},{survey.high:.6g}'
 
 
-def show_progress(paths: Sequence) -> Iterator[Any]:
-    """Pass paths on; count them on a terminal."""
-    for number, path in enumerate(paths, 1):
-        if sys.stderr.isatty():
-            print(f'\r{number} of {len(paths)} images', end='', file=sys.stderr, flush=True)
-        yield path
-    if sys.stderr.isatty():
-        print('\r\033[K', end='', file=sys.stderr, flush=True)
+def show_progress(paths: Sequence[str]) -> Iterable[str]:
+    """Yield paths and draw a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(paths, 'images', console=console, transient=True, disable=not sys.stderr.isatty())
 
 
-def set_stats(cfg: Any, progress: Any = show_progress) -> None:
-    """Apply ``--stats auto``: measure mean and std of a sample of the training images.
-
-    Args:
-        cfg: The config; changed in place.
-        progress: Wraps the loop to show its progress.
+def set_stats(cfg: Any) -> None:
+    """Apply ``--stats auto``: set mean and std in a config to those of a sample of its images.
 
     Raises:
-        ValueError: If the config trains on no folder or list of images.
+        ValueError: If the config does not train on a folder or list of images.
     """
     from mmengine.registry import init_default_scope
 
@@ -129,8 +111,8 @@ def set_stats(cfg: Any, progress: Any = show_progress) -> None:
     load = described.pipeline[0]
     is_any = load['type'] == 'mmpatchmix.LoadAnyImage'
     scale = TRANSFORMS.build(load).scale if is_any else as_rgb8
-    survey = survey_images(sample_paths(dataset, NUM_SAMPLED), scale, show=progress)
+    survey = survey_images(sample_paths(dataset, NUM_SAMPLED), scale, show=show_progress)
     mean, std = survey.mean_and_std()
     if not preprocessor.get('to_rgb', True) and not is_any:
-        mean, std = mean[::-1], std[::-1]  # the network gets them as they are loaded: BGR
+        mean, std = mean[::-1], std[::-1]  # the network reads BGR
     preprocessor.update(mean=mean, std=std)

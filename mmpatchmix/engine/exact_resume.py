@@ -43,35 +43,6 @@ class StatefulHook(Hook):
         self._loaded = checkpoint.get(self.key)
 
 
-class StatefulHook(Hook):
-    """A hook with state in checkpoints, under ``key``; subclasses define :meth:`state_dict`.
-
-    They restore it in ``before_train`` from :meth:`pop_loaded_state`: only then it is known
-    whether the run was resumed or merely initialised from the checkpoint.
-    """
-
-    key = ''
-    _loaded: Any = None
-
-    def state_dict(self) -> Any:
-        """Return the state as plain data and tensors; None to save nothing."""
-        raise NotImplementedError
-
-    def pop_loaded_state(self) -> Any:
-        """Return the state of the loaded checkpoint once; None if there is none."""
-        loaded, self._loaded = self._loaded, None
-        return loaded
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the state to the checkpoint."""
-        if (state := self.state_dict()) is not None:
-            checkpoint[self.key] = state
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the loaded state for :meth:`pop_loaded_state`."""
-        self._loaded = checkpoint.get(self.key)
-
-
 @HOOKS.register_module()
 class ExactResumeHook(StatefulHook):
     """Save random states, the sampler's seed and the plan of the run in every checkpoint.

@@ -1,30 +1,30 @@
-"""Objects as annotated and as found, and the average precision of each class."""
+"""Figures of a detector: annotated and detected objects, average precision by class."""
 
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mmengine.dataset import pseudo_collate
+from mmengine.fileio import get
+from mmengine.runner import Runner
 from PIL import Image
+
+from mmpatchmix.evaluation.features import evaluation_mode
 
 MIN_SCORE = 0.5
 
 
 class Object(NamedTuple):
-    """One object in an image.
+    """One object in an image."""
 
-    Attributes:
-        mask: ``(H, W)``, not 0 where the object is.
-        label: Number of its class.
-        text: What is written beside it.
-    """
-
-    mask: np.ndarray
+    mask: np.ndarray  # (H, W), not 0 on the object
     label: int
-    text: str
+    text: str  # drawn beside it
 
 
 def draw_detections(
@@ -32,24 +32,18 @@ def draw_detections(
     truth: Sequence[Sequence[Object]],
     found: Sequence[Sequence[Object]],
 ) -> Figure:
-    """Draw annotated objects, and below them those that were found; a column for each image.
-
-    Args:
-        images: ``(H, W, 3)`` RGB or ``(H, W)``.
-        truth: Objects of each image.
-        found: Likewise.
-    """
+    """Draw annotated objects, and below them detected ones, on images ``(H, W[, 3])``."""
     figure = Figure(figsize=(2.6 * len(images), 5.6), layout='tight', dpi=110)
     axes = figure.subplots(2, len(images), squeeze=False)
-    for column, (image, real, seen) in enumerate(zip(images, truth, found, strict=True)):
-        draw_objects(axes[0, column], image, real)
-        draw_objects(axes[1, column], image, seen)
+    for row, objects in zip(axes, (truth, found), strict=True):
+        for axis, image, each in zip(row, images, objects, strict=True):
+            _draw_objects(axis, image, each)
     axes[0, 0].set_title('annotated', loc='left')
-    axes[1, 0].set_title(f'found, score > {MIN_SCORE}', loc='left')
+    axes[1, 0].set_title(f'detected, score > {MIN_SCORE}', loc='left')
     return figure
 
 
-def draw_objects(axis: Axes, image: np.ndarray, objects: Sequence[Object]) -> None:
+def _draw_objects(axis: Axes, image: np.ndarray, objects: Sequence[Object]) -> None:
     """Draw an image, and masks on it in the colours of their classes."""
     axis.imshow(image, cmap='gray' if image.ndim == 2 else None)
     axis.axis('off')
@@ -67,49 +61,40 @@ def draw_objects(axis: Axes, image: np.ndarray, objects: Sequence[Object]) -> No
 def draw_class_precision(metrics: Mapping[str, float]) -> Figure:
     """Draw the average precision of boxes of each class, the best first.
 
-    Args:
-        metrics: Of mmdet's ``CocoMetric(classwise=True)``: ``coco/CLASS_precision``.
-
     Raises:
-        ValueError: If there is none.
+        ValueError: Without ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
     """
     ending = '_precision'
-    found = {
-        name.removeprefix('coco/').removesuffix(ending): value
-        for name, value in metrics.items()
-        if name.endswith(ending)
-    }
+    found = {name: value for name, value in metrics.items() if name.endswith(ending)}
+    found = {n.removeprefix('coco/').removesuffix(ending): value for n, value in found.items()}
     if not found:
         raise ValueError('there is no precision of classes; CocoMetric needs classwise=True.')
-    # Of a class that is not in the data set it is no number.
+    # NaN for classes without annotated objects.
     names = sorted(found, key=lambda name: -np.nan_to_num(found[name], nan=-1))
     figure = Figure(figsize=(6.5, 0.24 * len(names) + 1.2), layout='constrained', dpi=110)
     axis = figure.subplots()
     bars = axis.barh(names, [100 * np.nan_to_num(found[name]) for name in names], height=0.7)
-    labels = [f'{100 * found[n]:.1f}' if np.isfinite(found[n]) else 'not there' for n in names]
+    labels = [f'{100 * found[n]:.1f}' if np.isfinite(found[n]) else 'no objects' for n in names]
     axis.bar_label(bars, labels, fontsize=8, padding=2)
     axis.set(xlim=(0, 108), xlabel='AP of boxes (%)', title='average precision by class')
     axis.set_ylim(len(names) - 0.4, -0.6)
     return figure
 
 
-def is_detection(runner: Any) -> bool:
-    """Tell whether a Runner evaluates a detector on annotations of COCO's format."""
-    cfg = runner.cfg
-    loader = cfg.get('val_dataloader') if cfg.get('val_cfg') else cfg.get('test_dataloader')
-    return bool(loader) and hasattr(_find_loop(runner).dataloader.dataset, 'cat2label')
+def is_detection(runner: Runner) -> bool:
+    """Return whether a Runner evaluates a detector on annotations in COCO's format."""
+    return hasattr(find_evaluated(runner), 'cat2label')
 
 
-def draw_found_objects(runner: Any, number: int) -> Figure:
-    """Draw the first images of an evaluation with annotated objects, and with those found."""
-    # Here, not above: pre-training needs none of it.
-    import torch
-    from mmengine.dataset import pseudo_collate
-    from mmengine.fileio import get
+def find_evaluated(runner: Runner) -> Any:
+    """Return the data set of the evaluation during training or after it; None without one."""
+    loop = runner.val_loop or runner.test_loop
+    return loop.dataloader.dataset if loop else None
 
-    from mmpatchmix.evaluation.features import evaluation_mode
 
-    dataset, model = _find_loop(runner).dataloader.dataset, runner.model
+def draw_found_objects(runner: Runner, number: int) -> Figure:
+    """Draw the first images of an evaluation with annotated and detected objects."""
+    dataset, model = find_evaluated(runner), runner.model
     names = dataset.metainfo['classes']
     images, truth, found = [], [], []
     for index in range(min(number, len(dataset))):
@@ -119,27 +104,18 @@ def draw_found_objects(runner: Any, number: int) -> Figure:
         with Image.open(io.BytesIO(get(info['img_path']))) as image:
             images.append(np.asarray(image.convert('RGB')))
         size = info['height'], info['width']
-        truth.append([_annotated(instance, names, size) for instance in info['instances']])
+        truth.append([_read_annotation(each, names, size) for each in info['instances']])
         objects = result.pred_instances.cpu().numpy()
         objects = objects[objects.scores > MIN_SCORE]
-        found.append(
-            [
-                Object(_mask(objects, row, size), int(label), f'{names[label]} {score:.2f}')
-                for row, (label, score) in enumerate(
-                    zip(objects.labels, objects.scores, strict=True)
-                )
-            ]
-        )
+        masks = objects.get('masks', [_fill_box(box, size) for box in objects.bboxes])
+        texts = [f'{names[n]} {s:.2f}' for n, s in zip(objects.labels, objects.scores, strict=True)]
+        found.append([*map(Object, masks, objects.labels.tolist(), texts)])
     return draw_detections(images, truth, found)
 
 
-def _find_loop(runner: Any) -> Any:
-    return runner.val_loop if runner.cfg.get('val_cfg') else runner.test_loop
-
-
-def _annotated(instance: dict, names: Sequence[str], size: tuple[int, int]) -> Object:
-    """Make an object of mmdet's description of one, whose mask is polygons, an RLE or a box."""
-    from pycocotools import mask as rle
+def _read_annotation(instance: dict, names: Sequence[str], size: tuple[int, int]) -> Object:
+    """Read mmdet's description of an object, whose mask is polygons, an RLE or a box."""
+    from pycocotools import mask as rle  # pre-training does not need it
 
     shape, label = instance.get('mask'), instance['bbox_label']
     if shape is None:
@@ -149,10 +125,6 @@ def _annotated(instance: dict, names: Sequence[str], size: tuple[int, int]) -> O
     elif isinstance(shape['counts'], list):
         shape = rle.frPyObjects(shape, *size)
     return Object(rle.decode(shape), label, names[label])
-
-
-def _mask(objects: Any, row: int, size: tuple[int, int]) -> np.ndarray:
-    return objects.masks[row] if 'masks' in objects else _fill_box(objects.bboxes[row], size)
 
 
 def _fill_box(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:

@@ -1,13 +1,23 @@
-"""The verb ``benchmark`` as a user calls it: one process, two ranks, no images at hand."""
+"""``benchmark``: rates of a simulated machine, verdicts, and the verb in one process and two."""
 
 import json
+import signal
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from tests.calls import call, call_tool
+import mmpatchmix.registry  # noqa: F401
+from mmpatchmix.cli import benchmark
+from mmpatchmix.cli.benchmark import Speeds, make_step, measure, verdict
+from tests.calls import call
+from tests.engine.tiny_run import tiny_run_config
 
+BATCH = 8
 ROOT = Path(__file__).parents[2]
 TINY_NETWORK = """
     backbone=dict(
@@ -18,23 +28,220 @@ TINY_NETWORK = """
 """
 
 
-@pytest.fixture
-def benchmark():
-    """Run a command and return its output. Nothing may stay where temporary files go.
+class Machine:
+    """A simulated clock, and a device that may lag behind it."""
 
-    Not below pytest's own folder: a worker's socket lies there, whose path may have 107
-    characters, and the data loader waits for ever for a worker that finds it too long.
+    def __init__(self):
+        self.now = self.device_done = 0.0
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def wait_for_device(self):
+        self.now = max(self.now, self.device_done)
+
+
+class Loader:
+    """Simulates torch's loader: workers take batches in turn, two prefetched by each."""
+
+    dataset = range(100)
+
+    def __init__(self, machine, batch_seconds, num_workers, startup_seconds):
+        self.machine, self.cost, self.num_workers = machine, batch_seconds, num_workers
+        self.startup_seconds = startup_seconds
+        self.prefetch_factor = 2 if num_workers else None
+        self.batch_sampler = SimpleNamespace(sampler=None)
+
+    def __iter__(self):
+        machine, workers = self.machine, self.num_workers
+        free_at = [machine.now + self.startup_seconds] * workers
+        ready_at = []
+
+        def dispatch():
+            worker = len(ready_at) % workers
+            free_at[worker] = max(machine.now, free_at[worker]) + self.cost
+            ready_at.append(free_at[worker])
+
+        for _ in range(2 * workers):
+            dispatch()
+        asked = 0
+        while True:
+            if workers:
+                machine.now = max(machine.now, ready_at[asked])
+                dispatch()
+            else:
+                machine.now += self.cost
+            asked += 1
+            yield asked
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = Machine()
+    clock = SimpleNamespace(perf_counter=lambda: machine.now, sleep=machine.sleep)
+    monkeypatch.setattr(benchmark, 'time', clock)
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.accelerator, 'synchronize', machine.wait_for_device)
+    return machine
+
+
+@pytest.mark.parametrize('lags', [False, True], ids=['host', 'device'])
+@pytest.mark.parametrize(
+    ('data_seconds', 'num_workers', 'step_seconds'),
+    [
+        (0.5, 2, 1.0),  # the step limits, by 4
+        (4.0, 2, 1.0),  # the loader limits, by 2
+        (4.0, 10, 0.1),  # by 4
+        (2.0, 2, 1.0),  # balanced
+        (1.0, 1, 3.0),
+        (3.0, 0, 1.0),  # no workers
+        (0.01, 4, 45.0),  # slow steps
+    ],
+)
+def test_rates_of_a_simulated_machine(machine, data_seconds, num_workers, step_seconds, lags):
+    steps = []
+
+    def step(batch):
+        steps.append(batch)
+        warmup = 100.0 * (len(steps) == 1)  # compiling must not count
+        machine.device_done = max(machine.now, machine.device_done) + step_seconds + warmup
+        if not lags:
+            machine.wait_for_device()
+
+    loader = Loader(machine, data_seconds, num_workers, startup_seconds=7.0 * bool(num_workers))
+    speeds = measure(loader, step, BATCH, seconds=600.0)
+    per_batch = data_seconds / max(1, num_workers)
+    # Without workers, only a device computes while the process loads.
+    both = max(per_batch, step_seconds) if num_workers or lags else per_batch + step_seconds
+    assert speeds.data_rate == pytest.approx(BATCH / per_batch)
+    assert speeds.step_rate == pytest.approx(BATCH / step_seconds)
+    # The first and the last counted step do not overlap with loading, hence not exactly.
+    ends = 0 if num_workers else 0.01 * lags
+    assert speeds.together_rate == pytest.approx(BATCH / both, rel=max(1e-6, ends))
+    assert (speeds.num_ranks, speeds.num_workers, speeds.step_threads) == (1, num_workers, 0)
+
+
+def test_rates_of_ranks_add_up_and_all_take_the_same_number_of_steps(machine, monkeypatch):
+    def gather(mine):  # the other rank has another speed and asks for 50 rounds
+        if isinstance(mine, list):
+            return [mine, [10.0, 20.0, 30.0]]
+        return [mine, 50] if type(mine) is int else [mine, False]
+
+    monkeypatch.setattr('mmengine.dist.all_gather_object', gather)
+    steps = []
+
+    def step(batch):
+        steps.append(batch)
+        machine.now += 2.0
+
+    speeds = measure(Loader(machine, 1.0, 1, 0.0), step, BATCH, seconds=4.0)
+    assert (speeds.data_rate, speeds.step_rate, speeds.together_rate) == (18.0, 24.0, 34.0)
+    assert speeds.num_ranks == 2
+    assert len(steps) == 2 + (1 + 50) + (1 + 50)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_short_epoch_does_not_end_a_measurement(num_workers):
+    data, batches = TensorDataset(torch.arange(10)), []
+    sampler = BatchSampler(RandomSampler(data), batch_size=4, drop_last=True)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=num_workers)
+    measure(loader, lambda batch: batches.append(batch[0]), 4, seconds=0.05)
+    assert all(len(batch) == 4 for batch in batches)
+    assert set(torch.cat(batches).tolist()) == set(range(10))
+
+
+def test_a_step_includes_accumulation_momentum_update_and_ema(tmp_path, monkeypatch):
+    cfg = tiny_run_config(tmp_path, **{'optim_wrapper.accumulative_counts': 2})
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    cfg.param_scheduler = None  # a warm-up starts at 0
+    runner = Runner.from_cfg(cfg)
+    step, model, updates = make_step(runner), runner.model, []
+    update = model.update_momentum_encoder
+    monkeypatch.setattr(
+        model, 'update_momentum_encoder', lambda share: updates.append(share) or update(share)
+    )
+    changed = []
+    for batch, _ in zip(runner.train_dataloader, range(4), strict=False):
+        before = torch.nn.utils.parameters_to_vector(model.backbone.parameters()).clone()
+        step(batch)
+        after = torch.nn.utils.parameters_to_vector(model.backbone.parameters())
+        changed.append(not torch.equal(before, after))
+    assert changed == [False, True, False, True]
+    assert len(updates) == 2  # once per optimizer step
+    (average,) = (hook for hook in runner.hooks if hasattr(hook, 'ema_model'))
+    assert int(average.ema_model.steps) == 4
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+# Rates of loader, step and both over all ranks; (ranks, workers, cores, threads of the step); and
+# by hand: limiting side, workers needed, parts of the verdict.
+REGIMES = {
+    # 4 workers at 800 images/s: 5 ms an image. 6 images/s take 30 ms of a worker per second.
+    'step': ((800, 6, 6), (1, 4, 16, 0), 'step', 1, ['133.3 times', '--workers 1 would']),
+    'step, by less': ((800, 500, 500), (1, 4, 4, 0), 'step', 3, ['1.6 times', '--workers 3']),
+    'step, just': ((800, 700, 700), (1, 4, 4, 0), 'step', 4, ['1.1 times']),
+    'step, no workers': ((200, 1, 0.995), (1, 0, 2, 2), 'step', 1, ['200.0 times']),
+    # 2000 x 5 ms = 10 s of a worker per second.
+    'loader': ((800, 2000, 800), (1, 4, 16, 0), 'loader', 10, ['2.5', '--workers 10 instead of 4']),
+    'loader, no free core': ((800, 1e3, 800), (1, 4, 4, 0), 'loader', 5, ['1.2 times', '4 cores']),
+    'loader, on a CPU': ((200, 500, 200), (1, 1, 4, 2), 'loader', 3, ['2.5 times', '2 cores']),
+    # One after the other: 1 / (1/200 + 1/500) = 142.9; 500 / 142.9 = 3.5.
+    'loader, no workers': ((200, 500, 1e3 / 7), (1, 0, 16, 0), 'loader', 3, ['3.5', '--workers 3']),
+    # 8 workers on 2 cores load as 2 do: 400 images/s are 5 ms of a core each.
+    'more workers than cores': (
+        (400, 1e3, 400),
+        (1, 8, 2, 0),
+        'loader',
+        5,
+        ['5 workers', '2 cores'],
+    ),
+    'balanced': ((800, 760, 740), (1, 4, 16, 0), 'neither', 4, ['less than 10 %']),
+    'balanced, other way': ((800, 840, 780), (1, 4, 4, 0), 'neither', 5, ['less than 10 %']),
+    'competition': ((800, 500, 300), (1, 4, 4, 4), 'step', 3, ['--workers 3', '60%', 'compete']),
+    # As "loader", four times.
+    'ranks': ((3200, 8000, 3200), (4, 4, 8, 0), 'loader', 10, ['10 workers', '8 cores are free']),
+}
+
+
+@pytest.mark.parametrize(
+    ('rates', 'setup', 'side', 'needed', 'parts'), REGIMES.values(), ids=REGIMES
+)
+def test_verdict(rates, setup, side, needed, parts):
+    speeds = Speeds(*setup, *rates)
+    assert (speeds.limit, speeds.workers_needed) == (side, needed)
+    text = verdict(speeds)
+    for part in parts:
+        assert part in text
+    assert ('compete' in text) == ('compete' in parts)
+    assert ('are free' in text) == any('cores' in part for part in parts)
+    assert ('--workers' in text) == any('--workers' in part for part in parts)
+    assert text.count('. ') <= 2  # three sentences
+
+
+@pytest.mark.parametrize('num_ranks', [1, 3])
+@pytest.mark.parametrize('step_rate', [1, 99, 100, 101, 250, 999])
+def test_workers_needed_is_the_least_number_that_loads_as_fast(num_ranks, step_rate):
+    speeds = Speeds(num_ranks, 2, 64, 0, 100 * num_ranks, step_rate * num_ranks, 1)
+    needed = speeds.workers_needed  # of workers that load 50 images/s each
+    assert 50 * needed >= step_rate
+    assert needed == 1 or 50 * (needed - 1) < step_rate
+
+
+# The verb
+
+
+@pytest.fixture
+def scratch(monkeypatch):
+    """A folder for temporary files, which must be empty at the end.
+
+    Sockets of workers are created there; their paths are limited to 107 characters, which excludes
+    pytest's own folder.
     """
     with tempfile.TemporaryDirectory() as folder:
-
-        def run(*command, ok=True):
-            calling = call if command[0] == 'bash' else call_tool
-            said = calling(*command, ok=ok, TMPDIR=folder)
-            assert 'Traceback' not in said
-            return said
-
-        before = sorted(ROOT.glob('work_dirs/*'))
-        yield run
+        monkeypatch.setattr(tempfile, 'tempdir', folder)
+        handler, before = signal.getsignal(signal.SIGTERM), sorted(ROOT.glob('work_dirs/*'))
+        yield folder
+        signal.signal(signal.SIGTERM, handler)
         assert sorted(ROOT.glob('work_dirs/*')) == before
         assert not [path for path in Path(folder).iterdir() if path.name.startswith('mmpatchmix')]
 
@@ -51,25 +258,12 @@ train_dataloader = dict(batch_size=8, dataset=dict(indices=48))
     return path
 
 
-@pytest.fixture
-def folder_of_images(tmp_path):
-    """The recipe for a folder of images with a toy network."""
-    path = tmp_path / 'folder.py'
-    path.write_text(f"""
-_base_ = '{ROOT}/configs/patchmix_vit-s_folder.py'
-model = dict({TINY_NETWORK.format(backbone='img_size=224, patch_size=32')})
-model['data_preprocessor'] = dict(patch_size=32)
-""")
-    return path
-
-
-def figures_of(text):
-    """The JSON line, checked against itself and the lines for people."""
+def read_figures(text):
+    """Return the JSON line, checked against the lines above."""
     *lines, last = text.strip().splitlines()
     figures = json.loads(last)
     for name in ('data only', 'step only', 'together', 'memory', 'duration', 'verdict'):
         assert sum(line.startswith(name) for line in lines) == 1
-        assert text.count(f'measuring: {name}') == (name in ('data only', 'step only', 'together'))
     assert f'verdict    {figures["verdict"]}' in lines
     assert min(figures['data_rate'], figures['step_rate']) > 0 <= figures['memory_gib']
     seconds = figures['num_images'] / figures['together_rate']
@@ -77,32 +271,39 @@ def figures_of(text):
     return figures
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_everything_is_told_and_nothing_is_written(benchmark, digits, workers):
-    options = ('--seconds', 0.2, '--workers', workers, '--json')
-    text = benchmark('benchmark', digits, *options)
-    figures = figures_of(text)
-    assert (figures['num_images'], figures['num_epochs']) == (48, 80)
-    assert [figures[f'num_{name}'] for name in ('workers', 'ranks')] == [workers, 1]
-    assert figures['batch_size'] == 8 and f'{digits} on ' in text and 'WARNING' not in text
+def test_benchmark_prints_figures_and_leaves_no_files(scratch, digits, capfd):
+    benchmark.main([str(digits), '--seconds', '0.2', '--workers', '1', '--json'])
+    text, phases = capfd.readouterr()
+    figures = read_figures(text)
+    assert (figures['num_images'], figures['num_epochs'], figures['batch_size']) == (48, 80, 8)
+    assert (figures['num_workers'], figures['num_ranks']) == (1, 1)
+    assert f'{digits} on ' in text and 'WARNING' not in text + phases
+    for phase in ('data only', 'step only', 'together'):
+        assert phases.count(f'measuring: {phase}') == 1
 
 
-def test_without_images_at_hand(benchmark, folder_of_images):
-    options = ('--synthetic', '--seconds', 0.2, '--batch-size', 4, '--workers', 1, '--no-amp')
-    text = benchmark('benchmark', folder_of_images, *options, '--json')
-    figures = figures_of(text)
-    assert (figures['num_workers'], figures['batch_size']) == (1, 4)
+def test_synthetic_images_stand_for_imagenet(scratch, tmp_path, capfd):
+    config = tmp_path / 'folder.py'
+    config.write_text(f"""
+_base_ = '{ROOT}/configs/patchmix_vit-s_folder.py'
+model = dict({TINY_NETWORK.format(backbone='img_size=224, patch_size=32')})
+model['data_preprocessor'] = dict(patch_size=32)
+""")
+    options = ['--synthetic', '--seconds', '0.2', '--batch-size', '4', '--workers', '0', '--no-amp']
+    benchmark.main([str(config), *options, '--json'])
+    figures = read_figures(capfd.readouterr().out)
+    assert (figures['num_workers'], figures['batch_size']) == (0, 4)
     assert (figures['num_images'], figures['num_epochs']) == (1_281_167, 300)
 
 
-def test_two_ranks_measure_together_and_one_tells(benchmark, digits):
+def test_two_ranks_measure_together_and_one_prints(scratch, digits):
     options = ('--launcher', 'pytorch', '--seconds', 0.2, '--images', 1600, '--json')
-    command = ('bash', 'tools/torchrun.sh', 2, '-m', 'mmpatchmix', 'benchmark')
-    text = benchmark(*command, digits, *options)
-    figures = figures_of(text)
+    command = ('bash', 'tools/torchrun.sh', 2, '-m', 'mmpatchmix', 'benchmark', digits, *options)
+    text = call(*command, TMPDIR=scratch)
+    figures = read_figures(text[: text.rindex('}') + 1])
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
 
 
-def test_a_config_without_a_folder_of_images_cannot_be_synthetic(benchmark, digits):
-    text = benchmark('benchmark', digits, '--synthetic', ok=False)
-    assert 'ValueError: --synthetic: this config reads mmpatchmix.Digits' in text
+def test_a_config_without_a_folder_of_images_cannot_be_synthetic(scratch, digits):
+    with pytest.raises(SystemExit, match='ImageFolder, not mmpatchmix'):
+        benchmark.main([str(digits), '--synthetic'])

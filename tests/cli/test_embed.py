@@ -1,4 +1,4 @@
-"""What a user of unlabelled images calls: features, neighbours, near-duplicates, geometry."""
+"""The verbs for unlabelled images: embed, neighbours, and evaluate and test without labels."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A recipe with a toy network, a work dir with a checkpoint of it, and images."""
+    """Folder of a config with a toy network, a checkpoint and images; and the model."""
     folder = tmp_path_factory.mktemp('run')
     config = folder / 'tiny.py'
     config.write_text(f"""
@@ -89,13 +89,9 @@ def test_features_are_those_of_the_momentum_backbone_on_the_test_view(run, embed
     assert about['root'] == str(folder / 'images')
 
 
-def test_an_embedding_is_not_overwritten(run, embedded, capsys):
-    with pytest.raises(SystemExit) as end:
+def test_patch_tokens_are_written_beside_the_same_features(run, embedded):
+    with pytest.raises(SystemExit, match='exists already; remove it or choose another --out'):
         call_embed(run[0], 'embedded')
-    assert 'exists already; remove it or choose another --out' in str(end.value)
-
-
-def test_patch_tokens(run, embedded):
     call_embed(run[0], 'tokens', '--patch-tokens')
     tokens = np.load(run[0] / 'tokens' / 'patch_tokens.npy', mmap_mode='r')
     assert tokens.shape == (6, 196, 12)
@@ -136,17 +132,17 @@ def test_neighbours_of_named_images(run, embedded, capsys, tmp_path):
         similar = cosines(embedded)[index]
         nearest = np.sort(np.delete(similar, index))[::-1][:3]
         found = [row[1:] for row in rows if row[0] == name]
-        # By value: which of two copies comes first is rounding.
+        # By value: rounding decides which of two copies comes first.
         assert len({name, *(file for file, _ in found)}) == 4
         assert np.allclose([similar[files.index(file)] for file, _ in found], nearest, atol=1e-5)
         assert np.allclose([float(c) for _, c in found], nearest, atol=1e-5)
     assert rows[0][1] == 'copy.jpg'
-    text = capsys.readouterr().out
-    assert f'dogs/2.jpg\n  {float(rows[0][2]):.4f}  copy.jpg' in text
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ['dogs/2.jpg', 'copy.jpg', f'{float(rows[0][2]):.4f}'] in lines
     with Image.open(tmp_path / 'neighbours.png') as sheet:
         assert sheet.size == (4 * 116 + 4, 2 * 132 + 4)
         first, copy = (np.asarray(sheet.crop((x, 4, x + 112, 116)), int) for x in (4, 120))
-    # The image itself and its copy, which is not blank.
+    # The image and its copy, not blank.
     assert np.array_equal(first, copy) and first.std() > 10
 
 
@@ -163,7 +159,7 @@ def test_near_duplicates(embedded, tmp_path, capsys):
     assert (tmp_path / 'near_duplicates.png').is_file()
 
 
-def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path, monkeypatch):
+def test_queries_of_another_embedding_which_is_written_first(run, embedded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the log goes to work_dirs/
     folder, _ = run
     (tmp_path / 'new').mkdir()
@@ -180,7 +176,7 @@ def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path
     about = json.loads((tmp_path / 'queries' / 'about.json').read_text())
     about['digests']['checkpoint'] = 'another'
     (tmp_path / 'queries' / 'about.json').write_text(json.dumps(about))
-    with pytest.raises(SystemExit, match='of another checkpoint: their features cannot be'):
+    with pytest.raises(SystemExit, match='different checkpoint: their features cannot'):
         neighbours.main([str(embedded), '--queries', str(tmp_path / 'queries')])
 
 
@@ -189,45 +185,32 @@ def test_queries_from_elsewhere_and_embedding_on_the_way(run, embedded, tmp_path
     [
         (['--of', 'dogs/22.jpg'], 'did you mean dogs/2.jpg'),
         (['--of', 'cats/1.jpg', '-k', '0'], 'at least 1 neighbour'),
-        (['--near-duplicates', '97'], 'is a cosine'),
+        (['--near-duplicates', '97'], 'cosine'),
     ],
 )
-def test_mistakes(embedded, arguments, message):
+def test_wrong_arguments_are_refused(embedded, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         neighbours.main([str(embedded), *arguments])
-
-
-def test_no_embedding(tmp_path):
     with pytest.raises(SystemExit, match='there is no embedding'):
         neighbours.main([str(tmp_path / 'none'), '--near-duplicates', '0.9'])
 
 
-@pytest.fixture
-def unlabelled(run, tmp_path):
-    """Arguments of verbs that judge: config, work dir and a folder without classes."""
+def test_unlabelled_images_are_evaluated_and_tested(run, tmp_path, capsys):
     folder, _ = run
-    # mmengine finds loggers by config and second, and two tests take less than one.
-    config = folder / f'{tmp_path.name}.py'
-    config.write_text(f"_base_ = '{folder}/tiny.py'")
-    arguments = [str(config), str(folder / 'work')]
-    options = dict(data_root=folder / 'images', work_dir=tmp_path, workers=0)
-    return arguments + [f'--{name.replace("_", "-")}={value}' for name, value in options.items()]
-
-
-def test_geometry_of_unlabelled_images_from_one_extraction(unlabelled, tmp_path, capsys):
-    evaluate.main(unlabelled)
-    assert [path.name for path in (tmp_path / 'features').iterdir()] == ['bank.safetensors']
-    metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']
+    # mmengine keeps loggers by name of the config and second.
+    for name in ('evaluate', 'test'):
+        (folder / f'{name}.py').write_text(f"_base_ = '{folder}/tiny.py'")
+    options = [str(folder / 'work'), '--data-root', str(folder / 'images'), '--workers', '0']
+    evaluate.main([str(folder / 'evaluate.py'), *options, '--work-dir', str(tmp_path / '1')])
+    assert [path.name for path in (tmp_path / '1/features').iterdir()] == ['bank.safetensors']
+    metrics = json.loads((tmp_path / '1/evaluation.json').read_text())['metrics']
     assert not any('knn' in name or 'linear' in name for name in metrics)
     assert 1 < metrics['geometry/rank_me'] <= 6 and metrics['geometry/lidar_images'] == 6
     assert 1 < metrics['geometry/lidar'] <= 5 and 0 < metrics['geometry/alignment'] < 4
     text = capsys.readouterr().out
     assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
-
-
-def test_test_takes_a_work_dir_and_says_what_it_gives_without_labels(unlabelled, tmp_path, capsys):
-    test.main(unlabelled)
-    text = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    test.main([str(folder / 'test.py'), *options, '--work-dir', str(tmp_path / '2')])
+    text = ''.join(path.read_text() for path in (tmp_path / '2').glob('*/*.log'))
     assert 'no labels: RankMe, LiDAR and the like instead of kNN' in text
     assert 'empty dict' not in text
     assert 'geometry/rank_me' in capsys.readouterr().out

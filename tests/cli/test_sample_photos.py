@@ -10,7 +10,6 @@ from mmpatchmix.cli.benchmark import write_sample_photos
 def test_photos_are_distinct_reproducible_and_sized_like_imagenet(tmp_path):
     write_sample_photos(tmp_path / 'a', num_images=12, num_distinct=5)
     write_sample_photos(tmp_path / 'b', num_images=2)
-    write_sample_photos(tmp_path / 'c', num_images=2, seed=1)
     files = sorted((tmp_path / 'a').rglob('*.*'))
     assert len(files) == 12
     images = [Image.open(path) for path in files]
@@ -21,5 +20,5 @@ def test_photos_are_distinct_reproducible_and_sized_like_imagenet(tmp_path):
     contents = [{path.read_bytes() for path in (tmp_path / 'a' / name).iterdir()} for name in '01']
     assert [len(distinct) for distinct in contents] == [2, 2]  # of 5, evenly
     assert not contents[0] & contents[1]
-    first, same, other = (tmp_path / name / '0/0000000.jpg' for name in 'abc')
-    assert same.read_bytes() == first.read_bytes() != other.read_bytes()
+    first, same = (tmp_path / name / '0/0000000.jpg' for name in 'ab')
+    assert same.read_bytes() == first.read_bytes()

@@ -6,7 +6,7 @@ from matplotlib import colormaps
 
 from mmpatchmix.report.detection_figure import (
     Object,
-    _annotated,
+    _read_annotation,
     draw_class_precision,
     draw_detections,
 )
@@ -45,7 +45,7 @@ def test_annotations_are_polygons_or_run_lengths_or_boxes():
         instance = dict(bbox=[3, 2, 7, 6], bbox_label=1)
         if shape is not None:
             instance['mask'] = shape
-        one = _annotated(instance, ('a', 'b'), (8, 10))
+        one = _read_annotation(instance, ('a', 'b'), (8, 10))
         assert (one.mask == wanted).all() and one.label == 1 and one.text == 'b'
 
 
@@ -59,6 +59,6 @@ def test_precision_is_ordered_and_says_what_is_missing():
     (axis,) = draw_class_precision(metrics).axes
     assert [text.get_text() for text in axis.get_yticklabels()] == ['dog', 'cat', 'owl']
     assert [bar.get_width() for bar in axis.patches] == [50, 25, 0]
-    assert [text.get_text() for text in axis.texts] == ['50.0', '25.0', 'not there']
+    assert [text.get_text() for text in axis.texts] == ['50.0', '25.0', 'no objects']
     with pytest.raises(ValueError, match='classwise=True'):
         draw_class_precision({'coco/bbox_mAP': 0.375})

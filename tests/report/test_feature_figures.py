@@ -1,10 +1,12 @@
-"""Figures of features show what is in them: found again in the pixels, bars and points."""
+"""Pixels, bars and points of figures equal the features they are drawn from."""
+
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 
 from mmpatchmix.models.vit import PatchMixViT
 from mmpatchmix.report import feature_figures as figures
@@ -68,7 +70,7 @@ def test_similar_has_a_bar_of_every_checkpoint_beside_every_image(clusters):
     assert right.get_xlim()[0] < -0.25 < 1 < right.get_xlim()[1]
 
 
-def test_the_map_puts_classes_apart_in_their_colours(clusters):
+def test_the_map_separates_classes(clusters):
     _, features, groups = clusters
     (axis,) = (figure := figures.draw_map(features, groups, 'abc')).axes
     parts = [part.get_offsets() for part in axis.collections]
@@ -108,14 +110,6 @@ def test_attention_is_brightest_where_it_is_most(clusters):
     assert [text.get_text() for text in axis.texts[2:]] == ['max 60 %', 'max 30 %']
 
 
-class Model(torch.nn.Module):
-    """What pictures want of a model."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-
 def test_attention_of_the_class_token_equals_torchs_own():
     torch.manual_seed(0)
     arch = dict(embed_dims=12, num_layers=3, num_heads=2, feedforward_channels=24)
@@ -135,27 +129,36 @@ def test_attention_of_the_class_token_equals_torchs_own():
     )  # fmt: skip
     vit.out_type = 'cls_token'
     vit.train()
-    found = attend_class_token(Model(vit), images)
+    model = torch.nn.Module()
+    model.backbone = vit
+    found = attend_class_token(model, images)
     assert found.shape == (3, 2, 2, 4) and vit.training
     torch.testing.assert_close(found.flatten(2), weights[:, :, 0, 1:], atol=1e-6, rtol=1e-5)
 
 
-class Dataset:
-    """Labels of a data set of 30 classes with 4 images each."""
-
-    metainfo = {'labelled': True}
-
-    def __len__(self):
-        return 120
-
-    def get_gt_labels(self):
-        return np.arange(120) // 4
-
-
-def test_of_many_classes_some_are_chosen_whole():
-    chosen = choose_images(Dataset(), 40)
+def test_a_sample_has_at_most_20_classes():
+    dataset = MagicMock(metainfo={'labelled': True}, __len__=lambda self: 120)
+    dataset.get_gt_labels = lambda: np.arange(120) // 4
+    chosen = choose_images(dataset, 40)
     assert len(chosen) == 40 == len(set(chosen))
     classes = {index // 4 for index in chosen}
     assert len(classes) == 20 and {0, 29} <= classes
     assert choose_images([None] * 5, 40) == [0, 1, 2, 3, 4]
     assert choose_images([None] * 10, 5) == [0, 2, 4, 6, 8]
+
+
+CURVE = [(0.1, 0.2, 0.05, 10), (0.6, 0.5, 0.1, 20)]
+AGREEMENT = {'auroc': 0.7, 'precision_at_1': 0.5, 'precision_at_10': 0.4}
+
+
+def test_similarity_has_a_curve_per_mix_and_a_bar_per_number_of_neighbours():
+    figure = figures.draw_similarity({2: dict(curve=CURVE), 3: dict(curve=CURVE)}, AGREEMENT)
+    curves, bars = figure.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in curves.get_lines()}
+    assert lines['mixes of 2 images'] == [[0.1, 0.2], [0.6, 0.5]]
+    assert lines['equal to the true share'] == [[0, 0], [1, 1]]
+    assert len({to_rgba(line.get_color()) for line in curves.get_lines()}) == 3
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([50, 40])
+    assert '0.700' in bars.get_title()
+    for alone in (({}, AGREEMENT), ({2: dict(curve=CURVE)}, None)):
+        assert len(figures.draw_similarity(*alone).axes) == 1

@@ -1,4 +1,4 @@
-"""The report as a person opens it: in Chromium, in both themes, on a laptop and on a phone."""
+"""The hook of a run, and its report in Chromium, in both themes, on a laptop and on a phone."""
 
 import itertools
 import json
@@ -13,6 +13,7 @@ from mmpatchmix.cli import report, show
 from mmpatchmix.files import lock_folder
 from mmpatchmix.report import report as pages
 from mmpatchmix.report.pictures import PICTURES
+from mmpatchmix.report.run_record import read_scalars
 from mmpatchmix.report.run_report_hook import RunReportHook
 from tests.engine.tiny_run import tiny_run_config
 
@@ -29,28 +30,65 @@ WARNING = {
 
 
 @pytest.fixture(scope='module')
-def work_dir(tmp_path_factory):
-    """A run of two epochs to its end, and what a hook for its health adds."""
+def trained(tmp_path_factory):
+    """The Runner of a finished run of two epochs, and its losses."""
     folder = tmp_path_factory.mktemp('run') / 'first'
-    cfg = tiny_run_config(folder, epochs=2, num_images=24, report=True)
+    cfg = tiny_run_config(folder, epochs=2, num_images=16, report=True)
     cfg.default_hooks.report.pictures = True
     runner = Runner.from_cfg(cfg)
     (hook,) = (hook for hook in runner.hooks if isinstance(hook, RunReportHook))
-    hook.described = {'data': '24 <images>'}
+    hook.described = {'data': '16 <images>'}
     runner.train()
+    return runner, [record['loss'] for record in read_scalars(folder)[0]]
+
+
+@pytest.fixture(scope='module')
+def work_dir(trained):
+    """The work dir of the run, with a warning and figures of its health."""
+    folder = Path(trained[0].work_dir)
     assert (folder / 'report.html').is_file()
     (data,) = folder.glob('*/vis_data')
     (data / 'health.jsonl').write_text(json.dumps(WARNING) + '\n{"cut')
     with open(data / 'scalars.json', 'a', encoding='utf-8') as file:
         for step in (1, 2, 3):
             file.write(json.dumps({'health/rank_me': 2.5 * step, 'step': step}) + '\n')
-        file.write('{"iter": 4, "loss": NaN, "epoch": 2}\n')
+        file.write('{"iter": 3, "loss": NaN, "epoch": 2}\n')
     return folder
+
+
+def test_the_hook_does_not_change_the_run(trained, tmp_path):
+    runner, losses = trained
+    cfg = tiny_run_config(tmp_path, epochs=2, num_images=16)
+    Runner.from_cfg(cfg).train()
+    assert losses == [record['loss'] for record in read_scalars(tmp_path)[0]]
+    assert len(losses) == 4
+    report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
+    assert [epoch for epoch, _ in report.metrics] == [0, 2]  # untrained and trained
+    summary = '\n'.join(report.summary(runner))
+    assert 'untrained' in summary
+    assert f'after 2 epochs  {report.metrics[-1][1]["knn/top1"]:.2f} %' in summary
+    for name in ('mixed.png', 'report.html', 'epoch_2.pth'):
+        assert str(Path(runner.work_dir) / name) in summary
+
+
+def test_errors_of_figures_and_files_become_warnings(trained, monkeypatch):
+    def fail(*args):
+        raise OSError('no space left on device')
+
+    runner, _ = trained
+    report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', fail)
+    monkeypatch.setattr('mmpatchmix.report.report.write_text', fail)
+    report.before_train(runner)
+    report.after_train(runner)
+    log = next(Path(runner.work_dir).glob('*/*.log')).read_text()
+    for name in ('mixed.png', 'report.html'):
+        assert f'{name} was not written: OSError: no space left on device' in log
 
 
 @pytest.fixture(scope='module')
 def second(work_dir):
-    """Another run: longer, better, of another learning rate, and not at its end."""
+    """A copy of the run with another learning rate and without an end."""
     folder = work_dir.parent / 'second'
     shutil.copytree(work_dir, folder)
     (data,) = folder.glob('*/vis_data')
@@ -64,7 +102,6 @@ def second(work_dir):
 
 
 def log_of(work_dir):
-    """Read the numbers of the log, by nothing of ours."""
     (path,) = work_dir.glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -80,7 +117,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Open a file; afterwards nothing may have been asked for, and nothing been complained of."""
+    """Open a file; its page must request nothing and log no errors."""
     contexts, complaints, requests = [], [], []
 
     def open_file(path, width=1280, height=900, **settings):
@@ -126,13 +163,12 @@ def test_a_run_on_a_laptop(open_page, work_dir, tmp_path):
     page = open_page(path, color_scheme='light')
     log = log_of(work_dir)
     curves = {(c['name'], c['kind']): c for c in page.evaluate(CURVES)}
-    # Of an iteration that was logged twice the later record counts.
     training = {r['iter']: r for r in log if 'loss' in r}
     for name in ('loss', 'loss_mix_mix', 'acc_source', 'kl', 'lr', 'momentum', 'time'):
         points = {step: r[name] for step, r in training.items() if name in r}
         curve = curves[name, 'Line']
         assert curve['y'] == [None if v != v else v for v in points.values()], name
-        assert curve['x'] == pytest.approx([step / 3 for step in points])
+        assert curve['x'] == pytest.approx([step / 2 for step in points])
     points = [(r['step'], r['knn/top1']) for r in log if 'knn/top1' in r]
     assert len(points) == 2  # before training, and at the end
     assert list(zip(*(curves['knn/top1', 'Line'][k] for k in 'xy'), strict=True)) == points
@@ -148,19 +184,18 @@ def test_a_run_on_a_laptop(open_page, work_dir, tmp_path):
     page.get_by_label('Show').select_option('its last half')
     spans = f'{PLOTS}.map(plot => [plot.x_range.start, plot.x_range.end])'
     assert {tuple(span) for span in page.evaluate(spans)} == {(1.0, 2.0)}
-    # What is said in words.
     text = page.locator('body').inner_text()
     assert 'finished' in text and re.search(r'Written .*, \d+ (second|minute)s? ago', text)
     assert 'All features <are> alike.' in text and 'Lower the rate.' in text
-    assert '24 <images>' in text and 'patchmix_vit-digits' in text
-    changed = page.get_by_role('table', name='What differs from the shipped recipe').locator('tr')
+    assert '16 <images>' in text and 'patchmix_vit-digits' in text
+    changed = page.get_by_role('table', name='Differences from the shipped recipe').locator('tr')
     rows = [row.all_inner_texts() for row in (r.locator('th,td') for r in changed.all())]
     assert ['train_dataloader.batch_size', '128', '8'] in rows
     assert not any('work_dir' in row[0] or 'experiment_name' in row[0] for row in rows)
 
 
 @in_browser
-def test_its_pictures_and_tables_have_names(open_page, work_dir):
+def test_pictures_and_tables_have_names(open_page, work_dir):
     page = open_page(work_dir / 'report.html')
     loaded = 'images => images.map(i => [i.alt, i.naturalWidth])'
     pictures = page.locator('img').evaluate_all(loaded)
@@ -201,7 +236,7 @@ def test_both_themes_can_be_read_on_a_phone(open_page, work_dir, scheme):
     assert (min(found) > 4.5 and before == after[::-1]) or before != after
     pressed = page.get_by_role('button', name='Dark').get_attribute('aria-pressed')
     assert pressed == ('true' if scheme == 'light' else 'false')
-    # A finger scrolls the page, it does not draw a box in a plot.
+    # Dragging scrolls the page instead of zooming a plot.
     assert page.evaluate('Bokeh.documents[0].roots()[0].toolbar.active_drag') is None
 
 
@@ -222,7 +257,7 @@ def test_two_runs_are_compared(open_page, work_dir, second, tmp_path, capsys):
     assert names() == ['second', 'first']
     sorted_by = table.locator('th[aria-sort=ascending]').all_inner_texts()
     assert len(sorted_by) == 1 and sorted_by[0].startswith('warnings')
-    differences = page.get_by_role('table', name='What their configs differ in').locator('tr')
+    differences = page.get_by_role('table', name='Differences of their configs').locator('tr')
     assert differences.nth(1).locator('th,td').all_inner_texts() == [
         'optim_wrapper.optimizer.lr', '0.003', '0.125',
     ]  # fmt: skip
@@ -232,40 +267,13 @@ def test_two_runs_are_compared(open_page, work_dir, second, tmp_path, capsys):
     assert 'not finished' in page.locator('header').inner_text()
 
 
-def test_tensorboard_has_the_pictures(work_dir):
+def test_pictures_are_in_tensorboard_and_beyond_the_budget_left_out_of_the_page(work_dir):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = work_dir.glob('*/vis_data')
     events = EventAccumulator(str(folder)).Reload()
     assert [image.step for image in events.Images('neighbours')] == [0, 2]
     assert set(PICTURES) <= set(events.Tags()['images'])
-
-
-def test_a_run_that_has_just_begun_and_one_that_is_none(work_dir, tmp_path):
-    (path,) = work_dir.glob('*/run.json')
-    about = json.loads(path.read_text())
-    del about['ended']
-    (tmp_path / 'begun' / 'now').mkdir(parents=True)
-    (tmp_path / 'begun' / 'now' / 'run.json').write_text(json.dumps(about))
-    begun = [tmp_path / 'begun']
-    assert 'going on' not in pages.write_report(begun, tmp_path / 'a.html').read_text()
-    lock_folder(tmp_path / 'begun')
-    text = pages.write_report(begun, tmp_path / 'a.html').read_text()
-    assert 'going on' in text and 'This page does not renew itself' in text
-    assert 'nothing has been logged yet' in text and 'Nothing has been evaluated' in text
-    with pytest.raises(FileNotFoundError, match='holds no run'):
-        pages.write_report([tmp_path], tmp_path / 'b.html')
-
-
-def test_without_bokeh_there_are_the_numbers(work_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, 'find_spec', lambda name: None)
-    text = pages.write_report([work_dir], tmp_path / 'a.html').read_text()
-    assert 'pip install bokeh' in text and 'role="img"' not in text
-    last = [r for r in log_of(work_dir) if 'kl' in r][-1]['kl']
-    assert f'<td>{last:.6g}</td>' in text
-
-
-def test_pictures_that_find_no_room_are_named(work_dir):
     run = pages.read_run(work_dir)
     pictures, left_out = pages.embed_pictures(run, 20_000)
     assert len(pictures) > 0 and len(left_out) > 0
@@ -273,21 +281,42 @@ def test_pictures_that_find_no_room_are_named(work_dir):
     assert all(Path(path).is_file() for path in left_out)
 
 
-def test_runs_of_one_name_are_told_apart():
-    assert pages.name_runs([Path('/a/run'), Path('/b/run')]) == ['a/run', 'b/run']
-    assert pages.name_runs([Path('/a/run')] * 2) == ['/a/run (1)', '/a/run (2)']
+def test_reports_of_a_run_without_records_and_of_no_run(work_dir, tmp_path):
+    (path,) = work_dir.glob('*/run.json')
+    about = json.loads(path.read_text())
+    del about['ended']
+    (tmp_path / 'begun' / 'now').mkdir(parents=True)
+    (tmp_path / 'begun' / 'now' / 'run.json').write_text(json.dumps(about))
+    begun = [tmp_path / 'begun']
+    assert 'in progress' not in pages.write_report(begun, tmp_path / 'a.html').read_text()
+    lock_folder(tmp_path / 'begun')
+    text = pages.write_report(begun, tmp_path / 'a.html').read_text()
+    assert 'in progress' in text and 'This page does not refresh itself' in text
+    assert 'nothing has been logged yet' in text and 'Nothing has been evaluated' in text
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        pages.write_report([tmp_path], tmp_path / 'b.html')
 
 
-def test_pictures_are_shown_by_a_command(work_dir, tmp_path, capsys):
-    """The config of the run, which mmengine has written beside it, and its checkpoints."""
+def test_without_bokeh_the_report_has_numbers_only(work_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, 'find_spec', lambda name: None)
+    text = pages.write_report([work_dir], tmp_path / 'a.html').read_text()
+    assert 'pip install bokeh' in text and 'role="img"' not in text
+    last = [r for r in log_of(work_dir) if 'kl' in r][-1]['kl']
+    assert f'<td>{last:.6g}</td>' in text
+
+
+def test_show_draws_from_config_and_checkpoints_of_a_run(work_dir, tmp_path, capsys):
     config, out = str(work_dir / 'patchmix_vit-digits.py'), tmp_path / 'out' / 'similar.png'
     checkpoints = [str(work_dir / f'epoch_{epoch}.pth') for epoch in (1, 2)]
     place = ['--work-dir', str(tmp_path / 'show')]
     show.main(['similar', config, *checkpoints, '--out', str(out), *place])
     assert out.stat().st_size > 10_000 and str(out) in capsys.readouterr().out
+    for name in ('mix', 'views'):
+        show.main([name, config, '--out', str(tmp_path / f'{name}.png'), *place])
+        assert (tmp_path / f'{name}.png').stat().st_size > 10_000
     for arguments, message in (
-        (['map', config], 'show map takes one checkpoint; there are 0'),
-        (['mix', config, *checkpoints], 'show mix takes no checkpoint; there are 2'),
+        (['map', config], 'show map takes 1 to 1 checkpoints, not 0'),
+        (['mix', config, *checkpoints], 'show mix takes 0 to 0 checkpoints, not 2'),
         (['mix', config, '--out', 'mix.pdf'], 'must end in .png'),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -85,7 +85,7 @@ def build_config(row: str, seed: int, photographs: Path | None) -> tuple[Config,
         digest = digest_config(cfg, digest_before)
         use_photographs(cfg, str(photographs))
     if before:
-        cfg.model.backbone.checkpoint = last_checkpoint(before)
+        cfg.model.backbone.init_cfg.checkpoint = last_checkpoint(before)
     if not photographs:
         digest = digest_config(cfg, digest_before)
     cfg.work_dir = str((PHOTO_ROOT if photographs else ROOT) / f'{row}-{seed}')

@@ -78,7 +78,7 @@ def main() -> None:
         ('random weights', 'random', None),
     ):
         print(f'\nMask R-CNN from {start or name}', flush=True)
-        option = f'model.backbone.checkpoint={start}'
+        option = f'model.backbone.init_cfg.checkpoint={start}'
         work_dir = args.work_dir / folder
         checkpoint = train(DETECTOR, work_dir, data_root, '--cfg-options', option)
         detectors.append(checkpoint)

@@ -2,7 +2,7 @@
 # Meant for one CPU core.
 #
 #   python tools/train.py benchmarks/configs/cifar10_small_finetune.py --data-root PATH \
-#       --cfg-options model.backbone.checkpoint=work_dirs/cifar10_small/epoch_10.pth
+#       --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/cifar10_small/epoch_10.pth
 _base_ = '../../configs/finetune/vit-t_cifar10.py'
 
 model = dict(

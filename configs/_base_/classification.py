@@ -11,10 +11,11 @@ model = dict(
         to_rgb=True,
     ),
     backbone=dict(
-        type='mmpatchmix.PretrainedViT',
+        type='mmpatchmix.PatchMixViT',
         arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
         patch_size=16,
-        checkpoint=None,  # a pre-training checkpoint as it is, or a converted one
+        # checkpoint: a pre-training checkpoint as it is, or a converted one
+        init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
     head=dict(type='LinearClsHead', num_classes=1000, in_channels=384),
 )

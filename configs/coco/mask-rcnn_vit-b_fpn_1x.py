@@ -2,8 +2,8 @@
 
 Paper:    PatchMix, arXiv 2306.12243, the COCO transfer.
 Hardware: meant for 8 GPUs of 40 GB or more, 2 images each (batch 16).
-Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-b_fpn_1x.py 8 \
-              --cfg-options model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
+Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-b_fpn_1x.py 8 --cfg-options \
+              model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
 """
 
 _base_ = './mask-rcnn_vit-s_fpn_1x.py'

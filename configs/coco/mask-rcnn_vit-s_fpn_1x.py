@@ -2,8 +2,8 @@
 
 Paper:    PatchMix, arXiv 2306.12243, the COCO transfer.
 Hardware: meant for 8 GPUs of 24 GB or more, 2 images each (batch 16).
-Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-s_fpn_1x.py 8 \
-              --cfg-options model.backbone.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
+Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-s_fpn_1x.py 8 --cfg-options \
+              model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
 Data:     data/coco/{annotations,train2017,val2017}, COCO's own layout, or a link to it:
               ln -s /path/to/coco data/coco
 """
@@ -27,7 +27,8 @@ model = dict(
         arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
         out_indices=[3, 5, 7, 11],  # blocks 4, 6, 8 and 12
         drop_path_rate=0.1,
-        checkpoint=None,  # a pre-training checkpoint or a converted backbone
+        # checkpoint: a pre-training checkpoint or a converted backbone
+        init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
     neck=[
         dict(type='mmpatchmix.ViTPyramid', in_channels=384, strides=(4, 8, 16, 32)),

@@ -6,7 +6,7 @@ Hardware: meant for 64 GPUs with 1 image each, or 8 of 80 GB with 8 (batch 64);
           with fewer images add --auto-scale-lr.
 Command:  bash tools/dist_train.sh configs/coco/vitdet_vit-b_100e.py 8 --amp --cfg-options \
               train_dataloader.batch_size=8 model.backbone.with_cp=True \
-              model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
+              model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
 """
 
 _base_ = [
@@ -30,7 +30,8 @@ model = dict(
         rel_pos_size=img_size // 16,
         drop_path_rate=0.1,
         with_cp=False,  # True saves about a third of the memory for one more pass of the blocks
-        checkpoint=None,  # a pre-training checkpoint or a converted backbone
+        # checkpoint: a pre-training checkpoint or a converted backbone
+        init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
     neck=dict(
         _delete_=True,

@@ -4,7 +4,7 @@
 # Data: data/imagenet/{train,val}/CLASS/*.JPEG, or --data-root PATH.
 #
 #   bash tools/dist_train.sh configs/finetune/vit-b_in1k.py 8 --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
 _base_ = './vit-s_in1k.py'
 
 model = dict(

@@ -3,7 +3,7 @@
 # Meant for 2 CPU cores, a few seconds.
 #
 #   python tools/train.py configs/finetune/vit-digits.py --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-digits/epoch_80.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-digits/epoch_80.pth
 _base_ = ['../_base_/datasets/digits.py', '../_base_/finetune.py']
 
 img_size = _base_.pop('img_size')

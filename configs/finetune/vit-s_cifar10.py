@@ -5,7 +5,7 @@
 # Another size: PATCHMIX_IMG_SIZE=48 before the command changes crops, test views and positions.
 #
 #   python tools/train.py configs/finetune/vit-s_cifar10.py --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-s_cifar10/epoch_800.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_cifar10/epoch_800.pth
 _base_ = ['../_base_/datasets/cifar10.py', '../_base_/finetune.py']
 
 img_size, after_crop = _base_.pop('img_size'), _base_.pop('after_crop')

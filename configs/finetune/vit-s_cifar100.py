@@ -4,7 +4,7 @@
 # Data: data/cifar100, downloaded when it is not there, or --data-root PATH.
 #
 #   python tools/train.py configs/finetune/vit-s_cifar100.py --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-s_cifar100/epoch_800.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_cifar100/epoch_800.pth
 _base_ = './vit-s_cifar10.py'
 
 model = dict(data_preprocessor=dict(num_classes=100), head=dict(num_classes=100))

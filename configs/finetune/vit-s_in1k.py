@@ -7,7 +7,7 @@
 # Another size: PATCHMIX_IMG_SIZE=160 before the command changes crops, test views and positions.
 #
 #   bash tools/dist_train.sh configs/finetune/vit-s_in1k.py 8 --amp --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
 _base_ = ['../_base_/datasets/in1k.py', '../_base_/finetune.py']
 
 img_size = _base_.pop('img_size')

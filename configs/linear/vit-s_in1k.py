@@ -5,7 +5,7 @@
 # Another size: PATCHMIX_IMG_SIZE=160 before the command changes crops, test views and positions.
 #
 #   bash tools/dist_train.sh configs/linear/vit-s_in1k.py 4 --cfg-options \
-#       model.backbone.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
+#       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
 _base_ = ['../_base_/datasets/in1k.py', '../_base_/linear.py']
 
 img_size = _base_.pop('img_size')

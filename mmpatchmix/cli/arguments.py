@@ -299,10 +299,10 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
 
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
-    if backbone.get('type') != 'mmpatchmix.PatchMixViT':
+    if backbone.get('type') != 'mmpatchmix.PatchMixViT' or 'neck' not in model:
         raise ValueError(
-            '--init is for pre-training recipes (mmpatchmix.PatchMixViT); this one is of type '
-            f'{backbone.get("type")}: use --cfg-options model.backbone.checkpoint=FILE.'
+            '--init is for pre-training recipes (a mmpatchmix.PatchMixViT and a neck); this model is a '
+            f'{model.get("type")}: use --cfg-options model.backbone.init_cfg.checkpoint=FILE.'
         )
     arch = backbone.arch
     arch = dict(VisionTransformer.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)

@@ -45,7 +45,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         for name, child in model.named_children()
     }
     start = cfg.model.get('backbone') or {}
-    start = (find_pretrained(start.get('init_cfg')) or start).get('checkpoint')
+    start = (find_pretrained(start.get('init_cfg')) or {}).get('checkpoint')
     facts = {
         'data': data,
         **describe_images(loader.dataset, model.data_preprocessor),

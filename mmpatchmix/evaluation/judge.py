@@ -16,6 +16,7 @@ from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.rank_me import measure_geometry
 from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
 from mmpatchmix.models import PatchMix, unwrap_model
+from mmpatchmix.models.vit import find_pretrained
 
 # Images compared with all others; mixed images, and draws of shares of each.
 _MAX_COMPARED, _NUM_MIXED, _NUM_DRAWS = 10_000, 128, 16
@@ -112,7 +113,7 @@ def judge_geometry(runner: Runner, test: Features) -> dict[str, float]:
 def finetune(
     config: Config, checkpoint: str | Path, build_runner: Callable[[Config], Runner]
 ) -> dict[str, float]:
-    """Fine-tune from a checkpoint according to a config of a :class:`PretrainedViT`.
+    """Fine-tune from a checkpoint according to a config of a :class:`PatchMixViT`.
 
     Returns:
         dict: ``finetune/top1``, ``finetune/top5`` in percent, of the averaged weights where the
@@ -122,12 +123,12 @@ def finetune(
     Raises:
         ValueError: If the config's backbone takes no checkpoint.
     """
-    if 'checkpoint' not in config.model.backbone:
+    if find_pretrained(config.model.backbone.get('init_cfg')) is None:
         raise ValueError(
-            "the fine-tuning config's model.backbone has no key 'checkpoint'; take one of "
-            'configs/finetune.'
+            "the fine-tuning config's model.backbone has no init_cfg of type 'Pretrained'; "
+            'use one of configs/finetune.'
         )
-    config.model.backbone.checkpoint = str(checkpoint)
+    config.model.backbone.init_cfg.checkpoint = str(checkpoint)
     runner = build_runner(config)
     runner.train()
     # Of the validation that ended the training: another runner.val() would evaluate averaged

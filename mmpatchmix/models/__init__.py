@@ -8,7 +8,7 @@ from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_t
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.other_mixings import cut_mix, mix_up, resize_mix
 from mmpatchmix.models.patchmix import PatchMix
-from mmpatchmix.models.vit import PatchMixViT, PretrainedViT
+from mmpatchmix.models.vit import PatchMixViT
 
 __all__ = [
     'Contrast',
@@ -18,7 +18,6 @@ __all__ = [
     'PatchMix',
     'PatchMixDataPreprocessor',
     'PatchMixViT',
-    'PretrainedViT',
     'cut_mix',
     'draw_groups',
     'load_backbone',

@@ -11,8 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmpatchmix.models.augment.plan import send
-from mmpatchmix.models.mixing import Target
+from mmpatchmix.models.mixing import Target, copy_to_device
 from mmpatchmix.registry import MODELS
 
 
@@ -109,8 +108,10 @@ class ContrastiveHead(BaseModule):
         views = list(dict.fromkeys(id(pair.keys) for pair in pairs))
         order = sorted(range(len(pairs)), key=lambda index: views.index(id(pairs[index].keys)))
         ordered = [pairs[index] for index in order]
-        matches, weights = (send(each, pairs[0].queries) for each in _lay_out(ordered, images))
-        entropy = send(self._target_entropies(pairs), pairs[0].queries)
+        matches, weights = (
+            copy_to_device(each, pairs[0].queries.device) for each in _lay_out(ordered, images)
+        )
+        entropy = copy_to_device(self._target_entropies(pairs), pairs[0].queries.device)
         compared, first = [], 0
         for _, group in groupby(ordered, lambda pair: id(pair.keys)):
             group = list(group)

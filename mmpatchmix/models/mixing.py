@@ -1,8 +1,8 @@
 """PatchMix mixing and its soft targets, as pure tensor functions.
 
 Source: Shen et al., *Inter-Instance Similarity Modeling for Contrastive
-Learning*, https://arxiv.org/abs/2306.12243. Nothing here knows of
-models, ranks or configs, so it can be used on its own::
+Learning*, https://arxiv.org/abs/2306.12243. This file needs torch alone, so it
+can be copied and used on its own::
 
     groups = draw_groups(num_patches=196, num_mix=2)
     mixed = mix_patches(images, groups, patch_size=16)
@@ -10,16 +10,14 @@ models, ranks or configs, so it can be used on its own::
 
 Notation: a batch holds ``N`` images of ``T = (H/p) * (W/p)`` patches of ``p``
 pixels; ``M`` images go into each mixed one. A *target* is a sparse row shared
-by the whole batch: ``(offsets, weights)`` says that the query ``n`` matches
-the image ``(n + offsets[i]) mod N`` with ``weights[i]``.
+by the whole batch: with ``(offsets, weights)``, query ``n`` matches image
+``(n + offsets[i]) mod N`` with ``weights[i]``.
 """
 
 import torch
 from torch import Tensor
 
-from mmpatchmix.models.augment.plan import send
-
-# (offsets, weights), both (K,): the shared sparse row of a soft target.
+# (offsets, weights), both (K,): the sparse row of a soft target.
 Target = tuple[Tensor, Tensor]
 
 
@@ -27,7 +25,7 @@ def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | Non
     """Assign each patch position to one of ``M`` groups of equal size.
 
     The first ``M * (T // M)`` positions of one random permutation form ``M``
-    equal groups; what is left over belongs to group 0.
+    equal groups; left-over positions belong to group 0.
 
     Args:
         num_patches: ``T``, the number of patch positions of an image.
@@ -58,13 +56,13 @@ def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | Non
 def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     """Mix a batch: image ``n`` takes patch ``t`` of image ``(n + groups[t]) mod N``.
 
-    Every patch stays at its position. The images are read and written once,
-    whatever the number of images per mix.
+    Every patch stays at its position. The images are read and written once for any number
+    of images per mix.
 
     Args:
-        images: ``(N, C, H, W)``, any dtype and device; or ``(L, N, C, H, W)``, L batches that
-            are mixed each on its own.
-        groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`); ``(L, T)``.
+        images: ``(N, C, H, W)``, any dtype and device; or ``(L, N, C, H, W)``, L batches, each
+            mixed separately.
+        groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`); or ``(L, T)``.
         patch_size: ``p``, in pixels; it must divide ``H`` and ``W``.
 
     Returns:
@@ -93,11 +91,18 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     batch = torch.arange(len(batches)).to(groups).view(-1, 1, 1)
     source = batch * num_images + (image + batches) % num_images  # (L, N, T)
     lines_per_image = channels * height * columns
-    source = send((source * lines_per_image).int(), images)
+    source = copy_to_device((source * lines_per_image).int(), images.device)
     line = torch.arange(lines_per_image, dtype=torch.int32, device=images.device)
     line = line.view(channels, rows, patch_size, columns)
     lines = source.view(len(batches), num_images, 1, rows, 1, columns) + line
     return images.reshape(-1, patch_size).index_select(0, lines.flatten()).view(images.shape)
+
+
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor asynchronously; to CUDA devices through pinned memory."""
+    if device.type == 'cuda' and values.device.type == 'cpu':
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def group_shares(groups: Tensor, num_mix: int) -> Tensor:
@@ -106,7 +111,7 @@ def group_shares(groups: Tensor, num_mix: int) -> Tensor:
 
 
 def mix_to_source(groups: Tensor, num_mix: int) -> Target:
-    """Compute the soft target of mixed images against the images they were made of.
+    """Compute the soft target of mixed images against their source images.
 
     Mixed ``n`` matches source ``(n + j) mod N`` with the share of group ``j``.
 
@@ -125,7 +130,7 @@ def mix_to_source(groups: Tensor, num_mix: int) -> Target:
 def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target:
     """Compute the soft target of mixed images against the images of another mix.
 
-    Mixed ``n`` of the one matches mixed ``(n + d) mod N`` of the other with
+    Mixed ``n`` of one mix matches mixed ``(n + d) mod N`` of the other with
     ``sum over j - j' = d of share_j * share'_j'``, which is
     ``(1 - |d| / M) / M`` where all shares are equal.
 

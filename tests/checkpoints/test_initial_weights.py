@@ -97,7 +97,9 @@ def test_assumed_heads_are_printed(tmp_path, capsys):
 
 def test_other_recipes_and_missing_files_are_errors(checkpoint, tmp_path):
     cfg = Config.fromfile('configs/linear/vit-s_cifar10.py')
-    with pytest.raises(ValueError, match=r'pre-training recipes.*model\.backbone\.checkpoint=FILE'):
+    with pytest.raises(
+        ValueError, match=r'pre-training recipes.*backbone\.init_cfg\.checkpoint=FILE'
+    ):
         apply(cfg, '--init', checkpoint[0])
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
         apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'none.pth'))

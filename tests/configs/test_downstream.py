@@ -111,7 +111,7 @@ def reduce(cfg, data_root, tmp_path):
     state = {f'momentum_encoder.backbone.{key}': value for key, value in vit.state_dict().items()}
     meta = dict(mmpatchmix=asdict(spec))
     torch.save(dict(state_dict=state, meta=meta), tmp_path / 'pretrained.pth')
-    cfg.model.backbone.checkpoint = str(tmp_path / 'pretrained.pth')
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'pretrained.pth')
     cfg.work_dir = str(tmp_path / 'run')
     cfg.train_cfg.max_epochs = 1
     cfg.train_cfg.val_interval = 1
@@ -151,8 +151,8 @@ def test_a_backbone_without_a_checkpoint_says_so(tmp_path, monkeypatch):
     cfg.model.backbone.arch = arch
     MODELS.build(cfg.model.backbone).init_weights()
     assert said == [
-        'The backbone starts from random weights: model.backbone.checkpoint is not set.'
+        'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is not set.'
     ]
-    cfg.model.backbone.checkpoint = str(tmp_path / 'none.pth')
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'none.pth')
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
         MODELS.build(cfg.model.backbone).init_weights()

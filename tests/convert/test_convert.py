@@ -77,7 +77,11 @@ def test_mmdet_file_loads_into_a_detection_backbone(own, tmp_path):
 
     convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
     backbone = DetectionViT(
-        SPEC.arch, str(tmp_path / 'x.pth'), out_indices=(0, 1), img_size=16, patch_size=4
+        SPEC.arch,
+        out_indices=(0, 1),
+        img_size=16,
+        patch_size=4,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')),
     )
     backbone.init_weights()
     state = backbone.state_dict()

@@ -19,7 +19,7 @@ from mmpatchmix.cli import convert
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models.load_backbone import load_backbone
-from mmpatchmix.models.vit import PretrainedViT
+from mmpatchmix.models.vit import PatchMixViT
 
 CFG = """
 model = dict(
@@ -191,9 +191,9 @@ def test_a_config_without_eps_has_that_of_transformers(hub_folder):
 
 def test_another_eps_in_the_model_is_reported(hub_folder):
     arch = dict(img_size=16, patch_size=4, arch=SPEC.arch)
-    report = load_backbone(PretrainedViT(**arch), hub_folder[0])
+    report = load_backbone(PatchMixViT(**arch), hub_folder[0])
     assert 'LayerNorm adds 1e-06 to the variance, as in the model, and not 1e-12' in str(report)
-    same = PretrainedViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
+    same = PatchMixViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
     assert 'LayerNorm' not in str(load_backbone(same, hub_folder[0]))
 
 

@@ -83,11 +83,13 @@ def test_finetune_reports_the_averaged_weights_of_the_last_validation(tmp_path):
     }
     trained = []
     runner = SimpleNamespace(
-        train=lambda: trained.append(config.model.backbone.checkpoint),
+        train=lambda: trained.append(config.model.backbone.init_cfg.checkpoint),
         message_hub=SimpleNamespace(log_scalars=scalars),
         max_epochs=5,
     )
-    config = Config(dict(model=dict(backbone=dict(checkpoint=None))))
+    config = Config(
+        dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=None))))
+    )
     assert finetune(config, tmp_path / 'a.pth', lambda _: runner) == {
         'finetune/top1': 31.7,
         'finetune/top5': 85.4,
@@ -95,7 +97,7 @@ def test_finetune_reports_the_averaged_weights_of_the_last_validation(tmp_path):
         'finetune/epochs': 5.0,
     }
     assert trained == [str(tmp_path / 'a.pth')]
-    with pytest.raises(ValueError, match="has no key 'checkpoint'"):
+    with pytest.raises(ValueError, match="has no init_cfg of type 'Pretrained'"):
         finetune(Config(dict(model=dict(backbone=dict(depth=1)))), 'a.pth', lambda _: runner)
 
 

@@ -1,6 +1,8 @@
 """Mixing and targets against the authors' package, naive code and painted provenance."""
 
+import importlib.util
 import random
+import sys
 
 import numpy as np
 import patchmix
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source
+from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source, mixing
 
 
 def naive_mix(images, groups, patch_size):
@@ -199,3 +201,14 @@ def test_patch_size_and_groups_must_fit_the_image():
         mix_patches(torch.zeros(2, 3, 30, 32), draw_groups(16, 2), 8)
     with pytest.raises(ValueError, match='have 16 positions'):
         mix_patches(torch.zeros(2, 3, 32, 32), draw_groups(15, 2), 8)
+
+
+def test_the_file_needs_torch_alone(monkeypatch):
+    for name in ('mmengine', 'mmpretrain', 'mmpatchmix', 'numpy'):
+        monkeypatch.setitem(sys.modules, name, None)  # an import raises ImportError
+    spec = importlib.util.spec_from_file_location('mixing_alone', mixing.__file__)
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    groups = alone.draw_groups(num_patches=16, num_mix=2)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(alone.mix_patches(images, groups, 2), mix_patches(images, groups, 2))

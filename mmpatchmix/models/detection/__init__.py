@@ -1,6 +1,6 @@
-"""What plain mmpretrain and mmdet lack for detection with a pre-trained ViT.
+"""Backbones, pyramids and heads for detection with a pre-trained ViT.
 
-Needs mmdet only where it subclasses it, so pre-training works without.
+The heads are defined if mmdet is installed; pre-training does not need it.
 """
 
 from importlib.util import find_spec
@@ -16,6 +16,9 @@ __all__ = [
 ]
 
 if find_spec('mmdet') is not None:
-    from mmpatchmix.models.detection.pyramid import FullPrecisionRoIExtractor, FullPrecisionRPNHead
+    from mmpatchmix.models.detection.full_precision import (
+        FullPrecisionRoIExtractor,
+        FullPrecisionRPNHead,
+    )
 
     __all__ += ['FullPrecisionRPNHead', 'FullPrecisionRoIExtractor']

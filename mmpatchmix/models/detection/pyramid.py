@@ -1,7 +1,6 @@
 """Feature pyramids from the single-scale maps of a plain ViT."""
 
 from mmcv.cnn import ConvModule
-from mmdet.models import RPNHead, SingleRoIExtractor
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.utils import LayerNorm2d
 from torch import Tensor, nn
@@ -134,24 +133,3 @@ class SimpleFeaturePyramid(BaseModule):
         for _ in range(self.num_extra):
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return tuple(levels)
-
-
-@MODELS.register_module()
-class FullPrecisionRPNHead(RPNHead):
-    """mmdet's RPN head with float32 scores and box deltas, hence float32 anchors."""
-
-    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Score one level ``(N, C, H, W)``: ``(N, A, H, W)`` and deltas ``(N, 4A, H, W)``."""
-        scores, deltas = super().forward_single(x)
-        return scores.float(), deltas.float()
-
-
-@MODELS.register_module()
-class FullPrecisionRoIExtractor(SingleRoIExtractor):
-    """mmdet's RoI extractor with float32 boxes and pooling."""
-
-    def forward(
-        self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
-    ) -> Tensor:
-        """Pool ``rois`` ``(R, 5)`` from maps ``(N, C, H, W)`` into ``(R, C, h, w)``, float32."""
-        return super().forward(tuple(map(Tensor.float, feats)), rois, roi_scale_factor)

@@ -1,105 +1,50 @@
-"""mmpretrain's ViT as the backbone of a detector, plain or with window attention."""
+"""ViTs as backbones of detectors, plain or with window attention."""
 
 import math
 from collections.abc import Sequence
 
+from mmengine.model import ModuleList
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
 
 from mmpatchmix.models.detection.spatial_attention import SpatialAttention
-from mmpatchmix.models.load_backbone import load_backbone
-from mmpatchmix.models.vit import check_heads, embed_tokens
-from mmpatchmix.models.vit_blocks import quicken_blocks, run_block
+from mmpatchmix.models.vit import PatchMixViT
+from mmpatchmix.models.vit_blocks import Block
 from mmpatchmix.registry import MODELS
 
 
 @MODELS.register_module()
-class DetectionViT(VisionTransformer):
-    """A plain ViT that gives maps of several blocks, for images of any size.
+class DetectionViT(PatchMixViT):
+    """A plain ViT that returns maps of several blocks, for images of any size.
 
-    Every block attends globally, the class token included. The position
-    embedding is interpolated to each batch's size. There is no final LayerNorm.
+    ``forward`` takes ``(N, C, H, W)``, pads sides that the patch size does not divide, and returns
+    a tuple of maps, ``(N, D, H / patch, W / patch)`` for each of ``out_indices``. Every block
+    attends globally, the class token included. The position embedding is interpolated to the size
+    of each batch. There is no final LayerNorm. Random weights are drawn as in mmpretrain.
 
     Args:
         arch: Width, layers, heads and feed-forward width as a dict; mmpretrain's
             ``small`` and ``deit-small`` are other networks than the paper's.
-        checkpoint: File to start from: a pre-training checkpoint of ours (the
-            momentum encoder's weights are taken), a converted backbone, or any
-            layout that :func:`mmpatchmix.checkpoints.load_backbone` knows. Every
-            key fits or is listed in an error.
-        encoder: ``'momentum'`` or ``'query'``: which encoder of a pre-training checkpoint.
-        with_cp: Recompute blocks in the backward: one more pass of the blocks for
-            the memory of what they keep inside.
-        out_indices: Blocks to give maps of, from 0.
-        **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`.
+        out_indices: Blocks that return a map, from 0.
+        **kwargs: Those of :class:`mmpatchmix.models.PatchMixViT`.
 
     Raises:
         ValueError: If the number of heads does not divide the width.
     """
 
-    # What of a pre-trained ViT has no place here, its last norm (ln2 where the patch tokens are
-    # averaged), and what is new.
+    # The last norm is not used (ln2 if patch tokens were averaged).
     dropped = ('ln1.', 'ln2.')
-    new = ()
+    pads_images = True
 
     def __init__(
-        self,
-        arch: dict | str,
-        checkpoint: str | None = None,
-        encoder: str = 'momentum',
-        with_cp: bool = False,
-        out_indices: Sequence[int] = (3, 5, 7, 11),
-        with_cls_token: bool = True,
-        **kwargs,
+        self, arch: dict | str, out_indices: Sequence[int] = (3, 5, 7, 11), **kwargs
     ) -> None:
-        check_heads(arch)
         super().__init__(
-            arch=arch,
-            out_indices=list(out_indices),
-            out_type='featmap',
-            final_norm=False,
-            with_cls_token=with_cls_token,
-            **kwargs,
+            arch, out_indices=list(out_indices), out_type='featmap', final_norm=False, **kwargs
         )
-        quicken_blocks(self)
-        self.checkpoint = checkpoint
-        self.encoder = encoder
-        self.with_cp = with_cp
 
-    def init_weights(self) -> None:
-        """Initialise, then load ``checkpoint`` where there is one."""
-        super().init_weights()
-        if self.checkpoint:
-            load_backbone(self, self.checkpoint, self.encoder, drop=self.dropped, new=self.new)
-
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        # mmpretrain drops the class token's position only where the sizes are equal.
-        name = prefix + 'pos_embed'
-        if not self.with_cls_token and name in state_dict:
-            position = state_dict[name]  # (1, L, C)
-            if math.isqrt(position.shape[1] - 1) ** 2 == position.shape[1] - 1:
-                state_dict[name] = position[:, 1:]
-        super()._prepare_pos_embed(state_dict, prefix, *args, **kwargs)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Encode images.
-
-        Args:
-            x: ``(N, 3, H, W)``; sides that are no multiple of the patch are padded.
-
-        Returns:
-            A map ``(N, C, H / patch, W / patch)`` for each of ``out_indices``.
-        """
-        x, size = self._embed(x)
-        maps = []
-        for index, layer in enumerate(self.layers):
-            x = run_block(layer, x, self.with_cp)
-            if index in self.out_indices:
-                maps.append(self._format_output(x, size))
-        return tuple(maps)
-
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        return embed_tokens(self, x)  # (N, T, C)
+    def _draw_weights(self) -> None:
+        VisionTransformer.init_weights(self)
 
 
 @MODELS.register_module()
@@ -115,12 +60,12 @@ class WindowedViT(DetectionViT):
         window_size: Cells per side of a window.
         global_blocks: Blocks that attend globally, from 0; by default the last
             of each quarter.
-        use_rel_pos: Learn ViTDet's decomposed relative position.
-        rel_pos_size: Cells per side of the map that global blocks learn it for,
+        use_rel_pos: Whether to learn ViTDet's decomposed relative position.
+        rel_pos_size: Cells per side of the map for which global blocks learn it,
             64 for images of 1024 pixels.
         layer_scale_init_value: As in :class:`mmpretrain.models.VisionTransformer`.
         drop_path_rate: Of the last block; blocks before it have linearly less.
-        out_indices: Blocks to give maps of; by default the last.
+        out_indices: Blocks that return a map; by default the last.
         **kwargs: Those of :class:`DetectionViT`.
 
     Raises:
@@ -175,11 +120,27 @@ class WindowedViT(DetectionViT):
                 qkv_bias=layer.attn.qkv.bias is not None,
                 layer_scale_init_value=layer_scale_init_value,
             )
-        quicken_blocks(self)  # drop path of the new attention
+        self.layers = ModuleList(WindowBlock(layer) for layer in self.layers)
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        x, size = super()._embed(x)
-        return x.unflatten(1, size), size  # (N, H, W, C)
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # mmpretrain removes the class token's position only if the sizes are equal.
+        name = prefix + 'pos_embed'
+        if name in state_dict:
+            position = state_dict[name]  # (1, L, C)
+            if math.isqrt(position.shape[1] - 1) ** 2 == position.shape[1] - 1:
+                state_dict[name] = position[:, 1:]
+        super()._prepare_pos_embed(state_dict, prefix, *args, **kwargs)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        tokens, size = super()._embed(images)
+        return tokens.unflatten(1, size), size  # (N, H, W, C)
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         return x.permute(0, 3, 1, 2)  # (N, C, H, W)
+
+
+class WindowBlock(Block):
+    """Block on a map ``(N, H, W, C)`` whose attention is a :class:`SpatialAttention`."""
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return self.attn(x)

@@ -36,8 +36,13 @@ def pretraining(tmp_path):
     return file, query, momentum
 
 
+def build(kind, file, prefix=None, **kwargs):
+    init_cfg = dict(type='Pretrained', checkpoint=str(file), prefix=prefix)
+    return kind(**{**SMALL, **kwargs}, init_cfg=init_cfg)
+
+
 def load(kind, file, **kwargs):
-    model = kind(**{**SMALL, **kwargs}, checkpoint=str(file))
+    model = build(kind, file, **kwargs)
     model.init_weights()
     return model.state_dict()
 
@@ -57,7 +62,7 @@ def assert_equals(loaded, expected):
 def test_a_pretraining_checkpoint_gives_the_momentum_encoder(pretraining, kind, kwargs):
     file, query, momentum = pretraining
     assert_equals(load(kind, file, **kwargs), momentum)
-    assert_equals(load(kind, file, encoder='query', **kwargs), query)
+    assert_equals(load(kind, file, prefix='backbone.', **kwargs), query)
 
 
 def test_without_momentum_encoder_the_only_one_is_taken(tmp_path):
@@ -106,7 +111,7 @@ def spoil(file, change):
 @pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
 def test_a_wrong_file_stops_with_the_report_and_changes_nothing(pretraining, kind, change, message):
     spoil(pretraining[0], change)
-    model = kind(**SMALL, checkpoint=str(pretraining[0]))
+    model = build(kind, pretraining[0])
     torch.manual_seed(3)
     with pytest.raises(ValueError, match=message):
         model.init_weights()
@@ -124,6 +129,6 @@ def test_a_missing_file_is_named(tmp_path):
         load(DetectionViT, tmp_path / 'none.pth')
 
 
-def test_an_unknown_source_is_refused(pretraining):
-    with pytest.raises(ValueError, match="'teacher'"):
-        load(DetectionViT, pretraining[0], encoder='teacher')
+def test_an_unknown_prefix_is_refused(pretraining):
+    with pytest.raises(ValueError, match=r'teacher\.'):
+        load(DetectionViT, pretraining[0], prefix='teacher.')

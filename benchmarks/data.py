@@ -123,7 +123,7 @@ def build_preprocessors(cfg: Config, batch: dict) -> dict[str, Callable[[], obje
         torch.set_num_threads(num_threads)
 
     def run_batched() -> None:
-        with mock.patch('mmpatchmix.models.data_preprocessor.goes_to_cpu', lambda images: False):
+        with mock.patch('mmpatchmix.models.augment.view_augment.goes_to_cpu', lambda images: False):
             preprocessor(batch, training=True)
 
     return {

@@ -42,7 +42,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmpatchmix.engine.loss_log_hook import stack_numbers
 from mmpatchmix.models import PatchMix
-from mmpatchmix.models.augment import fused_colours
+from mmpatchmix.models.augment import colours
 from mmpatchmix.models.augment.view_augment import ViewAugment
 from mmpatchmix.registry import MODELS as REGISTRY
 
@@ -122,8 +122,8 @@ def take_step(
 
     net.parse_losses = parse
     autocast = functools.partial(torch.autocast, 'cpu', dtype=torch.bfloat16)
-    colours = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
-    with paper, colours:
+    compiled = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
+    with paper, compiled:
         for _ in range(2):  # the first step creates the optimizer's moments
             paper.kernels.clear()
             step.step_from_workers({'inputs': inputs, 'data_samples': None}, autocast)
@@ -194,13 +194,13 @@ def count_compiled(args) -> list[dict]:
     rows = []
     torch._logging.set_logs(inductor_metrics=True)
     torch._inductor.config.force_disable_caches = True
-    half = mock.patch.object(fused_colours, 'choose_work_dtype', lambda images: torch.float16)
+    half = mock.patch.object(colours, 'choose_work_dtype', lambda images: torch.float16)
     for side in (224, 96):
         images = torch.zeros(8, 3, side, side, dtype=torch.uint8)
         plan = ViewAugment().draw(len(images), side)
         metrics.reset()
         with torch.no_grad(), half:
-            fused_colours._compile()(images, fused_colours.arrange(plan), to_rgb=True)
+            colours._compile()(images, colours.arrange(plan), to_rgb=True)
         kernels = sum(size > 0 for _, size in metrics.nodes_num_elem)
         row = {'pixels': side, 'kernels': kernels}
         rows.append(row | {'bytes/value': metrics.num_bytes_accessed / images.numel()})
@@ -277,7 +277,7 @@ def profile_step(args) -> list[dict]:
     with tempfile.NamedTemporaryFile(suffix='.json') as file:
         profiler.export_chrome_trace(file.name)
         kernels = attribute(json.loads(Path(file.name).read_text())['traceEvents'], marks)
-    counted = count_step(args.model, args.crops, args.batch, fused_colours._works)
+    counted = count_step(args.model, args.crops, args.batch, colours._works)
     device = next((name for name in DEVICES if name in torch.cuda.get_device_name()), 'H100')
     modelled = model_seconds(counted, device, args.launch)
     numbers = Counter(kernel.part for kernel in counted), Counter(part for part, *_ in kernels)

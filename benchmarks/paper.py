@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from mmpatchmix.models import data_preprocessor, vit_blocks
-from mmpatchmix.models.augment import fused_colours, on_device
+from mmpatchmix.models import vit_blocks
+from mmpatchmix.models.augment import colours, on_device, view_augment
 
 SMALL = 64  # values; kernels on no more than these move nothing
 IGNORED = ('aten.empty', 'aten.new_empty', 'prim.device', 'aten.detach', 'aten.alias')
@@ -103,10 +103,9 @@ class Paper(Parts):
         # Fake tensors are on the CPU, whose autograd runs in this thread; the code that depends on
         # the device takes the branches of an accelerator.
         for where, name, value in [
-            (data_preprocessor, 'goes_to_cpu', lambda images: False),
+            (view_augment, 'goes_to_cpu', lambda images: False),
             (on_device, 'CONVOLVES', ()),
-            (on_device, 'choose_work_dtype', choose_half_for_bytes),
-            (fused_colours, 'choose_work_dtype', choose_half_for_bytes),
+            (colours, 'choose_work_dtype', choose_half_for_bytes),
             (vit_blocks, 'PLAIN_UP_TO', 0),
             (clip_grad, '_has_foreach_support', lambda tensors, device: True),
         ]:
@@ -232,10 +231,10 @@ def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:
 def use_compiled_colours(paper: Paper, num_kernels: int, bytes_per_value: int):
     """Return a patch that counts colours as compiled."""
 
-    def apply(images, plan, to_rgb):
-        paper.put(fused_colours.arrange(plan), 'copy to device')
+    def change_colours(images, plan, to_rgb):
+        paper.put(colours.arrange(plan), 'copy to device')
         for _ in range(num_kernels):
             paper.record('compiled', [images], bytes_per_value * images.numel() // num_kernels)
         return torch.empty_like(images, dtype=choose_half_for_bytes(images))
 
-    return mock.patch.object(fused_colours, 'try_apply', apply)
+    return mock.patch.object(on_device, 'change_colours', change_colours)

@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import distributed, nn
 
 from mmpatchmix.engine import PatchMixDDP
-from mmpatchmix.models.augment import fused_colours, on_device
+from mmpatchmix.models.augment import colours, on_device
 from mmpatchmix.models.augment.view_augment import ViewAugment
 from tests.faults.processes import free_port
 from tests.models.augment.plans import MEAN, STD, make_images
@@ -119,7 +119,7 @@ def waits_are_errors():
 def test_augmented_images_equal_those_of_the_cpu(compiled, monkeypatch):
     """Colours in half precision, rounded to within half a level; normalised by 1."""
     if not compiled:
-        monkeypatch.setattr(fused_colours, 'COMPILED_ON', ())
+        monkeypatch.setattr(colours, 'COMPILED_ON', ())
     torch.manual_seed(0)
     images = make_images(32)
     plan = ViewAugment(blur_prob=0.5, solarize_prob=0.0).draw(32, 20)

@@ -1,4 +1,4 @@
-"""The last step of the training pipeline: what of a sample goes into the batch, and how."""
+"""The last step of the training pipeline: packs the crops of a sample for the batch."""
 
 from mmpretrain.datasets.transforms import PackInputs
 from torch import Tensor, float32, uint8
@@ -12,16 +12,15 @@ VIEWS = ('view_1', 'view_2', 'local_views')
 class PackViews(PackInputs):
     """Pack the crops of :class:`MultiCrop` into ``dict(inputs=..., data_samples=DataSample)``.
 
-    ``inputs`` holds the crops by name, uint8 or float32, with their channels last, as decoders
-    write them and the resize leaves them: collation then copies whole crops.
+    ``inputs`` holds the crops by name, uint8 or float32, with channels last as in memory after
+    decoding and resizing, so collation copies whole crops.
 
     - ``view_1``, ``view_2``: (H, W, C)
-    - ``local_views``: (L, h, w, C), only where there are any
+    - ``local_views``: (L, h, w, C), only with local crops
 
     Args:
         algorithm_keys: More keys to store in the data sample.
-        meta_keys: Meta information to keep, where there is any. ``gt_label`` is kept
-            besides, where there is one.
+        meta_keys: Meta information to store if present. ``gt_label`` is always stored if present.
 
     Raises:
         ValueError: If crops are missing, are neither uint8 nor float32, or the global ones
@@ -43,12 +42,7 @@ class PackViews(PackInputs):
 
 
 def channels_first(view: Tensor, num_channels: int = 3) -> Tensor:
-    """Return crops as (..., C, H, W), without a copy.
-
-    Args:
-        view: (..., H, W, C), as :class:`PackViews` gives them, or (..., C, H, W).
-        num_channels: C.
-    """
+    """Return crops (..., H, W, C) or (..., C, H, W) as (..., C, H, W), without a copy."""
     return view.movedim(-1, -3) if view.shape[-1] == num_channels else view
 
 
@@ -57,18 +51,13 @@ def _check_views(views: dict[str, Tensor]) -> None:
     if missing:
         raise ValueError(
             f'PackViews found no {" and no ".join(missing)}: put '
-            "dict(type='mmpatchmix.LoadMultiCrop') or, where images are loaded already, "
+            "dict(type='mmpatchmix.LoadMultiCrop') or, if images are already loaded, "
             "dict(type='mmpatchmix.MultiCrop') before it in the pipeline"
         )
-    for name, view in views.items():
-        if view.dtype not in (uint8, float32):
-            raise ValueError(
-                f'PackViews needs uint8 or float32 crops, got {name} of {view.dtype} '
-                f'and shape {tuple(view.shape)}'
-            )
-    kinds = sorted({str(view.dtype) for view in views.values()}, reverse=True)
-    if len(kinds) > 1:
-        raise ValueError(f'PackViews needs crops of one kind, got {" and ".join(kinds)}')
+    dtypes = {view.dtype for view in views.values()}
+    if len(dtypes) > 1 or not dtypes <= {uint8, float32}:
+        kinds = ', '.join(f'{name} of {view.dtype}' for name, view in views.items())
+        raise ValueError(f'PackViews needs crops that are all uint8 or all float32, got {kinds}')
     first, second = (tuple(views[name].shape) for name in ('view_1', 'view_2'))
     if first != second:
         raise ValueError(

@@ -181,8 +181,7 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
     settings = {'mesh': mesh, 'reshard_after_forward': True}
     encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
     for encoder in encoders:
-        # The backbone computes with the weights of its last block without calling it.
-        for block in encoder.backbone.layers[:-1]:
+        for block in encoder.backbone.layers:
             fully_shard(block, **settings)
         # FSDP warns of outputs that are views: an in-place operation would remove its hook.
         encoder.backbone.register_forward_hook(_copy_outputs)

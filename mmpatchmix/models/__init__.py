@@ -1,7 +1,7 @@
 """The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
 
 from mmpatchmix.models.compiling import unwrap_model
-from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead, Pair
+from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead
 from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
 from mmpatchmix.models.load_backbone import load_backbone
 from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_to_source
@@ -14,7 +14,6 @@ __all__ = [
     'Contrast',
     'ContrastiveHead',
     'MomentumEncoder',
-    'Pair',
     'PatchMix',
     'PatchMixDataPreprocessor',
     'PatchMixViT',

@@ -1,6 +1,5 @@
-"""From the workers' crops to augmented, normalised, mixed views on the device."""
+"""The data preprocessor: crops of the workers to augmented, normalised, mixed views."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,9 +9,6 @@ from mmpretrain.models.utils import SelfSupDataPreprocessor
 from torch import Tensor, nn
 
 from mmpatchmix.datasets.pack_views import VIEWS, channels_first
-from mmpatchmix.models.augment import on_device
-from mmpatchmix.models.augment.plan import join
-from mmpatchmix.models.augment.view_augment import goes_to_cpu
 from mmpatchmix.models.mixing import (
     draw_groups,
     group_shares,
@@ -25,12 +21,12 @@ from mmpatchmix.registry import FUNCTIONS, MODELS
 
 @MODELS.register_module()
 class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
-    """Move to the device, augment, normalise and mix: PatchMix's share of the data.
+    """Move crops to the device, augment, normalise and mix them.
 
-    Workers decode and crop; what is photometric happens here: batched where the tensors are
-    on an accelerator, image by image in threads where they are on the CPU, see
-    :class:`mmpatchmix.ViewAugment`. In training the batch ``inputs`` (uint8, or float32 from 0 to
-    255, from ``mmpatchmix.PackViews``, or with the channels before height and width)
+    Workers decode and crop. Photometric augmentation happens here: batched on an accelerator,
+    image by image in threads on the CPU, see :class:`mmpatchmix.ViewAugment`. In training the batch
+    ``inputs`` (uint8, or float32 from 0 to 255, from ``mmpatchmix.PackViews``, or with the channels
+    before height and width)
 
     - ``view_1``, ``view_2``: ``(N, H, W, C)``
     - ``local_views``, with local crops: ``(N, L, h, w, C)``
@@ -42,26 +38,25 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     - ``local_views``, ``mixed_local_views``: ``(L, N, C, h, w)``
     - ``mix_to_source``, ``mix_to_mix``, ``local_mix_to_source``: soft targets, see
       :mod:`mmpatchmix.models.mixing`
-    - ``groups``: what was mixed, by view: ``(T,)`` int64, ``(L, T)`` for local crops; only of
-      PatchMix itself, not of another ``mixing``
+    - ``groups``: groups of the mix by view, ``(T,)`` int64, ``(L, T)`` for local crops; not with
+      another ``mixing``
 
     Every mix draws its own permutation, from torch's generator on the CPU. In
     evaluation ``inputs`` is one ``(N, C, H, W)`` tensor, which is normalised only.
-    ``data_samples`` of a training batch stay where they are: nothing reads them.
+    ``data_samples`` of a training batch are passed on.
 
     Source: https://arxiv.org/abs/2306.12243.
 
     Args:
-        mean: One mean per channel, of three in RGB order, on the scale 0-255. As many as there
-            are say how many channels images have.
+        mean: One mean per channel of the images, of three in RGB order, on the scale 0-255.
         std: Standard deviations, likewise.
         num_mix: ``M``, images per mix: an integer of at least 1 or a list to draw
             from, one draw per batch. 1 mixes nothing.
         patch_size: Patch size of the mix in pixels. It must divide the views; it
-            need not be the ViT's.
+            may differ from the ViT's.
         mix_prob: Probability of mixing a batch, in [0, 1]; otherwise its
             mixtures are the images themselves.
-        mixing: How to mix instead of by patches, as a dict: ``type`` is a function of
+        mixing: Another mixing as a dict: ``type`` is a function of
             :data:`mmpatchmix.registry.FUNCTIONS` (``mmpatchmix.mix_up``, ``mmpatchmix.cut_mix``,
             ``mmpatchmix.resize_mix``), the rest its arguments.
         augment: Configs of ``mmpatchmix.ViewAugment`` by view: ``view_1``, ``view_2``,
@@ -88,36 +83,46 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     ) -> None:
         # mmengine's takes 1 or 3 values, so it gets none.
         super().__init__(to_rgb=to_rgb, non_blocking=non_blocking)
-        self.num_channels = _check_channels(mean, std, to_rgb)
+        choices = list(num_mix) if isinstance(num_mix, list | tuple) else [num_mix]
+        augment = augment or {}
+        _require(
+            mean and len(mean) == len(std) and min(std) > 0,
+            f'mean={mean} and std={std} need one value per channel each, and std must be above 0.',
+        )
+        _require(
+            not to_rgb or len(mean) == 3,
+            f'to_rgb=True reverses BGR, but mean has {len(mean)} values, not 3: set to_rgb=False.',
+        )
+        _require(
+            choices and all(isinstance(m, int) and m >= 1 for m in choices),
+            f'num_mix={num_mix} must be an integer of at least 1 (2 in the paper), or a list of '
+            'such integers.',
+        )
+        _require(
+            isinstance(patch_size, int) and patch_size >= 1,
+            f'patch_size={patch_size} must be at least 1 pixel.',
+        )
+        _require(
+            isinstance(mix_prob, int | float) and 0 <= mix_prob <= 1,
+            f'mix_prob={mix_prob} must be in [0, 1].',
+        )
+        unknown = sorted(augment.keys() - set(VIEWS))
+        _require(not unknown, f'augment names {unknown}; the views are {list(VIEWS)}.')
+        self.num_channels = len(mean)
+        self.num_mix_choices = choices
+        self.patch_size = patch_size
+        self.mix_prob = mix_prob
         self._enable_normalize = True
         for name, values in (('mean', mean), ('std', std)):
             values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # (C, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        choices = list(num_mix) if isinstance(num_mix, list | tuple) else [num_mix]
-        if not choices or not all(isinstance(m, int) and m >= 1 for m in choices):
-            raise ValueError(
-                f'data_preprocessor.num_mix={num_mix} must be an integer of at least 1 (2 in the '
-                'paper) or a non-empty list of such integers.'
-            )
-        if not isinstance(patch_size, int) or patch_size < 1:
-            raise ValueError(f'data_preprocessor.patch_size={patch_size} must be at least 1 pixel.')
-        if not isinstance(mix_prob, int | float) or not 0 <= mix_prob <= 1:
-            raise ValueError(f'data_preprocessor.mix_prob={mix_prob} must be in [0, 1].')
-        augment = augment or {}
-        if unknown := set(augment) - set(VIEWS):
-            raise ValueError(
-                f'data_preprocessor.augment names {sorted(unknown)}; the views are {list(VIEWS)}.'
-            )
-        self.num_mix_choices = choices
-        self.patch_size = patch_size
-        self.mix_prob = mix_prob
-        self.mixing = _find_mixing(mixing)
+        self.mixing = find_mixing(mixing) if mixing is not None else None
         self.augment = nn.ModuleDict({view: MODELS.build(cfg) for view, cfg in augment.items()})
         if self.num_channels != 3 and self.augment:
             print_log(
-                f'{self.num_channels} channel{"" if self.num_channels == 1 else "s"}: saturation, '
-                'hue, greyscale and solarize are left out of the augmentation, for they are made '
-                'for RGB; brightness, contrast, blur and flip stay.',
+                f'Images have {self.num_channels} channels, not 3: the augmentation leaves out '
+                'saturation, hue, greyscale and solarize, which are defined for RGB. It keeps '
+                'brightness, contrast, blur and flip.',
                 'current',
             )
 
@@ -132,18 +137,16 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         Returns:
             dict: ``inputs`` and ``data_samples``, as described above.
         """
-        if isinstance(data['inputs'], Tensor):
-            # mmpretrain's takes its values by position.
-            samples = data.get('data_samples')
-            return super().forward(dict(inputs=data['inputs'], data_samples=samples), training)
-        views = self.photometric(
-            {
-                name: channels_first(view, self.num_channels)
-                for name, view in self.cast_data(data['inputs']).items()
-            }
-        )
+        inputs, samples = data['inputs'], data.get('data_samples')
+        if isinstance(inputs, Tensor):
+            return super().forward(dict(inputs=inputs, data_samples=samples), training)
+        views = {
+            name: channels_first(view, self.num_channels)
+            for name, view in self.cast_data(inputs).items()
+        }
+        views = self.photometric(views)
         inputs = views | (self.mix(views) if training else {})
-        return {'inputs': inputs, 'data_samples': data.get('data_samples')}
+        return {'inputs': inputs, 'data_samples': samples}
 
     def photometric(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Augment and normalise the views of the batch.
@@ -159,44 +162,17 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         Raises:
             ValueError: If a view has another number of channels.
         """
-        done, batches = {}, defaultdict(list)
+        done, augments = {}, dict(self.augment.items())
         for name, view in views.items():
             if view.shape[-3] != self.num_channels:
                 raise ValueError(
-                    f'{name} of shape {tuple(view.shape)} has not the {self.num_channels} channels '
-                    'that data_preprocessor.mean and std have values for.'
+                    f'{name} of shape {tuple(view.shape)} does not have the {self.num_channels} '
+                    'channels of data_preprocessor.mean and std.'
                 )
-            if view.ndim == 5:
-                view = view.transpose(0, 1)  # (L, N, C, h, w)
-            if name in self.augment and not goes_to_cpu(view):
-                # Drawn in this order, applied to all images of a kind together.
-                plan = self.augment[name].plan(view, self.num_channels)
-                kind = view.shape[-3:], plan.blur_side, plan.solarize_from
-                batches[kind].append((name, view, plan))
-                continue
-            images = view.flatten(0, -4)  # (L * N, C, h, w)
-            if name in self.augment:
-                augment = self.augment[name]
-                images = augment(images, self.mean, self.std, self._channel_conversion)
-            else:
-                images = self._normalise(images)
-            done[name] = images.view(view.shape)
-        for batch in batches.values():
-            names, parts, plans = zip(*batch, strict=True)
-            out = on_device.augment_views(
-                parts, join(plans), self.mean, self.std, self._channel_conversion
-            )
-            sizes = [part.shape[:-3].numel() for part in parts]
-            for name, part, images in zip(names, parts, out.split(sizes), strict=True):
-                done[name] = images.view(part.shape)
-        return {name: done[name] for name in views}
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        if self._channel_conversion:
-            images = images.flip(1)
-        # All reordering happens in this one pass, which reads a byte per value.
-        images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        return torch.addcmul(-self.mean / self.std, images, 1 / self.std, out=images)
+            view = view.transpose(0, 1) if view.ndim == 5 else view  # (L, N, C, h, w)
+            augment = augments.get(name, normalise)
+            done[name] = augment(view, self.mean, self.std, self._channel_conversion)
+        return done
 
     def mix(self, views: dict[str, Tensor]) -> dict:
         """Mix every view by itself and derive the soft targets.
@@ -211,68 +187,61 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         if torch.rand(()) >= self.mix_prob:
             num_mix = 1
         mix = partial(self.mixing or self._mix_patches, num_mix=num_mix)
-        (mixed_1, shares_1, *groups_1), (mixed_2, shares_2, *groups_2) = (
-            mix(views[name]) for name in ('view_1', 'view_2')
-        )
+        mixed_1, shares_1, *groups_1 = mix(views['view_1'])
+        mixed_2, shares_2, *groups_2 = mix(views['view_2'])
         mixed = {
             'mixed_view_1': mixed_1,
             'mixed_view_2': mixed_2,
             'mix_to_source': shares_to_source(shares_2),
             'mix_to_mix': shares_to_mix(shares_2, shares_1),
         }
-        if not self.mixing:
-            mixed['groups'] = {'view_1': groups_1[0], 'view_2': groups_2[0]}
+        groups = {'view_1': groups_1, 'view_2': groups_2}
         if 'local_views' in views:
-            self._mix_local_views(views['local_views'], mixed, mix)
+            crops = views['local_views']  # (L, N, C, h, w)
+            if self.mixing:  # shares are drawn: one draw for all crops, which become channels
+                local, shares = mix(crops.transpose(0, 1).flatten(1, 2))  # (N, L * C, h, w)
+                local = local.unflatten(1, (len(crops), -1)).transpose(0, 1)
+            else:  # groups are drawn for each crop; the shares are those of all
+                local, shares, *groups['local_views'] = mix(crops)
+            mixed['mixed_local_views'] = local
+            mixed['local_mix_to_source'] = shares_to_source(shares)
+        if not self.mixing:
+            mixed['groups'] = {name: drawn for name, (drawn,) in groups.items()}
         return mixed
-
-    def _mix_local_views(self, crops: Tensor, mixed: dict, mix: Callable) -> None:
-        """Add the mixtures of local crops ``(L, N, C, h, w)``; all crops have the same shares."""
-        if self.mixing:  # shares are drawn: one draw for all crops, as if they were channels
-            as_channels = crops.transpose(0, 1).flatten(1, 2)  # (N, L * C, h, w)
-            views, shares = mix(as_channels)
-            views = views.unflatten(1, (len(crops), -1)).transpose(0, 1)
-        else:
-            views, shares, mixed['groups']['local_views'] = mix(crops)
-        mixed['mixed_local_views'] = views  # (L, N, C, h, w)
-        mixed['local_mix_to_source'] = shares_to_source(shares)
 
     def _mix_patches(self, view: Tensor, num_mix: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mix ``(N, C, H, W)``, or ``(L, N, C, h, w)`` by groups ``(L, T)``."""
         height, width = view.shape[-2:]
         num_patches = (height // self.patch_size) * (width // self.patch_size)
-        draws = [
-            draw_groups(num_patches, num_mix) for _ in range(len(view) if view.ndim == 5 else 1)
-        ]
-        groups = torch.stack(draws) if view.ndim == 5 else draws[0]
-        return mix_patches(view, groups, self.patch_size), group_shares(draws[0], num_mix), groups
+        if view.ndim == 5:
+            groups = torch.stack([draw_groups(num_patches, num_mix) for _ in view])
+        else:
+            groups = draw_groups(num_patches, num_mix)
+        shares = group_shares(groups.view(-1, num_patches)[0], num_mix)
+        return mix_patches(view, groups, self.patch_size), shares, groups
 
 
-def _check_channels(mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> int:
-    """Return how many channels there are."""
-    if len(mean) != len(std) or not mean or min(std) <= 0:
-        raise ValueError(
-            'data_preprocessor.mean and std need one value per channel each, and no standard '
-            f'deviation may be 0; got {mean!r} and {std!r}.'
-        )
-    if to_rgb and len(mean) != 3:
-        raise ValueError(
-            f'data_preprocessor.to_rgb=True turns BGR around, but mean has {len(mean)} values, '
-            'not 3: set to_rgb=False.'
-        )
-    return len(mean)
+def normalise(view: Tensor, mean: Tensor, std: Tensor, to_rgb: bool) -> Tensor:
+    """Normalise ``(..., C, H, W)`` to new, contiguous memory, float32."""
+    view = view.flip(-3) if to_rgb else view
+    # One pass that reads a byte per value makes the view contiguous.
+    view = view.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return torch.addcmul(-mean / std, view, 1 / std, out=view)
 
 
-def _find_mixing(mixing: dict | None) -> Callable | None:
-    if mixing is None:
-        return None
+def _require(is_valid: object, message: str) -> None:
+    if not is_valid:
+        raise ValueError(f'data_preprocessor.{message}')
+
+
+def find_mixing(mixing: dict) -> Callable:
+    """Return the function of ``data_preprocessor.mixing`` with its arguments."""
     settings = dict(mixing)
     name = settings.pop('type', None)
     function = FUNCTIONS.get(name) if isinstance(name, str) else name
-    if not callable(function):
-        raise ValueError(
-            f"data_preprocessor.mixing={mixing} names no function: 'mmpatchmix.mix_up', "
-            "'mmpatchmix.cut_mix' or 'mmpatchmix.resize_mix', or one of your own that is "
-            'registered in mmpatchmix.registry.FUNCTIONS.'
-        )
+    _require(
+        callable(function),
+        f"mixing={mixing} names no function: 'mmpatchmix.mix_up', 'mmpatchmix.cut_mix' or "
+        "'mmpatchmix.resize_mix', or one of your own in mmpatchmix.registry.FUNCTIONS.",
+    )
     return partial(function, **settings)

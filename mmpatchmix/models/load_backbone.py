@@ -20,9 +20,9 @@ def load_backbone(
     """Load all of a checkpoint's backbone or raise an error. Logs the report.
 
     Args:
-        backbone: A ViT derived from mmpretrain's. Its position embedding may have another size;
-            it is interpolated by mmpretrain's own rule. Where it takes other than 3 channels,
-            a patch embedding of 3 is fitted to them, see :func:`fit_channels`.
+        backbone: A ViT derived from mmpretrain's. A position embedding of another size is
+            interpolated by mmpretrain; a patch embedding of 3 channels is fitted to another
+            number by :func:`fit_channels`.
         path: See :func:`mmpatchmix.checkpoints.read_backbone`.
         prefix: Prefix of the encoder's keys, ``'backbone.'`` for the query encoder of our
             checkpoints. None takes the momentum encoder if there is one.
@@ -33,16 +33,15 @@ def load_backbone(
         KeyReport: The use of every key.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If a key does not fit, all named; or width, depth, heads or patch size differ.
     """
-    heads = backbone.arch_settings['num_heads']
-    drop = tuple(drop)
-    source = read_backbone(path, prefix=prefix, default_heads=heads, drop=drop)
+    arch, drop = backbone.arch_settings, tuple(drop)
+    source = read_backbone(path, prefix=prefix, default_heads=arch['num_heads'], drop=drop)
     wrong = [
-        f'{key}: {value} in the file, {backbone.arch_settings[key]} in the model'
+        f'{key}: {value} in the file, {arch[key]} in the model'
         for key, value in source.spec.arch.items()
-        if value != backbone.arch_settings[key]
+        if value != arch[key]
     ]
     if wrong:
         raise ValueError(
@@ -59,38 +58,34 @@ def load_backbone(
     report.dropped = [*source.report.dropped, *report.dropped]
     report.assumed = source.report.assumed
     report.notes = source.report.notes + notes
-    there = source.spec.norm_eps
-    norms = (module for module in backbone.modules() if isinstance(module, nn.LayerNorm))
-    here = next((norm.eps for norm in norms), there)
-    if here != there:
+    norms = [module.eps for module in backbone.modules() if isinstance(module, nn.LayerNorm)]
+    eps = source.spec.norm_eps
+    if norms and norms[0] != eps:
         report.assumed.append(
-            f'LayerNorm adds {here:g} to the variance, as the model says, and not {there:g}, as '
-            f"the file does; model.backbone.norm_cfg=dict(type='LN', eps={there:g}) would"
+            f'LayerNorm adds {norms[0]:g} to the variance, as in the model, and not {eps:g}, as in '
+            f"the file; set model.backbone.norm_cfg=dict(type='LN', eps={eps:g}) for the latter"
         )
+    layout = source.layout
     MMLogger.get_current_instance().info(
-        f'backbone loaded from {path} (layout {source.layout.name!r}, '
-        f'{source.layout.prefix or "no prefix"}):\n{report}'
+        f'backbone loaded from {path} (layout {layout.name!r}, {layout.prefix or "no prefix"}):\n'
+        f'{report}'
     )
     return report
 
 
 def fit_channels(weights: dict[str, Tensor], num_channels: int) -> list[str]:
-    """Fit a patch embedding of 3 channels to another number, as timm does; changes ``weights``.
+    """Fit a patch embedding of 3 channels to another number in place, as timm does.
 
-    For one channel the three kernels are added: a grey image gives what it gave as three equal
+    For one channel the three kernels are added, so a grey image gives the output of three equal
     channels. For N they are repeated and scaled by 3 / N.
 
-    Args:
-        weights: Under mmpretrain's names.
-        num_channels: Of the model.
-
     Returns:
-        list[str]: What was done, in words; empty for nothing.
+        list[str]: The note for the report, if the embedding was fitted.
     """
     key = 'patch_embed.projection.weight'  # (D, C, p, p)
     if weights[key].shape[1] != 3 or num_channels == 3:
         return []
-    from timm.models import adapt_input_conv  # here: it takes seconds
+    from timm.models import adapt_input_conv  # here, because the import takes seconds
 
     weights[key] = adapt_input_conv(num_channels, weights[key])
     how = 'added up for 1' if num_channels == 1 else f'repeated and scaled for {num_channels}'

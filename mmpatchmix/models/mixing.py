@@ -63,7 +63,7 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
         images: ``(N, C, H, W)``, any dtype and device; or ``(L, N, C, H, W)``, L batches, each
             mixed separately.
         groups: ``(T,)`` int64, the group of each position (:func:`draw_groups`); or ``(L, T)``.
-        patch_size: ``p``, in pixels; it must divide ``H`` and ``W``.
+        patch_size: ``p``, in pixels.
 
     Returns:
         Tensor: Shape, dtype and device of ``images``, new memory.
@@ -84,8 +84,7 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
             f'groups has {groups.shape[-1]} entries, but {height}x{width} pixels in patches of '
             f'{patch_size} have {rows * columns} positions.'
         )
-    # A line of p pixels within a patch is contiguous, so the mix is one
-    # selection among such lines: (L * N * C * rows * p * columns, p).
+    # A line of p pixels in a patch is contiguous: select among (L * N * C * rows * p * columns, p).
     batches = groups.view(-1, 1, rows * columns)  # (L, 1, T)
     image = torch.arange(num_images).to(groups)[:, None]
     batch = torch.arange(len(batches)).to(groups).view(-1, 1, 1)
@@ -132,7 +131,7 @@ def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target
 
     Mixed ``n`` of one mix matches mixed ``(n + d) mod N`` of the other with
     ``sum over j - j' = d of share_j * share'_j'``, which is
-    ``(1 - |d| / M) / M`` where all shares are equal.
+    ``(1 - |d| / M) / M`` if all shares are equal.
 
     Args:
         query_groups: ``(T,)`` int64, the groups of the queries' mix.
@@ -141,8 +140,7 @@ def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target
 
     Returns:
         tuple: ``offsets`` ``(2M-1,)`` int64 = ``-(M-1)..(M-1)`` and ``weights``
-        ``(2M-1,)`` float32, which sum to 1. Offsets that wrap onto the same
-        image add up.
+        ``(2M-1,)`` float32, as for :func:`mix_to_source`.
     """
     return shares_to_mix(group_shares(query_groups, num_mix), group_shares(key_groups, num_mix))
 

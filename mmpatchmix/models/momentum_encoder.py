@@ -1,4 +1,4 @@
-"""The slowly moving copy of the encoder that computes the keys."""
+"""The momentum copy of the encoder, which computes the keys."""
 
 import copy
 
@@ -16,11 +16,11 @@ class MomentumEncoder(BaseModule):
 
     ``theta_k <- m * theta_k + (1 - m) * theta_q`` over *parameters* only:
     BatchNorm uses the statistics of its own batch, so the copy stays in train
-    mode and keeps running statistics of its own. Stochastic depth is off: the
-    keys are targets. Nothing in here ever receives a gradient.
+    mode and has its own running statistics. Stochastic depth is disabled, because the
+    keys are targets. No parameter receives a gradient.
 
-    ``m`` is the share that is *kept*, 0.996 as in the paper. mmengine's moving
-    averages call the other share, ``1 - m``, their momentum.
+    ``m`` is the share that is *kept*, 0.996 as in the paper. In mmengine's moving
+    averages ``momentum`` is the other share, ``1 - m``.
 
     Source: https://arxiv.org/abs/2306.12243; MoCo, https://arxiv.org/abs/1911.05722.
 
@@ -40,12 +40,12 @@ class MomentumEncoder(BaseModule):
                 module.drop_prob = 0.0
 
     def init_weights(self) -> None:
-        """Do nothing: the weights are those of the queries (:meth:`copy_from`)."""
+        """Do nothing: :meth:`copy_from` copies the weights of the queries."""
         self._is_init = True
 
     @torch.no_grad()
     def copy_from(self, backbone: nn.Module, neck: nn.Module) -> None:
-        """Take over parameters and buffers of the query encoder."""
+        """Copy parameters and buffers of the query encoder."""
         self.backbone.load_state_dict(backbone.state_dict())
         self.neck.load_state_dict(neck.state_dict())
 
@@ -53,13 +53,8 @@ class MomentumEncoder(BaseModule):
     def update(self, backbone: nn.Module, neck: nn.Module, momentum: float) -> None:
         """Move the parameters towards the query encoder's, in one multi-tensor call.
 
-        Args:
-            backbone: The query backbone.
-            neck: The projector of the queries.
-            momentum: ``m``, the share kept, in [0, 1].
-
         Raises:
-            ValueError: If ``momentum`` is outside [0, 1].
+            ValueError: If ``momentum``, the share kept, is outside [0, 1].
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f'momentum={momentum} is the share kept and must be in [0, 1].')

@@ -1,7 +1,7 @@
-"""Mixings of others under PatchMix's soft targets, to compare with.
+"""Mixup, CutMix and ResizeMix with PatchMix's soft targets, for comparison.
 
-Each function mixes a batch and says which share the images have: mixed ``n`` holds ``shares[j]``
-of image ``(n + j) mod N``. One draw serves the whole batch, as in PatchMix. Choose one with
+Each function mixes a batch and returns the shares of the images: mixed ``n`` holds ``shares[j]``
+of image ``(n + j) mod N``. One draw serves the whole batch, as in PatchMix. Select one with
 ``data_preprocessor.mixing=dict(type='mmpatchmix.cut_mix')``; register a function of your own, with
 the same arguments and results, in :data:`mmpatchmix.registry.FUNCTIONS`.
 """
@@ -21,7 +21,7 @@ def mix_up(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Te
     Args:
         images: ``(N, C, H, W)`` floating point.
         num_mix: ``M``.
-        alpha: Of the Dirichlet distribution of the weights; 1 is uniform, large is all equal.
+        alpha: Parameter of the Dirichlet distribution of the shares; 1 is uniform.
 
     Returns:
         tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)``, which sum to 1.
@@ -35,8 +35,8 @@ def mix_up(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Te
 def cut_mix(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mix by boxes cut out at the same place (CutMix, https://arxiv.org/abs/1905.04899).
 
-    Box ``j`` has the drawn share of the area before the border cuts it; of boxes that overlap the
-    later one is seen. The shares are those of the pixels that are left.
+    Box ``j`` has the drawn share of the area before it is cut at the border; a later box covers an
+    earlier one. The returned shares are those of the visible pixels.
 
     Args:
         images: ``(N, C, H, W)``.
@@ -62,8 +62,8 @@ def resize_mix(
 
     Args:
         images: ``(N, C, H, W)`` floating point.
-        num_mix: ``M``, so ``M - 1`` images are pasted; the later one is seen where they overlap.
-        scale: Range of the pasted side, as a part of the image's.
+        num_mix: ``M``, so ``M - 1`` images are pasted; a later one covers an earlier one.
+        scale: Range of the pasted side, as a share of the image's.
 
     Returns:
         tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)`` of the pixels.
@@ -90,7 +90,7 @@ def draw_shares(num_mix: int, alpha: float) -> Tensor:
     if not alpha > 0:
         raise ValueError(f'data_preprocessor.mixing.alpha={alpha} must be above 0.')
     if num_mix == 1:
-        return torch.ones(1)  # the distribution gives a little less
+        return torch.ones(1)  # sampled shares may sum to slightly less
     return torch.distributions.Dirichlet(torch.full((num_mix,), float(alpha))).sample()
 
 

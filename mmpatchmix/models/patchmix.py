@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -9,7 +10,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from mmpatchmix.models.compiling import choose_compile_options, records_graphs
-from mmpatchmix.models.contrastive_head import Contrast, Pair
+from mmpatchmix.models.contrastive_head import Contrast
 from mmpatchmix.models.micro_batches import train_in_micro_batches
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import MODELS
@@ -23,24 +24,24 @@ class PatchMix(BaseSelfSupervisor):
     """Contrastive learning among images and mixtures of their patches.
 
     Args:
-        backbone: Config of the ViT; its last output is the class token, ``(N, D)``.
+        backbone: Config of the ViT, whose last output is the class token, ``(N, D)``.
         neck: Config of the projector.
         head: Config of the :class:`~mmpatchmix.models.ContrastiveHead`.
         momentum_encoder: Config of the :class:`~mmpatchmix.models.MomentumEncoder`,
-            which copies backbone and neck. Without one (the ViT-T recipes) keys come
-            from the query encoder, without gradient.
+            which copies backbone and neck. None (the ViT-T recipes) computes keys with the
+            query encoder, without gradient.
         data_preprocessor: Config of the
             :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
-        loss_weights: Weights of the terms by name, where they are not the paper's (``source`` 1,
+        loss_weights: Weights of terms by name that differ from the paper's (``source`` 1,
             ``mix_source`` and ``mix_mix`` 1/2, ``local`` and ``mix_local`` 1). 0 removes a term.
-        micro_batch_size: Images per rank whose queries are in memory at once. The batch
-            of the data loader stays the one that is contrasted and stepped on, see
+        micro_batch_size: Images per rank whose queries are in memory at once. Keys, contrasts and
+            steps remain those of the whole batch, see
             :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`. None takes
             the whole batch at once.
         compile: Whether to compile the backbones with ``torch.compile``, one graph per
             resolution and role; or its options as a dict, ``dict(mode='reduce-overhead')`` for
             CUDA graphs. Evaluation stays eager.
-        init_cfg: As in mmengine, but naming no checkpoint.
+        init_cfg: As in mmengine, but without a checkpoint.
 
     Raises:
         ValueError: If ``micro_batch_size`` is below 1, ``loss_weights`` name an unknown term,
@@ -61,13 +62,13 @@ class PatchMix(BaseSelfSupervisor):
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(
-                f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None to '
-                'take the whole batch at once.'
+                f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None for '
+                'the whole batch at once.'
             )
         if find_pretrained(init_cfg):
             raise ValueError(
-                'model.init_cfg names a checkpoint; mmengine would load what fits and go on with '
-                'random weights for the rest. load_from=FILE loads all of a model, --init FILE '
+                'model.init_cfg names a checkpoint; mmengine would load only the keys that fit. '
+                'load_from=FILE loads all of a model, --init FILE '
                 "(model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)) all of its "
                 'backbone, from any layout.'
             )
@@ -103,9 +104,9 @@ class PatchMix(BaseSelfSupervisor):
             self.momentum_encoder.copy_from(self.backbone, self.neck)
 
     def update_momentum_encoder(self, momentum: float) -> None:
-        """Move the momentum encoder; due once per optimizer step, before the forward.
+        """Move the momentum encoder; call it once per optimizer step, before the forward.
 
-        :class:`~mmpatchmix.engine.MomentumScheduleHook` does so under the Runner.
+        Under the Runner :class:`~mmpatchmix.engine.MomentumScheduleHook` calls it.
 
         Args:
             momentum: The share kept, in [0, 1].
@@ -125,12 +126,12 @@ class PatchMix(BaseSelfSupervisor):
         encoder = self.momentum_encoder if self.momentum_encoder is not None else self
         if self.compile_options is None:
             return encoder.backbone(inputs)[-1]
-        # Batches of evaluation come in sizes that would each want a graph of their own.
+        # Each batch size of the evaluation would need a graph of its own.
         with torch.compiler.set_stance('force_eager'):
             return encoder.backbone(inputs)[-1]
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """Train as in mmengine; in micro-batches where ``micro_batch_size`` says so."""
+        """Train as in mmengine, or in micro-batches if ``micro_batch_size`` is set."""
         if self.micro_batch_size is None:
             return super().train_step(data, optim_wrapper)
         return train_in_micro_batches(self, self, data, optim_wrapper)
@@ -139,82 +140,56 @@ class PatchMix(BaseSelfSupervisor):
         """Compute the terms of the loss; PatchMix minimises the sum of all ``loss_*``.
 
         Args:
-            inputs: The views, mixtures and targets that the data preprocessor
-                made, see :class:`~mmpatchmix.models.PatchMixDataPreprocessor`. A
-                micro-batch brings ``keys`` of the whole batch and ``images``, the
-                range of the batch's images that it holds.
-            data_samples: Not used: no labels are needed.
+            inputs: Views, mixtures and targets of the
+                :class:`~mmpatchmix.models.PatchMixDataPreprocessor`. A micro-batch also has
+                ``keys`` of the whole batch and ``images``, the range of its images in it.
+            data_samples: Not used.
 
         Returns:
             dict: ``loss_source``, ``loss_mix_source``, ``loss_mix_mix`` and, with
-            local crops, ``loss_local`` and ``loss_mix_local``; beside them ``acc_*``,
-            ``kl`` and ``kl_*``, see :func:`summarise`, and ``health/*_similarity``, see
+            local crops, ``loss_local`` and ``loss_mix_local``; ``acc_*``, ``kl`` and ``kl_*``, see
+            :func:`summarise`; and ``health/*_similarity``, see
             :meth:`~mmpatchmix.models.ContrastiveHead.measure_similarity`.
         """
-        self._refuse_to_ignore_micro_batches(inputs)
+        self._check_micro_batches(inputs)
         if self.training and records_graphs(self.compile_options):
-            # What recorded graphs gave the step before may be overwritten from here.
             torch.compiler.cudagraph_mark_step_begin()
         keys = inputs.get('keys')
         if keys is None and self.momentum_encoder is not None:
-            # Before the queries: what keys need is free again when activations pile up.
+            # Before the queries, so that the memory of the keys' encoder is free again.
             keys = self.head.gather(self.keys(inputs))
-        z1, z2_mixed = self.project([inputs['view_1'], inputs['mixed_view_2']])
+        project = partial(encode, self.backbone, self.neck)
+        z1, z2_mixed = project([inputs['view_1'], inputs['mixed_view_2']])
         q1, q2_mixed = self.head.predict(z1), self.head.predict(z2_mixed)
         k1, k2, k1_mixed = keys or self.head.gather(self.keys(inputs, z1))
 
+        ce = partial(self.head.contrast, images=inputs.get('images'))
         terms = dict(
-            source=[Pair(q1, k2)],
-            mix_source=[Pair(q2_mixed, k1, inputs['mix_to_source'])],
-            mix_mix=[Pair(q2_mixed, k1_mixed, inputs['mix_to_mix'])],
+            source=[ce(q1, k2)],
+            mix_source=[ce(q2_mixed, k1, inputs['mix_to_source'])],
+            mix_mix=[ce(q2_mixed, k1_mixed, inputs['mix_to_mix'])],
         )
         if 'local_views' in inputs:
-            # (L, N, C, h, w) -> (L * N, C, h, w): one view group, averaged over the crops.
+            # (L, N, C, h, w) -> (L * N, C, h, w): one view group; ce is a mean over the crops.
             crops = [inputs[name].flatten(0, 1) for name in ('local_views', 'mixed_local_views')]
-            q_local, q_local_mixed = (self.head.predict(z) for z in self.project(crops))
+            q_local, q_local_mixed = (self.head.predict(z) for z in project(crops))
             target = inputs['local_mix_to_source']
             terms |= dict(
-                local=[Pair(q_local, k) for k in (k1, k2)],
-                mix_local=[Pair(q_local_mixed, k, target) for k in (k1, k2)],
+                local=[ce(q_local, k) for k in (k1, k2)],
+                mix_local=[ce(q_local_mixed, k, target) for k in (k1, k2)],
             )
-        terms = {name: pairs for name, pairs in terms.items() if self.loss_weights[name]}
-        if not terms:
-            raise ValueError(
-                'model.loss_weights leave nothing but terms of local crops, and the pipeline makes '
-                'none: set its num_local, or another weight.'
-            )
-        images = inputs.get('images')
-        contrast = self.head.contrast([pair for pairs in terms.values() for pair in pairs], images)
-        sizes = {name: len(pairs) for name, pairs in terms.items()}
-        similarity = self.head.measure_similarity(q1, k2, images)
-        return summarise(contrast, sizes, self.loss_weights) | similarity
+        similarity = self.head.measure_similarity(q1, k2, inputs.get('images'))
+        return summarise(terms, self.loss_weights) | similarity
 
-    def _refuse_to_ignore_micro_batches(self, inputs: dict) -> None:
+    def _check_micro_batches(self, inputs: dict) -> None:
         num_images = len(inputs['view_1'])
-        if (
-            self.training
-            and 'keys' not in inputs
-            and num_images > (self.micro_batch_size or num_images)
-        ):
+        is_whole = self.training and 'keys' not in inputs
+        if is_whole and num_images > (self.micro_batch_size or num_images):
             raise ValueError(
                 f'model.micro_batch_size={self.micro_batch_size}, but {num_images} images came at '
                 'once: train through PatchMix.train_step, or when distributed with '
                 "model_wrapper_cfg=dict(type='mmpatchmix.PatchMixDDP', broadcast_buffers=False)."
             )
-
-    def project(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Encode view groups of one resolution and project them.
-
-        The backbone has no statistics over the batch, so it takes all groups in
-        one call. The projector has: its BatchNorm sees each group by itself.
-
-        Args:
-            views: View groups, each ``(B_i, C, H, W)``.
-
-        Returns:
-            list[Tensor]: One ``(B_i, D)`` per group.
-        """
-        return encode(self.backbone, self.neck, views)
 
     @torch.no_grad()
     def keys(self, inputs: dict, z1: Tensor | None = None) -> list[Tensor]:
@@ -222,8 +197,8 @@ class PatchMix(BaseSelfSupervisor):
 
         Args:
             inputs: As in :meth:`loss`.
-            z1: ``(N, D)``, the query encoder's projection of view 1 where it is known;
-                without a momentum encoder it serves as the key.
+            z1: ``(N, D)``, the query encoder's projection of view 1, if it is computed already:
+                the key of view 1 without a momentum encoder.
 
         Returns:
             list[Tensor]: Three ``(N, D)`` tensors.
@@ -240,7 +215,7 @@ class PatchMix(BaseSelfSupervisor):
                 "default_hooks=dict(momentum=dict(type='mmpatchmix.MomentumScheduleHook')); in a "
                 'loop of your own, call model.update_momentum_encoder(momentum) before each step.'
             )
-            encoder.num_updates = 1  # say so once
+            encoder.num_updates = 1  # warn once
         views = [inputs[name] for name in names]
         return known + encode(encoder.backbone, encoder.neck, views, self.micro_batch_size)
 
@@ -252,7 +227,7 @@ def encode(
 
     Args:
         backbone: Encoder without statistics over the batch.
-        neck: Projector; its BatchNorm takes each view group as a whole.
+        neck: Projector, whose BatchNorm uses the statistics of one view group.
         views: View groups of one length and resolution, each ``(N, C, H, W)``.
         size: Images of each view per call of the backbone; all by default.
 
@@ -264,27 +239,34 @@ def encode(
     return [neck((torch.cat(parts),))[0] for parts in zip(*features, strict=True)]
 
 
-def summarise(
-    contrast: Contrast, sizes: dict[str, int], weights: dict[str, float]
-) -> dict[str, Tensor]:
-    """Name the losses by term and add the figures that tell how good they are.
+def summarise(terms: dict[str, Sequence[Contrast]], weights: dict[str, float]) -> dict[str, Tensor]:
+    """Name the losses and metrics of the terms.
 
     Args:
-        contrast: Of the pairs of all terms.
-        sizes: How many pairs each term has, by its name.
-        weights: By name of the term.
+        terms: Contrasts of each term, by its name.
+        weights: Weight of each term, by its name; terms with 0 are left out.
 
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of
-        queries whose nearest key belongs to them; ``kl``, how far the whole loss
-        is above the entropy of its targets, the least it could be, in nats; and
-        ``kl_<term>``, the same of one contrast of the term, without its weight.
+        queries whose nearest key has a weight in the target; ``kl``, the whole loss
+        minus the entropy of its targets, its minimum, in nats; and ``kl_<term>``, the
+        mean over the contrasts of the term, not weighted.
+
+    Raises:
+        ValueError: If all terms have the weight 0.
     """
-    losses, accuracies, gaps, kl = {}, {}, {}, 0.0
-    parts = (values.split(list(sizes.values())) for values in contrast)
-    for name, loss, accuracy, gap in zip(sizes, *parts, strict=True):
-        losses[f'loss_{name}'] = weights[name] * loss.sum()
-        accuracies[f'acc_{name}'] = accuracy.mean()
-        gaps[f'kl_{name}'] = gap.mean()
-        kl = kl + weights[name] * gap.sum()
-    return {**losses, **accuracies, 'kl': kl, **gaps}
+    losses, accuracies, divergences, kl = {}, {}, {}, 0.0
+    for name, contrasts in terms.items():
+        if not weights[name]:
+            continue
+        loss, accuracy, divergence = map(sum, zip(*contrasts, strict=True))
+        losses[f'loss_{name}'] = weights[name] * loss
+        accuracies[f'acc_{name}'] = accuracy / len(contrasts)
+        divergences[f'kl_{name}'] = divergence / len(contrasts)
+        kl = kl + weights[name] * divergence
+    if not losses:
+        raise ValueError(
+            'model.loss_weights leaves only terms of local crops, and the pipeline makes no local '
+            'crops: set its num_local, or another weight.'
+        )
+    return {**losses, **accuracies, 'kl': kl, **divergences}

@@ -117,7 +117,7 @@ def test_wrong_samples_are_refused():
         PackViews().transform({**views, 'view_2': views['view_2'][:, :4, :4]})
     with pytest.raises(ValueError, match='global crops of one shape'):
         PackViews().transform({**views, 'view_1': views['view_1'][:1]})
-    with pytest.raises(ValueError, match=r'got view_2 of torch\.float64'):
+    with pytest.raises(ValueError, match=r'got .*view_2 of torch\.float64'):
         PackViews().transform({**views, 'view_2': views['view_2'].double()})
-    with pytest.raises(ValueError, match=r'of one kind, got torch.uint8 and torch.float32'):
+    with pytest.raises(ValueError, match=r'view_1 of torch\.uint8, view_2 of torch\.float32'):
         PackViews().transform({**views, 'view_2': views['view_2'].float()})

@@ -1,4 +1,4 @@
-"""What each gloo rank of test_two_ranks.py does, and how ranks are started."""
+"""The work of each gloo rank of test_two_ranks.py, and a function that starts the ranks."""
 
 import os
 import socket
@@ -13,19 +13,20 @@ from mmengine.runner import Runner
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-import tests.calls  # noqa: F401  what the server of forks is to import
+import tests.calls  # noqa: F401  to be imported by the fork server
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
 from mmpatchmix.engine.stop_requests import RankAgreement
 from tests.engine.tiny_run import tiny_run_config
+from tests.models.test_micro_batches import Recorder, freeze_statistics
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 NUM_IMAGES, STEPS, MOMENTUM = 4, 3, 0.9
-# A large eps: with the usual one a gradient that is nothing but rounding moves its weight by lr.
+# A large eps: with the usual one a gradient of rounding errors moves its weight by lr.
 ADAMW = dict(lr=0.02, betas=(0.9, 0.99), eps=1e-3, weight_decay=0.1)
 
 
 def start(num_ranks, folder):
-    """Run ``work`` on so many ranks and return what each of them recorded, by rank."""
+    """Run ``work`` on ``num_ranks`` ranks and return their records."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
@@ -49,8 +50,11 @@ def work(rank, num_ranks, port, folder):
             'fsdp': train(PatchMixFSDP, rank),
             'ddp in micro-batches': train(ddp, rank, **large),
             'fsdp in micro-batches': train(PatchMixFSDP, rank, **large),
-            'ddp in bfloat16': train(ddp, rank, bf16=True),
-            'fsdp in bfloat16': train(PatchMixFSDP, rank, bf16=True),
+            'ddp in bfloat16': train(ddp, rank, num_steps=1, bf16=True),
+            'fsdp in bfloat16': train(PatchMixFSDP, rank, num_steps=1, bf16=True),
+            'whole': train_with_frozen_statistics(rank),
+            'micro-batches': train_with_frozen_statistics(rank, micro_batch_size=2),
+            'compiled': train_with_frozen_statistics(rank, compile=dict(backend='eager')),
             'fsdp without momentum': train(PatchMixFSDP, rank, momentum_encoder=None),
             'ddp without momentum': train(ddp, rank, momentum_encoder=None),
         }
@@ -63,7 +67,7 @@ def work(rank, num_ranks, port, folder):
 
 
 def hear_a_signal(rank, num_ranks):
-    """Take iterations of 10 ms and more; the last rank gets a signal in the 30th."""
+    """Take iterations of at least 10 ms; the last rank gets a signal in the 30th."""
     ranks, asked, heard = RankAgreement(), 0, 0
     agree = ranks.agree
 
@@ -89,8 +93,8 @@ def prepare(model, rank, step):
     return model.data_preprocessor(batch, training=True)['inputs']
 
 
-def train(wrap, rank, bf16=False, **changes):
-    """Take a few steps as the Runner does; then compute the losses in evaluation mode."""
+def train(wrap, rank, num_steps=STEPS, bf16=False, **changes):
+    """Take a few steps like the Runner; then compute the losses in evaluation mode."""
     model = tiny_model(seed=rank, **changes).train()  # the wrapper makes ranks equal
     if not bf16:
         compute_in_float64(model)
@@ -106,7 +110,7 @@ def train(wrap, rank, bf16=False, **changes):
         )
     )
     gathered = count_calls('all_gather')
-    for step in range(STEPS):
+    for step in range(num_steps):
         with CommDebugMode() as exchanges:
             model.update_momentum_encoder(MOMENTUM)
         assert exchanges.get_total_counts() == 0
@@ -115,7 +119,7 @@ def train(wrap, rank, bf16=False, **changes):
         losses = wrapper.train_step(batch, optim_wrapper)
         record['losses'].append({name: value.detach() for name, value in losses.items()})
         record['weights'].append(copy_whole(dict(model.named_parameters())))
-    record['gathered'] = len(gathered) / STEPS
+    record['gathered'] = len(gathered) / num_steps
     record['end'] = copy_whole(model.state_dict())
     shares = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     record['share'] = sum(p.numel() for p in shares) / sum(p.numel() for p in model.parameters())
@@ -126,6 +130,29 @@ def train(wrap, rank, bf16=False, **changes):
         record['evaluated'] = model(prepare(model, rank, STEPS), mode='loss')
         record['features'] = model.extract_feat(torch.ones(2, 3, 16, 16))
     return record
+
+
+def train_with_frozen_statistics(rank, **changes):
+    """Take two steps with DDP, with BatchNorm statistics that do not depend on the batch."""
+    model = tiny_model(**changes).train()
+    freeze_statistics(model)
+    ddp, reduced, wrapper = PatchMixDDP(model, broadcast_buffers=False), [], Recorder(model)
+    ddp.register_comm_hook(reduced, count_and_average)
+    losses = []
+    for step in range(2):
+        model.update_momentum_encoder(MOMENTUM)
+        torch.manual_seed(10 * step + rank)
+        batch = uint8_batch(6, num_local=2, seed=10 * step + rank)
+        losses.append(ddp.train_step(batch, wrapper)['loss'].detach())
+    weights = copy_whole(model.state_dict())
+    training = dict(losses=losses, gradients=wrapper.gradients, weights=weights)
+    return dict(training=training, reductions=len(reduced))
+
+
+def count_and_average(reduced, bucket):
+    reduced.append(bucket.index())
+    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0] / 2)
 
 
 def compute_in_float64(model):
@@ -170,15 +197,14 @@ def count_calls(name):
 
 
 def run_runners(folder, records):
-    """Two epochs with either wrapper, and the second one again from checkpoints of FSDP."""
+    """Two epochs with FSDP, and the second one again from its checkpoint with either wrapper."""
     ddp = dict(type='mmpatchmix.PatchMixDDP', broadcast_buffers=False)
     fsdp = dict(type='mmpatchmix.PatchMixFSDP')
-    run_runner(f'{folder}/ddp', ddp)
     runner = run_runner(f'{folder}/fsdp', fsdp)
     run_runner(f'{folder}/resumed', fsdp, f'{folder}/fsdp/epoch_1.pth')
     run_runner(f'{folder}/resumed_ddp', ddp, f'{folder}/fsdp/epoch_1.pth')
 
-    # One number that is none, on one rank, stops them all.
+    # One NaN on one rank stops all ranks.
     hook = next(hook for hook in runner.hooks if hasattr(hook, '_refuse_nonfinite_weights'))
     weight = runner.model.module.neck.fc0.weight
     if torch.distributed.get_rank() == 1:

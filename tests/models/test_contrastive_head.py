@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine import dist
 
-from mmpatchmix.models import ContrastiveHead, Pair, draw_groups, mix_to_mix, mix_to_source
+from mmpatchmix.models import ContrastiveHead, draw_groups, mix_to_mix, mix_to_source
 
 PREDICTOR = dict(
     type='mmpretrain.NonLinearNeck',
@@ -65,9 +65,8 @@ def test_loss_and_gradient_equal_the_dense_float64_contrast(
     naive_queries = queries.detach().clone().requires_grad_()
     rows = naive_rows(target, num_images, len(keys), smoothing, rank)
 
-    (loss,), _, (kl,) = make_head(temperature=0.2, label_smoothing=smoothing).contrast(
-        [Pair(queries, keys, *([target] if target else []))]
-    )
+    head = make_head(temperature=0.2, label_smoothing=smoothing)
+    loss, _, kl = head.contrast(queries, keys, target)
     expected = naive_contrast(naive_queries, keys, rows, 0.2)
     torch.testing.assert_close(loss.double(), expected, atol=2e-6, rtol=0)
     loss.backward()
@@ -78,46 +77,29 @@ def test_loss_and_gradient_equal_the_dense_float64_contrast(
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_pairs_contrasted_together_are_what_each_is_alone(smoothing):
-    """Of different keys, views and targets, in any order; images 2 and 3 of 5."""
-    near, far = unit(5, 8, seed=1), unit(5, 8, seed=2)
+def test_loss_and_accuracy_of_a_part_of_the_images(smoothing):
+    """Three views of images 2 and 3 of 5."""
+    keys = unit(5, 8, seed=1)
     groups = draw_groups(16, 3)
-    pairs = [
-        (1, near, None),
-        (3, far, mix_to_source(groups, 3)),
-        (2, near, mix_to_mix(groups, groups, 3)),
-        (1, far, None),
-    ]
-    queries = [
-        unit(2 * views, 8, seed=3 + n).requires_grad_() for n, (views, *_) in enumerate(pairs)
-    ]
-    found = make_head(label_smoothing=smoothing).contrast(
-        [Pair(q, keys, target) for q, (_, keys, target) in zip(queries, pairs, strict=True)],
-        range(2, 4),
-    )
-    found.loss.sum().backward()
-    for n, (_, keys, target) in enumerate(pairs):
-        rows = naive_rows(target, 5, 5, smoothing, 0)[2:4]
-        naive = queries[n].detach().clone().requires_grad_()
-        expected = naive_contrast(naive, keys, rows, 0.2)
-        expected.backward()
-        torch.testing.assert_close(found.loss[n].double(), expected, atol=2e-6, rtol=0)
-        torch.testing.assert_close(queries[n].grad, naive.grad, atol=1e-6, rtol=1e-5)
-        entropy = -sum(y * math.log(y) for y in rows[0].tolist() if y > 0)
-        assert found.kl[n].item() == pytest.approx(expected.item() - entropy, abs=3e-6)
-        nearest = (naive.detach() @ keys.T).argmax(1)
-        share = (naive_rows(target, 5, 5, 0.0, 0)[2:4].repeat(len(nearest) // 2, 1)) > 0
-        hits = [share[row, key].item() for row, key in enumerate(nearest.tolist())]
-        assert found.accuracy[n].item() == pytest.approx(sum(hits) / len(hits))
+    target = mix_to_source(groups, 3)
+    queries = unit(6, 8, seed=3)
+    found = make_head(label_smoothing=smoothing).contrast(queries, keys, target, range(2, 4))
+    rows = naive_rows(target, 5, 5, smoothing, 0)[2:4]
+    expected = naive_contrast(queries, keys, rows, 0.2)
+    torch.testing.assert_close(found.loss.double(), expected, atol=2e-6, rtol=0)
+    entropy = -sum(y * math.log(y) for y in rows[0].tolist() if y > 0)
+    assert found.kl.item() == pytest.approx(expected.item() - entropy, abs=3e-6)
+    nearest = (queries @ keys.T).argmax(1)
+    has_weight = naive_rows(target, 5, 5, 0.0, 0)[2:4].repeat(3, 1) > 0
+    hits = [has_weight[row, key].item() for row, key in enumerate(nearest.tolist())]
+    assert found.accuracy.item() == pytest.approx(sum(hits) / len(hits))
 
 
-def test_kl_is_zero_where_the_queries_hit_their_target():
-    """The logits that reproduce a target exactly leave nothing but its entropy."""
+def test_kl_is_zero_if_the_prediction_equals_the_target():
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
     keys = torch.eye(4)
     queries = torch.stack([weights.log().roll(n) for n in range(4)])
-    pair = Pair(queries, keys, (torch.arange(4), weights))
-    contrast = make_head(temperature=1.0).contrast([pair])
+    contrast = make_head(temperature=1.0).contrast(queries, keys, (torch.arange(4), weights))
     assert contrast.kl.abs() < 1e-6
     assert contrast.accuracy == 1
 
@@ -127,17 +109,17 @@ def test_accuracy_counts_queries_whose_nearest_key_has_weight():
     queries = keys[[0, 1, 3, 2]]  # the last two are nearest to each other's key
     head = make_head()
     mixed = mix_to_source(draw_groups(4, 2), 2)  # n matches n and n + 1: query 2 hits key 3
-    pairs = [Pair(queries, keys), Pair(queries, keys, mixed)]
-    assert head.contrast(pairs).accuracy.tolist() == [0.5, 0.75]
+    assert head.contrast(queries, keys).accuracy == 0.5
+    assert head.contrast(queries, keys, mixed).accuracy == 0.75
 
 
 def test_bf16_queries_are_contrasted_in_float32():
     keys, queries = unit(6, 8, seed=3), unit(6, 8, seed=4)
     head = make_head()
-    expected = head.contrast([Pair(queries, keys)]).loss
+    expected = head.contrast(queries, keys).loss
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert head.predict(torch.randn(6, 8)).dtype == torch.float32
-        loss = head.contrast([Pair(queries, keys)]).loss
+        loss = head.contrast(queries, keys).loss
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
 

@@ -1,4 +1,4 @@
-"""What the data preprocessor makes of a batch."""
+"""Batches after the data preprocessor."""
 
 import pytest
 import torch
@@ -68,7 +68,10 @@ def test_every_mix_draws_its_own_permutation():
 
 
 def test_a_list_of_num_mix_is_drawn_from_evenly():
-    sizes = [len(prepare(seed=seed, num_mix=[1, 2, 4])['mix_to_source'][0]) for seed in range(90)]
+    preprocessor = PatchMixDataPreprocessor(patch_size=4, num_mix=[1, 2, 4])
+    views = dict.fromkeys(('view_1', 'view_2'), torch.zeros(2, 3, 8, 8))
+    torch.manual_seed(0)
+    sizes = [len(preprocessor.mix(views)['mix_to_source'][0]) for _ in range(90)]
     counts = {size: sizes.count(size) for size in (1, 2, 4)}
     assert sum(counts.values()) == 90
     # 30 expected each, standard deviation 4.5: four of them leave 12 to 48.
@@ -76,10 +79,13 @@ def test_a_list_of_num_mix_is_drawn_from_evenly():
 
 
 def test_mix_prob_is_the_share_of_mixed_batches():
+    preprocessor = PatchMixDataPreprocessor(patch_size=4, mix_prob=0.3)
+    views = dict.fromkeys(('view_1', 'view_2'), torch.randn(3, 3, 8, 8))
+    torch.manual_seed(0)
     mixed = 0
-    for seed in range(100):
-        inputs = prepare(uint8_batch(num_images=3), seed=seed, mix_prob=0.3)
-        is_mixed = not torch.equal(inputs['mixed_view_1'], inputs['view_1'])
+    for _ in range(100):
+        inputs = preprocessor.mix(views)
+        is_mixed = not torch.equal(inputs['mixed_view_1'], views['view_1'])
         assert is_mixed == (len(inputs['mix_to_source'][0]) == 2)
         mixed += is_mixed
     assert 12 <= mixed <= 48  # 30 expected, standard deviation 4.6
@@ -127,7 +133,7 @@ def test_the_device_changes_nothing_but_the_rounding(monkeypatch):
     batch = uint8_batch(num_local=2)
     augment = dict.fromkeys(('view_1', 'view_2', 'local_views'), augment)  # two of one size
     ours = prepare(batch, augment=augment)
-    monkeypatch.setattr('mmpatchmix.models.data_preprocessor.goes_to_cpu', lambda images: False)
+    monkeypatch.setattr('mmpatchmix.models.augment.view_augment.goes_to_cpu', lambda images: False)
     theirs = prepare(batch, augment=augment)
     assert set(ours) == set(theirs)
     for name in ('view_1', 'view_2', 'local_views', 'mixed_view_1', 'mixed_local_views'):

@@ -1,7 +1,7 @@
-"""How often a training step makes the host wait for the device: never, but for the log.
+"""A training step does not synchronise host and device, except for the log.
 
-Tensors on torch's ``meta`` device have no data. Whatever would bring a value to the host,
-or need one there to go on, raises; so a step that runs on it waits for nothing.
+Tensors on the ``meta`` device of torch have no data. Copying a value to the host raises, so a
+step that runs on it does not synchronise.
 """
 
 from contextlib import nullcontext
@@ -41,7 +41,7 @@ def meta_model(monkeypatch, **changes):
     [{}, {'momentum_encoder': None}, {'micro_batch_size': 3}],
     ids=['momentum', 'without', 'micro-batches'],
 )
-def test_a_step_never_waits(monkeypatch, num_local, changes):
+def test_a_step_does_not_synchronise(monkeypatch, num_local, changes):
     """Augmentation, mixing, losses, backward, optimizer and momentum encoder."""
     model = meta_model(monkeypatch, **changes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -52,7 +52,7 @@ def test_a_step_never_waits(monkeypatch, num_local, changes):
     assert {value.device.type for value in log.values()} == {'meta'}
 
 
-def test_a_step_that_waits_is_found(monkeypatch):
+def test_a_step_that_synchronises_raises(monkeypatch):
     """The test above can fail."""
     model = meta_model(monkeypatch)
     original = model.head.predict
@@ -78,7 +78,7 @@ def as_on_an_accelerator(monkeypatch):
 
 
 def train_with(hook, length, *hooks):
-    """What a Runner does with a hook in an epoch; after each iteration, what is logged."""
+    """Call a hook like a Runner in an epoch; also return the number of logged values."""
     hub = MessageHub(f'test-{id(hook)}')
     runner = SimpleNamespace(
         hooks=hooks,
@@ -99,12 +99,7 @@ def train_with(hook, length, *hooks):
     return hub, logged
 
 
-def test_losses_of_a_cpu_are_logged_at_once():
-    _, logged = train_with(LossLogHook(), 3, LoggerHook(interval=2))
-    assert logged == [1, 2, 3]
-
-
-def test_losses_come_to_the_host_where_the_log_wants_them(as_on_an_accelerator):
+def test_losses_are_copied_once_per_log_interval(as_on_an_accelerator):
     with CountReads() as counter:
         hub, logged = train_with(LossLogHook(), 10, LoggerHook(interval=4))
     assert logged == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]  # every fourth and the last
@@ -118,8 +113,8 @@ def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerato
     assert logged == [0, 0, 3, 3, 3, 6, 7]
 
 
-def test_what_waits_is_named_by_its_own_iteration(as_on_an_accelerator):
-    hook = LossLogHook()
+def test_a_deferred_nan_is_reported_with_its_own_iteration(as_on_an_accelerator):
+    hook = DeferredRuntimeInfoHook()
     runner = SimpleNamespace(
         hooks=[],
         train_dataloader=range(3),

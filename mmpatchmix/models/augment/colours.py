@@ -1,118 +1,178 @@
-"""Colours of a batch on an accelerator, pass by pass, where nothing can be compiled."""
+"""Colour jitter and greyscale of a batch: one formula, compiled on CUDA devices, eager elsewhere.
 
-import math
+The formula suits a compiler: each channel is a tensor of its own, so everything but one mean is
+arithmetic on single pixels. All images go through the same steps; a step that an image does not
+take has weights that leave it unchanged.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
-from mmpatchmix.models.augment.plan import CONTRAST, HUE, LUMA, SATURATION, Plan, send
+from mmpatchmix.models.augment.plan import CONTRAST, HUE, LUMA, SATURATION, Plan
+from mmpatchmix.models.mixing import copy_to_device
+
+COMPILED_ON = ('cuda',)  # types of devices
+PIXELS_AT_ONCE = 2**16  # of a channel, on the CPU
+
+_works = True  # False once compiling has failed in this process
 
 
-def blends(plan: Plan) -> Tensor:
-    """Express brightness, contrast and saturation alike.
+def change_colours(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor:
+    """Jitter and grey images.
 
-    Each makes ``own * image + grey * greys + mean * mean grey`` of an image.
+    Args:
+        images: (N, C, H, W), uint8 or float32, contiguous. Not modified.
+        plan: Operations on each image; without colours unless C is 3.
+        to_rgb: Whether three channels come in BGR order.
 
     Returns:
-        Tensor: (3, N, 4) float32, the three weights by image and place in its order; 1, 0, 0 for
-        hue.
+        Tensor: (N, C, H, W), new memory, from 0 to 255, of the type of :func:`choose_work_dtype`.
     """
-    factors = plan.factors.gather(1, plan.order)  # (N, 4)
+    weights = copy_to_device(arrange(plan), images.device)  # (39, N)
+    if images.device.type in COMPILED_ON and _works and not torch._dynamo.config.disable:
+        try:
+            return _compile()(images, weights, to_rgb)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many types: no Triton, no C compiler, a device too old
+            _stop_compiling(error)
+    if images.device.type != 'cpu':
+        return apply(images, weights, to_rgb)
+    # Parts whose planes stay in the cache.
+    num = max(1, PIXELS_AT_ONCE // images.shape[-2:].numel())
+    parts = zip(images.split(num), weights.split(num, 1), strict=True)
+    return torch.cat([apply(*part, to_rgb) for part in parts])
+
+
+def choose_work_dtype(images: Tensor) -> torch.dtype:
+    """Return the type of the images between operations.
+
+    Half precision represents 0 to 255 to an eighth of a level at half the traffic, enough for
+    bytes, which transforms of images round to whole levels. CPUs are slow in it.
+    """
+    is_half = images.dtype == torch.uint8 and images.device.type != 'cpu'
+    return torch.float16 if is_half else torch.float32
+
+
+@functools.cache
+def _compile() -> Callable:
+    # Batches have few, fixed shapes: a graph for each is faster than one for all.
+    return torch.compile(apply, dynamic=False)
+
+
+def _stop_compiling(error: Exception) -> None:
+    global _works
+    _works = False
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    print_log(
+        f'Colours are not compiled on this device ({reason}). They are computed eagerly with the '
+        'same result, which takes the device longer. The usual cause is that Triton finds no C '
+        'compiler: install gcc.',
+        'current',
+        logging.WARNING,
+    )
+
+
+def arrange(plan: Plan) -> Tensor:
+    """Arrange the numbers that :func:`apply` needs in one tensor.
+
+    Brightness, contrast and saturation have the form ``own * image + grey * greys + mean * mean
+    grey``. Hue takes more operations than the others, so it happens once for all images, between
+    three steps before it and three after it. Contrast needs the mean grey of its own place in the
+    order: a first pass takes only the operations before contrast.
+
+    Returns:
+        Tensor: (39, N) float32: 2 passes x 6 steps x 3 weights (own, grey, mean); 2 turns of the
+        hue; whether to grey, 1 or 0.
+    """
+    factors = plan.factors.gather(1, plan.order)  # (N, 4), by place
     own = torch.where(plan.order == HUE, 1.0, factors)
-    rest = 1 - own
-    return torch.stack([own, rest * (plan.order == SATURATION), rest * (plan.order == CONTRAST)])
+    grey, mean = ((1 - own) * (plan.order == operation) for operation in (SATURATION, CONTRAST))
+    idle = torch.tensor([1.0, 0, 0]).view(3, 1, 1)
+    weights = torch.where(plan.jitter[:, None], torch.stack([own, grey, mean]), idle)  # (3, N, 4)
+    turns = torch.where(plan.jitter, plan.factors[:, HUE], 0.0)  # (N,)
+
+    place = torch.arange(4)
+    place_of_hue, place_of_contrast = (
+        (plan.order == operation).int().argmax(1)[:, None] for operation in (HUE, CONTRAST)
+    )  # (N, 1)
+
+    def arrange_steps(weights: Tensor) -> Tensor:
+        before = torch.where(place < place_of_hue, weights, idle)[..., :3]
+        after = torch.where(place > place_of_hue, weights, idle)[..., 1:]
+        return torch.cat([before, after], 2).permute(2, 0, 1).flatten(0, 1)  # (6 * 3, N)
+
+    first = torch.where(place < place_of_contrast, weights, idle)
+    first_turns = torch.where((place_of_hue < place_of_contrast)[:, 0], turns, 0.0)
+    others = torch.stack([first_turns, turns, plan.grey.float()])
+    return torch.cat([arrange_steps(first), arrange_steps(weights), others])
 
 
-def jitter(images: Tensor, plan: Plan) -> None:
-    """Jitter the colours in place, each image in its own order.
-
-    Hue takes more than all else, so it happens once for all images, with up to three of the
-    others before it and the rest after it. Images are sorted by how many come before; so those
-    that take part in a pass are neighbours.
-
-    Args:
-        images: (N, C, H, W), 0 to 255.
-        plan: What to do; without colours where C is not 3.
-    """
-    rows = plan.jitter.nonzero()[:, 0]  # (K,)
-    if len(rows) == 0:
-        return
-    place_of_hue = (plan.order[rows] == HUE).nonzero()[:, 1]  # (K,), 0 to 3
-    by_place = place_of_hue.argsort(descending=True)
-    rows, place_of_hue = rows[by_place], place_of_hue[by_place]
-    place = send(rows, images)
-    weights = send(blends(plan)[:, rows], images)[..., None, None, None]
-    some = images.index_select(0, place)  # (K, C, H, W)
-    for step in range(3):
-        num = int((place_of_hue > step).sum())
-        _blend(some[:num], *weights[:, :num, step])
-    turns = plan.factors[rows, HUE]
-    if turns.any():
-        _turn_hue(some, turns)
-    for step in range(1, 4):
-        first = int((place_of_hue >= step).sum())
-        _blend(some[first:], *weights[:, first:, step])
-    images.index_copy_(0, place, some)
+def apply(images: Tensor, arranged: Tensor, to_rgb: bool) -> Tensor:
+    """Jitter and grey a batch; see :func:`change_colours` and :func:`arrange`."""
+    channels = [channel.float() for channel in images.unbind(1)]  # (N, H, W) each
+    channels = channels[::-1] if to_rgb else channels
+    arranged = arranged[..., None, None]
+    weights, turns, grey = arranged[:36].unflatten(0, (2, 6, 3)), arranged[36:38], arranged[38]
+    no_means = [torch.zeros_like(grey)] * len(channels)  # the first pass ends before contrast
+    first = _jitter(channels, weights[0], turns[0], no_means)
+    means = [part.mean((1, 2), keepdim=True) for part in _find_greys(first)]
+    channels = _jitter(channels, weights[1], turns[1], means)
+    if len(channels) == 3:
+        greys = _find_greys(channels)
+        channels = [
+            torch.where(grey > 0, own, channel)
+            for own, channel in zip(greys, channels, strict=True)
+        ]
+    dtype = choose_work_dtype(images)
+    return torch.stack([channel.to(dtype) for channel in channels], 1)
 
 
-def find_grey(images: Tensor) -> Tensor:
-    """Return the greys, (K, 1, H, W), of (K, 3, H, W) images."""
-    return mix_grey(*images.split(1, dim=1))
+def _find_greys(channels: list[Tensor]) -> list[Tensor]:
+    """Return the grey that belongs to each channel; of other than three the channel itself."""
+    if len(channels) != 3:
+        return channels
+    red, green, blue = channels  # two passes, in which three equal values stay as they are
+    return [red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp(blue, LUMA[2])] * 3
 
 
-def mix_grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
-    """Weigh three channels by LUMA, in two passes; three equal values give just that value."""
-    return red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp(blue, LUMA[2])
+def _jitter(
+    channels: list[Tensor], weights: Tensor, turns: Tensor, means: list[Tensor]
+) -> list[Tensor]:
+    """Take three steps, turn the hue and take three more steps."""
+    for step in range(6):
+        if step == 3 and len(channels) == 3:
+            channels = _turn_hue(*channels, turns)
+        own, grey, mean = weights[step]  # (N, 1, 1) each
+        channels = [
+            (own * channel + (grey * greys + mean * each)).clamp(0, 255)
+            for channel, greys, each in zip(channels, _find_greys(channels), means, strict=True)
+        ]
+    return channels
 
 
-def _blend(images: Tensor, own: Tensor, grey: Tensor, mean: Tensor) -> None:
-    """Change brightness, contrast or saturation in place.
-
-    Channels that are no colours have a mean each, and no greys.
-
-    Args:
-        images: (K, C, H, W), 0 to 255.
-        own: (K, 1, 1, 1), weight of the image itself.
-        grey: (K, 1, 1, 1), weight of its greys.
-        mean: (K, 1, 1, 1), weight of its mean grey.
-    """
-    if len(images) == 0:
-        return
-    greys = find_grey(images) if images.shape[1] == 3 else images
-    added = mean * greys.mean((2, 3), keepdim=True, dtype=torch.float32)  # (K, 1 or C, 1, 1)
-    if images.shape[1] == 3:
-        added = torch.addcmul(added, greys, grey, out=greys)  # (K, 1, H, W)
-    torch.addcmul(added, images, own, out=images).clamp_(0, 255)
-
-
-def _turn_hue(images: Tensor, turns: Tensor) -> None:
-    """Turn the colours in place; HSV (hue, saturation, value) stays unwritten.
+def _turn_hue(red: Tensor, green: Tensor, blue: Tensor, turns: Tensor) -> list[Tensor]:
+    """Turn the colours by shares of the circle, ``turns``, without conversion to HSV.
 
     Hue is an angle: red at 0, green at a third of the circle, blue at two thirds. Going away from
     the opposite of a channel's own colour, the channel stays at the lowest value of the pixel for
     a sixth of the circle, rises to the highest within the next, and stays there for the third.
 
     Source: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
-
-    Args:
-        images: (K, 3, H, W), 0 to 255.
-        turns: (K,), shares of the circle.
     """
-    sixth = math.pi / 3
-    red, green, blue = images.split(1, dim=1)
-    lowest, highest = torch.aminmax(images, dim=1, keepdim=True)
-    spread = highest - lowest  # (K, 1, H, W)
-    # The angle from red, 0 to pi; the sign says whether towards green or towards blue. Where all
-    # are equal the quotient is 0 / tiny, and any hue will do.
-    tiny = torch.finfo(images.dtype).tiny
-    hue = (green + blue).sub_(red).sub_(highest)
-    # Constants of float32 and an output that is there already: computed in float32, rounded once.
-    far = images.new_full((1, 1, 1, 1), 2 * sixth, dtype=torch.float32)
-    torch.addcdiv(far, hue, spread.clamp(min=tiny), value=sixth, out=hue)
-    hue.copysign_(green - blue)
-    # From the opposite of each channel; the cosine knows neither the sign nor whole circles.
-    ahead = 2 * math.pi * torch.remainder(turns[:, None] - torch.tensor([0, 1, 2]) / 3, 1) - math.pi
-    ahead = send(ahead[..., None, None], images)  # (K, 3, 1, 1)
-    away = torch.add(hue, ahead, out=torch.empty_like(images))
-    away.cos_().acos_().clamp_(sixth, 2 * sixth)
-    torch.addcmul(lowest - spread, spread, away, value=1 / sixth, out=images)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    spread = highest - lowest
+    # In sixths of the circle, 0 to 3 from red; the sign is that of green minus blue.
+    hue = ((green + blue - red - highest) / spread.clamp(min=1e-30) + 2).copysign(green - blue)
+    turned = []
+    for channel, opposite in ((red, 3), (green, 5), (blue, 1)):
+        away = (hue + 6 * turns - opposite).remainder(6)
+        away = torch.minimum(away, 6 - away).clamp(1, 2)
+        turned.append(torch.where(turns == 0, channel, lowest + spread * (away - 1)))
+    return turned

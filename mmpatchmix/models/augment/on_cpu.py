@@ -1,8 +1,8 @@
-"""Augment a batch on the CPU: image by image on OpenCV, in as many threads as torch has.
+"""Augment a batch on the CPU: image by image with OpenCV, in torch's number of threads.
 
 One image at a time stays in the cache, and eight bits per value are a quarter of the traffic.
-Between two operations values are rounded to whole grey levels, as they are in torchvision's
-transforms of images. All images are (H, W, 3) uint8, RGB, contiguous, and changed in place.
+Values are rounded to whole grey levels between two operations, as in torchvision's transforms of
+images. All images are (H, W, 3) uint8, RGB, contiguous, and changed in place.
 """
 
 import math
@@ -22,55 +22,52 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
     """Augment and normalise a batch.
 
     Args:
-        images: (N, 3, H, W) uint8; quickest with the channels last in memory. Not modified.
-        plan: What to do to each image.
+        images: (..., 3, H, W) uint8; fastest with the channels last in memory. Not modified.
+        plan: Operations on each image.
         mean: (3, 1, 1), in RGB order, on the scale 0-255.
         std: (3, 1, 1), likewise.
         to_rgb: Whether the channels come in BGR order.
 
     Returns:
-        Tensor: (N, 3, H, W) float32, RGB, normalised.
+        Tensor: (..., 3, H, W) float32, RGB, normalised.
     """
-    sources = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+    sources = images.movedim(-3, -1).flatten(0, -4).numpy()  # (N, H, W, 3)
     out = torch.empty(images.shape)
-    planes = out.numpy()
+    planes = out.flatten(0, -4).numpy()  # (N, 3, H, W), the same memory
     normalised = ((torch.arange(256) - mean[:, 0]) / std[:, 0]).numpy()  # (3, 256)
-    is_kept = plan.solarize_from > LEVELS
-    solarized = np.where(is_kept, LEVELS, 255 - LEVELS).astype(np.uint8)  # (256,)
+    # Python's numbers are read faster than those of tensors.
+    plan = Plan(*(part.tolist() if isinstance(part, Tensor) else part for part in plan))
 
-    lists = Plan(*(part.tolist() if isinstance(part, Tensor) else part for part in plan))
-
-    def augment_some(numbers: range) -> None:
-        for number in numbers:
-            img = np.ascontiguousarray(sources[number])
-            img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if to_rgb else img.copy()
-            _augment_image(img, lists, number, solarized)
-            for channel, plane in enumerate(planes[number]):
-                cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
+    def augment_one(index: int) -> None:
+        img = np.ascontiguousarray(sources[index])
+        img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if to_rgb else img.copy()
+        _augment_image(img, plan, index)
+        for channel, plane in enumerate(planes[index]):
+            cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
 
     num_threads = torch.get_num_threads()
-    shares = [range(first, len(images), num_threads) for first in range(num_threads)]
     if num_threads == 1:
-        augment_some(shares[0])
-    else:  # OpenCV lets other threads run, and nothing is drawn here
+        for index in range(len(sources)):
+            augment_one(index)
+    else:  # OpenCV releases the GIL, and no random numbers are drawn here
         with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(augment_some, shares))
+            list(pool.map(augment_one, range(len(sources))))
     return out
 
 
-def _augment_image(img: np.ndarray, plan: Plan, number: int, solarized: np.ndarray) -> None:
-    """Do to one image what row ``number`` of the plan, as lists, says."""
-    if plan.flip[number]:
+def _augment_image(img: np.ndarray, plan: Plan, index: int) -> None:
+    """Apply row ``index`` of a plan of lists to an image."""
+    if plan.flip[index]:
         cv2.flip(img, 1, dst=img)
-    if plan.jitter[number]:
-        for operation in plan.order[number]:
-            JITTER[operation](img, plan.factors[number][operation])
-    if plan.grey[number]:
+    if plan.jitter[index]:
+        for operation in plan.order[index]:
+            JITTER[operation](img, plan.factors[index][operation])
+    if plan.grey[index]:
         cv2.cvtColor(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=img)
-    if plan.blur[number]:
-        blur(img, plan.sigma[number], plan.blur_side)
-    if plan.solarize[number]:
-        cv2.LUT(img, solarized, dst=img)
+    if plan.blur[index]:
+        blur(img, plan.sigma[index], plan.blur_side)
+    if plan.solarize[index]:
+        _look_up(img, np.where(plan.solarize_from > LEVELS, LEVELS, 255 - LEVELS))
 
 
 def adjust_brightness(img: np.ndarray, factor: float) -> None:
@@ -94,7 +91,7 @@ def adjust_hue(img: np.ndarray, turn: float) -> None:
     """Turn the colours by a share of the circle."""
     if turn == 0:
         return
-    # Float, because eight bits hold 180 or 256 hues. Its range, 0 to 255, cancels out.
+    # In float, because 8-bit HSV has only 180 or 256 hues.
     hsv = cv2.cvtColor(img.astype(np.float32), cv2.COLOR_RGB2HSV)  # (H, W, 3), hue in degrees
     hue = hsv[..., 0]
     hue += 360 * (turn % 1)
@@ -112,7 +109,7 @@ JITTER = {
 
 def blur(img: np.ndarray, sigma: float, side: int) -> None:
     """Blur by a Gaussian of ``sigma`` pixels, in a kernel of ``side`` pixels."""
-    # What lies beyond four sigma weighs 6e-5 in all, a sixtieth of a grey level.
+    # The weights beyond four sigma sum to 6e-5, a sixtieth of a grey level.
     side = min(side, 2 * math.ceil(4 * sigma) + 1)
     # Exact, unlike cv2.GaussianBlur of eight bits, and two to four times as fast.
     kernel = cv2.getGaussianKernel(side, sigma, cv2.CV_32F)

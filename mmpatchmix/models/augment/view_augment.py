@@ -1,4 +1,4 @@
-"""Photometric augmentation of a view: its settings, its random numbers, and who applies them."""
+"""Photometric augmentation of a view: its settings, and the random numbers drawn from them."""
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,28 @@ from mmpatchmix.registry import MODELS
 class ViewAugment(nn.Module):
     """Colour jitter, greyscale, blur, solarize and flip, drawn per image, then normalisation.
 
-    The distribution is that of torchvision's transforms: every image has its own coins,
-    factors, blur and order of the jitter operations. The formulas agree too, to 1e-4 of full
+    The distribution is that of torchvision's transforms: probabilities, factors, blur and the order
+    of the jitter operations are drawn for each image. The formulas agree too, to 1e-4 of full
     scale (grey weighs red by 0.299 here, by 0.2989 there).
 
-    The device of the images chooses who applies what was drawn: :mod:`.on_cpu`
-    goes image by image and rounds to whole grey levels in between, as transforms of images do;
-    :mod:`.on_device` takes the whole batch and does not round, but keeps bytes in
-    half precision on accelerators. Images of float32 and of other than three channels always go
-    there.
+    uint8 images with three channels on the CPU are augmented image by image by :mod:`.on_cpu`,
+    which rounds to whole grey levels between operations, as transforms of images do. All others
+    are augmented as a batch by :mod:`.on_device`, which does not round, but keeps bytes in half
+    precision on accelerators.
 
-    Images of other than three channels are no colours: of the jitter they get brightness and
-    contrast, and no greyscale and no solarize.
+    Images of other than three channels get brightness and contrast of the jitter, and no greyscale
+    and no solarize.
 
-    All random numbers come from torch's global generator on the CPU, wherever the images
-    are. So the same seed draws the same on every device, and no device is waited for.
-
-    The module does the same in train and eval mode; the caller decides when to call it.
+    All random numbers come from torch's global generator on the CPU, so a seed draws the same on
+    every device, and the host does not synchronise with it. Train and eval mode are the same.
 
     Args:
         color_jitter: Strength of brightness, contrast, saturation and hue, as in
-            torchvision's ``ColorJitter``. None jitters nothing.
+            torchvision's ``ColorJitter``. None disables the jitter.
         color_jitter_prob: Share of the images that are jittered.
-        grayscale_prob: Share of the images that lose their colour.
+        grayscale_prob: Share of the images that are turned to grey.
         blur_sigma: Smallest and largest standard deviation of the Gaussian blur, in pixels.
-            None blurs nothing.
+            None disables the blur.
         blur_prob: Share of the images that are blurred.
         blur_kernel: Odd side of the blur's kernel in pixels. None takes a tenth of the
             shorter side, as SimCLR does (arXiv 2002.05709, appendix A): 23 for 224, 9 for
@@ -62,38 +59,55 @@ class ViewAugment(nn.Module):
         flip_prob: float = 0.5,
     ) -> None:
         super().__init__()
-        _check_ranges(color_jitter, blur_sigma, blur_kernel, solarize_threshold)
         self.color_jitter = color_jitter
-        self.color_jitter_prob = _check_prob('color_jitter_prob', color_jitter_prob)
-        self.grayscale_prob = _check_prob('grayscale_prob', grayscale_prob)
+        self.color_jitter_prob = color_jitter_prob or 0.0
+        self.grayscale_prob = grayscale_prob or 0.0
         self.blur_sigma = blur_sigma
-        self.blur_prob = _check_prob('blur_prob', blur_prob)
+        self.blur_prob = blur_prob or 0.0
         self.blur_kernel = blur_kernel
-        self.solarize_threshold = float(solarize_threshold)
-        self.solarize_prob = _check_prob('solarize_prob', solarize_prob)
-        self.flip_prob = _check_prob('flip_prob', flip_prob)
+        self.solarize_threshold = solarize_threshold
+        self.solarize_prob = solarize_prob or 0.0
+        self.flip_prob = flip_prob or 0.0
+        probs = {name: prob for name, prob in vars(self).items() if name.endswith('_prob')}
+        for name, is_in_range, rule in (
+            *((name, 0 <= prob <= 1, 'in [0, 1]') for name, prob in probs.items()),
+            (
+                'color_jitter',
+                color_jitter is None
+                or (len(color_jitter) == 4 and min(color_jitter) >= 0 and color_jitter[3] <= 0.5),
+                'None or four strengths >= 0 (brightness, contrast, saturation, hue), the last at '
+                'most 0.5',
+            ),
+            (
+                'blur_sigma',
+                blur_sigma is None or (len(blur_sigma) == 2 and 0 < blur_sigma[0] <= blur_sigma[1]),
+                'None or (smallest, largest) in pixels with 0 < smallest <= largest',
+            ),
+            (
+                'blur_kernel',
+                blur_kernel is None or (blur_kernel >= 1 and blur_kernel % 2 == 1),
+                'None, or odd and >= 1',
+            ),
+            ('solarize_threshold', 0 <= solarize_threshold <= 1, 'in [0, 1] (128 / 255 for 128)'),
+        ):
+            if not is_in_range:
+                raise ValueError(f'ViewAugment: {name} must be {rule}; got {getattr(self, name)!r}')
 
     @torch.no_grad()
     def forward(self, images: Tensor, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
         """Augment and normalise a batch.
 
         Args:
-            images: (N, C, H, W) uint8, or float32 from 0 to 255, of any strides. Local crops
-                come flattened to (N * L, C, h, w). Not modified.
+            images: (..., C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
             mean: (C, 1, 1), subtracted in the end; of three in RGB order; on the scale 0-255.
             std: (C, 1, 1), divided by after that.
             to_rgb: Whether three channels come in BGR order.
 
         Returns:
-            Tensor: (N, C, H, W), three channels in RGB order; float32, or on an accelerator under
+            Tensor: (..., C, H, W), three channels in RGB order; float32, or on an accelerator under
             autocast of its type.
         """
-        plan = self.plan(images, len(mean))
-        place = on_cpu if goes_to_cpu(images) else on_device
-        return place.augment(images, plan, mean, std, to_rgb)
-
-    def plan(self, images: Tensor, num_channels: int) -> Plan:
-        """Check images, ``(..., C, H, W)``, and draw what is to happen to each."""
+        num_channels = len(mean)
         is_kind = images.dtype in (torch.uint8, torch.float32)
         if images.ndim < 4 or images.shape[-3] != num_channels or not is_kind:
             raise ValueError(
@@ -101,92 +115,53 @@ class ViewAugment(nn.Module):
                 f'{images.dtype} of shape {tuple(images.shape)}'
             )
         plan = self.draw(images.shape[:-3].numel(), min(images.shape[-2:]))
-        return plan if num_channels == 3 else without_colours(plan)
+        if num_channels != 3:
+            plan = without_colours(plan)
+        place = on_cpu if goes_to_cpu(images) else on_device
+        return place.augment(images, plan, mean, std, to_rgb)
 
     def draw(self, num_images: int, size: int) -> Plan:
-        """Draw what is to happen to each image.
+        """Draw the operations on each image.
 
         Args:
             num_images: N.
             size: The shorter side of the images in pixels.
         """
-        uniform = torch.rand(num_images, 14)  # in [0, 1), so a probability of 1 always wins
-        coins = uniform[:, :5] < torch.tensor(
-            [
-                self.flip_prob,
-                self.color_jitter_prob if self.color_jitter else 0.0,
-                self.grayscale_prob,
-                self.blur_prob if self.blur_sigma else 0.0,
-                self.solarize_prob,
-            ]
-        )
+        uniform = torch.rand(num_images, 14)  # in [0, 1), so a probability of 1 always applies
+        probs = [
+            self.flip_prob,
+            self.color_jitter_prob if self.color_jitter else 0.0,
+            self.grayscale_prob,
+            self.blur_prob if self.blur_sigma else 0.0,
+            self.solarize_prob,
+        ]
+        flip, jitter, grey, blur, solarize = (uniform[:, :5] < torch.tensor(probs)).unbind(1)
         strength = torch.tensor(self.color_jitter or (0.0,) * 4)
-        centre = torch.ones(4)
-        centre[HUE] = 0
+        centre = torch.tensor([1.0, 1, 1, 0])
         low = centre - strength
         low[:HUE].clamp_(min=0)  # no negative factors; the hue turns both ways
         smallest, largest = self.blur_sigma or (1.0, 1.0)
         return Plan(
-            flip=coins[:, 0],
-            jitter=coins[:, 1],
+            flip=flip,
+            jitter=jitter,
             order=uniform[:, 9:13].argsort(1),
             factors=low + (centre + strength - low) * uniform[:, 5:9],
-            grey=coins[:, 2],
-            blur=coins[:, 3],
+            grey=grey,
+            blur=blur,
             sigma=smallest + (largest - smallest) * uniform[:, 13],
-            blur_side=self.blur_kernel or derive_blur_kernel(size),
-            solarize=coins[:, 4],
+            # A tenth of the size, odd, at least 3.
+            blur_side=self.blur_kernel or max(3, 2 * (size // 10 // 2) + 1),
+            solarize=solarize,
             solarize_from=255 * self.solarize_threshold,
         )
 
     def extra_repr(self) -> str:
-        """Return the settings, as shown in the log."""
-        return ', '.join(
-            f'{name}={value}' for name, value in vars(self).items() if name in _SETTINGS
-        )
-
-
-_SETTINGS = ViewAugment.__init__.__annotations__
+        """Return the settings for the log."""
+        settings = ViewAugment.__init__.__annotations__.keys() & vars(self)
+        return ', '.join(f'{name}={getattr(self, name)}' for name in sorted(settings))
 
 
 def goes_to_cpu(images: Tensor) -> bool:
-    """Tell whether images, (..., C, H, W), are augmented by :mod:`.on_cpu`."""
+    """Return whether :mod:`.on_cpu` augments images, (..., C, H, W)."""
     is_photo = images.dtype == torch.uint8 and images.shape[-3] == 3
     return is_photo and images.device.type == 'cpu'
-
-
-def derive_blur_kernel(size: int) -> int:
-    """Return the side of the blur's kernel for images of ``size`` pixels: a tenth, odd, >= 3."""
-    return max(3, 2 * (size // 10 // 2) + 1)
-
-
-def _check_prob(name: str, prob: float | None) -> float:
-    if prob is None:
-        return 0.0
-    if not 0 <= prob <= 1:
-        raise ValueError(f'ViewAugment: {name} must lie in [0, 1], got {prob!r}')
-    return float(prob)
-
-
-def _check_ranges(color_jitter, blur_sigma, blur_kernel, solarize_threshold) -> None:
-    if color_jitter is not None and (
-        len(color_jitter) != 4 or min(color_jitter) < 0 or color_jitter[3] > 0.5
-    ):
-        raise ValueError(
-            'ViewAugment: color_jitter must be four strengths >= 0 (brightness, contrast, '
-            f'saturation, hue), the last at most 0.5, or None; got {color_jitter!r}'
-        )
-    if blur_sigma is not None and (len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]):
-        raise ValueError(
-            'ViewAugment: blur_sigma must be (smallest, largest) in pixels with '
-            f'0 < smallest <= largest, or None; got {blur_sigma!r}'
-        )
-    if blur_kernel is not None and (blur_kernel < 1 or blur_kernel % 2 == 0):
-        raise ValueError(
-            f'ViewAugment: blur_kernel must be odd and >= 1, or None; got {blur_kernel!r}'
-        )
-    if not 0 <= solarize_threshold <= 1:
-        raise ValueError(
-            'ViewAugment: solarize_threshold lies in [0, 1] (128 of 255 is 128 / 255), '
-            f'got {solarize_threshold!r}'
-        )

@@ -9,41 +9,14 @@ from torch.nn import functional as F
 from mmpatchmix.registry import MODELS
 
 
-def _resize(channels: int, patch_size: int, stride: int, narrow: bool) -> tuple[nn.Module, int]:
-    """Build layers from stride ``patch_size`` to ``stride``; return their channels too.
-
-    Upwards each doubling is a transposed convolution (halving the channels where
-    ``narrow``), with LayerNorm and GELU between two; downwards a max pooling.
-    """
-    larger, smaller = max(patch_size, stride), min(patch_size, stride)
-    factor = larger // smaller
-    if larger % smaller or factor & (factor - 1):
-        raise ValueError(
-            f'a stride of {stride} cannot be reached from patches of {patch_size} pixels by '
-            'doubling or halving: change neck.strides or backbone.patch_size.'
-        )
-    if stride >= patch_size:
-        return (nn.MaxPool2d(factor) if factor > 1 else nn.Identity()), channels
-    layers: list[nn.Module] = []
-    while factor > 1:
-        if layers:
-            layers += [LayerNorm2d(channels, eps=1e-6), nn.GELU()]
-        wider, channels = channels, channels // 2 if narrow else channels
-        layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
-        factor //= 2
-    return nn.Sequential(*layers), channels
-
-
 @MODELS.register_module()
 class ViTPyramid(BaseModule):
-    """Resize maps of several blocks to the strides of a pyramid, for an FPN to follow.
+    """Resize maps of several blocks to the strides of a pyramid; an FPN follows.
 
-    The plain way to give a ViT to FPN detectors, as in BEiT and iBOT: shallow
-    blocks serve the fine levels, by transposed convolutions, the last one the
-    coarsest, by max pooling. Each map passes a LayerNorm first: blocks of a
-    pre-norm ViT add to an unnormalised sum, whose scale grows with depth and
-    with pre-training (measured on the digits demo: 3 to 5 times that of random
-    weights), and FPN has no norm of its own.
+    As in BEiT and iBOT, shallow blocks give the fine levels, by transposed convolutions, and the
+    last one gives the coarsest, by max pooling. Each map passes a LayerNorm first, because blocks
+    of a pre-norm ViT add to an unnormalised sum, whose scale grows with depth and with pre-training
+    (3 to 5 times that of random weights in the digits demo), and FPN has no norm.
 
     Args:
         in_channels: Width of the backbone.
@@ -76,7 +49,7 @@ class ViTPyramid(BaseModule):
         """
         if len(maps) != len(self.resize):
             raise ValueError(
-                f'the backbone gives {len(maps)} maps and the pyramid has {len(self.resize)} '
+                f'the backbone returns {len(maps)} maps and the pyramid has {len(self.resize)} '
                 'levels: make backbone.out_indices and neck.strides equally long.'
             )
         normed = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
@@ -95,7 +68,7 @@ class SimpleFeaturePyramid(BaseModule):
         out_channels: Channels of every level.
         patch_size: Pixels per patch, the stride of the incoming map.
         strides: Pixels per cell of the levels.
-        num_outs: Levels to give; those beyond ``strides`` halve the last one.
+        num_outs: Number of levels; those beyond ``strides`` halve the last one.
         init_cfg: As in mmengine.
 
     Raises:
@@ -117,19 +90,40 @@ class SimpleFeaturePyramid(BaseModule):
         norm = {'type': 'mmpretrain.LN2d', 'eps': 1e-6}
         for stride in strides:
             resize, channels = _resize(in_channels, patch_size, stride, narrow=True)
-            self.levels.append(
-                nn.Sequential(
-                    resize,
-                    ConvModule(channels, out_channels, 1, norm_cfg=norm, act_cfg=None),
-                    ConvModule(
-                        out_channels, out_channels, 3, padding=1, norm_cfg=norm, act_cfg=None
-                    ),
-                )
+            one = ConvModule(channels, out_channels, 1, norm_cfg=norm, act_cfg=None)
+            three = ConvModule(
+                out_channels, out_channels, 3, padding=1, norm_cfg=norm, act_cfg=None
             )
+            self.levels.append(nn.Sequential(resize, one, three))
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Turn the last map, ``(N, C, H, W)``, into ``num_outs`` maps of ``out_channels``."""
+        """Resize the last map, ``(N, C, H, W)``, to ``num_outs`` maps of ``out_channels``."""
         levels = [level(maps[-1]) for level in self.levels]
         for _ in range(self.num_extra):
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return tuple(levels)
+
+
+def _resize(channels: int, patch_size: int, stride: int, narrow: bool) -> tuple[nn.Module, int]:
+    """Build layers from stride ``patch_size`` to ``stride``; return them and their channels.
+
+    Each doubling of the resolution is a transposed convolution, which halves the channels if
+    ``narrow``, with LayerNorm and GELU between two; it is reduced by one max pooling.
+    """
+    larger, smaller = max(patch_size, stride), min(patch_size, stride)
+    factor = larger // smaller
+    if larger % smaller or factor & (factor - 1):
+        raise ValueError(
+            f'a stride of {stride} cannot be reached from patches of {patch_size} pixels by '
+            'doubling or halving: change neck.strides or backbone.patch_size.'
+        )
+    if stride >= patch_size:
+        return (nn.MaxPool2d(factor) if factor > 1 else nn.Identity()), channels
+    layers: list[nn.Module] = []
+    while factor > 1:
+        if layers:
+            layers += [LayerNorm2d(channels, eps=1e-6), nn.GELU()]
+        wider, channels = channels, channels // 2 if narrow else channels
+        layers.append(nn.ConvTranspose2d(wider, channels, kernel_size=2, stride=2))
+        factor //= 2
+    return nn.Sequential(*layers), channels

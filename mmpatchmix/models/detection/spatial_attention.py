@@ -1,4 +1,4 @@
-"""Self-attention over a map, in windows or globally, with relative position or without."""
+"""Self-attention over a map, global or in windows, with or without relative position."""
 
 import torch
 from mmpretrain.models.backbones.vit_sam import (
@@ -14,23 +14,22 @@ from torch.nn import functional as F
 class SpatialAttention(MultiheadAttention):
     """mmpretrain's attention of a ViT block, on maps instead of token lists.
 
-    With ``window_size`` the map is cut into windows that attend to themselves
-    (ViTDet, https://arxiv.org/abs/2203.16527). A map that is no multiple of the
-    window is padded with zeros, which take part in the attention as in ViTDet.
+    With ``window_size`` the map is split into windows that attend to themselves
+    (ViTDet, https://arxiv.org/abs/2203.16527). A map whose sides the window does not
+    divide is padded with zeros, which take part in the attention as in ViTDet.
 
     The decomposed relative position of ViTDet adds ``q . r_h + q . r_w`` to the
-    logit of a query and a key that lie ``h`` rows and ``w`` columns apart. The
-    sum over rows and columns is itself a scalar product: of ``[q . r_h for every
-    row, q . r_w for every column]`` with the one-hot row and column of the key.
-    Appended to query and key it goes through the same attention call, so a fused
+    logit of a query and a key that lie ``h`` rows and ``w`` columns apart. This sum is a
+    scalar product of ``[q . r_h for every row, q . r_w for every column]`` with the
+    one-hot row and column of the key. These are appended to query and key, so a fused
     kernel that takes queries wider than values stores no matrix of all pairs.
 
     Args:
         embed_dims: Width of the ViT.
         num_heads: Number of heads; must divide the width.
         window_size: Cells per side of a window; 0 attends globally.
-        rel_pos_size: Cells per side that the relative position is learned for;
-            other sizes are interpolated. 0 leaves it away.
+        rel_pos_size: Cells per side for which the relative position is learned; it is
+            interpolated for other sizes. 0 disables it.
         **kwargs: Those of :class:`mmpretrain.models.utils.MultiheadAttention`.
     """
 
@@ -40,19 +39,12 @@ class SpatialAttention(MultiheadAttention):
         super().__init__(embed_dims, num_heads, **kwargs)
         self.window_size = window_size
         self.use_rel_pos = rel_pos_size > 0
-        if self.use_rel_pos:  # zero, so that a pre-trained ViT starts as it was
+        if self.use_rel_pos:  # zero, so that it has no effect at first
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * rel_pos_size - 1, self.head_dims))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * rel_pos_size - 1, self.head_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend within ``x``.
-
-        Args:
-            x: ``(N, H, W, C)``.
-
-        Returns:
-            ``(N, H, W, C)``, without the shortcut.
-        """
+        """Attend within ``(N, H, W, C)``; returns the same shape, without the shortcut."""
         size = x.shape[1:3]
         if self.window_size:
             x, padded = window_partition(x, self.window_size)  # (N * windows, h, w, C)

@@ -5,7 +5,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mmpatchmix.models.augment import fused_colours, on_device
+from mmpatchmix.models.augment import colours, on_device
 from mmpatchmix.models.augment.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan
 
 MEAN, STD = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
@@ -52,29 +52,29 @@ def make_jitter(name: str, values: list[float]) -> Plan:
     return plan._replace(factors=factors)
 
 
-class Fused:
-    """What CUDA devices do, but for the compiler and for half precision."""
+class AsOnCuda:
+    """The operations of CUDA devices, without the compiler and half precision."""
 
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
         with (
             mock.patch.object(on_device, 'CONVOLVES', ()),
-            mock.patch.object(fused_colours, 'COMPILED_ON', ('cpu', 'meta')),
-            mock.patch.object(fused_colours, '_compile', lambda: fused_colours.apply),
+            mock.patch.object(colours, 'COMPILED_ON', ('cpu', 'meta')),
+            mock.patch.object(colours, '_compile', lambda: colours.apply),
         ):
             out = on_device.augment(*args, **kwargs)
-        assert fused_colours._works
+        assert colours._works
         return out
 
 
 class InHalf:
-    """What accelerators do to bytes: they keep them in half precision."""
+    """The operations of accelerators on bytes, in half precision."""
 
     @staticmethod
     def augment(*args, **kwargs) -> Tensor:
         with (
             mock.patch.object(on_device, 'CONVOLVES', ()),
-            mock.patch.object(on_device, 'choose_work_dtype', lambda images: torch.float16),
+            mock.patch.object(colours, 'choose_work_dtype', lambda images: torch.float16),
         ):
             return on_device.augment(*args, **kwargs)
 

@@ -7,13 +7,13 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.transforms.v2 import functional as F
 
-from mmpatchmix.models.augment import fused_colours, on_cpu, on_device
+from mmpatchmix.models.augment import colours, on_cpu, on_device
 from mmpatchmix.models.augment.plan import without_colours
-from mmpatchmix.models.augment.view_augment import ViewAugment, derive_blur_kernel
+from mmpatchmix.models.augment.view_augment import ViewAugment
 from tests.models.augment.plans import (
     MEAN,
     STD,
-    Fused,
+    AsOnCuda,
     InHalf,
     make_images,
     make_jitter,
@@ -22,7 +22,7 @@ from tests.models.augment.plans import (
 )
 
 PLACES = pytest.mark.parametrize(
-    'place', [on_cpu, on_device, Fused], ids=['cpu', 'device', 'fused']
+    'place', [on_cpu, on_device, AsOnCuda], ids=['cpu', 'device', 'fused']
 )
 ORDERS = pytest.mark.parametrize('is_bgr', [False, True], ids=['rgb', 'bgr'])
 # Grey weighs red by 0.299 (ITU-R BT.601) here, by 0.2989 in torchvision: 0.026 of a level.
@@ -63,13 +63,6 @@ def test_jitter_equals_torchvision(place, is_bgr, name, values, tolerances):
         assert_near(result, expected, tolerances[place is not on_cpu])
         if value != (0 if name == 'hue' else 1):
             assert (result - image).abs().max() > 1, 'nothing happened'
-
-
-@PLACES
-def test_a_third_of_the_circle_takes_red_to_green(place):
-    images = 255 * torch.eye(3, dtype=torch.uint8).view(1, 3, 1, 3)
-    out = run(place, images, make_jitter('hue', [1 / 3]))
-    torch.testing.assert_close(out, images.roll(1, 1).float(), rtol=0, atol=1e-3)
 
 
 @PLACES
@@ -175,24 +168,6 @@ def test_normalisation_is_part_of_it(place):
     torch.testing.assert_close(out, (images - mean) / std, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize('size', [32, 96])
-def test_both_places_do_the_same_to_each_image(size):
-    torch.manual_seed(0)
-    augment = ViewAugment(blur_prob=0.5, solarize_prob=0.0)
-    # Smooth colours, as photos have them: in noise a level more turns the hue of a nearly grey
-    # pixel, and that is not what this is about.
-    coarse = torch.rand(60, 3, 5, 5)
-    images = torch.nn.functional.interpolate(coarse, (size, size), mode='bicubic').clamp(0, 1)
-    images = (255 * images).round().byte()
-    plan = augment.draw(60, size)
-    ours, theirs = run(on_cpu, images, plan), run(on_device, images, plan)
-    # Up to six roundings of half a level each, enlarged by factors of at most 1.4.
-    assert (ours - theirs).abs().amax(dim=(1, 2, 3)).max() < 4
-    assert (ours - theirs).abs().mean() < 0.6
-    assert (ours - theirs).mean().abs() < 0.1  # no bias
-    assert ((ours - images).abs().mean(dim=(1, 2, 3)) > 5).sum() > 40  # something happened
-
-
 @PLACES
 @pytest.mark.parametrize('num', [0, 1, 5])
 def test_any_number_and_memory_layout(place, num):
@@ -232,27 +207,8 @@ def test_autocast_changes_the_type_and_nothing_else_on_the_device():
 def test_values_stay_in_range(place):
     torch.manual_seed(0)
     augment = ViewAugment((0.8, 0.8, 0.8, 0.5), blur_prob=1.0, solarize_prob=0.5)
-    out = run(place, make_images(32), augment.draw(32, derive_blur_kernel(20)))
+    out = run(place, make_images(32), augment.draw(32, 20))
     assert out.min() >= -1e-4 and out.max() <= 255 + 1e-4
-
-
-HALF = 1 / 16  # halves of 128 to 255 are an eighth of a level apart
-
-
-@pytest.mark.parametrize(
-    ('name', 'values', 'tolerance'),
-    [
-        ('brightness', [0.6, 1.37], HALF),
-        ('contrast', [0.6, 1.37], 2 * HALF),  # once for what is added
-        ('saturation', [0.8, 1.2], 3 * HALF),  # and for the grey, in two steps
-        # Angles of pi to two pi are 1/256 of a radian apart; a channel runs its range in pi / 3.
-        ('hue', [-0.3, 0.03, 0.1, 0.5], 255 * 2 / 256 * 3 / 3.14),
-    ],
-)
-def test_half_precision_costs_bytes_a_fraction_of_a_level(name, values, tolerance):
-    images, plan = make_images(len(values)), make_jitter(name, values)
-    error = run(InHalf, images, plan) - run(on_device, images, plan)
-    assert 0 < error.abs().max() <= tolerance and error.mean().abs() < 0.05
 
 
 def test_half_precision_is_nearer_than_whole_levels():
@@ -271,17 +227,19 @@ def test_fused_channels_that_are_no_colours(channels):
     mean, std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     plan = without_colours(ViewAugment(color_jitter_prob=0.7).draw(9, 10))
     expected = on_device.augment(images, plan, mean, std)
-    torch.testing.assert_close(Fused.augment(images, plan, mean, std), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        AsOnCuda.augment(images, plan, mean, std), expected, rtol=0, atol=1e-3
+    )
 
 
 @pytest.fixture
 def compiler(monkeypatch):
     """A compiler for CPU cores, and how often it was asked for a graph."""
     counter = CompileCounterWithBackend('eager')
-    compiled = torch.compile(fused_colours.apply, dynamic=False, fullgraph=True, backend=counter)
-    monkeypatch.setattr(fused_colours, 'COMPILED_ON', ('cpu',))
-    monkeypatch.setattr(fused_colours, '_works', True)
-    monkeypatch.setattr(fused_colours, '_compile', lambda: compiled)
+    compiled = torch.compile(colours.apply, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr(colours, 'COMPILED_ON', ('cpu',))
+    monkeypatch.setattr(colours, '_works', True)
+    monkeypatch.setattr(colours, '_compile', lambda: compiled)
     torch._dynamo.reset()
     yield counter
     torch._dynamo.reset()
@@ -295,26 +253,26 @@ def test_one_graph_whatever_is_drawn(compiler):
         plan = augment.draw(6, 16)
         with torch.no_grad():
             out = on_device.augment(images, plan, MEAN, STD)
-            expected = Fused.augment(images, plan, MEAN, STD)
+            expected = AsOnCuda.augment(images, plan, MEAN, STD)
         torch.testing.assert_close(out, expected)
     assert compiler.frame_count == 1
 
 
-def test_without_a_compiler_it_is_said_once_and_goes_on(compiler, monkeypatch):
+def test_a_failing_compiler_is_logged_once_and_replaced_by_eager_colours(compiler, monkeypatch):
     calls = []
 
     def no_compiler(*args):
         calls.append(args)
         raise RuntimeError('Failed to find C compiler. Please specify via CC\nTriton says more')
 
-    said = []
-    monkeypatch.setattr(fused_colours, '_compile', lambda: no_compiler)
-    monkeypatch.setattr(fused_colours, 'print_log', lambda text, *rest: said.append(text))
+    logged = []
+    monkeypatch.setattr(colours, '_compile', lambda: no_compiler)
+    monkeypatch.setattr(colours, 'print_log', lambda text, *rest: logged.append(text))
     images = make_images(6)
     plan = ViewAugment().draw(6, 20)
     outs = [on_device.augment(images, plan, MEAN, STD) for _ in range(2)]
-    monkeypatch.setattr(fused_colours, 'COMPILED_ON', ())
+    monkeypatch.setattr(colours, 'COMPILED_ON', ())
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], on_device.augment(images, plan, MEAN, STD))
-    assert len(calls) == len(said) == 1
-    assert '(Failed to find C compiler. Please specify via CC)' in said[0]
+    assert len(calls) == len(logged) == 1
+    assert '(Failed to find C compiler. Please specify via CC)' in logged[0]

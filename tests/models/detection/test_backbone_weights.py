@@ -1,4 +1,4 @@
-"""Loading a backbone: every tensor arrives, or nothing does and the report says why."""
+"""Loading a backbone: all tensors or an error."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def vit(seed, out_type='cls_token'):
 
 @pytest.fixture
 def pretraining(tmp_path):
-    """What a pre-training run leaves: two encoders, projector, predictor, log buffers."""
+    """A checkpoint of pre-training: two encoders, projector, predictor, log buffers."""
     query, momentum = vit(0), vit(1)
     state = {f'backbone.{key}': value for key, value in query.items()}
     state |= {f'momentum_encoder.backbone.{key}': value for key, value in momentum.items()}
@@ -85,48 +85,15 @@ def test_the_position_embedding_is_interpolated(pretraining):
     assert torch.equal(load(WindowedViT, file, img_size=48)['pos_embed'], expected[:, 1:])
 
 
-def spoil(file, change):
-    content = torch.load(file, weights_only=False)
-    change(content['state_dict'])
-    torch.save(content, file)
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (
-            lambda s: s.pop('momentum_encoder.backbone.layers.1.ln2.bias'),
-            r'missing.*layers\.1\.ln2\.bias',
-        ),
-        (
-            lambda s: s.update({'momentum_encoder.backbone.layers.1.extra.bias': torch.ones(1)}),
-            r'unexpected.*layers\.1\.extra\.bias',
-        ),
-        (
-            lambda s: s.update({'momentum_encoder.backbone.layers.0.ln2.bias': torch.ones(5)}),
-            r'layers\.0\.ln2\.bias: \(5,\) instead of \(192,\)',
-        ),
-    ],
-)
 @pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
-def test_a_wrong_file_stops_with_the_report_and_changes_nothing(pretraining, kind, change, message):
-    spoil(pretraining[0], change)
+def test_a_missing_key_is_an_error_and_changes_nothing(pretraining, kind):
+    content = torch.load(pretraining[0], weights_only=False)
+    content['state_dict'].pop('momentum_encoder.backbone.layers.1.ln2.bias')
+    torch.save(content, pretraining[0])
     model = build(kind, pretraining[0])
-    torch.manual_seed(3)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r'missing.*layers\.1\.ln2\.bias'):
         model.init_weights()
     assert not torch.equal(model.layers[0].attn.qkv.weight, vit(1)['layers.0.attn.qkv.weight'])
-
-
-def test_another_width_is_named(pretraining):
-    wide = {**ARCH, 'embed_dims': 384}
-    with pytest.raises(ValueError, match='embed_dims: 192 in the file, 384 in the model'):
-        load(DetectionViT, pretraining[0], arch=wide)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        load(DetectionViT, tmp_path / 'none.pth')
 
 
 def test_an_unknown_prefix_is_refused(pretraining):

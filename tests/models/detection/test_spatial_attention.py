@@ -4,8 +4,6 @@ import pytest
 import torch
 from mmpretrain.models.backbones.vit_sam import (
     add_decomposed_rel_pos,
-    window_partition,
-    window_unpartition,
 )
 from mmpretrain.models.utils import MultiheadAttention
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -55,14 +53,6 @@ def test_windows_attend_to_themselves_alone(size):
             seen = plain(window.flatten(1, 2)).unflatten(1, (2, 2))
             expected[:, top : top + 2, left : left + 2] = seen[:, :height, :width]
     torch.testing.assert_close(module(x), expected)
-
-
-@pytest.mark.parametrize('size', [(3, 3), (7, 5), (14, 14), (15, 29)])
-@pytest.mark.parametrize('window', [2, 3, 14])
-def test_window_partition_is_invertible(size, window):
-    x = torch.randn(2, *size, 4)
-    windows, padded = window_partition(x, window)
-    assert torch.equal(window_unpartition(windows, window, padded, size), x)
 
 
 def naive_rel_pos(module, x):

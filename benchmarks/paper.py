@@ -106,6 +106,7 @@ class Paper(Parts):
             (view_augment, 'goes_to_cpu', lambda images: False),
             (on_device, 'CONVOLVES', ()),
             (colours, 'choose_work_dtype', choose_half_for_bytes),
+            (colours, 'PIXELS_AT_ONCE', 2**62),
             (vit_blocks, 'PLAIN_UP_TO', 0),
             (clip_grad, '_has_foreach_support', lambda tensors, device: True),
         ]:

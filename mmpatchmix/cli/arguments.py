@@ -301,7 +301,7 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
     backbone = model.get('backbone') or {}
     if backbone.get('type') != 'mmpatchmix.PatchMixViT' or 'neck' not in model:
         raise ValueError(
-            '--init is for pre-training recipes (a mmpatchmix.PatchMixViT and a neck); this model is a '
+            '--init is for pre-training recipes (a mmpatchmix.PatchMixViT and a neck), not for '
             f'{model.get("type")}: use --cfg-options model.backbone.init_cfg.checkpoint=FILE.'
         )
     arch = backbone.arch

@@ -142,7 +142,7 @@ def exchanged_bytes(model: PatchMix) -> dict[str, float]:
     and their backwards; projector and predictor for each view group. Gradients are scattered once
     for each of these backwards. All in float32.
     """
-    blocks = count(*model.backbone.layers[:-1])
+    blocks = count(*model.backbone.layers)
     rest = count(model.backbone) - blocks
     neck, predictor = count(model.neck), count(model.head)
     gathered = 5 * blocks + (4 + 4 + 3) * neck + (4 + 4) * predictor + 4 * rest

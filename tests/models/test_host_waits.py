@@ -114,7 +114,7 @@ def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerato
 
 
 def test_a_deferred_nan_is_reported_with_its_own_iteration(as_on_an_accelerator):
-    hook = DeferredRuntimeInfoHook()
+    hook = LossLogHook()
     runner = SimpleNamespace(
         hooks=[],
         train_dataloader=range(3),

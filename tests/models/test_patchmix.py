@@ -184,7 +184,7 @@ def test_weights_for_local_crops_alone_need_local_crops():
     model = tiny_model(loss_weights=dict(source=0, mix_source=0, mix_mix=0)).train()
     losses = model(prepare(model, num_local=2), mode='loss')
     assert losses.keys() >= {'loss_local', 'loss_mix_local', 'kl'} and 'loss_source' not in losses
-    with pytest.raises(ValueError, match='nothing but terms of local crops'):
+    with pytest.raises(ValueError, match='leaves only terms of local crops'):
         model(prepare(model), mode='loss')
 
 

@@ -22,11 +22,9 @@ WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
 # Data sets that --data-root chooses between.
 FOLDER, SHARDS = 'mmpatchmix.ImageFolder', 'mmpatchmix.ShardedImages'
 
-# Endings of other files in a folder of shards.
-BESIDE_SHARDS = ('.tar', '.npz', '.json', '.txt', '.partial')
+SHARD_ENDINGS = {'.tar', '.npz', '.json', '.txt', '.partial'}  # in a folder of shards
 
-# In names of environment variables.
-SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)
+SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)  # names of variables
 
 TRACKERS = ('mlflow', 'wandb')  # as their packages are called
 
@@ -70,12 +68,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Any:
-    """Return mmengine's ``Config``, checked, with the common arguments applied.
-
-    Raises:
-        FileNotFoundError: If there is no such config.
-        ValueError: Naming unknown keys, and values of the wrong type.
-    """
+    """Return mmengine's ``Config``, checked, with the common arguments applied."""
     from mmengine.config import Config
 
     from mmpatchmix.cli.config_checks import apply_options, check_config
@@ -102,47 +95,35 @@ def load_config(args: argparse.Namespace) -> Any:
 
 
 def find_launcher(launcher: str) -> str:
-    """Return the launcher; ``pytorch`` in a process of torchrun without ``--launcher``.
-
-    Raises:
-        ValueError: If there are several processes and no address to connect them.
-    """
+    """Return the launcher; ``pytorch`` in a process of torchrun without ``--launcher``."""
     num_ranks = os.environ.get('WORLD_SIZE', '1')
     if launcher != 'none' or num_ranks == '1':
         return launcher
     if {'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys():
         return 'pytorch'
-    raise ValueError(
-        f'WORLD_SIZE={num_ranks}, but neither --launcher nor the variables of torchrun are set: '
-        'the ranks cannot connect. Use tools/dist_train.sh, --launcher, or unset WORLD_SIZE.'
-    )
+    raise ValueError(f'WORLD_SIZE={num_ranks}, but no --launcher: use it or tools/dist_train.sh.')
 
 
 def warn_about_secrets(cfg: Any) -> None:
     """Print which environment variables of a config look like secrets."""
-    secrets = [name for name in cfg.env_variables if SECRET.search(name)]
-    if secrets:
-        text = f'the config reads ${", $".join(secrets)} from the environment'
-        print(f'{text}: the value will be in the log and in every checkpoint.', file=sys.stderr)
+    for name in filter(SECRET.search, cfg.env_variables):
+        print(
+            f'${name}, which the config reads, will be in the log and in every checkpoint.',
+            file=sys.stderr,
+        )
 
 
 def set_data_root(cfg: Any, data_root: str) -> None:
     """Apply ``--data-root`` to every data set below a config node, and to their annotation files.
 
     ``ImageFolder`` becomes ``ShardedImages`` where the root holds tar shards, and vice versa.
-
-    Raises:
-        ValueError: If no data set has a root, or the root is a list and a data set takes none.
     """
     from mmpatchmix.datasets.image_list import is_list
 
     nodes = [node for _, node in walk_dicts(cfg)]
     roots = [node for node in nodes if 'data_root' in node]
     if not any('type' in node for node in roots):  # a variable of that name is no data set
-        raise ValueError(
-            '--data-root: no data set of this config has a data_root to set, as those of '
-            'configs/patchmix_vit-s_folder.py have.'
-        )
+        raise ValueError('--data-root: no data set of this config has a data_root to set.')
     former = {str(node['data_root']).rstrip('/') + '/' for node in roots if node['data_root']}
     for node in roots:
         node['data_root'], kind = data_root, node.get('type')
@@ -154,7 +135,7 @@ def set_data_root(cfg: Any, data_root: str) -> None:
         elif kind and is_list(data_root):
             raise ValueError(
                 f'--data-root {data_root} is a list of images, which {FOLDER} reads; this config '
-                f'has a {kind}, which takes a folder here and a list as ann_file.'
+                f'has a {kind}: give its folder, and the list as ann_file.'
             )
     for node in nodes:
         path = node.get('ann_file')
@@ -164,21 +145,14 @@ def set_data_root(cfg: Any, data_root: str) -> None:
 
 
 def set_val_root(cfg: Any, val_root: str) -> None:
-    """Apply ``--val-root``: evaluate on these images, and train on all of the others.
-
-    Raises:
-        ValueError: If the config reads no folder, list or shards, or has no evaluation.
-    """
-    loaders = [cfg.get(name) for name in ('val_dataloader', 'test_dataloader')]
+    """Apply ``--val-root``: evaluate on these images, and train on all of the others."""
+    loaders = [cfg[name] for name in ('val_dataloader', 'test_dataloader') if cfg.get(name)]
     nodes = [node for _, node in walk_dicts(cfg) if node.get('type') in (FOLDER, SHARDS)]
-    if not nodes or not any(loaders):
-        raise ValueError(
-            f'--val-root needs a config that trains on images of {FOLDER} and evaluates '
-            '(val_dataloader), such as configs/patchmix_vit-s_folder.py.'
-        )
+    if not nodes or not loaders:
+        raise ValueError(f'--val-root needs a config with a val_dataloader and data of {FOLDER}.')
     for node in nodes:
         node['split'] = None
-    for loader in filter(None, loaders):
+    for loader in loaders:
         if 'data_prefix' in loader.dataset:
             loader.dataset.data_prefix = ''  # below the former, common root
         set_data_root(loader, val_root)
@@ -189,16 +163,13 @@ def holds_shards(path: str) -> bool:
     path = os.path.expanduser(path).rstrip('/')
     if not os.path.isdir(path):
         return path.endswith('.tar')
-    names = [name for name in os.listdir(path) if not name.startswith('.')]
+    names = (name for name in os.listdir(path) if not name.startswith('.'))
     endings = {os.path.splitext(name)[1].lower() for name in names}
-    return '.tar' in endings and endings.issubset(BESIDE_SHARDS)
+    return '.tar' in endings and endings <= SHARD_ENDINGS
 
 
 def set_workers(cfg: Any, num_workers: int) -> None:
-    """Apply ``--workers`` to every data loader below a config node.
-
-    Workers persist over epochs: mmengine would give new ones the same seeds.
-    """
+    """Apply ``--workers`` to every data loader; mmengine would give new workers the same seeds."""
     for _, node in walk_dicts(cfg):
         if 'num_workers' in node:
             node.update(num_workers=num_workers, persistent_workers=num_workers > 0)
@@ -207,38 +178,23 @@ def set_workers(cfg: Any, num_workers: int) -> None:
 
 
 def set_precision(cfg: Any, amp: bool | None) -> None:
-    """Apply ``--amp`` (True: bfloat16 autocast) or ``--no-amp`` (False: float32).
-
-    Raises:
-        ValueError: If there is no optimizer wrapper, or it has a precision of its own.
-    """
+    """Apply ``--amp`` (True: bfloat16 autocast) or ``--no-amp`` (False: float32)."""
     if amp is None:
         return
-    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = cfg.get('optim_wrapper') or dict(type='missing')
     kind = wrapper.get('type', FLOAT32)
-    if not wrapper or kind not in WRAPPERS:
-        raise ValueError(
-            f'--amp and --no-amp: optim_wrapper is {kind if wrapper else "missing"}; they change '
-            f'{", ".join(WRAPPERS)}.'
-        )
+    if kind not in WRAPPERS:
+        raise ValueError(f'--amp and --no-amp change {WRAPPERS}; optim_wrapper is {kind}.')
     for key in ('enabled', 'loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(key, None)
-    if amp or kind == BF16:  # in float32, too, it stops at gradients that are NaN
-        wrapper.update(type=BF16, enabled=amp)
-    else:
-        wrapper.type = FLOAT32
+    # BF16OptimWrapper stops at gradients that are NaN, in float32 too.
+    wrapper.update(dict(type=BF16, enabled=amp) if amp or kind == BF16 else dict(type=FLOAT32))
 
 
 def set_epochs(cfg: Any, epochs: int) -> None:
-    """Apply ``--epochs``: change the length of a run and scale all its schedules.
-
-    Raises:
-        ValueError: If ``epochs`` is below 1 or the run does not count in epochs.
-    """
-    if epochs < 1:
-        raise ValueError(f'--epochs {epochs} must be at least 1.')
-    if not (cfg.get('train_cfg') or {}).get('max_epochs'):
-        raise ValueError('--epochs needs a config whose train_cfg has max_epochs.')
+    """Apply ``--epochs``: change the length of a run and scale all its schedules."""
+    if epochs < 1 or not (cfg.get('train_cfg') or {}).get('max_epochs'):
+        raise ValueError(f'--epochs {epochs} needs at least one epoch and train_cfg.max_epochs.')
     factor = epochs / cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = epochs
     for scheduler in cfg.get('param_scheduler') or []:
@@ -256,42 +212,30 @@ def set_epochs(cfg: Any, epochs: int) -> None:
 def set_trackers(cfg: Any, names: Sequence[str]) -> None:
     """Apply ``--track``: add mmengine's back ends for some of :data:`TRACKERS`.
 
-    Their environment variables apply. Without any, MLflow writes into ``mlflow.db`` and ``mlruns``
-    of the current folder.
-
-    Raises:
-        ModuleNotFoundError: If a package is missing.
-        ValueError: If the config has no visualizer.
+    Their environment variables apply. Without any, MLflow writes into the current folder.
     """
     for name in names:
         if find_spec(name) is None:
             raise ModuleNotFoundError(
-                f'--track {name} needs the package {name}, which is not installed: '
-                "pip install 'mmpatchmix[track]'"
+                f"--track needs {name}, which is not installed: pip install 'mmpatchmix[track]'"
             )
     if names and not (cfg.get('visualizer') or {}).get('vis_backends'):
         raise ValueError('--track needs a config with visualizer.vis_backends.')
     project, run = Path(cfg.filename).stem, Path(cfg.work_dir).name
-    if 'mlflow' in names:  # mmengine's default is a new store for every start of a run
-        store = os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{Path("mlflow.db").absolute()}'
-        backend = dict(type='MLflowVisBackend', exp_name=project, run_name=run, tracking_uri=store)
-        cfg.visualizer.vis_backends.append(backend)
-    if 'wandb' in names:
-        backend = dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=run))
-        cfg.visualizer.vis_backends.append(backend)
+    # mmengine's default is a new store of MLflow for every start of a run.
+    store = os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{Path("mlflow.db").absolute()}'
+    backends = dict(
+        mlflow=dict(type='MLflowVisBackend', exp_name=project, run_name=run, tracking_uri=store),
+        wandb=dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=run)),
+    )
+    for name in names:
+        cfg.visualizer.vis_backends.append(backends[name])
 
 
 def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> None:
     """Apply ``--init``: start a recipe from a checkpoint, with its network; print the changes.
 
-    Args:
-        cfg: The config; changed in place.
-        checkpoint: See :func:`mmpatchmix.checkpoints.read_backbone`.
-        begun: The last checkpoint of a run to resume; then ``checkpoint`` need not exist.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file does not hold a plain ViT, or the config is no pre-training recipe.
+    To resume a run, its last checkpoint is read as ``begun``; then ``checkpoint`` need not exist.
     """
     from mmpretrain.models.backbones import VisionTransformer
 
@@ -308,21 +252,17 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
     arch = dict(VisionTransformer.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
     source = read_backbone(begun or checkpoint, default_heads=arch['num_heads'])
     spec = source.spec
-    before = {'patch_size': 16, 'num_registers': 0, **backbone, **arch}
-    after = {'patch_size': spec.patch_size, 'num_registers': spec.num_registers, **spec.arch}
+    before = dict(patch_size=16, num_registers=0) | backbone.to_dict() | arch
+    shape = dict(patch_size=spec.patch_size, num_registers=spec.num_registers)
     changes = [
         f'{key} {value} (the recipe: {before.get(key)})'
-        for key, value in after.items()
+        for key, value in (shape | spec.arch).items()
         if value != before.get(key)
     ]
     if model.data_preprocessor.patch_size == before['patch_size']:  # of the mix
         model.data_preprocessor.patch_size = spec.patch_size
-    backbone.update(
-        arch=arch | spec.arch,
-        patch_size=spec.patch_size,
-        num_registers=spec.num_registers,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
-    )
+    backbone.update(arch=arch | spec.arch, **shape)
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
     model.neck.in_channels = spec.embed_dims
     if begun is None and int(os.environ.get('RANK', 0)) == 0:
         print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')

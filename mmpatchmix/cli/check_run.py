@@ -19,15 +19,12 @@ from mmpatchmix.models.compiling import records_graphs
 
 
 def check_run(runner: Runner) -> None:
-    """Check data, model and schedule of a pre-training run against each other.
+    """Check data, model and schedule of a pre-training run that has not started.
 
-    Reads one sample for training and one for evaluation. Random states are restored.
-
-    Args:
-        runner: A Runner that has not started; afterwards with loops and data loaders.
+    Builds loops and data loaders and reads one sample of each. Random states are restored.
 
     Raises:
-        ValueError: Saying what does not fit, where, and how to mend it.
+        ValueError: If they do not fit, with the keys to change.
     """
     # Built in the order of Runner.train(): samplers draw their seeds when they are built.
     compare_data(runner.train_loop.dataloader.dataset)
@@ -44,11 +41,7 @@ def check_run(runner: Runner) -> None:
 
 
 def prepare_training(runner: Runner) -> None:
-    """Prepare a Runner as ``runner.train()`` does before its loop, without hooks and checkpoints.
-
-    Args:
-        runner: A Runner that has not started; afterwards ready for ``train_step``.
-    """
+    """Prepare a Runner for ``train_step`` as ``runner.train()`` does, without hooks and files."""
     _ = runner.train_loop  # builds the data, and the number of iterations
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
@@ -62,17 +55,11 @@ def prepare_training(runner: Runner) -> None:
 
 
 def run_one_step(runner: Runner) -> dict[str, float]:
-    """Build all parts of a run, including evaluation, and train on one batch.
-
-    Args:
-        runner: A Runner that has not started. Nothing is saved.
+    """Build all parts of a run, including evaluation, and train on one batch; save nothing.
 
     Returns:
         dict[str, float]: The losses of the step, its duration in ``seconds``, and on a GPU
         ``peak_gib``, the peak memory in GiB.
-
-    Raises:
-        FloatingPointError: If the loss is not finite.
     """
     prepare_training(runner)
     _ = runner.val_loop, runner.test_loop if runner._test_loop else None
@@ -96,22 +83,25 @@ def _check_held_out(runner: Runner) -> None:
     train = runner.train_dataloader.dataset
     test = runner.val_loop.dataloader.dataset if runner.val_loop else None
     # By an attribute of ImageFolder: the train loader's is wrapped in a class that sets seeds.
-    if not (hasattr(train, 'understood') and hasattr(test, 'understood')):
+    are_folders = hasattr(train, 'understood') and hasattr(test, 'understood')
+    if not are_folders or not test.metainfo['labelled']:  # then there is no evaluation
         return
-    if not test.metainfo['labelled']:
-        return  # there is no evaluation
-    if shared := [] if _are_apart(train, test) else sorted(_paths(train) & _paths(test)):
+    paths = [
+        {osp.abspath(each.get_data_info(index)['img_path']) for index in range(len(each))}
+        for each in (() if _are_apart(train, test) else (train, test))
+    ]
+    if shared := sorted(set.intersection(*paths)) if paths else []:
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
-            f'as {shared[0]}. Give both data sets the same labels and holdout, and split="train" '
-            'and "val", or separate folders or lists.'
+            f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
+            'and split="train" and "val".'
         )
     known = set(train.metainfo.get('classes') or ())
     if train.metainfo['labelled'] and known != set(test.metainfo['classes']):
         other = sorted(known.symmetric_difference(test.metainfo['classes']))
         raise ValueError(
-            f'train_dataloader and val_dataloader have different classes ({", ".join(other[:5])}), '
-            'and number them differently: give both dataset.classes=[...].'
+            f'train_dataloader and val_dataloader have different classes ({", ".join(other[:5])}): '
+            'give both dataset.classes=[...].'
         )
 
 
@@ -126,24 +116,16 @@ def _are_apart(train: Any, test: Any) -> bool:
     return osp.commonpath(roots) not in (root.rstrip('/') for root in roots)
 
 
-def _paths(dataset: Any) -> set[str]:
-    return {osp.abspath(dataset.get_data_info(n)['img_path']) for n in range(len(dataset))}
-
-
 def _check_batch(runner: Runner, model: PatchMix) -> None:
-    loader = runner.train_dataloader
+    """Refuse batches, or last batches, that are too small for the mix or for BatchNorm."""
+    loader, num_mix = runner.train_dataloader, max(model.data_preprocessor.num_mix_choices)
     batch_size, num_images = loader.batch_size, len(loader.sampler)
     if len(loader) == 0:
         raise ValueError(
             f'train_dataloader: {num_images} images per rank do not fill one batch of '
             f'{batch_size}: lower batch_size, or set drop_last=False.'
         )
-    num_mix = max(model.data_preprocessor.num_mix_choices)
-    if num_mix > batch_size:
-        raise ValueError(
-            f'data_preprocessor.num_mix={num_mix} is larger than the batch of {batch_size} images '
-            'per rank: lower it, or raise train_dataloader.batch_size.'
-        )
+    last = 0 if loader.drop_last else num_images % batch_size
     size = model.micro_batch_size or batch_size
     if size != batch_size and (size < 2 or batch_size % size):
         raise ValueError(
@@ -155,18 +137,18 @@ def _check_batch(runner: Runner, model: PatchMix) -> None:
             'model.micro_batch_size and optim_wrapper.accumulative_counts cannot be combined: '
             'raise train_dataloader.batch_size instead, to contrast all of its images.'
         )
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return
-    if size == 1:
-        raise ValueError(
-            'train_dataloader.batch_size=1, but the BatchNorm layers of projector and predictor '
-            'need at least 2 images per rank: raise it.'
-        )
-    if num_images % size == 1 and not loader.drop_last:
+    num_last = last % size or size
+    if num_last == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         kind = 'micro-batch' if model.micro_batch_size else 'batch'
         raise ValueError(
-            f'the last {kind} of an epoch would hold 1 of {num_images} images, too few for the '
-            'BatchNorm layers: set train_dataloader.drop_last=True or another batch_size.'
+            f'the last {kind} of an epoch would hold 1 of {num_images} images, but BatchNorm needs '
+            'at least 2 images per rank: change train_dataloader.batch_size, or drop_last.'
+        )
+    if num_mix > (smallest := last or batch_size):
+        raise ValueError(
+            f'data_preprocessor.num_mix={num_mix} is larger than {"the last" if last else "the"} '
+            f'batch of {smallest} images per rank: lower it, or change train_dataloader.batch_size'
+            f'{" or drop_last" if last else ""}.'
         )
 
 
@@ -177,9 +159,9 @@ def _check_compiler(runner: Runner, model: PatchMix) -> None:
     accumulation = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
     if accumulation > 1 and records_graphs(model.compile_options):
         raise ValueError(
-            f"model.compile=dict(mode='{model.compile_options['mode']}') records CUDA graphs, "
-            f'which overwrite gradients that optim_wrapper.accumulative_counts={accumulation} '
-            "adds up. Set one of them only, or mode='default'."
+            f'model.compile={model.compile_options} records CUDA graphs: the gradients that '
+            f'optim_wrapper.accumulative_counts={accumulation} adds up would be overwritten. Set '
+            "one of them only, or mode='default'."
         )
     options = {k: v for k, v in model.compile_options.items() if k in ('backend', 'mode')}
     try:
@@ -187,23 +169,22 @@ def _check_compiler(runner: Runner, model: PatchMix) -> None:
         torch.compile(lambda each: each + 1, **options)(values)
     except Exception as error:
         raise ValueError(
-            f'torch.compile does not work here ({str(error).splitlines()[0]}): install a C++ '
+            f'model.compile: it does not work here ({str(error).splitlines()[0]}). Install a C++ '
             'compiler (GPU: triton and a C compiler), or set model.compile=False.'
         ) from error
 
 
 def _check_views(runner: Runner, model: PatchMix) -> None:
     inputs = runner.train_dataloader.dataset[0]['inputs']
-    missing = {'view_1', 'view_2'} - set(inputs if isinstance(inputs, dict) else ())
-    if missing:
+    if missing := {'view_1', 'view_2'} - set(inputs if isinstance(inputs, dict) else ()):
         raise ValueError(
             f'the training pipeline yields no {sorted(missing)}: end it with '
-            "dict(type='mmpatchmix.LoadMultiCrop', ...), dict(type='mmpatchmix.PackViews')."
+            'mmpatchmix.LoadMultiCrop and mmpatchmix.PackViews.'
         )
     preprocessor = model.data_preprocessor
     for name, view in inputs.items():
         view = channels_first(view, preprocessor.num_channels)
-        _check_view(name, view, model, learns_positions=name != 'local_views')
+        _check_view(name, view, model)
         num_patches = math.prod(view.shape[-2:]) // preprocessor.patch_size**2
         draw_groups(num_patches, max(preprocessor.num_mix_choices))
     if runner.val_loop is not None:
@@ -211,50 +192,44 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
         _check_view('the test view (val_dataloader)', view, model)
 
 
-def _check_view(
-    name: str, view: torch.Tensor, model: PatchMix, learns_positions: bool = True
-) -> None:
+def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
     """Refuse a view of another number of channels, of cut patches, or of another aspect ratio."""
     num_channels, height, width = view.shape[-3:]  # (C, H, W), or (L, C, H, W)
-    num_means = model.data_preprocessor.num_channels
-    if num_channels != num_means:
-        raise ValueError(
-            f'{name} of shape {tuple(view.shape)} has not the {num_means} channels of '
-            'model.data_preprocessor.mean and std: change the pipeline, or both.'
-        )
     # Other backbones may lack these attributes.
     projection = getattr(getattr(model.backbone, 'patch_embed', None), 'projection', None)
-    expected = getattr(projection, 'in_channels', num_channels)
-    if num_channels != expected:
-        raise ValueError(
-            f'{name} has {num_channels} channels, model.backbone.in_channels={expected}: change '
-            'one of them.'
-        )
-    patches = {
+    channels = {
+        'data_preprocessor: len(mean)': model.data_preprocessor.num_channels,
+        'backbone.in_channels': getattr(projection, 'in_channels', num_channels),
+    }
+    for key, expected in channels.items():
+        if num_channels != expected:
+            raise ValueError(
+                f'{name} has {num_channels} channels, model.{key}={expected}: change one of them.'
+            )
+    patch_sizes = {
         'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),
         'data_preprocessor.patch_size': model.data_preprocessor.patch_size,
     }
-    for key, patch_size in patches.items():
+    for key, patch_size in patch_sizes.items():
         if height % patch_size or width % patch_size:
             raise ValueError(
                 f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
                 'divide: change the size in the pipeline or the patch size.'
             )
-    learned = getattr(model.backbone, 'img_size', None) if learns_positions else None
-    if learned is not None and height * learned[1] != width * learned[0]:
+    learned = getattr(model.backbone, 'img_size', None)
+    if learned and name != 'local_views' and height * learned[1] != width * learned[0]:
         raise ValueError(
-            f'{name} is {height}x{width} pixels, model.backbone.img_size='
-            f'{learned[0]}x{learned[1]}: give both the same aspect ratio. LoadMultiCrop and '
-            'MultiCrop (global_size) and ResizeCentre (size) take (height, width).'
+            f'{name} is {height}x{width} pixels, model.backbone.img_size={learned[0]}x{learned[1]}:'
+            ' give both the same aspect ratio; sizes in the pipeline may be (height, width).'
         )
 
 
 def _check_schedule_end(runner: Runner) -> None:
     schedulers = runner.cfg.get('param_scheduler') or []
-    ends = [s['end'] for s in schedulers if s.get('by_epoch', True) and 'end' in s]
+    end = max((s['end'] for s in schedulers if s.get('by_epoch', True) and 'end' in s), default=0)
     max_epochs = runner.train_loop.max_epochs
-    if ends and max(ends) != max_epochs:
+    if end not in (0, max_epochs):
         warnings.warn(
-            f'the schedules end at epoch {max(ends)}, the run at epoch {max_epochs}; --epochs N '
-            'changes train_cfg.max_epochs and the param_scheduler entries together.'
+            f'the schedules end at epoch {end}, the run at epoch {max_epochs}; --epochs N changes '
+            'both together.'
         )

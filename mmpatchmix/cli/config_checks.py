@@ -29,29 +29,15 @@ from mmpatchmix.cli.verb import walk_dicts
 PREFIX = 'mmpatchmix.'
 
 # Keys that mmengine reads wherever it builds a config dict.
-ALWAYS_KNOWN = {
-    'type',
-    '_scope_',
-    '_delete_',
-    'priority',
-    'init_cfg',
-    'convert_to_iter_based',  # of every schedule
-    'constructor',  # of every optimizer wrapper
-    'paramwise_cfg',
-}
+ALWAYS_KNOWN = {'type', '_scope_', '_delete_', 'priority', 'init_cfg', 'convert_to_iter_based'}
+ALWAYS_KNOWN |= {'constructor', 'paramwise_cfg'}  # of every optimizer wrapper
 
-# Top-level keys that the Runner or the tools read; the second part is no Runner argument.
-TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'sync_bn',
-    'tta_model',
-}
+# Top-level keys that the Runner takes, or that it or the tools read in its config.
+TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+TOP_LEVEL |= {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
+TOP_LEVEL |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model'}
+
+REGISTRIES = [each for each in vars(root).values() if isinstance(each, Registry)]
 
 # Without a type, these are built or called.
 DEFAULTS = dict(
@@ -63,12 +49,7 @@ ARGUMENTS = {'data_root': '--data-root', 'max_epochs': '--epochs', 'num_workers'
 
 
 def check_config(cfg: Any) -> None:
-    """Check the keys of a whole config, and the values of our own types.
-
-    Raises:
-        ValueError: Naming every unknown key or type with the nearest known one, and every value
-            that does not fit the annotation of its argument.
-    """
+    """Raise a ValueError with every unknown key or type of a config, and every unfit value."""
     problems = [
         f'{key}: did you mean {near}?'
         for key in cfg.keys() - TOP_LEVEL
@@ -78,9 +59,7 @@ def check_config(cfg: Any) -> None:
         built = find_types(cfg, path, node)
         problems += _check_node(path, node, built) if built else _check_type(path, node.get('type'))
     if problems:
-        raise ValueError(
-            'the config has unknown keys or values of the wrong type:\n  ' + '\n  '.join(problems)
-        )
+        raise ValueError('\n  '.join(['the config has unknown keys or wrong values:', *problems]))
 
 
 def _check_type(path: str, name: Any) -> Iterator[str]:
@@ -88,8 +67,7 @@ def _check_type(path: str, name: Any) -> Iterator[str]:
     # Training never builds the test parts; two configs of mmdet have a misspelt type there.
     if not isinstance(name, str) or (path.startswith('test_') and not name.startswith(PREFIX)):
         return
-    nodes = _registries(root)
-    nodes += [child for node in nodes for child in node.children.values()]
+    nodes = REGISTRIES + [child for node in REGISTRIES for child in node.children.values()]
     known = {each for node in nodes for each in node.module_dict}
     known |= {f'{node.scope}.{each}' for node in nodes for each in node.module_dict}
     # Other packages may be imported later, or lack a dependency: BertModelCN is not BertModel.
@@ -162,17 +140,13 @@ def find_types(cfg: Any, path: str, node: Any) -> list[Callable]:
 
 @cache
 def _look_up(scope: str | None, name: str) -> list[Callable]:
-    nodes = _registries(root)
+    nodes = REGISTRIES
     if scope is not None:
         with suppress(ImportError):
             import_module(f'{scope}.registry')
         nodes = [each.children.get(scope, each) for each in nodes]
     found = [each.get(name) for each in nodes]
     return list(dict.fromkeys(each for each in found if each is not None))
-
-
-def _registries(module: Any) -> list[Registry]:
-    return [each for each in vars(module).values() if isinstance(each, Registry)]
 
 
 def _merge_parameters(built: list[Callable], prefix: str = '') -> tuple[dict[str, Parameter], bool]:
@@ -199,15 +173,7 @@ def _merge_parameters(built: list[Callable], prefix: str = '') -> tuple[dict[str
 
 
 def apply_options(cfg: Config, texts: Iterable[str]) -> None:
-    """Apply ``--cfg-options``.
-
-    Args:
-        cfg: The config; changed in place.
-        texts: ``KEY=VALUE`` as for mmengine's ``DictAction``, or ``KEY=dict(type=Name, key=1)``.
-
-    Raises:
-        ValueError: Naming all keys that do not exist and values that cannot be parsed.
-    """
+    """Apply ``--cfg-options``: ``KEY=VALUE`` as in mmengine, or ``KEY=dict(type=Name, key=1)``."""
     options = dict(map(_parse, texts))
     problems = [text for key, value in options.items() for text in _check_option(cfg, key, value)]
     if problems:
@@ -228,8 +194,8 @@ def _parse(text: str) -> tuple[str, Any]:
         return key, DictAction._parse_iterable(value)
     except (ValueError, SyntaxError, AssertionError) as error:
         raise ValueError(
-            f'--cfg-options {key}: {value!r} cannot be parsed ({error}). Write dicts as in '
-            """Python, in quotes for the shell: KEY="dict(type='Name', path='/a/b')"."""
+            f'--cfg-options {key}: {value!r} cannot be parsed ({error}). Write dicts as in Python, '
+            """in quotes for the shell: KEY="dict(type='Name', path='/a/b')"."""
         ) from error
 
 
@@ -255,11 +221,10 @@ def _check_option(cfg: Config, key: str, value: Any) -> Iterator[str]:
     if first not in TOP_LEVEL:
         homes = [f'{path}.{key}' for path, node in nodes.items() if path and first in node]
         near = difflib.get_close_matches(first, TOP_LEVEL, n=1)
+        hint = f'did you mean {".".join([*near, *rest])}?' if near else 'see the config file.'
         if homes:
             argument = f'; {ARGUMENTS[key]} sets all of them' if key in ARGUMENTS else ''
             hint = f'there is {", ".join(homes[:4])}{argument}'
-        else:
-            hint = f'did you mean {".".join([*near, *rest])}?' if near else 'see the config file.'
         yield f'{key}: not read at the top level; {hint}'
         return
     path = first

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpatchmix.cli.arguments import add_trust_checkpoint, add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import exit_on_user_error, find_checkpoint
 
 TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers', 'onnx', 'torch-export')
 
@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Convert and print the report."""
     args = parse_args(argv)
     with exit_on_user_error(args.verbose):
-        from mmpatchmix.cli.work_dir import find_checkpoint
         from mmpatchmix.compat.safe_loading import trust_checkpoints
         from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 

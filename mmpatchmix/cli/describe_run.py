@@ -18,14 +18,7 @@ NUM_SAMPLED, SECONDS = 50, 10  # of the training images; a large image may take 
 
 
 def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
-    """Describe data, batch, schedules and model of a run that has not started.
-
-    Args:
-        runner: The Runner, with data loaders and loops.
-
-    Returns:
-        tuple: One line per fact, ready to print, and the facts by name.
-    """
+    """Return one line per fact of a run that has not started, and the facts by name."""
     cfg, loader, model = runner.cfg, runner.train_dataloader, unwrap_model(runner.model)
     world_size, workers, cores = get_world_size(), loader.num_workers, cores_per_process()
     # A loader with its own batch sampler, as in mmdet, has no batch size itself.
@@ -35,17 +28,19 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     data = f'{len(loader.dataset):,} images, {workers} workers per rank'
     if workers > cores:
         data += f'  <- more than its {cores} cores; --workers {cores} starts fewer'
-    if str(cfg.train_dataloader.dataset.type).removeprefix('mmpretrain.') == 'CustomDataset':
-        data += (
-            '  <- stops at the first image that cannot be read; '
-            "type='mmpatchmix.CustomDataset' skips and counts them"
-        )
-    parts = {
-        name: sum(parameter.numel() for parameter in child.parameters()) / 1e6
+    if cfg.train_dataloader.dataset.type in ('CustomDataset', 'mmpretrain.CustomDataset'):
+        data += '  <- stops at the first unreadable image; mmpatchmix.CustomDataset skips them'
+    parts = [
+        f'{name} {count / 1e6:.2f} M'
         for name, child in model.named_children()
-    }
+        if (count := sum(p.numel() for p in child.parameters()))
+    ]
     start = cfg.model.get('backbone') or {}
     start = (find_pretrained(start.get('init_cfg')) or {}).get('checkpoint')
+    evaluation = 'none during training'
+    if runner.val_loop is not None:
+        interval = runner.train_loop.val_interval
+        evaluation = f'{type(runner.val_loop).__name__} every {interval} epochs'
     facts = {
         'data': data,
         **describe_images(loader.dataset, model.data_preprocessor),
@@ -57,24 +52,19 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         'optimizer': cfg.optim_wrapper.optimizer.type,
         'precision': _describe_precision(cfg.optim_wrapper),
         **_describe_schedules(cfg, per_rank * world_size),
-        'parameters': ', '.join(f'{name} {num:.2f} M' for name, num in parts.items() if num),
+        'parameters': ', '.join(parts),
         'trained': f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,}',
         **({'starts from': str(start)} if start else {}),
-        'evaluation': 'none during training',
+        'evaluation': evaluation,
         'output': str(runner.work_dir),
     }
-    if (loop := runner.val_loop) is not None:
-        interval = runner.train_loop.val_interval
-        facts['evaluation'] = f'{type(loop).__name__} every {interval} epochs'
     return [f'  {name:<14}{fact}' for name, fact in facts.items()], facts
 
 
 def describe_images(dataset: Any, preprocessor: nn.Module | None = None) -> dict[str, str]:
     """Describe a sample of a folder or list of images, on the first rank.
 
-    Args:
-        dataset: Of the train loader. Other data sets have no description.
-        preprocessor: Its mean and std are compared with those of the sample.
+    Mean and std of the preprocessor are compared with those of the sample.
     """
     # By an attribute of ImageFolder: the train loader's is wrapped in a class that sets seeds.
     if not hasattr(dataset, 'understood') or not is_main_process():
@@ -86,8 +76,8 @@ def describe_images(dataset: Any, preprocessor: nn.Module | None = None) -> dict
     facts = {**dataset.understood, **describe_survey(survey)}
     if not keeps_all and not survey.kinds.keys() <= {(1, 'uint8'), (3, 'uint8')}:
         facts['kinds'] += (
-            '  <- this recipe converts all to 8-bit RGB: depth and further channels are lost; '
-            'configs/patchmix_vit-s_any.py keeps them (docs/own-images.md)'
+            '  <- this recipe converts all to 8-bit RGB; configs/patchmix_vit-s_any.py keeps depth '
+            'and channels (docs/own-images.md)'
         )
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if survey.num_fit and mean is not None and std is not None:
@@ -121,16 +111,15 @@ def _compare_statistics(survey: Survey, mean: list[float], std: list[float]) -> 
         found = survey.mean_and_std()
     except ValueError as error:
         return str(error)
-    if len(found[0]) != len(mean):
-        return None  # check_run refuses it
-    channels = zip(*found, mean, std, strict=True)
+    # check_run refuses another number of channels.
+    channels = zip(*found, mean, std, strict=False)
     if all(abs(m - m0) < 2 * s0 and 1 / 3 < s / s0 < 3 for m, s, m0, s0 in channels):
         return None
-    texts = [f'[{", ".join(f"{v:.4g}" for v in values)}]' for values in (mean, std, *found)]
-    return (
-        f'{texts[0]}, {texts[1]}  <- those of the sample are {texts[2]}, {texts[3]}: '
-        '--stats auto sets them'
+    config, sample = (
+        ', '.join(f'[{", ".join(f"{v:.4g}" for v in values)}]' for values in pair)
+        for pair in ((mean, std), found)
     )
+    return f'{config}  <- those of the sample are {sample}: --stats auto sets them'
 
 
 def _describe_views(pipeline: list) -> dict[str, str]:
@@ -166,10 +155,8 @@ def _describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
         rate *= batch / base
         note = f' ({optimizer.lr:g} x {batch} / {base})'
     elif base and base != batch:
-        note = (
-            f'  <- meant for a batch of {base}, not {batch}; '
-            f'--auto-scale-lr makes it {optimizer.lr * batch / base:g}'
-        )
+        note = f'  <- meant for a batch of {base}, not {batch}; --auto-scale-lr makes it '
+        note += f'{optimizer.lr * batch / base:g}'
     lr, decay = f'{rate:g}', f'{optimizer.get("weight_decay", 0):g}'
     for scheduler in cfg.get('param_scheduler') or []:
         unit = 'epoch' if scheduler.get('by_epoch', True) else 'iteration'
@@ -185,8 +172,6 @@ def _describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
     facts = {'learning rate': lr + note, 'weight decay': decay}
     hook = (cfg.get('default_hooks') or {}).get('momentum')
     if hook and cfg.model.get('momentum_encoder'):
-        facts['momentum'] = (
-            f'{hook.get("momentum", 0.996):g} -> {hook.get("end_momentum", 1.0):g} (cosine over '
-            'all iterations; the share kept)'
-        )
+        ends = f'{hook.get("momentum", 0.996):g} -> {hook.get("end_momentum", 1.0):g}'
+        facts['momentum'] = f'{ends} (cosine over all iterations; the share kept)'
     return facts

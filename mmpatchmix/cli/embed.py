@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +63,6 @@ def embed(args: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
 
     from mmpatchmix import __version__
-    from mmpatchmix.cli.work_dir import find_checkpoint
     from mmpatchmix.engine.ranks import compare_data
     from mmpatchmix.evaluation import embedding
     from mmpatchmix.evaluation.feature_cache import feature_key

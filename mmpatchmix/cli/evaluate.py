@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,16 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Run the command."""
     # Not at the top: importing takes seconds, and --help should answer at once.
-    from mmpatchmix.cli.verb import quiet_stack
-
-    quiet_stack()  # before the modules whose messages it drops are imported
     import mmengine
     import rich
     import torch
 
     from mmpatchmix import __version__
-    from mmpatchmix.cli.verb import build_runner
-    from mmpatchmix.cli.work_dir import clear_earlier_run, find_checkpoint
+    from mmpatchmix.cli.train import clear_earlier_run
     from mmpatchmix.evaluation import judge, linear_probe, low_shot
     from mmpatchmix.report.feature_figures import draw_similarity
 

@@ -24,14 +24,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run one verb.
-
-    Args:
-        argv: The arguments after the program's name; those of the process by default.
-
-    Returns:
-        The exit status; None and 0 mean success.
-    """
+    """Run one verb and return the exit status; None and 0 mean success."""
     verbs = '\n'.join(f'  {verb:<12}{text}' for verb, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog='mmpatchmix',

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
 
 INPUTS = ('mix', 'views')
 OF_FEATURES = ('neighbours', 'attention', 'similar', 'map', 'similarity_matrix', 'shares')
@@ -47,7 +47,6 @@ def show(args: argparse.Namespace) -> None:
     fewest, most = (0, 0) if args.what in INPUTS else (1, 8 if args.what == 'similar' else 1)
     if not fewest <= (given := len(args.checkpoints)) <= most:
         raise ValueError(f'show {args.what} takes {fewest} to {most} checkpoints, not {given}.')
-    from mmpatchmix.cli.work_dir import find_checkpoint
     from mmpatchmix.report.sheets import check_picture_name, save_picture
 
     path = check_picture_name(args.out or f'{args.what}.png')

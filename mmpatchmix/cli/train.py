@@ -9,6 +9,7 @@ mmpatchmix train CONFIG --init CHECKPOINT  # start from a backbone, of ours or a
 
 import argparse
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--init', metavar='CHECKPOINT', help=f'start the backbone from a checkpoint: {layouts}')
     about = 'continue from PATH, or from the last checkpoint of the work dir'
     add('--resume', nargs='?', const='auto', metavar='PATH', help=about)
-    about = 'resume with another length, batch, learning rate or mixing, from here on'
-    add('--change-schedule', action='store_true', help=about)
+    add('--change-schedule', action='store_true', help='resume with another length, batch or mix')
     add('--overwrite', action='store_true', help='replace an earlier run in the work dir')
     about = 'bfloat16 autocast, on GPUs and CPUs, or float32; pre-training chooses by device'
     add('--amp', action=argparse.BooleanOptionalAction, help=about)
@@ -48,20 +48,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dry-run', action='store_true', help='print the recipe, train one step, write nothing')
     about = 'with --dry-run, draw augmented views as the model gets them into this PNG file'
     add('--contact-sheet', metavar='FILE', help=about)
-    about = 'log metrics and config to this tracker, too; needs its package'
-    add('--track', action='append', default=[], choices=TRACKERS, help=about)
-    about = 'set mean and standard deviation from a sample of the training images'
-    add('--stats', choices=['auto'], help=about)
+    add('--track', action='append', default=[], choices=TRACKERS, help='log to this tracker, too')
+    add('--stats', choices=['auto'], help='set mean and std from a sample of the training images')
     return parser.parse_args(argv)
 
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
-    """Set the config values of the arguments of this verb.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint to resume from.
-        ValueError: If arguments exclude each other, or the config lacks a key they need.
-    """
+    """Set the config values of the arguments of this verb."""
     if args.init:
         from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 
@@ -93,6 +86,37 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
         hook.change_schedule = True
 
 
+def find_earlier_run(work_dir: str | Path) -> list[Path]:
+    """Return the files and folders of a run; none if it failed before it logged a metric."""
+    found = [path for name in ('*.pth', 'last_checkpoint') for path in Path(work_dir).glob(name)]
+    logs = [path for path in Path(work_dir).glob('*/vis_data/*.json') if path.stat().st_size]
+    return found + sorted({path.parents[1] for path in logs})
+
+
+def clear_earlier_run(work_dir: str | Path) -> None:
+    """Remove the files and folders of :func:`find_earlier_run`."""
+    for path in find_earlier_run(work_dir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
+    """Lock the folder of a new run; refuse or remove an earlier run; on the first rank only."""
+    from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+    from mmpatchmix.files import lock_folder
+
+    if int(os.environ.get('RANK', 0)) != 0:
+        return
+    lock_folder(work_dir)
+    if find_earlier_run(work_dir) and not overwrite:
+        last, _ = find_good_checkpoint(work_dir)
+        raise ValueError(
+            f'{work_dir} holds an earlier run{f" (last checkpoint: {last})" if last else ""}. '
+            'Continue it with --resume, write elsewhere with --work-dir DIR, or replace it with '
+            '--overwrite.'
+        )
+    clear_earlier_run(work_dir)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the verb."""
     args = parse_args(argv)
@@ -107,7 +131,6 @@ def train(args: argparse.Namespace) -> None:
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
     from mmpatchmix.cli.check_run import check_run, run_one_step
     from mmpatchmix.cli.describe_run import describe_run
-    from mmpatchmix.cli.work_dir import prepare_work_dir
     from mmpatchmix.report.run_report_hook import RunReportHook
     from mmpatchmix.report.sheets import check_picture_name, draw_views, save_picture
 
@@ -129,17 +152,16 @@ def train(args: argparse.Namespace) -> None:
         runner = build_runner(cfg, args.verbose)
         check_run(runner)
         lines, facts = describe_run(runner)
-        recipe = '\n'.join([Path(args.config).stem, *lines])
-        runner.logger.info(recipe.replace(scratch, work_dir))
+        runner.logger.info('\n'.join([Path(args.config).stem, *lines]).replace(scratch, work_dir))
         if args.dry_run:
             if args.contact_sheet and is_main_process():
                 save_picture(draw_views(runner), args.contact_sheet)
             result = run_one_step(runner)
-    if args.dry_run:
-        if is_main_process():
-            print('one step: ' + ', '.join(f'{name} {value:.4g}' for name, value in result.items()))
-            print(f'Everything builds and trains; {args.contact_sheet or "nothing"} was written.')
-        return
+            if is_main_process():
+                text = ', '.join(f'{name} {value:.4g}' for name, value in result.items())
+                written = args.contact_sheet or 'nothing'
+                print(f'one step: {text}\nEverything builds and trains; {written} was written.')
+            return
     for hook in runner.hooks:
         if isinstance(hook, RunReportHook):
             hook.described = facts
@@ -147,5 +169,5 @@ def train(args: argparse.Namespace) -> None:
         runner.train()
     except KeyboardInterrupt as error:
         last, _ = find_good_checkpoint(work_dir)
-        way_on = f': --resume continues from {last}' if last else ' before any checkpoint'
-        raise KeyboardInterrupt(way_on) from error
+        hint = f': --resume continues from {last}' if last else ' before any checkpoint'
+        raise KeyboardInterrupt(hint) from error

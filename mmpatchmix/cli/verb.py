@@ -52,16 +52,15 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 # mallopt(3): https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
-USERS_OWN_SETTINGS = ('GLIBC_TUNABLES', 'MALLOC_MMAP_MAX_', 'MALLOC_MMAP_THRESHOLD_')
-USERS_OWN_SETTINGS += ('MALLOC_TRIM_THRESHOLD_',)
+MALLOC = ('MALLOC_MMAP_MAX_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')
+USERS_OWN_SETTINGS = ('GLIBC_TUNABLES', *MALLOC)
 
 
 @contextmanager
 def exit_on_user_error(verbose: bool = False) -> Iterator[None]:
     """Run a verb with a quiet stack; an error a user can mend ends in one message and status 1.
 
-    Args:
-        verbose: Raise errors with their traceback.
+    With ``verbose`` all errors are raised.
     """
     quiet_stack()
     try:
@@ -78,10 +77,7 @@ def exit_on_user_error(verbose: bool = False) -> Iterator[None]:
 
 
 def quiet_stack() -> None:
-    """Drop misleading start-up messages of the stack, from now on, in this process.
-
-    Call it before the packages that print them are imported.
-    """
+    """Drop misleading messages of the stack; call it before its packages are imported."""
     import mmengine.logging
     from mmengine.logging import print_log
 
@@ -101,15 +97,9 @@ def quiet_stack() -> None:
 
 
 def build_runner(cfg: Any, verbose: bool = False) -> Any:
-    """Build the Runner, of the class that ``runner_type`` names.
+    """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
-    Args:
-        cfg: The config.
-        verbose: Whether the console shows the records of ``FILE_ONLY``, too.
-
-    Raises:
-        ValueError: If ``runner_type`` is not registered, or the configs of ranks differ.
-        TimeoutError: If a rank is missing.
+    Unless ``verbose``, records of ``FILE_ONLY`` are not printed.
     """
     import torch
     from mmengine.registry import RUNNERS
@@ -122,10 +112,7 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
     name = cfg.get('runner_type', 'Runner')
     runner_class = RUNNERS.get(name)
     if runner_class is None:
-        raise ValueError(
-            f'runner_type={name!r}: no Runner of this name is registered; name its module in '
-            'custom_imports=dict(imports=[...]).'
-        )
+        raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
     compare_ranks(cfg)
     if verbose:
         return runner_class.from_cfg(cfg)
@@ -142,32 +129,43 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed blocks in this process instead of returning them to the system.
+    """Make glibc keep freed blocks instead of returning them, so that a step gets no new pages.
 
-    By default glibc returns every large block, so that each training step gets new pages that the
-    system has to clear: about 460 MiB per step of ViT-S with 8 images
-    (``benchmarks/freed_memory.py``). The process then stays at its largest size.
-
-    Returns:
-        bool: Whether glibc took the settings. False without glibc, or if the user has set one of
-        its environment variables.
+    The process stays at its largest size. Returns False without glibc, or if the user has set one
+    of its variables.
     """
     if sys.platform != 'linux' or any(name in os.environ for name in USERS_OWN_SETTINGS):
         return False
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is None:  # musl
-        return False
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *setting: 0)  # musl has none
     # All blocks come from the heap, and the heap is never trimmed.
     return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, -1) == 1
 
 
+def find_checkpoint(path: str) -> str:
+    """Return the path of a checkpoint that is not damaged, or of the last one in a work dir."""
+    from mmpatchmix.checkpoints.sealing import find_good_checkpoint
+    from mmpatchmix.compat.safe_loading import find_damage
+
+    if os.path.isdir(path):
+        last, damaged = find_good_checkpoint(path)
+        for each, damage in damaged.items():
+            print(f'{each} is damaged ({damage}) and skipped')
+        if last is None:
+            raise FileNotFoundError(f'there is no good checkpoint in {path}; train first.')
+        return str(last)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no checkpoint {path}.')
+    if damage := find_damage(path):
+        raise ValueError(f'{path} cannot be read: it is damaged ({damage})')
+    return path
+
+
 def walk_dicts(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     """Yield dotted key (``param_scheduler.0``) and value of all dicts in a config or its part."""
+    items = enumerate(node) if isinstance(node, list | tuple) else ()
     if hasattr(node, 'items'):
         yield path, node
         items = node.items()
-    else:
-        items = enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
         yield from walk_dicts(value, f'{path}.{key}' if path else str(key))
 

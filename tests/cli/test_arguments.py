@@ -1,7 +1,5 @@
 """Arguments become config values."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,7 +7,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmpatchmix.cli import train
-from mmpatchmix.cli import verb as build_module
 from mmpatchmix.cli.arguments import (
     find_launcher,
     holds_shards,
@@ -34,12 +31,6 @@ def loaders(cfg):
     ]
 
 
-def test_data_root_reaches_every_data_set():
-    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
-    set_data_root(cfg, '/my/images')
-    assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
-
-
 @pytest.mark.parametrize('name', ['in1k', 'folder', 'any', 'continue'])
 def test_val_root_changes_the_evaluated_images_only(name):
     cfg = Config.fromfile(f'configs/patchmix_vit-s_{name}.py')
@@ -51,38 +42,36 @@ def test_val_root_changes_the_evaluated_images_only(name):
         assert loader.dataset.split is None
         assert not evaluated or loader.dataset.data_prefix == ''
     check_config(cfg)
-    with pytest.raises(ValueError, match='--val-root needs a config that trains on images of'):
+    with pytest.raises(ValueError, match='--val-root needs a config with a val_dataloader'):
         set_val_root(Config.fromfile('configs/patchmix_vit-digits.py'), '/my/val.csv')
 
 
-@pytest.mark.parametrize('names', ['a.tar', 'a.tar pack.json shards-1.index.npz .lock b.tar'])
-def test_a_folder_of_tar_files_is_read_as_shards(tmp_path, names):
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [
+        ('a.tar', True),
+        ('a.tar pack.json shards-1.index.npz .lock b.tar', True),
+        ('', False),
+        ('a.tar b.jpg', False),
+        ('a.tar n01440764', False),
+    ],
+)
+def test_folders_of_tar_files_are_recognised(tmp_path, names, expected):
     for name in names.split():
-        for folder in ('', 'train', 'val'):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            (tmp_path / folder / name).touch()
-    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
-    set_data_root(cfg, str(tmp_path))
-    assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ShardedImages'}
-    check_config(cfg)
-    set_data_root(cfg, '/my/images')
-    assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ImageFolder'}
+        (tmp_path / name).touch()
+    assert holds_shards(str(tmp_path)) == expected
 
 
-def test_patterns_and_urls_of_tar_files_are_read_as_shards():
+def test_data_root_and_its_kind_reach_every_data_set():
+    cfg = Config.fromfile('configs/patchmix_vit-s_folder.py')
     for location in ('shards/train-{000000..000009}.tar', 'http://host/{0..3}.tar', '~/a*.tar'):
-        cfg = Config.fromfile('configs/patchmix_vit-s_folder.py')
         set_data_root(cfg, location)
         assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ShardedImages'}
         assert {loader.dataset.data_root for loader in loaders(cfg)} == {location}
-
-
-@pytest.mark.parametrize('names', ['', 'a.tar b.jpg', 'a.tar n01440764/c.JPEG'])
-def test_a_folder_of_tar_files_and_images_is_not_read_as_shards(tmp_path, names):
-    for name in names.split():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert not holds_shards(str(tmp_path))
+        check_config(cfg)
+    set_data_root(cfg, '/my/images')
+    assert {loader.dataset.type for loader in loaders(cfg)} == {'mmpatchmix.ImageFolder'}
+    assert {loader.dataset.data_root for loader in loaders(cfg)} == {'/my/images'}
 
 
 def test_data_root_changes_annotation_files_of_evaluators():
@@ -99,30 +88,24 @@ def test_a_data_root_without_data_set_is_refused(tmp_path):
         set_data_root(Config.fromfile('configs/patchmix_vit-digits.py'), '/my/images')
     (tmp_path / 'list.csv').touch()
     cfg = Config(dict(dataset=dict(type='CustomDataset', data_root='', ann_file='a.txt')))
-    with pytest.raises(ValueError, match=r'this config has a CustomDataset, which takes a folder'):
+    with pytest.raises(ValueError, match='this config has a CustomDataset'):
         set_data_root(cfg, str(tmp_path / 'list.csv'))
-    with pytest.raises(ValueError, match='no data set of this config has a data_root'):
-        set_data_root(Config(dict(data_root='data/coco')), '/my/images')
     folder = dict(type='mmpatchmix.ImageFolder', data_root='')
     cfg = Config(dict(data_root='data/mine', dataset=folder))  # a variable beside it
     set_data_root(cfg, str(tmp_path / 'list.csv'))
     assert cfg.dataset.data_root == str(tmp_path / 'list.csv')
 
 
-def test_zero_workers_build_a_data_loader():
+def test_workers_reach_every_loader_and_none_build_one():
     cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
     cfg.train_dataloader.prefetch_factor = 4
+    set_workers(cfg, 3)
+    assert all(loader.num_workers == 3 and loader.persistent_workers for loader in loaders(cfg))
     set_workers(cfg, 0)
     for loader in loaders(cfg):
         options = {k: loader.get(k) for k in ('num_workers', 'persistent_workers')}
         torch.utils.data.DataLoader([1], **options, prefetch_factor=loader.get('prefetch_factor'))
         assert options['num_workers'] == 0
-
-
-def test_workers_reach_every_loader():
-    cfg = Config.fromfile('configs/patchmix_vit-digits.py')
-    set_workers(cfg, 3)
-    assert all(loader.num_workers == 3 and loader.persistent_workers for loader in loaders(cfg))
 
 
 BF16 = 'mmpatchmix.BF16OptimWrapper'
@@ -131,17 +114,12 @@ BF16 = 'mmpatchmix.BF16OptimWrapper'
 @pytest.mark.parametrize(
     ('flag', 'wrapper', 'expected'),
     [
-        ([], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled='auto')),
         (['--amp'], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled=True)),
         (['--no-amp'], dict(type=BF16, enabled='auto'), dict(type=BF16, enabled=False)),
         (['--amp'], dict(type='OptimWrapper'), dict(type=BF16, enabled=True)),
         (['--no-amp'], dict(type='OptimWrapper'), dict(type='OptimWrapper')),
         (['--no-amp'], dict(type='AmpOptimWrapper', dtype='float16'), dict(type='OptimWrapper')),
-        (
-            ['--amp'],
-            dict(type='AmpOptimWrapper', loss_scale='dynamic'),
-            dict(type=BF16, enabled=True),
-        ),
+        (['--amp'], dict(type='AmpOptimWrapper'), dict(type=BF16, enabled=True)),
     ],
 )
 def test_precision_leaves_a_wrapper_that_builds(tmp_path, flag, wrapper, expected):
@@ -156,22 +134,8 @@ def test_precision_leaves_a_wrapper_that_builds(tmp_path, flag, wrapper, expecte
 
 @pytest.mark.parametrize('wrapper', [None, dict(type='ApexOptimWrapper')])
 def test_a_fixed_precision_is_refused(wrapper):
-    with pytest.raises(ValueError, match=r'--amp and --no-amp: .*(missing|ApexOptimWrapper)'):
+    with pytest.raises(ValueError, match=r'--amp and --no-amp change .*(missing|ApexOptimWrapper)'):
         set_precision(Config(dict(optim_wrapper=wrapper)), False)
-
-
-@pytest.mark.parametrize('accelerator', [True, False])
-def test_freed_memory_is_kept_without_an_accelerator_only(monkeypatch, accelerator):
-    calls = []
-    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: accelerator)
-    monkeypatch.setattr(build_module, 'keep_freed_memory', lambda: calls.append('kept'))
-    monkeypatch.setattr(
-        RUNNERS,
-        'get',
-        lambda name: SimpleNamespace(from_cfg=lambda cfg: calls.append('built')),
-    )
-    build_runner(Config(dict(launcher='none')), verbose=True)
-    assert calls == (['built'] if accelerator else ['kept', 'built'])
 
 
 @pytest.mark.parametrize('verbose', [True, False])
@@ -189,11 +153,9 @@ def test_the_runner_is_of_the_class_that_the_config_names(tmp_path, capfd, verbo
     assert 'System environment' in log.read_text()
 
 
-def test_an_unknown_runner_is_refused(tmp_path):
-    cfg = tiny_run_config(tmp_path)
-    cfg.runner_type = 'NoRunner'
+def test_an_unknown_runner_is_refused():
     with pytest.raises(ValueError, match="runner_type='NoRunner'"):
-        build_runner(cfg)
+        build_runner(Config(dict(runner_type='NoRunner')))
 
 
 def test_secrets_of_the_environment_give_a_warning(tmp_path, monkeypatch, capsys):
@@ -202,35 +164,23 @@ def test_secrets_of_the_environment_give_a_warning(tmp_path, monkeypatch, capsys
     lines = "side = int('{{$PATCHMIX_SIDE:16}}')\nkey = '{{$TRACKER_API_KEY:none}}'\n"
     (tmp_path / 'config.py').write_text(lines)
     cfg = Config.fromfile(tmp_path / 'config.py')
-    assert (cfg.side, cfg.key) == (32, 'abc')
     capsys.readouterr()
     warn_about_secrets(cfg)
     told = capsys.readouterr().err
     assert 'TRACKER_API_KEY' in told and 'SIDE' not in told and 'abc' not in told
 
 
-TORCHRUN = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
-
-
-@pytest.mark.parametrize(
-    ('launcher', 'names', 'num_ranks', 'expected'),
-    [
-        ('none', (), 1, 'none'),
-        ('none', TORCHRUN[:1], 1, 'none'),
-        ('slurm', TORCHRUN[:1], 2, 'slurm'),
-        ('none', TORCHRUN, 2, 'pytorch'),
-        ('none', TORCHRUN[:1], 2, None),
-    ],
-)
-def test_the_launcher_is_found_or_its_absence_refused(
-    monkeypatch, launcher, names, num_ranks, expected
-):
-    for name in TORCHRUN:
-        monkeypatch.delenv(name, raising=False)
+def test_the_launcher_is_found_or_its_absence_refused(monkeypatch):
+    names = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
     for name in names:
-        monkeypatch.setenv(name, str(num_ranks))
-    if expected is not None:
-        assert find_launcher(launcher) == expected
-        return
+        monkeypatch.delenv(name, raising=False)
+    assert find_launcher('none') == 'none'
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    assert find_launcher('none') == 'none'
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert find_launcher('slurm') == 'slurm'
     with pytest.raises(ValueError, match=r'WORLD_SIZE=2, but .* --launcher'):
-        find_launcher(launcher)
+        find_launcher('none')
+    for name in names:
+        monkeypatch.setenv(name, '2')
+    assert find_launcher('none') == 'pytorch'

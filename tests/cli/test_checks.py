@@ -3,10 +3,7 @@
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -28,14 +25,11 @@ def test_shipped_configs_pass(path):
     ('option', 'message'),
     [
         ({'model.head.tempratur': 0.1}, r'model\.head\.tempratur: .* did you mean temperature'),
-        ({'model.data_preprocessor.num_mixs': 3}, r'num_mixs: .* did you mean num_mix'),
         ({'model.backbone.drop_path': 0.1}, r'backbone\.drop_path: .* drop_path_rate'),
         ({'model.type': 'mmpatchmix.PatchMx'}, r'no mmpatchmix\.PatchMx; did you mean .*PatchMix'),
-        ({'default_hooks.momentum.start': 0.9}, r'momentum\.start: .* momentum'),
         ({'param_scheduler.0.warmup': 3}, r'param_scheduler\.0\.warmup'),
         ({'val_cfg.neighbors': 3}, r'val_cfg\.neighbors'),
         ({'optim_wraper': dict()}, r'optim_wraper: did you mean optim_wrapper'),
-        ({'train_dataloder': dict()}, r'train_dataloder: did you mean train_dataloader'),
     ],
 )
 def test_misspelt_keys_are_named_with_the_right_ones(tmp_path, option, message):
@@ -63,6 +57,10 @@ REFUSED = [
     (use_local_crops, 'local_views is 20x20 pixels, which model.backbone.patch_size=8'),
     ({PATCH: 6}, 'data_preprocessor.patch_size=6 does not divide'),
     ({'batch_size': 1, NUM_MIX: 1}, 'at least 2 images per rank'),
+    (
+        {'num_images': 50, NUM_MIX: 3, 'train_dataloader.drop_last': False},
+        'num_mix=3 is larger than the last batch of 2 images',
+    ),
     ({'num_images': 17, 'train_dataloader.drop_last': False}, 'would hold 1 of 17'),
     ({'num_images': 5}, '5 images per rank do not fill one batch of 8'),
     (use_single_view, "no ['view_1', 'view_2']"),
@@ -108,23 +106,3 @@ def test_the_described_learning_rate_is_used(tmp_path, scale, shown):
     lines = path.read_text().splitlines()
     peak = max(json.loads(line)['lr'] for line in lines if 'loss' in line)
     assert peak == pytest.approx(float(shown), rel=0.05)
-
-
-def test_many_unreadable_images_stop_a_run(tmp_path):
-    images = tmp_path / 'images'
-    images.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(40):
-        cv2.imwrite(str(images / f'{index}.png'), generator.integers(0, 255, (40, 40, 3), 'uint8'))
-    for index in range(8):
-        (images / f'{index}.png').write_bytes(b'not an image')
-    cfg = tiny_run_config(tmp_path / 'run', epochs=2, num_images=None)
-    cfg.train_dataloader.dataset = dict(
-        type='mmpatchmix.ImageFolder',
-        data_root=str(images),
-        pipeline=[dict(type='LoadImageFromFile'), *cfg.train_dataloader.dataset.pipeline],
-    )
-    runner = Runner.from_cfg(cfg)
-    torch.manual_seed(0)
-    with pytest.raises((ValueError, RuntimeError), match=r'unreadable|cannot be'):
-        runner.train()

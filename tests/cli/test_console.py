@@ -1,4 +1,4 @@
-"""What the stack says without and with ``quiet_stack``, each in a fresh process."""
+"""Messages of the stack without and with ``quiet_stack``, each in a fresh process."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 
 from mmpatchmix.cli import verb as console
 
-# Whatever makes the stack speak: its imports, and a process of a distributed run.
+# Messages come from imports and from a process of a distributed run.
 CODE = """
 import torch, warnings
 import mmpatchmix.registry
@@ -32,23 +32,17 @@ warnings.warn('faster_coco_eval is too old')
 KEPT = ('Could not import OneDL: the disk is full', 'UserWarning: faster_coco_eval is too old')
 
 
-def said(quiet):
+def read_output(quiet):
     """Return the lines of stdout and stderr, without the source lines below warnings."""
     env = {key: value for key, value in os.environ.items() if not key.startswith('MKL_')}
-    done = subprocess.run(
-        [sys.executable, '-c', CODE.format(quiet=quiet)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        env={**env, 'OMP_NUM_THREADS': '1'},
-    )
+    command = [sys.executable, '-c', CODE.format(quiet=quiet)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=env)
     lines = (done.stdout + done.stderr).splitlines()
     return [line for line in lines if line and not line.startswith('  ')]
 
 
 def test_exactly_the_listed_messages_are_dropped():
-    loud, left = said(quiet=False), said(quiet=True)
+    loud, left = read_output(quiet=False), read_output(quiet=True)
     for message in console.PRINTED:
         assert message in loud
     for message in console.WARNED:

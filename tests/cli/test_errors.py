@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.cli import test as test_verb
 from mmpatchmix.cli import train
-from mmpatchmix.cli.arguments import load_config
 from mmpatchmix.cli.config_checks import apply_options
 from mmpatchmix.cli.verb import exit_on_user_error
 from tests.engine.tiny_run import tiny_run_config
@@ -35,18 +34,13 @@ def end(verb, *arguments) -> str:
     ('option', 'parts'),
     [
         ('batch_size=4', ['batch_size: not read', 'train_dataloader.batch_size']),
-        ('lr=1.0', ['there is optim_wrapper.optimizer.lr']),
-        ('optimizer.lr=1.0', ['there is optim_wrapper.optimizer.lr']),
+        ('lr=1.0 max_epoch=3', ['there is optim_wrapper.optimizer.lr', 'max_epoch: not read']),
         ('max_epochs=3', ['there is train_cfg.max_epochs', '--epochs']),
-        ('backbone.in_channels=5', ['there is model.backbone.in_channels']),
         ('modell.type=X', ['did you mean model.type']),
         ('data_root=/a', ['not read at the top level']),
         ('train_cfg.max_epoch=3', ['train_cfg.max_epoch: ', 'did you mean max_epochs']),
-        ('default_hooks.chekpoint.interval=3', ['default_hooks.chekpoint: ', 'mean checkpoint']),
         ('default_hooks.checkpoint.intervl=3', ['checkpoint.intervl: ', 'did you mean interval']),
-        ('train_dataloader.batch_sise=3', ['train_dataloader.batch_sise: ', 'mean batch_size']),
         ('model.hed.temperature=1', ['model.hed: ', 'did you mean head']),
-        ('model.backbone.drop_path=0.1', ['model.backbone.drop_path: ', 'drop_path_rate']),
         ('optim_wrapper.optimizer.lr=abc', ["optimizer.lr='abc' must be a number, such as 0.003"]),
         ('train_dataloader.drop_last=flase', ["drop_last='flase' must be True or False"]),
         ('model.backbone.arch=tiny', ['Arch tiny', 'model.backbone (']),
@@ -56,11 +50,10 @@ def end(verb, *arguments) -> str:
         ('param_scheduler.7.eta_min=3', ['--cfg-options: ', '7']),
         ('model.backbone', ['--cfg-options model.backbone: write KEY=VALUE']),
         ('model.init_cfg=dict(path=/a/b)', ['model.init_cfg', 'in quotes for the shell']),
-        ('model.num_mix=[1,(2]', ['--cfg-options model.num_mix']),
     ],
 )
 def test_unknown_options_are_named(config, tmp_path, option, parts):
-    message = end(train, config, '--work-dir', tmp_path / 'run', '--cfg-options', option)
+    message = end(train, config, '--work-dir', tmp_path / 'run', '--cfg-options', *option.split())
     assert all(part in message for part in parts), message
     assert '--verbose' in message
 
@@ -77,24 +70,6 @@ def test_missing_files_are_named(tmp_path, arguments, message):
     assert message in end(train, *arguments, '--work-dir', tmp_path)
 
 
-def test_several_options_are_named_together(config):
-    message = end(train, config, '--cfg-options', 'batch_size=4', '--cfg-options', 'lr=1')
-    assert 'batch_size: ' in message and 'lr: ' in message
-
-
-@pytest.mark.parametrize(
-    'value',
-    [
-        "dict(type='Constant', val=0.5)",
-        "{'type': 'Constant', 'val': 0.5}",
-        'dict(type=Constant,val=.5)',
-    ],
-)
-def test_dicts_are_parsed(config, value):
-    args = train.parse_args([config, '--cfg-options', f'model.backbone.init_cfg={value}'])
-    assert load_config(args).model.backbone.init_cfg == dict(type='Constant', val=0.5)
-
-
 @pytest.mark.parametrize(
     ('text', 'value'),
     [
@@ -104,12 +79,15 @@ def test_dicts_are_parsed(config, value):
         ('[dict(num_mix=2),(a.b,None)]', [dict(num_mix=2), ('a.b', None)]),
         ('true', True),
         ('1e-3', 1e-3),
+        ("dict(type='Constant', val=0.5)", dict(type='Constant', val=0.5)),
+        ("{'type': 'Constant', 'val': 0.5}", dict(type='Constant', val=0.5)),
+        ('dict(type=Constant,val=.5)', dict(type='Constant', val=0.5)),
     ],
 )
-def test_other_values_are_parsed_as_by_mmengine(text, value):
+def test_values_of_options_are_parsed(text, value):
     cfg = Config(dict(model=dict(key=None)))
     apply_options(cfg, [f'model.key={text}'])
-    assert cfg.model.key == value and type(cfg.model.key) is type(value)
+    assert cfg.model.key == value and isinstance(cfg.model.key, type(value))
 
 
 def test_the_corrected_command_starts_after_a_failed_one(config, tmp_path):
@@ -146,15 +124,7 @@ def test_ctrl_c_prints_how_to_resume(config, tmp_path, monkeypatch, capsys):
     assert f'interrupted: --resume continues from {checkpoint}' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied', '/root'), OSError(28)])
-def test_errors_of_the_system_end_in_one_message(error):
-    with pytest.raises(SystemExit, match=type(error).__name__), exit_on_user_error():
-        raise error
-
-
 class Broken(Dataset):
-    """Fails in the worker."""
-
     def __len__(self):
         return 1
 
@@ -163,11 +133,9 @@ class Broken(Dataset):
 
 
 def test_errors_of_data_workers_come_without_their_traceback():
-    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+    expected = r'^\nValueError: 8 of 40 images cannot be read:\n  a.png\nReplace them.\n\(--verb'
+    with pytest.raises(SystemExit, match=expected), exit_on_user_error():
         next(iter(DataLoader(Broken(), num_workers=1)))
-    message = str(caught.value.code)
-    assert message.startswith('\nValueError: 8 of 40 images cannot be read:\n  a.png\nReplace')
-    assert 'Traceback' not in message
 
 
 @pytest.mark.parametrize('verbose', [True, False])

@@ -42,22 +42,16 @@ def test_choices_equal_those_of_the_implementations():
     assert convert.TARGETS == TARGETS
 
 
-@pytest.mark.parametrize('arguments', [[], ['--help']])
-def test_the_command_without_verb_lists_the_verbs(capsys, arguments):
-    with pytest.raises(SystemExit) as end:
-        sys.exit(main(arguments))
+def test_the_command_without_verb_lists_the_verbs(capsys):
+    assert main([]) == 0
     text = capsys.readouterr().out
-    assert end.value.code == 0
     assert all(f'  {verb} ' in text and line in text for verb, line in VERBS.items())
 
 
-def test_version(capsys):
+def test_version_and_unknown_verbs(capsys):
     with pytest.raises(SystemExit):
         main(['--version'])
     assert capsys.readouterr().out.strip() == f'mmpatchmix {mmpatchmix.__version__}'
-
-
-def test_an_unknown_verb_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
         main(['trian'])
     assert end.value.code == 2 and "'train'" in capsys.readouterr().err

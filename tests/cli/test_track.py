@@ -24,14 +24,10 @@ def test_a_missing_package_is_named_before_anything_is_built(tmp_path, monkeypat
     assert not (tmp_path / 'run').exists()
 
 
-def test_trackers_need_a_visualizer(monkeypatch):
+def test_the_store_of_mlflow_can_be_set_by_its_variable(tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, 'find_spec', lambda name: True)
     with pytest.raises(ValueError, match=r'needs a config with visualizer\.vis_backends'):
         set_trackers(Config(dict(work_dir='run')), ['wandb'])
-
-
-def test_the_store_of_mlflow_can_be_set_by_its_variable(tmp_path, monkeypatch):
-    monkeypatch.setattr(arguments, 'find_spec', lambda name: True)
     cfg = tiny_run_config(tmp_path)
     monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server:5000')
     set_trackers(cfg, ['mlflow'])

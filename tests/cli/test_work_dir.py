@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from mmpatchmix.cli.work_dir import (
-    clear_earlier_run,
-    find_checkpoint,
-    find_earlier_run,
-    prepare_work_dir,
-)
+from mmpatchmix.cli.train import clear_earlier_run, find_earlier_run, prepare_work_dir
+from mmpatchmix.cli.verb import find_checkpoint
 
 
 def write(path, text='x'):
@@ -34,7 +30,7 @@ def test_a_failed_start_is_not_an_earlier_run(tmp_path):
     prepare_work_dir(tmp_path, overwrite=False)
 
 
-def test_a_work_dir_is_resolved_to_its_last_checkpoint(tmp_path):
+def test_a_work_dir_is_resolved_to_its_last_checkpoint_or_refused(tmp_path):
     file = tmp_path / 'work' / 'epoch_2.pth'
     file.parent.mkdir()
     torch.save({}, file)
@@ -42,9 +38,6 @@ def test_a_work_dir_is_resolved_to_its_last_checkpoint(tmp_path):
     assert find_checkpoint(str(file)) == find_checkpoint(str(file.parent)) == str(file)
     moved = (tmp_path / 'work').rename(tmp_path / 'moved')
     assert find_checkpoint(str(moved)) == str(moved / 'epoch_2.pth')
-
-
-def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no good checkpoint in'):
         find_checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none\.pth'):

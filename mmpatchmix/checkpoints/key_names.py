@@ -170,12 +170,11 @@ def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     timm adds no position to the class token of networks with registers: zeros are prepended.
     """
     folded = {re.sub(r'\bregister_tokens$', 'reg_token', key): state[key] for key in state}
-    for key in list(folded):
+    for key in [key for key in folded if key.endswith('reg_token')]:
         positions = f'{key.removesuffix("reg_token")}pos_embed'
-        if key.endswith('reg_token') and positions in folded:
-            value = folded[positions]  # (1, T, D) or (1, 1 + T, D)
-            if math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
-                folded[positions] = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
+        value = folded.get(positions)  # (1, T, D) or (1, 1 + T, D)
+        if value is not None and math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
+            folded[positions] = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
     return folded
 
 

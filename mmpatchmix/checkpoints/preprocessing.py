@@ -26,14 +26,11 @@ class Preprocessing:
         return dict(
             image_processor_type='BitImageProcessor',  # resizes the shorter side, then crops
             do_convert_rgb=True,
-            do_resize=True,
+            **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), True),
             size={'shortest_edge': self.resize},
             resample=3,  # PIL's number for bicubic
-            do_center_crop=True,
             crop_size={'height': self.crop, 'width': self.crop},
-            do_rescale=True,
             rescale_factor=1 / 255,
-            do_normalize=True,
             image_mean=[value / 255 for value in self.mean],
             image_std=[value / 255 for value in self.std],
         )

@@ -96,14 +96,10 @@ def read_spec(
             f'pos_embed has {num_positions} positions, not 1 + a square: only square images '
             'with one class token are supported.'
         )
-    found = dict(
-        embed_dims=width,
-        num_layers=1 + max(int(key.split('.')[1]) for key in state if key.startswith('layers.')),
-        feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
-        patch_size=patch_size,
-        img_size=side * patch_size,
-        num_registers=state['register_tokens'].shape[1] if 'register_tokens' in state else 0,
-    )
+    found = dict(embed_dims=width, patch_size=patch_size, img_size=side * patch_size)
+    found['num_layers'] = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('layers.'))
+    found['feedforward_channels'] = state['layers.0.ffn.layers.0.0.weight'].shape[0]
+    found['num_registers'] = state['register_tokens'].shape[1] if 'register_tokens' in state else 0
     wrong = [
         f'{key} is {value} in its weights and {stated[key]} in its metadata'
         for key, value in found.items()

@@ -6,13 +6,5 @@ from mmpatchmix.checkpoints.matching import KeyReport, fit_state_dict, match_sta
 from mmpatchmix.checkpoints.reading import Checkpoint, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import ViTSpec
 
-__all__ = [
-    'Backbone',
-    'Checkpoint',
-    'KeyReport',
-    'ViTSpec',
-    'fit_state_dict',
-    'match_state_dict',
-    'read_backbone',
-    'read_checkpoint',
-]
+__all__ = ['Backbone', 'Checkpoint', 'KeyReport', 'ViTSpec', 'fit_state_dict']
+__all__ += ['match_state_dict', 'read_backbone', 'read_checkpoint']

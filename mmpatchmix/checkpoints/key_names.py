@@ -37,7 +37,6 @@ _BLOCK_MODULES = (
     ('ffn.layers.0.0', 'mlp.fc1', 'intermediate.dense', 'mlp.fc1'),
     ('ffn.layers.1', 'mlp.fc2', 'output.dense', 'mlp.fc2'),
 )
-_QUERY_KEY_VALUE = ('query', 'key', 'value')  # for {}: transformers has three matrices
 # Layer scale: the names of its factors, and the module whose output they multiply.
 _LAYER_SCALES = {
     'attn.gamma1.weight': 'attn.proj',
@@ -94,11 +93,12 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
     """
     if encoder not in ('momentum', 'query'):
         raise ValueError(f"encoder must be 'momentum' or 'query'; got {encoder!r}.")
-    libraries = {}  # by prefix
-    for library, patches in zip(_LIBRARIES[:3], _MODULES[0], strict=False):
-        for key in state:
-            if re.search(rf'(^|\.){re.escape(patches)}\.weight$', key):
-                libraries[key.removesuffix(f'{patches}.weight')] = library
+    libraries = {
+        key.removesuffix(f'{patches}.weight'): library
+        for library, patches in zip(_LIBRARIES, _MODULES[0][:3], strict=False)
+        for key in state
+        if f'.{key}'.endswith(f'.{patches}.weight')
+    }
     if not libraries:
         raise ValueError(
             'This is no Vision Transformer in a known layout (mmpretrain or ours, published '
@@ -170,12 +170,11 @@ def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     timm adds no position to the class token of networks with registers: zeros are prepended.
     """
     folded = {re.sub(r'\bregister_tokens$', 'reg_token', key): state[key] for key in state}
-    for key in list(folded):
+    for key in [key for key in folded if key.endswith('reg_token')]:
         positions = f'{key.removesuffix("reg_token")}pos_embed'
-        if key.endswith('reg_token') and positions in folded:
-            value = folded[positions]  # (1, T, D) or (1, 1 + T, D)
-            if math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
-                folded[positions] = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
+        value = folded.get(positions)  # (1, T, D) or (1, 1 + T, D)
+        if value is not None and math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
+            folded[positions] = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
     return folded
 
 
@@ -215,7 +214,8 @@ def _names(state: Iterable[str], library: str) -> dict[str, list[str]]:
         rows += [(ours + row[0], theirs + row[column]) for row in _BLOCK_MODULES]
     names = {row[0]: [row[column]] for row in _TENSORS if row[column]}
     for ours, theirs in rows:
-        parts = _QUERY_KEY_VALUE if '{}' in theirs else ('',)
+        # transformers has three matrices
+        parts = ('query', 'key', 'value') if '{}' in theirs else ('',)
         for kind in ('weight', 'bias'):
             names[f'{ours}.{kind}'] = [f'{theirs.format(part)}.{kind}' for part in parts]
     return names

@@ -26,14 +26,11 @@ class Preprocessing:
         return dict(
             image_processor_type='BitImageProcessor',  # resizes the shorter side, then crops
             do_convert_rgb=True,
-            do_resize=True,
+            **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), True),
             size={'shortest_edge': self.resize},
             resample=3,  # PIL's number for bicubic
-            do_center_crop=True,
             crop_size={'height': self.crop, 'width': self.crop},
-            do_rescale=True,
             rescale_factor=1 / 255,
-            do_normalize=True,
             image_mean=[value / 255 for value in self.mean],
             image_std=[value / 255 for value in self.std],
         )
@@ -56,7 +53,15 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
         fields = {k: tuple(ours[k]) if isinstance(ours[k], list) else ours[k] for k in known}
         return Preprocessing(**fields).to(img_size), ''
     if isinstance(theirs := meta.get('preprocessor'), dict):
-        return _from_transformers(theirs, default), ''
+        values = {
+            name: tuple(255 * value for value in theirs[key])
+            for name, key in (('mean', 'image_mean'), ('std', 'image_std'))
+            if theirs.get(key)
+        }
+        side = theirs.get('size')  # a square resize has the size of the crop
+        if isinstance(side, dict):
+            side = side.get('shortest_edge') or side.get('height')
+        return replace(default, resize=max(int(side or img_size), img_size), **values), ''
     model = read_config_text(meta, 'model')
     stated = model.get('data_preprocessor') or read_config_text(meta, 'data_preprocessor')
     if not isinstance(stated, dict) or not stated.get('mean') or not stated.get('std'):
@@ -73,16 +78,3 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
             f'{load.get("value_range", "dtype")!r} of mmpatchmix.LoadAnyImage became 0 to 255'
         )
     return replace(default, **values), ''
-
-
-def _from_transformers(content: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
-    """Read ``preprocessor_config.json``; a square resize has the size of the crop."""
-    values = {
-        name: tuple(255 * value for value in content[key])
-        for name, key in (('mean', 'image_mean'), ('std', 'image_std'))
-        if content.get(key)
-    }
-    size = content.get('size')
-    size = size if isinstance(size, dict) else {'height': size}
-    side = size.get('shortest_edge') or size.get('height') or default.crop
-    return replace(default, resize=max(int(side), default.crop), **values)

@@ -31,11 +31,10 @@ def find_checkpoints(folder: str | Path) -> list[Path]:
         last = Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
     except (OSError, UnicodeDecodeError):
         return found
-    if not last.is_file():
-        last = folder / last.name  # the work dir may have been moved
-    if not last.is_file():
-        return found
-    return [last, *(path for path in found if path.resolve() != last.resolve())]
+    for path in (last, folder / last.name):  # the work dir may have been moved
+        if path.is_file():
+            return [path, *(other for other in found if other.resolve() != path.resolve())]
+    return found
 
 
 def find_good_checkpoint(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:

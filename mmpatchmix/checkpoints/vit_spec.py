@@ -50,25 +50,18 @@ class ViTSpec:
     def parameter_shapes(self, in_channels: int = 3) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, under mmpretrain's names and in its order."""
         dims, hidden, patch = self.embed_dims, self.feedforward_channels, self.patch_size
-        shapes: dict[str, tuple[int, ...]] = {'cls_token': (1, 1, dims)}
-        shapes['pos_embed'] = (1, 1 + (self.img_size // patch) ** 2, dims)
-        if self.num_registers:
-            shapes['register_tokens'] = (1, self.num_registers, dims)
-        shapes['patch_embed.projection.weight'] = (dims, in_channels, patch, patch)
-        shapes['patch_embed.projection.bias'] = (dims,)
-        block = {
-            'ln1': (dims,),
-            'attn.qkv': (3 * dims, dims),
-            'attn.proj': (dims, dims),
-            'ln2': (dims,),
-            'ffn.layers.0.0': (hidden, dims),
-            'ffn.layers.1': (dims, hidden),
-        }
-        for index in range(self.num_layers):
-            for name, shape in block.items():
-                shapes[f'layers.{index}.{name}.weight'] = shape
-                shapes[f'layers.{index}.{name}.bias'] = shape[:1]
-        shapes['ln1.weight'] = shapes['ln1.bias'] = (dims,)
+        tokens = dict(cls_token=1, pos_embed=1 + (self.img_size // patch) ** 2)
+        tokens['register_tokens'] = self.num_registers
+        modules = {'patch_embed.projection': (dims, in_channels, patch, patch)}
+        for block in (f'layers.{index}' for index in range(self.num_layers)):
+            modules |= {f'{block}.ln1': (dims,), f'{block}.attn.qkv': (3 * dims, dims)}
+            modules |= {f'{block}.attn.proj': (dims, dims), f'{block}.ln2': (dims,)}
+            modules |= {f'{block}.ffn.layers.0.0': (hidden, dims)}
+            modules |= {f'{block}.ffn.layers.1': (dims, hidden)}
+        modules['ln1'] = (dims,)
+        shapes = {name: (1, count, dims) for name, count in tokens.items() if count}
+        for name, shape in modules.items():
+            shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
         return shapes
 
 
@@ -103,27 +96,22 @@ def read_spec(
             f'pos_embed has {num_positions} positions, not 1 + a square: only square images '
             'with one class token are supported.'
         )
-    found = dict(
-        embed_dims=width,
-        num_layers=1 + max(int(key.split('.')[1]) for key in state if key.startswith('layers.')),
-        feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
-        patch_size=patch_size,
-        img_size=side * patch_size,
-        num_registers=state['register_tokens'].shape[1] if 'register_tokens' in state else 0,
-    )
+    found = dict(embed_dims=width, patch_size=patch_size, img_size=side * patch_size)
+    found['num_layers'] = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('layers.'))
+    found['feedforward_channels'] = state['layers.0.ffn.layers.0.0.weight'].shape[0]
+    found['num_registers'] = state['register_tokens'].shape[1] if 'register_tokens' in state else 0
     wrong = [
-        f'{key} is {found[key]} in its weights and {stated[key]} in its metadata'
-        for key in found
-        if key in stated and stated[key] != found[key]
+        f'{key} is {value} in its weights and {stated[key]} in its metadata'
+        for key, value in found.items()
+        if stated.get(key, value) != value
     ]
     if wrong:
         raise ValueError(f'The checkpoint contradicts itself: {"; ".join(wrong)}.')
     heads, assumed = stated.get('num_heads'), []
     if heads is None:
-        heads = (_HEADS_MOCO if layout in ('moco', 'own') else _HEADS_TIMM).get(width)
-        reason = f'usual for {layout} at width {width}'
-        if heads is None:
-            heads, reason = default_heads, 'the model has them'
+        usual = (_HEADS_MOCO if layout in ('moco', 'own') else _HEADS_TIMM).get(width)
+        heads = usual or default_heads
+        reason = f'usual for {layout} at width {width}' if usual else 'the model has them'
         assumed = [f'num_heads={heads} (not in the file; {reason})']
     if heads is None or width % heads:
         raise ValueError(
@@ -139,14 +127,15 @@ def read_stated_spec(meta: Mapping[str, Any]) -> dict[str, int | float]:
     """Return the fields of :class:`ViTSpec` in the metadata of a checkpoint of any layout."""
     if METADATA_KEY in meta:
         return {key: value for key, value in meta[METADATA_KEY].items() if key in _FIELDS}
-    if 'transformers' in meta:
-        return _read_transformers(meta['transformers'])
-    return spec_from_mmengine(meta)
-
-
-def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return the fields of :class:`ViTSpec` in the config text of an mmengine checkpoint."""
-    backbone = read_config_text(meta, 'model').get('backbone')
+    if (config := meta.get('transformers')) is not None:
+        if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
+            raise ValueError(
+                f'config.json has hidden_act={activation!r}; the ViT here has the exact GELU, with '
+                'which these weights are another network.'
+            )
+        fields = {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
+        return {'norm_eps': TRANSFORMERS_NORM_EPS} | fields
+    backbone = read_config_text(meta, 'model').get('backbone')  # of mmengine
     if not isinstance(backbone, dict):
         return {}
     arch = backbone.get('arch')
@@ -158,13 +147,3 @@ def spec_from_mmengine(meta: Mapping[str, Any]) -> dict[str, int | float]:
     if isinstance(norm, dict) and isinstance(norm.get('eps'), float):
         fields['norm_eps'] = norm['eps']
     return fields
-
-
-def _read_transformers(config: Mapping[str, Any]) -> dict[str, int | float]:
-    if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
-        raise ValueError(
-            f'config.json has hidden_act={activation!r}; the ViT here has the exact GELU, with '
-            'which these weights are another network.'
-        )
-    fields = {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
-    return {'norm_eps': TRANSFORMERS_NORM_EPS} | fields

@@ -108,9 +108,8 @@ def convert_checkpoint(
     layout, spec, state = backbone.layout, backbone.spec, dict(backbone.state_dict)
     _check_support(source, target, backbone)
     hub = features_of_vit(spec, state)
-    num_channels = _num_channels(state)
     original = _features_of_source(source, backbone)
-    difference = _difference(original, hub, num_channels, spec.img_size)
+    difference = _difference(original, hub, state, spec)
     source_difference = _verify(difference, f'{source} in {layout.library}', 'mmpretrain')
     if img_size is not None and (img_size < 1 or img_size % spec.patch_size):
         raise ValueError(
@@ -125,7 +124,7 @@ def convert_checkpoint(
         _write(destination, target, state, spec, preprocessing, about)
         # At another image size hub interpolates the original positions in its forward pass.
         written = features_of_file(destination, target, spec)
-        difference = _difference(hub, written, num_channels, spec.img_size)
+        difference = _difference(hub, written, state, spec)
         target_difference = _verify(difference, 'mmpretrain', str(destination))
         if target == 'transformers':
             facts = dict(about=about, meta=backbone.meta, preprocessing=preprocessing, spec=spec)
@@ -133,8 +132,7 @@ def convert_checkpoint(
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # a folder of transformers
         for file in files:
-            if file.is_file():
-                file.unlink()
+            file.unlink(missing_ok=True)
         raise
     note = _note_on_eps(target, state, spec)
     return Conversion(backbone, spec, destination, source_difference, target_difference, note)
@@ -148,9 +146,8 @@ def _check_destination(destination: Path, target: str) -> list[Path]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
     files = [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
-    for file in files:
-        if file.exists():
-            raise FileExistsError(f'{file} exists already; remove it or choose another name.')
+    if existing := [str(file) for file in files if file.exists()]:
+        raise FileExistsError(f'{existing[0]} exists already; remove it or choose another name.')
     return files
 
 
@@ -209,16 +206,10 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _transformers_config(spec: ViTSpec) -> dict[str, Any]:
-    return dict(
-        {theirs: getattr(spec, ours) for ours, theirs in TRANSFORMERS_NAMES.items()},
-        architectures=['ViTModel'],
-        model_type='vit',
-        num_channels=3,
-        qkv_bias=True,
-        hidden_act='gelu',
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = {theirs: getattr(spec, ours) for ours, theirs in TRANSFORMERS_NAMES.items()}
+    config |= dict(architectures=['ViTModel'], model_type='vit', hidden_act='gelu')
+    config |= dict(num_channels=3, qkv_bias=True)
+    return config | dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def _write_model_card(folder: Path, facts: dict[str, Any], difference: float) -> None:
@@ -236,8 +227,7 @@ def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
     if spec.norm_eps == NORM_EPS or target not in ('mmpretrain', 'mmdet', 'timm'):
         return ''
     usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
-    features = features_of_vit(spec, state)
-    difference = _difference(features, usual, _num_channels(state), spec.img_size)
+    difference = _difference(features_of_vit(spec, state), usual, state, spec)
     option = f"norm_cfg=dict(type='LN', eps={spec.norm_eps:g})"
     if target == 'timm':
         option = f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={spec.norm_eps:g})'
@@ -259,12 +249,13 @@ def _verify(difference: float, first: str, second: str) -> float:
 
 
 def _difference(
-    first: FeatureFunction, second: FeatureFunction, num_channels: int, size: int
+    first: FeatureFunction, second: FeatureFunction, state: Mapping[str, Tensor], spec: ViTSpec
 ) -> float:
     """Return the largest difference of a feature on random images, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     # Three images, not the number that programs were exported with.
-    images = torch.randn(3, num_channels, size, size, generator=generator)
+    shape = 3, _num_channels(state), spec.img_size, spec.img_size
+    images = torch.randn(shape, generator=generator)
     with torch.no_grad():
         return (first(images) - second(images)).abs().max().item()
 
@@ -276,8 +267,7 @@ def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
         return load_transformers(path)[0]
     if library == 'mmpretrain' or spec.num_registers:  # files of others lack registers
         return features_of_vit(spec, backbone.state_dict)
-    if library == DINOV2:
-        library = 'transformers'  # without layer scale its ViT is the same function
+    library = library.removesuffix('-dinov2')  # without layer scale the same function as its ViT
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, f'copy{_SUFFIXES[library][0]}')
         _write(copy, library, dict(backbone.state_dict), spec, backbone.preprocessing, {})

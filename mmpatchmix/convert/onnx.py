@@ -30,10 +30,8 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
         ModuleNotFoundError: If the packages for ONNX are not installed.
     """
     num_channels = vit.patch_embed.projection.in_channels
-    model, images = (
-        nn.Sequential(vit, _LastOutput()).eval(),
-        torch.zeros(2, num_channels, img_size, img_size),
-    )
+    model = nn.Sequential(vit, _LastOutput()).eval()
+    images = torch.zeros(2, num_channels, img_size, img_size)
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
@@ -42,16 +40,9 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise _onnx_is_missing() from error
-    torch.onnx.export(
-        model,
-        (images,),
-        path,
-        input_names=[_INPUT],
-        output_names=[_OUTPUT],
-        dynamic_shapes=shapes,
-        external_data=False,  # one file
-        verbose=False,
-    )
+    names = dict(input_names=[_INPUT], output_names=[_OUTPUT])
+    options = dict(external_data=False, verbose=False)  # one file
+    torch.onnx.export(model, (images,), path, dynamic_shapes=shapes, **names, **options)
 
 
 def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:

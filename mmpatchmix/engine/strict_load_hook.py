@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints import fit_state_dict
-from mmpatchmix.checkpoints.vit_spec import spec_from_mmengine
+from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
@@ -28,7 +28,7 @@ class StrictLoadHook(Hook):
                 "(model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE))."
             )
         fit_state_dict(checkpoint.get('state_dict', checkpoint), model, 'The checkpoint', advice)
-        saved = spec_from_mmengine(checkpoint.get('meta') or {}).get('num_heads')
+        saved = read_stated_spec(checkpoint.get('meta') or {}).get('num_heads')
         arch = getattr(getattr(model, 'backbone', None), 'arch_settings', None) or {}
         if saved and saved != arch.get('num_heads', saved):
             raise ValueError(

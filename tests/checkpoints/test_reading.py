@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmpatchmix.checkpoints import read_checkpoint
-from mmpatchmix.checkpoints.vit_spec import spec_from_mmengine
+from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'teacher', None])
@@ -80,10 +80,10 @@ def test_the_config_text_is_parsed_and_not_executed(tmp_path):
         '        drop_path_rate=compute()))\n'
     )
     expected = dict(embed_dims=24, num_heads=3, patch_size=4, img_size=16)
-    assert spec_from_mmengine(dict(cfg=text)) == expected
+    assert read_stated_spec(dict(cfg=text)) == expected
     assert not (tmp_path / 'sprung').exists()
-    assert spec_from_mmengine(dict(cfg='model = 3')) == {}
-    assert spec_from_mmengine(dict(cfg='model = (')) == {}
-    assert spec_from_mmengine({}) == {}
+    assert read_stated_spec(dict(cfg='model = 3')) == {}
+    assert read_stated_spec(dict(cfg='model = (')) == {}
+    assert read_stated_spec({}) == {}
     named = "model = dict(backbone=dict(arch='deit-small', patch_size=16))"
-    assert spec_from_mmengine(dict(cfg=named))['num_heads'] == 6
+    assert read_stated_spec(dict(cfg=named))['num_heads'] == 6

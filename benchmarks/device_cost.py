@@ -126,7 +126,7 @@ def take_step(
     with paper, compiled:
         for _ in range(2):  # the first step creates the optimizer's moments
             paper.kernels.clear()
-            step.step_from_workers({'inputs': inputs, 'data_samples': None}, autocast)
+            step.step({'inputs': inputs, 'data_samples': None}, autocast, are_crops=True)
         with paper.part('logging'):
             stack_numbers(LOG_INTERVAL * [*logs[-1][1].values(), step.optimizer.broken])
     return tuple(paper.kernels)
@@ -262,7 +262,7 @@ def profile_step(args) -> list[dict]:
 
     def take() -> None:
         began = time.perf_counter()
-        step.step_from_workers(batch, autocast)
+        step.step(batch, autocast, are_crops=True)
         host_seconds.append(time.perf_counter() - began)
 
     whole = measure({'step': take}, args.repeats, warmup=3)['step']

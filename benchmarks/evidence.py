@@ -108,8 +108,7 @@ def draw_methods(rows: Rows) -> None:
 
 def read_all() -> Rows:
     """Return the last run of each row and seed, of all comparisons."""
-    names = ('methods', 'detection', 'photographs')
-    return {row: runs for name in names for row, runs in read(RESULTS / f'{name}.jsonl').items()}
+    return read(RESULTS / 'methods.jsonl') | read(RESULTS / 'detection.jsonl')
 
 
 def main() -> None:

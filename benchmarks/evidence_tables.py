@@ -135,15 +135,12 @@ def tuning_table(rows: Rows) -> str:
     settings = {f'lr {lr}': f'tune-lr{lr}' for lr in RATES}
     settings['lr 0.002, temperature 0.1'] = 'tune-temperature0.1'
     metrics = {'kNN 20': 'knn20', 'linear': 'linear'}
-    body = [
-        [title]
-        + [
-            spread(judged(run)[metric] for run in rows.get(f'{name}-m{m}', {}).values())
-            for m in (1, 2)
-            for metric in metrics.values()
-        ]
-        for title, name in settings.items()
-    ]
+    pairs = [(m, metric) for m in (1, 2) for metric in metrics.values()]
+    body = []
+    for title, name in settings.items():
+        runs = {m: rows.get(f'{name}-m{m}', {}).values() for m in (1, 2)}
+        cells = (spread(judged(run)[metric] for run in runs[m]) for m, metric in pairs)
+        body.append([title, *cells])
     header = [f'{title}, {name}' for title in ('MoCo v3', 'M = 2') for name in metrics]
     return make_table(['', *header], body)
 
@@ -155,18 +152,6 @@ def detection_tuning_table(rows: Rows) -> str:
         runs = [rows.get(f'tune-{start}-lr{rate}', {}).values() for rate in RATES]
         body.append([title, *(spread(run['mask_ap'] for run in each) for each in runs)])
     return make_table(['', *(f'lr {rate}' for rate in RATES)], body)
-
-
-def photographs_table(rows: Rows) -> str:
-    """AP of objects of any class in photographs."""
-    names = {'box AP': 'box_ap', 'box AP50': 'box_ap50', 'mask AP': 'mask_ap'}
-    names['mask AP50'] = 'mask_ap50'
-    body = []
-    for start, title in STARTS.items():
-        runs = rows.get(f'photographs-{start}', {}).values()
-        cells = [spread(run[name] for run in runs) for name in names.values()]
-        body.append([title, str(len(runs)), *cells])
-    return make_table(['', 'seeds', *names], body)
 
 
 def share(name: str, m: str, digits: int) -> Callable:
@@ -222,5 +207,4 @@ TABLES = {
     'tuning': tuning_table,
     'detection': detection_table,
     'detection-tuning': detection_tuning_table,
-    'photographs': photographs_table,
 }

@@ -64,14 +64,14 @@ def block_flops(model: PatchMix, side: int) -> int:
     """Operations of an image in all blocks: matrix products only, a product counting twice.
 
     A token has 8 D^2 + 4 D F in the linear layers of a block and 4 T D in its attention. The last
-    block has the linear layers for one token, and attends with inputs of D channels in each head.
+    block has keys and values, 4 D^2, for all tokens, and the rest for one token.
     """
     vit = model.backbone
     width, wide = vit.embed_dims, vit.layers[0].ffn.layers[0][0].out_features
     tokens = count_tokens(model, side)
     linear = 8 * width**2 + 4 * width * wide
     block = tokens * (linear + 4 * tokens * width)
-    last = linear + 4 * tokens * width * vit.layers[0].attn.num_heads
+    last = 4 * tokens * width * (width + 1) + linear - 4 * width**2
     return (vit.num_layers - 1) * block + last
 
 

@@ -39,6 +39,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
 from paper import Parts
+from step_peers import NaivePatchMix, lightly_step, mocov3_step
 from torch import Tensor, nn
 
 from mmpatchmix.models.patchmix import PatchMix
@@ -73,19 +74,12 @@ class OurStep:
         with torch.device('cpu'):
             return self.model.data_preprocessor(batch, training=True)['inputs']
 
-    def step(self, inputs: dict, autocast: Callable) -> None:
-        """Train on the preprocessor's outputs."""
+    def step(self, inputs: dict, autocast: Callable, are_crops: bool = False) -> None:
+        """Train on the preprocessor's outputs, or on the workers' crops."""
         self.model.update_momentum_encoder(MOMENTUM)
         with autocast():
-            losses = self.model(inputs, mode='loss')
-        loss, _ = self.model.parse_losses(losses)
-        self.optimizer.update_params(loss)
-
-    def step_from_workers(self, batch: dict, autocast: Callable) -> None:
-        """Train on the workers' crops."""
-        self.model.update_momentum_encoder(MOMENTUM)
-        with autocast():
-            inputs = self.model.data_preprocessor(batch, training=True)['inputs']
+            if are_crops:
+                inputs = self.model.data_preprocessor(inputs, training=True)['inputs']
             losses = self.model(inputs, mode='loss')
         loss, _ = self.model.parse_losses(losses)
         self.optimizer.update_params(loss)
@@ -108,28 +102,6 @@ def make_floor(
     return run
 
 
-def build_peers(args, inputs: dict, plain: nn.Module, autocast) -> tuple[dict, dict, int]:
-    """Return steps of others, the name of the floor of each, and the images of their batch."""
-    from step_peers import NaivePatchMix, lightly_step, mocov3_step
-
-    naive, num_local = NaivePatchMix(OurStep(model=args.model).model), args.crops - 2
-    encoded = (2 + 2 * num_local + 3) / (2 + num_local + 2)
-    size = round(args.batch * encoded)
-    views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
-    pair = torch.cat(views)
-    if num_local:
-        crops = torch.randn(num_local, size, 3, 96, 96)
-        others = {'DINO, lightly': lightly_step(views, crops)}
-        own, queries = 'floor of DINO', [pair, crops.flatten(0, 1)]
-    else:
-        others = {'MoCo v3, mmpretrain': mocov3_step(views), 'MoCo, lightly': lightly_step(views)}
-        own, queries = 'floor of MoCo', [pair]
-    steps = {name: partial(step, autocast) for name, step in others.items()}
-    steps[own] = make_floor(plain, queries, [pair], autocast)
-    peers = {'naive PatchMix': lambda: naive.step(inputs, autocast)} | steps
-    return peers, dict.fromkeys(others, own), size
-
-
 def compare_peers(args, autocast: Callable) -> list[dict]:
     """Measure our step, its floors and, unless only ours is wanted, steps of others."""
     num_local = args.crops - 2
@@ -138,41 +110,59 @@ def compare_peers(args, autocast: Callable) -> list[dict]:
     batch = make_batch(args.batch, num_local)
     inputs = ours.prepare(batch)
     arch = Config.fromfile(CONFIGS / f'patchmix_{args.model}_in1k.py').model.backbone
-    arch.pop('type')
-    plain = VisionTransformer(**arch)
-    pair = [torch.randn(args.batch, 3, 224, 224) for _ in range(2)]
-    queries, keys = [torch.cat(pair)], [torch.cat([*pair, pair[0]])]
+    plain = VisionTransformer(**{key: value for key, value in arch.items() if key != 'type'})
+    pair = torch.randn(2 * args.batch, 3, 224, 224)
+    queries, keys = [pair], [torch.cat([pair, pair[: args.batch]])]
     if num_local:
         queries.append(torch.randn(2 * num_local * args.batch, 3, 96, 96))
     candidates = {
         'floor, our backbone': make_floor(ours.model.backbone, queries, keys, autocast),
         "floor, mmpretrain's ViT": make_floor(plain, queries, keys, autocast),
         'ours': lambda: ours.step(inputs, autocast),
-        'ours + preprocessor': lambda: ours.step_from_workers(batch, autocast),
+        'ours + preprocessor': lambda: ours.step(batch, autocast, are_crops=True),
     }
     if args.compile != 'no':
         is_graph = args.compile == 'graphs'
-        options = dict(mode='reduce-overhead') if is_graph else True
-        compiled = OurStep(compile=options, model=args.model)
+        compiled = OurStep(dict(mode='reduce-overhead') if is_graph else True, args.model)
         name = 'ours, CUDA graphs' if is_graph else 'ours, compiled'
         candidates[name] = lambda: compiled.step(inputs, autocast)
-    own_floor, size = {}, args.batch
+    own_floor, sizes = {}, {}
     if args.table == 'peers':
-        others, own_floor, size = build_peers(args, inputs, plain, autocast)
+        others, own, size = build_peers(args, plain, autocast)
+        naive = NaivePatchMix(OurStep(model=args.model).model)
+        candidates['naive PatchMix'] = lambda: naive.step(inputs, autocast)
         candidates |= others
+        own_floor, sizes = dict.fromkeys(others, own), dict.fromkeys(others, size)
     torch.set_default_device(None)  # in training, too, the host makes its tensors on the host
     seconds = measure(candidates, args.repeats)
-    ours_floor, plain_floor = list(candidates)[:2]
+    ours_floor, plain_floor = (seconds[name] for name in list(candidates)[:2])
     return [
         {
             'step': name,
-            'images of the batch': size if name in own_floor or 'floor of' in name else args.batch,
+            'images of the batch': sizes.get(name, args.batch),
             's': value,
-            'of our floor': value / seconds[ours_floor],
-            'of own floor': value / seconds[own_floor.get(name, plain_floor)],
+            'of our floor': value / ours_floor,
+            'of own floor': value / seconds.get(own_floor.get(name), plain_floor),
         }
         for name, value in seconds.items()
     ]
+
+
+def build_peers(args, plain: nn.Module, autocast: Callable) -> tuple[dict, str, int]:
+    """Return steps of others, the name of their floor, and the images of their batch."""
+    num_local = args.crops - 2
+    size = round(args.batch * (5 + 2 * num_local) / (4 + num_local))
+    views = [torch.randn(size, 3, 224, 224) for _ in range(2)]
+    queries = [torch.cat(views)]
+    if num_local:
+        crops = torch.randn(num_local, size, 3, 96, 96)
+        others = {'DINO, lightly': lightly_step(views, crops)}
+        queries.append(crops.flatten(0, 1))
+    else:
+        others = {'MoCo v3, mmpretrain': mocov3_step(views), 'MoCo, lightly': lightly_step(views)}
+    own = 'floor of DINO' if num_local else 'floor of MoCo'
+    steps = {name: partial(step, autocast) for name, step in others.items()}
+    return steps | {own: make_floor(plain, queries, queries[:1], autocast)}, own, size
 
 
 class Clock(Parts):

@@ -1,15 +1,12 @@
 """Further tables of step.py: the published code, freed memory, a detector, attention."""
 
 import os
-import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from harness import DEVICE, keep_freed_memory, measure, measure_apart
 from mmengine.config import Config
@@ -41,18 +38,18 @@ def compare_published(args, autocast: Callable) -> list[dict]:
         if args.crops > 2:
             views['local_views'] = torch.randn(args.crops - 2, args.batch, 3, 96, 96)
         ours = OurStep()
-        steps = {
-            f'published, {name} attention': build_published(theirs, name == 'fused', views)
+        candidates = {
+            f'published, {name} attention': partial(
+                build_published(theirs, name == 'fused', views), autocast
+            )
             for name in ('fused', 'plain')
         }
-
-    def step() -> None:
-        ours.step(views | ours.model.data_preprocessor.mix(views), autocast)
-
-    candidates = {name: partial(other, autocast) for name, other in steps.items()}
-    seconds = measure({'ours': step} | candidates, args.repeats)
+    candidates['ours'] = lambda: ours.step(
+        views | ours.model.data_preprocessor.mix(views), autocast
+    )
+    seconds = measure(candidates, args.repeats)
     distributed.destroy_process_group()
-    quickest = min(seconds[name] for name in steps)
+    quickest = min(value for name, value in seconds.items() if name != 'ours')
     return [
         {'step': name, 's': value, 'of theirs': value / quickest} for name, value in seconds.items()
     ]
@@ -60,21 +57,18 @@ def compare_published(args, autocast: Callable) -> list[dict]:
 
 def compare_freed_memory(args, autocast: Callable) -> list[dict]:
     """Measure our step with and without keeping freed memory, in processes that take turns."""
-    if platform.libc_ver()[0] != 'glibc':
-        print('not measured: this system has no glibc, whose settings are compared')
-        sys.exit()
     env = {name: value for name, value in os.environ.items() if name not in USERS_OWN_SETTINGS}
     options = ['--batch', args.batch, '--crops', args.crops, '--precision', args.precision]
-    settings = {'as glibc has it': 'default', 'kept, as training does': 'keep'}
-    runs = {name: [] for name in settings}
+    runs = {'default': [], 'keep': []}
     for _ in range(args.repeats):
-        for name, setting in settings.items():
-            runs[name].append(measure_apart('--child', setting, *options, env=env))
-    rows = [
-        {'freed memory': name}
-        | {key: statistics.median(run[key] for run in each) for key in each[0]}
-        for name, each in runs.items()
-    ]
+        for setting, each in runs.items():
+            each.append(measure_apart('--child', setting, *options, env=env))
+    rows = []
+    for name, each in zip(
+        ('as glibc has it', 'kept, as training does'), runs.values(), strict=True
+    ):
+        medians = {key: statistics.median(run[key] for run in each) for key in each[0]}
+        rows.append({'freed memory': name} | medians)
     return [row | {'of the first': row['s'] / rows[0]['s']} for row in rows]
 
 
@@ -87,93 +81,58 @@ def measure_here(args, warmup: int = 2, num_steps: int = 5) -> dict[str, float]:
     autocast = partial(torch.autocast, 'cpu', dtype=torch.bfloat16, enabled=is_bf16)
     ours = OurStep()
     inputs = ours.prepare(make_batch(args.batch, args.crops - 2))
-    seconds, faults = [], []
+    steps = []
     for _ in range(warmup + num_steps):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        began = time.perf_counter()
+        faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
         ours.step(inputs, autocast)
-        seconds.append(time.perf_counter() - began)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return {
-        's': statistics.median(seconds[warmup:]),
-        'page faults': statistics.median(faults[warmup:]),
-        'peak of the process (MiB)': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def make_annotated_images(num_images: int, size: int) -> dict:
-    """Return noise with boxes of an eighth to a half of the image, and masks that fill them."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
-
-    rng = np.random.default_rng(0)
-    samples = []
-    for _ in range(num_images):
-        sides = rng.integers(size // 8, size // 2, (NUM_OBJECTS, 2))
-        corners = (rng.random((NUM_OBJECTS, 2)) * (size - sides)).astype(int)
-        masks = np.zeros((NUM_OBJECTS, size, size), np.uint8)
-        for mask, (x, y), (width, height) in zip(masks, corners, sides, strict=True):
-            mask[y : y + height, x : x + width] = 1
-        names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
-        sample = DetDataSample(metainfo=dict.fromkeys(names, (size, size)))
-        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
-        sample.gt_instances = InstanceData(
-            bboxes=torch.from_numpy(np.concatenate([corners, corners + sides], 1)).float(),
-            labels=torch.from_numpy(rng.integers(0, 80, NUM_OBJECTS)),
-            masks=BitmapMasks(masks, size, size),
-        )
-        samples.append(sample)
-    images = torch.from_numpy(rng.integers(0, 256, (num_images, 3, size, size), np.uint8))
-    return dict(inputs=list(images), data_samples=samples)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        steps.append((time.perf_counter() - began, usage.ru_minflt - faults))
+    seconds, faults = (statistics.median(each) for each in zip(*steps[warmup:], strict=True))
+    peak = usage.ru_maxrss / 1024
+    return {'s': seconds, 'page faults': faults, 'peak of the process (MiB)': peak}
 
 
 def measure_detector(args, autocast: Callable) -> list[dict]:
-    """Measure a step of Mask R-CNN."""
+    """Measure a step of Mask R-CNN on random images, boxes and masks."""
+    from mmdet.testing import demo_mm_inputs
+
     cfg = Config.fromfile(CONFIGS / f'coco/{args.config}.py')
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.train().to(DEVICE)
     set_precision(cfg, args.precision == 'bf16')  # as --amp and --no-amp
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    batch = make_annotated_images(args.batch, args.size)
+    shape, num_items = (3, args.size, args.size), [NUM_OBJECTS] * args.batch
+    batch = demo_mm_inputs(args.batch, shape, num_items, num_classes=80, with_mask=True)
     seconds = measure({'step': lambda: model.train_step(batch, wrapper)}, args.repeats)['step']
     return [{'step': args.config, 's': seconds, 'images/s': args.batch / seconds}]
 
 
 def compare_attention(args, autocast: Callable) -> list[dict]:
     """Measure fused and plain attention; one query is the last block, which encodes one token."""
-    types = (torch.bfloat16, torch.float32)
     return [
-        attend(dtype, size, num_queries, args.repeats)
-        for dtype in types
-        for size in SIZES
-        for num_queries in (size[1], 1)
+        compare_attention_of(dtype, heads, tokens, dims, num_queries, args.repeats)
+        for dtype in (torch.bfloat16, torch.float32)
+        for heads, tokens, dims in SIZES
+        for num_queries in (tokens, 1)
     ]
 
 
-def attend(dtype: torch.dtype, size: tuple, num_queries: int, repeats: int) -> dict:
+def compare_attention_of(
+    dtype: torch.dtype, heads: int, tokens: int, dims: int, num_queries: int, repeats: int
+) -> dict:
     """Return a row of the table of attention."""
-    heads, tokens, dims = size
     query = torch.randn(NUM_IMAGES, heads, num_queries, dims, dtype=dtype, device=DEVICE)
     key, value = torch.randn(2, NUM_IMAGES, heads, tokens, dims, dtype=dtype, device=DEVICE)
     inputs = [each.requires_grad_() for each in (query, key, value)]
 
     def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return weights.softmax(-1) @ value
+        return ((query * dims**-0.5) @ key.transpose(-2, -1)).softmax(-1) @ value
 
-    def run(attention: Callable, with_backward: bool) -> None:
-        with torch.set_grad_enabled(with_backward):
-            out = attention(*inputs)
-        if with_backward:
-            out.sum().backward()
-
-    candidates = {
-        f'{name} {way}': partial(run, attention, way == 'both')
-        for way in ('forward', 'both')
-        for name, attention in (('fused', F.scaled_dot_product_attention), ('plain', plain))
-    }
+    candidates = {}
+    for name, attention in (('fused', F.scaled_dot_product_attention), ('plain', plain)):
+        candidates[f'{name} forward'] = torch.no_grad()(partial(attention, *inputs))
+        candidates[f'{name} both'] = lambda attend=attention: attend(*inputs).sum().backward()
     seconds = measure(candidates, repeats)
     row = {'type': str(dtype)[6:], 'heads': heads, 'keys': tokens, 'queries': num_queries}
     row |= {f'{name} (ms)': 1e3 * each for name, each in seconds.items()}

@@ -52,7 +52,7 @@ def test_accuracy_table_has_means_spreads_and_the_paired_test():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize('name', ['methods', 'detection', 'photographs'])
+@pytest.mark.parametrize('name', ['methods', 'detection'])
 def test_every_result_names_config_code_and_machine(name):
     for text in (evidence.RESULTS / f'{name}.jsonl').read_text().splitlines():
         line = json.loads(text)

@@ -53,8 +53,7 @@ def test_all_folders_of_configs_are_found():
 def test_every_config_has_the_shared_runtime(path):
     cfg = read(path)
     assert cfg.custom_imports.imports == ['mmpatchmix.registry']
-    is_detector = '/coco/' in path or path.endswith('_detection.py')
-    assert cfg.default_scope == ('mmdet' if is_detector else 'mmpretrain')
+    assert cfg.default_scope == ('mmdet' if '/coco/' in path else 'mmpretrain')
     shared = Config.fromfile(ROOT / 'configs/_base_/runtime.py')
     assert {name: hook.type for name, hook in shared.default_hooks.items()}.items() <= {
         name: hook.type for name, hook in cfg.default_hooks.items()

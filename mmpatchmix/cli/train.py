@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--init', metavar='CHECKPOINT', help=f'start the backbone from a checkpoint: {layouts}')
     about = 'continue from PATH, or from the last checkpoint of the work dir'
     add('--resume', nargs='?', const='auto', metavar='PATH', help=about)
-    add('--change-schedule', action='store_true', help='resume with another length, batch or mix')
+    add('--change-schedule', action='store_true', help='resume with another length or batch')
     add('--overwrite', action='store_true', help='replace an earlier run in the work dir')
     about = 'bfloat16 autocast, on GPUs and CPUs, or float32; pre-training chooses by device'
     add('--amp', action=argparse.BooleanOptionalAction, help=about)

@@ -1,7 +1,8 @@
 """Hooks, loops, optimizer wrappers and constructors, and model wrappers (DDP, FSDP) of a Runner."""
+# ruff: noqa: F401
 
 from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
-from mmpatchmix.engine.checkpoint_hook import SafeCheckpointHook
+from mmpatchmix.engine.checkpoint_hook import SafeCheckpointHook, StrictLoadHook
 from mmpatchmix.engine.distributed import PatchMixDDP, PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.exact_resume import ExactResumeHook
@@ -10,23 +11,3 @@ from mmpatchmix.engine.param_groups import DecayGroupsConstructor, LayerDecayCon
 from mmpatchmix.engine.ranks import RankWatchHook
 from mmpatchmix.engine.run_logs import SafeLoggerHook, ShortLogProcessor
 from mmpatchmix.engine.schedules import LinearWarmupLR, MomentumScheduleHook, cosine_momentum
-from mmpatchmix.engine.strict_load_hook import StrictLoadHook
-
-__all__ = [
-    'BF16OptimWrapper',
-    'DecayGroupsConstructor',
-    'ExactResumeHook',
-    'ExactTrainLoop',
-    'LayerDecayConstructor',
-    'LinearWarmupLR',
-    'LossLogHook',
-    'MomentumScheduleHook',
-    'PatchMixDDP',
-    'PatchMixFSDP',
-    'RankWatchHook',
-    'SafeCheckpointHook',
-    'SafeLoggerHook',
-    'ShortLogProcessor',
-    'StrictLoadHook',
-    'cosine_momentum',
-]

@@ -16,33 +16,21 @@ from mmpatchmix.registry import OPTIM_WRAPPERS
 class BF16OptimWrapper(OptimWrapper):
     """Run the forward under bfloat16 autocast.
 
-    bfloat16 has the range of float32, so gradients need no scaler; unlike mmengine's
-    ``AmpOptimWrapper`` it needs no accelerator.
-
-    After the first gradient that is not finite a fused optimizer takes no more steps: when
-    ``mmpatchmix.LossLogHook`` detects it, the weights are still those before the failed step. This
-    needs no synchronisation with the host, and ranks agree, since they share their gradients.
+    Unlike mmengine's ``AmpOptimWrapper`` it needs no scaler and no accelerator. After the first
+    gradient that is not finite a fused optimizer takes no more steps, without synchronisation with
+    the host: when ``mmpatchmix.LossLogHook`` detects it, the weights are those before that step.
 
     Attributes:
-        broken: Whether that has happened, ``()`` bool on the device; None before the first step,
-            and if the optimizer is not fused.
-        grad_norm: Norm of all gradients of the last step, ``()`` on the device; None also if
-            mmengine clips gradients and logs the norm itself.
+        broken: Whether that has happened, ``()`` bool on the device; None if not fused.
+        grad_norm: Norm of the gradients of the last step, ``()``; None also if mmengine clips them.
 
     Args:
         enabled: True, False for float32, or ``'auto'``: if :func:`computes_bf16`.
-        **kwargs: Those of mmengine's ``OptimWrapper``.
-
-    Raises:
-        ValueError: If ``enabled`` is something else.
     """
 
     def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
         if enabled not in (True, False, 'auto'):
-            raise ValueError(
-                f"optim_wrapper.enabled={enabled!r} must be True, False or 'auto' (bfloat16 where "
-                'the device computes in it).'
-            )
+            raise ValueError(f"optim_wrapper.enabled={enabled!r} must be True, False or 'auto'.")
         super().__init__(*args, **kwargs)
         self.enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
         self.broken: Tensor | None = None
@@ -71,16 +59,11 @@ class BF16OptimWrapper(OptimWrapper):
 
 
 def computes_bf16(device: str) -> bool:
-    """Return whether a device (``'cuda'`` or ``'cpu'``) computes in bfloat16 in hardware.
-
-    GPUs do from Ampere on, CPUs with AVX512-BF16 or AMX.
-    """
+    """Return whether a device computes in bfloat16 in hardware (Ampere; AVX512-BF16 or AMX)."""
     kind = device.split(':')[0]
     if kind == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != 'cpu':
-        return False
     if not hasattr(torch.cpu, 'get_capabilities'):  # torch before 2.9
-        return torch.cpu._is_avx512_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
+        return kind == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if kind == 'cpu' else {}
     return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))

@@ -1,11 +1,10 @@
-"""The checkpoint hook, which always keeps one good checkpoint, and the choice of what to load."""
+"""Hooks that always keep a good checkpoint, and refuse one that does not fit the model."""
 
 import os
 import shutil
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,78 +12,69 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
+from torch.distributed.tensor import DTensor
 
+from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
+from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 from mmpatchmix.compat.safe_loading import find_damage
-from mmpatchmix.engine.distributed import PatchMixFSDP, local_share
+from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code
 from mmpatchmix.files import lock_folder, move_into_place, write_text
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS
 
 NUM_BETWEEN = 2  # number of checkpoints within epochs that are kept
+INIT = "--init FILE (model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE))"
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, except that a run always keeps a good checkpoint.
 
-    - A checkpoint is written to a temporary file, sealed with its digest, synchronised to disk and
-      renamed. Then ``last_checkpoint`` is updated and older checkpoints are removed.
-    - A checkpoint is verified before it is loaded. ``resume`` without a path falls back to the
-      newest good file. NaN or infinite weights stop the run and are not saved.
-    - If the disk is full or read-only the run continues with an error in the log, and ends with an
-      exception only if the last checkpoint is missing.
-    - With ``mmpatchmix.ExactTrainLoop``, the newest two checkpoints within epochs are kept, as
-      ``iter_N.pth``. SIGTERM, SIGUSR1, SIGHUP or Ctrl-C on any rank saves one and ends the run with
-      exit code 75 (run again), or 130 after Ctrl-C. Ranks synchronise once a second.
-
-    Shards of ``mmpatchmix.PatchMixFSDP`` are saved whole. Remote file systems are left to mmengine.
+    A checkpoint is written to a temporary file, sealed with its digest, synchronised to disk and
+    renamed; then older ones are removed. It is verified before it is loaded. NaN or infinite
+    weights stop the run and are not saved; a full disk is an error in the log. With
+    ``mmpatchmix.ExactTrainLoop`` the newest two checkpoints within epochs are kept, as
+    ``iter_N.pth``; a signal to any rank saves one and ends the run.
 
     Args:
-        interval: Epochs, or iterations with ``by_epoch=False``, between checkpoints.
-        by_epoch: Whether ``interval`` counts epochs.
         minutes: Minutes between checkpoints within an epoch, above 0; None for never.
         iterations: Iterations between checkpoints within an epoch, above 0; None for never.
-        **kwargs: Those of mmengine's ``CheckpointHook``: ``max_keep_ckpts``, ``save_best``, ...
+        **kwargs: Those of mmengine's ``CheckpointHook``: ``interval``, ``save_best``, ...
     """
 
     def __init__(
-        self,
-        interval: int = -1,
-        by_epoch: bool = True,
-        minutes: float | None = 15,
-        iterations: int | None = None,
-        **kwargs: Any,
+        self, *args: Any, minutes: float | None = 15, iterations: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(interval=interval, by_epoch=by_epoch, **kwargs)
+        super().__init__(*args, **kwargs)
         for name, value in (('minutes', minutes), ('iterations', iterations)):
             if value is not None and not value > 0:
                 raise ValueError(f'checkpoint.{name}={value} must be above 0, or None for never.')
         self.minutes, self.iterations = minutes, iterations
-        self._saved_at, self._missing = time.monotonic(), []
+        self._saved_at = time.monotonic()
         self._signals, self._ranks = StopSignals(), RankAgreement()
-        self._failure: str | None = None  # why the newest checkpoint is missing
+        self._failure = ''  # why the newest checkpoint is missing
         self._whole: dict[str, dict] = {}  # gathered weights and optimizer of FSDP, on rank 0
 
     def before_run(self, runner: Runner) -> None:
         """Lock the work dir and choose the checkpoint to load, on rank 0 for all ranks."""
-        choice: list = [runner._load_from, None]
+        choice: list = [runner._load_from]
         if dist.is_main_process():
             try:
                 if runner._train_loop is not None:
                     lock_folder(runner.work_dir)
                 if not runner._has_loaded:
-                    choice[0] = choose_checkpoint(runner)
+                    choice = [choose_checkpoint(runner)]
             except ValueError as error:
-                choice[1] = str(error)
+                choice = [error]
         dist.broadcast_object_list(choice)
-        if choice[1]:
-            raise ValueError(choice[1])
+        if isinstance(choice[0], ValueError):
+            raise choice[0]
         runner._load_from = choice[0]
         if runner._resume and choice[0]:
             # The checkpoint has all weights; the file of init_cfg may no longer exist.
@@ -93,12 +83,13 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Install signal handlers; remove temporary files of an interrupted run."""
         super().before_train(runner)
+        self._is_local = isinstance(self.file_backend, LocalBackend)
         self._saved_at = time.monotonic()
-        dist_cfg = (runner.cfg.get('env_cfg') or {}).get('dist_cfg') or {}
-        self._ranks.timeout = dist_cfg.get('timeout')
+        env_cfg = runner.cfg.get('env_cfg') or {}
+        self._ranks.timeout = (env_cfg.get('dist_cfg') or {}).get('timeout')
         if isinstance(runner.train_loop, ExactTrainLoop):
             self._signals.install()
-        if dist.is_main_process() and self._is_local():
+        if dist.is_main_process() and self._is_local:
             Path(self.out_dir).mkdir(parents=True, exist_ok=True)
             for path in Path(self.out_dir).glob('.*.pth.partial'):
                 path.unlink()
@@ -151,39 +142,31 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _stop(self, runner: Runner, number: int) -> None:
         """Save, end the data workers and exit; called on all ranks."""
-        if self.by_epoch:
-            self.save_within_epoch(runner)
-        else:
-            self._save_checkpoint(runner)
+        self.save_within_epoch(runner) if self.by_epoch else self._save_checkpoint(runner)
         self._ranks.agree(0)  # no rank exits before the checkpoint is written
         if shut_down := getattr(runner.train_loop.batches, '_shutdown_workers', None):
             shut_down()
         self._signals.restore()
         runner.logger.warning(
             f'Stopped by {signal.Signals(number).name} after iteration {runner.iter + 1} of '
-            f'{runner.max_iters}. The same command with --resume continues from '
+            f'{runner.max_iters}; the same command with --resume continues from '
             f'{self._name_good(runner)}.'
         )
         sys.exit(exit_code(number))
-
-    def _is_local(self) -> bool:
-        return isinstance(self.file_backend, LocalBackend)
 
     def _name_good(self, runner: Runner) -> str:
         return self.last_ckpt or runner.message_hub.get_info('last_ckpt') or 'nothing yet'
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save as mmengine does, but remove old checkpoints afterwards."""
-        if not self._is_local():
+        if not self._is_local:
             runner.call_hook('prepare_checkpoint')
             super()._save_checkpoint_with_step(runner, step, meta)
             return
-        kept, old = deque(getattr(self, 'keep_ckpt_ids', ())), []
-        if step not in kept:
-            kept.append(step)
+        kept, old = list(dict.fromkeys([*getattr(self, 'keep_ckpt_ids', ()), step])), []
         if self.max_keep_ckpts > 0:
-            old = [kept.popleft() for _ in range(len(kept) - self.max_keep_ckpts)]
-            runner.message_hub.update_info('keep_ckpt_ids', list(kept))
+            old, kept = kept[: -self.max_keep_ckpts], kept[-self.max_keep_ckpts :]
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
         if self._save(runner, self.filename_tmpl.format(step), meta, self.by_epoch):
             self.keep_ckpt_ids = kept
             for each in old:
@@ -194,17 +177,17 @@ class SafeCheckpointHook(CheckpointHook):
         runner.call_hook('prepare_checkpoint')
         self._refuse_nonfinite_weights(runner)
         self._saved_at = time.monotonic()
-        path = str(Path(self.out_dir, name))
-        previous = runner.message_hub.get_info('last_ckpt')
-        runner.message_hub.update_info('last_ckpt', path)
-        settings = dict(save_optimizer=self.save_optimizer, by_epoch=by_epoch, **self.args)
+        path, hub = str(Path(self.out_dir, name)), runner.message_hub
+        previous = hub.get_info('last_ckpt')
+        hub.update_info('last_ckpt', path)
+        settings = dict(self.args, save_optimizer=self.save_optimizer, by_epoch=by_epoch)
         settings['save_param_scheduler'] = self.save_param_scheduler
         saved = dist.is_main_process() and self._write(runner, name, meta=meta, **settings)
         # On all ranks: with save_best mmengine saves again if there is a last checkpoint.
         if any(self._ranks.agree(saved)):
             self.last_ckpt = path
         else:
-            runner.message_hub.update_info('last_ckpt', previous)
+            hub.update_info('last_ckpt', previous)
         return saved
 
     def _write(self, runner: Runner, name: str, **settings: Any) -> bool:
@@ -218,33 +201,30 @@ class SafeCheckpointHook(CheckpointHook):
             move_into_place(partial, path)
             if can_resume:
                 write_text(Path(runner.work_dir, 'last_checkpoint'), str(path))
-                self._failure = None
+                self._failure = ''
             return True
         except OSError as error:
-            reason = f'{type(error).__name__}: {error}'
+            failure = f'{name} was not saved ({type(error).__name__}: {error})'
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            if can_resume:
-                self._failure = reason
-            runner.logger.error(
-                f'{name} was not saved ({reason}). The run continues; the last good checkpoint is '
-                f'{self._name_good(runner)}.'
-            )
+            self._failure = failure if can_resume else self._failure
+            good = f'the last good checkpoint is {self._name_good(runner)}'
+            runner.logger.error(f'{failure}. The run continues; {good}.')
             return False
 
     def _refuse_full_disk(self, runner: Runner) -> None:
         model = unwrap_model(runner.model)
-        sizes = [value.nbytes for value in model.state_dict().values() if torch.is_tensor(value)]
-        trained = [p.nbytes for p in model.parameters() if p.requires_grad]
-        needed = sum(sizes) + 2 * sum(trained)  # the two moments of Adam
+        needed = sum(value.nbytes for value in model.state_dict().values())
+        needed += 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)  # of Adam
         if (free := shutil.disk_usage(self.out_dir).free) < needed:
             raise OSError(f'{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free')
 
     def _refuse_nonfinite_weights(self, runner: Runner) -> None:
         parameters = unwrap_model(runner.model).parameters()
-        checks = [torch.isfinite(local_share(p)).all() for p in parameters]
+        local = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
+        checks = [torch.isfinite(p).all() for p in local]
         # Ranks may hold different shards.
-        if any(self._ranks.agree(bool(checks) and not bool(torch.stack(checks).all()))):
+        if any(self._ranks.agree(not bool(torch.stack(checks).all()))):
             raise FloatingPointError(
                 f'the weights are not finite after iteration {runner.iter}; they were not saved. '
                 f'The last good checkpoint is {self._name_good(runner)}.'
@@ -252,16 +232,14 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save as mmengine does, but safely, and remove the previous best checkpoint last."""
-        if not self.save_best or not self._is_local():
+        if not self.save_best or not self._is_local:
             super()._save_best_checkpoint(runner, metrics)
             return
         if missing := [key for key in self.key_indicators if key not in ('auto', *metrics)]:
-            if missing != self._missing:
-                runner.logger.warning(
-                    f'save_best={missing[0]!r} is not among the metrics, so no best checkpoint is '
-                    f'kept. The metrics are {", ".join(metrics)}.'
-                )
-            self._missing = missing
+            runner.logger.warning(
+                f'save_best={missing[0]!r} is not among the metrics, so no best checkpoint is '
+                f'kept. The metrics are {", ".join(metrics)}.'
+            )
             return
 
         def save(out_dir, filename, file_client_args, backend_args, **settings) -> None:
@@ -281,17 +259,38 @@ class SafeCheckpointHook(CheckpointHook):
             os.unlink(path)
 
 
+@HOOKS.register_module()
+class StrictLoadHook(Hook):
+    """Refuse a checkpoint that does not fit the model; mmengine only logs mismatches.
+
+    The number of heads, which no shape shows, is compared where the file records it.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Raise ``ValueError`` with all mismatches; called before anything is loaded."""
+        model = unwrap_model(runner.model)
+        advice = 'Use the config it was trained with.'
+        if isinstance(model, PatchMix):
+            advice += f' To initialise only the backbone, from any layout: {INIT}.'
+        fit_state_dict(checkpoint.get('state_dict', checkpoint), model, 'The checkpoint', advice)
+        saved = read_stated_spec(checkpoint.get('meta') or {}).get('num_heads')
+        arch = getattr(getattr(model, 'backbone', None), 'arch_settings', None) or {}
+        if saved and saved != arch.get('num_heads', saved):
+            raise ValueError(
+                f'The checkpoint was trained with {saved} attention heads and the config has '
+                f'{arch["num_heads"]}: use the config of its work dir, or the same --init.'
+            )
+
+
 def choose_checkpoint(runner: Runner) -> str | None:
     """Return the verified checkpoint that a Runner is to load, or None; refuse damaged ones."""
     named = runner._load_from
-    if named is not None:
-        if os.path.isfile(named) and (damage := find_damage(named)):
-            good, _ = find_good_checkpoint(Path(named).parent)
-            hint = f' {good} is a good one.' if good else ''
-            raise ValueError(f'{named} cannot be read: it is damaged ({damage}).{hint}')
+    if named and os.path.isfile(named) and (damage := find_damage(named)):
+        good, _ = find_good_checkpoint(Path(named).parent)
+        hint = f' {good} is a good one.' if good else ''
+        raise ValueError(f'{named} cannot be read: it is damaged ({damage}).{hint}')
+    if named or not runner._resume:
         return named
-    if not runner._resume:
-        return None
     good, damaged = find_good_checkpoint(runner.work_dir)
     listed = ''.join(f'\n  {path}: {damage}' for path, damage in damaged.items())
     if damaged and good is None:

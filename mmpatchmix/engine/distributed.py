@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from mmpatchmix.models import PatchMix
 from mmpatchmix.models.micro_batches import train_in_micro_batches
@@ -26,25 +25,16 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 
 @MODEL_WRAPPERS.register_module()
 class PatchMixDDP(MMDistributedDataParallel):
-    """mmengine's DDP with two additions.
+    """mmengine's DDP, which also runs on CPUs and trains in micro-batches.
 
-    - On CPUs ``device_ids``, which mmengine's Runner always passes, has no effect, and
-      ``SyncBatchNorm``, which torch has for GPUs only, becomes BatchNorm per rank.
-    - A model with ``micro_batch_size`` trains in micro-batches; mmengine's DDP has its own
-      ``train_step`` and never calls that of the model.
-
-    Args:
-        module: The model; one without ``micro_batch_size`` trains as in mmengine.
-        device_ids: Index of this rank's GPU, in a list.
-        **kwargs: Those of ``MMDistributedDataParallel``.
+    On CPUs ``device_ids``, which mmengine's Runner always passes, has no effect, and
+    ``SyncBatchNorm``, which torch has for GPUs only, becomes BatchNorm per rank. A model without
+    ``micro_batch_size`` trains as in mmengine, whose arguments these are.
     """
 
-    def __init__(
-        self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
         device_ids = None if is_on_cpus(module) else device_ids
-        module = without_sync_batchnorm_on_cpus(module)
-        super().__init__(module=module, device_ids=device_ids, **kwargs)
+        super().__init__(without_sync_batchnorm_on_cpus(module), device_ids=device_ids, **kwargs)
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Take one optimizer step on a batch of the data loader."""
@@ -63,11 +53,8 @@ def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
     synchronised = any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
     if not synchronised or not is_on_cpus(module):
         return module
-    print_log(
-        'SyncBatchNorm needs GPUs: on CPUs each process normalises by itself.',
-        logger='current',
-        level=logging.WARNING,
-    )
+    message = 'SyncBatchNorm needs GPUs: on CPUs each process normalises by itself.'
+    print_log(message, logger='current', level=logging.WARNING)
     return revert_sync_batchnorm(module)
 
 
@@ -75,44 +62,24 @@ def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
 class PatchMixFSDP(nn.Module):
     """Shard weights, gradients and AdamW moments of a PatchMix among the ranks.
 
-    Blocks, projector and predictor are gathered for their forward and backward, in float32. Query
-    and momentum encoder are sharded alike, so the momentum update needs no communication. Losses
-    and steps equal those of DDP up to the order of sums. Gradients are reduced in every
-    micro-batch: accumulating them locally would need unsharded gradients.
+    Blocks, projector and predictor are gathered for their forward and backward, in float32. Losses
+    and steps equal those of DDP up to the order of sums. The first ``train_step`` shards; until
+    then checkpoints are loaded as without this wrapper. ``SafeCheckpointHook`` saves full ones.
 
-    The first ``train_step`` shards; until then weights are initialised and checkpoints loaded as
-    without this wrapper. ``SafeCheckpointHook`` saves full checkpoints, which load with any number
-    of ranks.
-
-    Args:
-        module: The model.
-        ranks_per_copy: Number of ranks that share one copy of the weights, such as the GPUs of a
-            machine; copies exchange gradients only. All ranks by default.
-
-    Raises:
-        ValueError: If the model is not a PatchMix or is compiled, or ``ranks_per_copy`` does not
-            divide the number of ranks.
+    ``ranks_per_copy``, a divisor of the number of ranks and by default that number, share one copy
+    of the weights; copies exchange gradients only.
     """
 
     def __init__(self, module: nn.Module, ranks_per_copy: int | None = None) -> None:
         super().__init__()
-        if not isinstance(module, PatchMix):
-            raise ValueError(
-                f'PatchMixFSDP trains a PatchMix, not a {type(module).__name__}: remove '
-                'model_wrapper_cfg, or name another wrapper.'
-            )
-        if module.compile_options is not None:
-            raise ValueError(
-                'model.compile and PatchMixFSDP cannot be combined, gathering weights is not '
-                'compiled: set model.compile=False.'
-            )
+        if not isinstance(module, PatchMix) or module.compile_options is not None:
+            advice = 'set model.compile=False, or another model_wrapper_cfg'
+            raise ValueError(f'PatchMixFSDP trains a PatchMix that is not compiled: {advice}.')
         num_ranks = dist.get_world_size()
         ranks_per_copy = num_ranks if ranks_per_copy is None else ranks_per_copy
         if ranks_per_copy < 1 or num_ranks % ranks_per_copy:
-            raise ValueError(
-                f'model_wrapper_cfg.ranks_per_copy={ranks_per_copy} must divide the number of '
-                f'ranks, {num_ranks}.'
-            )
+            key = f'model_wrapper_cfg.ranks_per_copy={ranks_per_copy}'
+            raise ValueError(f'{key} must divide the number of ranks, {num_ranks}.')
         self.module = without_sync_batchnorm_on_cpus(module)
         self.ranks_per_copy = ranks_per_copy
         self.is_sharded = False
@@ -127,12 +94,10 @@ class PatchMixFSDP(nn.Module):
             self.shard(optim_wrapper.optimizer)
         return self.module.train_step(data, optim_wrapper)
 
-    def val_step(self, data: dict) -> Any:
-        """Evaluate a batch."""
+    def val_step(self, data: dict) -> Any:  # noqa: D102
         return self.module.val_step(data)
 
-    def test_step(self, data: dict) -> Any:
-        """Test a batch."""
+    def test_step(self, data: dict) -> Any:  # noqa: D102
         return self.module.test_step(data)
 
     def shard(self, optimizer: torch.optim.Optimizer) -> None:
@@ -153,11 +118,9 @@ class PatchMixFSDP(nn.Module):
         self.is_sharded = True
 
     def gather_state(self, optim_wrapper: OptimWrapper) -> dict[str, dict]:
-        """Gather weights and optimizer on the CPU of rank 0; called on all ranks.
+        """Gather ``state_dict`` and ``optimizer`` of a checkpoint on the CPU of rank 0.
 
-        Returns:
-            dict: ``state_dict`` and ``optimizer`` as in a checkpoint without sharding; empty on
-            other ranks, and before the first step.
+        Called on all ranks; the result is empty on other ranks, and before the first step.
         """
         if not self.is_sharded:
             return {}
@@ -196,8 +159,3 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
 
 def _copy_outputs(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...]) -> tuple:
     return tuple(output.clone() for output in outputs)
-
-
-def local_share(value: Tensor) -> Tensor:
-    """Return the part of a tensor that this rank holds."""
-    return value.to_local() if isinstance(value, DTensor) else value

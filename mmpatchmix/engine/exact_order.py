@@ -1,18 +1,16 @@
 """Random states, the order and seeds of samples, and a train loop that resumes anywhere."""
 
 import hashlib
-import logging
 import random
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS as ROOT_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -20,15 +18,11 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from mmpatchmix.registry import LOOPS
 
-# Timeout of data workers: a batch that takes longer never arrives.
-WORKER_SECONDS = 600
+WORKER_SECONDS = 600  # timeout of data workers
 
 
 def read_random_states() -> dict[str, Any]:
-    """Return the states of Python, numpy, torch and, if in use, this process's GPU.
-
-    They are tensors and numbers, so that a checkpoint of them loads with ``weights_only=True``.
-    """
+    """Return the states of Python, numpy, torch and this process's GPU, as tensors and numbers."""
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     keys = torch.from_numpy(keys.astype(np.int64))
@@ -44,12 +38,10 @@ def read_random_states() -> dict[str, Any]:
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Set the result of :func:`read_random_states`, without that of a GPU if none is in use."""
-    state = states['python']
-    random.setstate((state['version'], tuple(state['numbers'].tolist()), state['gauss']))
-    state = states['numpy']
-    keys = state['keys'].cpu().numpy().astype(np.uint32)
-    rest = (state['position'], state['has_gauss'], state['cached'])
-    np.random.set_state(('MT19937', keys, *rest))
+    version, numbers, gauss = states['python'].values()
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    keys, *rest = states['numpy'].values()
+    np.random.set_state(('MT19937', keys.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states['torch'].cpu())
     if 'cuda' in states and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states['cuda'].cpu())
@@ -84,17 +76,9 @@ class SampleIndex(int):
     def __reduce__(self) -> tuple:
         return SampleIndex, (int(self), self.seed, self.epoch)
 
-    def derive_seed(self) -> int:
-        """Return 32 bits, a hash of seed, epoch and index."""
-        numbers = struct.pack('<qqq', self.seed, self.epoch, self)
-        return int.from_bytes(hashlib.blake2b(numbers, digest_size=4).digest(), 'little')
-
 
 class ExactSampler(DefaultSampler):
-    """mmengine's sampler, whose next epoch may start in the middle; yields :class:`SampleIndex`.
-
-    Rank r of W takes every W-th sample, so that a batch over all ranks does not depend on W.
-    """
+    """mmengine's sampler, whose next epoch may start in the middle; yields :class:`SampleIndex`."""
 
     num_skipped = 0  # samples of this rank to skip in the next epoch
 
@@ -123,10 +107,9 @@ class SkippableBatches(Sampler[list[int]]):
 
 
 class SeededSamples:
-    """A dataset, given as config, that seeds Python, numpy and torch before each sample.
+    """A dataset, given as config, that seeds Python, numpy and torch for each SampleIndex.
 
-    The seed is that of :class:`SampleIndex`; plain indices are not seeded. Without workers the
-    generators of the training process are restored. Other attributes are those of the dataset.
+    Without workers the generators of the training process are restored.
     """
 
     def __init__(self, dataset: dict) -> None:
@@ -145,27 +128,24 @@ class SeededSamples:
 
     def __getitems__(self, indices: Sequence[int]) -> list:
         """Return the samples of a batch; called by torch's data loader."""
-        if get_worker_info() or not any(isinstance(index, SampleIndex) for index in indices):
-            return [self._read(index) for index in indices]
-        with random_states_kept():
+        is_seeded = any(isinstance(index, SampleIndex) for index in indices)
+        with nullcontext() if get_worker_info() or not is_seeded else random_states_kept():
             return [self._read(index) for index in indices]
 
     def _read(self, index: int) -> Any:
         if isinstance(index, SampleIndex):
-            seed_cpu(index.derive_seed())
+            numbers = struct.pack('<qqq', index.seed, index.epoch, index)
+            digest = hashlib.blake2b(numbers, digest_size=4).digest()
+            seed_cpu(int.from_bytes(digest, 'little'))
         return self.dataset[index]
 
 
 def make_exact(dataloader: dict) -> dict:
-    """Return the config of a data loader with exact order and seeds, and a timeout of workers.
-
-    It is unchanged if its sampler is not mmengine's ``DefaultSampler``.
-    """
-    sampler = dict(dataloader['sampler'])
-    name = sampler.get('type')
+    """Return the config of a loader with exact order and seeds, if it has a ``DefaultSampler``."""
+    name = dataloader['sampler']['type']
     if name is not DefaultSampler and str(name).rpartition('.')[2] != 'DefaultSampler':
         return dataloader
-    exact = dict(dataloader, sampler=sampler | {'type': ExactSampler})
+    exact = dict(dataloader, sampler=dict(dataloader['sampler'], type=ExactSampler))
     if exact.get('num_workers'):
         exact.setdefault('timeout', WORKER_SECONDS)
     exact['dataset'] = {'type': SeededSamples, 'dataset': dataloader['dataset']}
@@ -176,8 +156,7 @@ def make_exact(dataloader: dict) -> dict:
 
 def find_sampler(loader: DataLoader) -> ExactSampler | None:
     """Return the exact sampler of a data loader; None if it has another sampler."""
-    batches = loader.batch_sampler
-    sampler = batches.sampler if isinstance(batches, SkippableBatches) else loader.sampler
+    sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
     return sampler if isinstance(sampler, ExactSampler) else None
 
 
@@ -195,23 +174,14 @@ def skip_batches(loader: DataLoader, num_batches: int) -> bool:
 class ExactTrainLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, which may start in the middle of one.
 
-    - Samples that an epoch has consumed are not read again.
-    - The order and the seeds of samples depend on seed, epoch and index only.
-    - Starting workers and evaluating leave the random generators of training unchanged.
-    - An evaluation that was due before an interruption is done first.
-
-    ``mmpatchmix.ExactResumeHook`` saves and restores the state of this loop. With a sampler other
-    than mmengine's ``DefaultSampler``, consumed samples are read and dropped.
-
-    Args:
-        runner: The Runner.
-        dataloader: Config of the training data loader, or the loader.
-        **kwargs: Those of mmengine's ``EpochBasedTrainLoop``: ``max_epochs``, ...
+    Order and seeds of samples depend on seed, epoch and index only; consumed samples are not read
+    again, or with a sampler other than ``DefaultSampler`` read and dropped. Starting workers and
+    evaluating leave the random generators of training unchanged. An evaluation that was due before
+    an interruption is done first. ``mmpatchmix.ExactResumeHook`` saves and restores the state.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs: Any) -> None:
-        if isinstance(dataloader, dict):
-            dataloader = make_exact(dataloader)
+        dataloader = make_exact(dataloader) if isinstance(dataloader, dict) else dataloader
         super().__init__(runner, dataloader, **kwargs)
         self.random_states: dict | None = None  # to restore before the next iteration
         self.evaluated_epoch = 0
@@ -224,15 +194,14 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def state_dict(self) -> dict[str, int]:
         """Return the state for checkpoints besides epoch and iteration."""
-        sampler = find_sampler(self.dataloader)
-        state = {'evaluated_epoch': self.evaluated_epoch}
-        return state if sampler is None else state | {'sampler_seed': sampler.seed}
+        seed = getattr(find_sampler(self.dataloader), 'seed', None)
+        return {'evaluated_epoch': self.evaluated_epoch, 'sampler_seed': seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore the result of :meth:`state_dict`."""
         self.evaluated_epoch = state['evaluated_epoch']
         sampler = find_sampler(self.dataloader)
-        if sampler is not None and 'sampler_seed' in state:
+        if sampler is not None and state.get('sampler_seed') is not None:
             sampler.seed = state['sampler_seed']
 
     def run(self) -> Any:
@@ -254,12 +223,12 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         first = self.position
-        skips = first == 0 or skip_batches(self.dataloader, first)
         with random_states_kept():
+            skips = first == 0 or skip_batches(self.dataloader, first)
             self.batches = batches = iter(self.dataloader)
             if not skips:
                 message = f'The sampler cannot skip batches: {first} batches are read and dropped.'
-                print_log(message, logger='current', level=logging.WARNING)
+                self.runner.logger.warning(message)
                 for _ in range(first):
                     next(batches)
         self._restore_random_states()
@@ -277,9 +246,8 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     def _evaluate_if_due(self) -> None:
         epoch = self._epoch
         is_due = epoch % self.val_interval == 0 or epoch == self._max_epochs
-        if self.runner.val_loop is None or not is_due or epoch < max(self.val_begin, 1):
-            return
-        if self.position == 0 and self.evaluated_epoch < epoch:
+        is_due = is_due and self.evaluated_epoch < epoch and epoch >= self.val_begin
+        if self.runner.val_loop is not None and is_due and self.position == 0:
             self.evaluated_epoch = epoch
             with random_states_kept():
                 self.runner.val_loop.run()

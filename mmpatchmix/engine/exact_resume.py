@@ -10,23 +10,19 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from mmpatchmix.engine.exact_order import ExactTrainLoop, read_random_states, seed_cpu
-from mmpatchmix.engine.run_plan import compare_plans, describe_plan, remember_schedules, replan
+from mmpatchmix.engine.run_plan import compare_plans, describe_plan, replan
 from mmpatchmix.registry import HOOKS
 
 
 class StatefulHook(Hook):
-    """A hook with state in checkpoints, under ``key``; subclasses define :meth:`state_dict`.
+    """A hook with state in checkpoints, under ``key``.
 
-    They restore it in ``before_train`` from :meth:`pop_loaded_state`: only then it is known
-    whether the run was resumed or merely initialised from the checkpoint.
+    Subclasses define ``state_dict``, of plain data and tensors (None to save nothing). They restore
+    it in ``before_train``, when it is known whether the run was resumed.
     """
 
     key = ''
     _loaded: Any = None
-
-    def state_dict(self) -> Any:
-        """Return the state as plain data and tensors; None to save nothing."""
-        raise NotImplementedError
 
     def pop_loaded_state(self) -> Any:
         """Return the state of the loaded checkpoint once; None if there is none."""
@@ -48,12 +44,8 @@ class ExactResumeHook(StatefulHook):
     """Save random states, the sampler's seed and the plan of the run in every checkpoint.
 
     With ``mmpatchmix.ExactTrainLoop`` a resumed run then equals an uninterrupted one bit for bit.
-    Checkpoints load with ``weights_only=True``. Resuming with another length, batch size, learning
-    rate or mixing raises an error. On another number of ranks with the same total batch size, the
-    order of samples and the schedules stay.
-
-    Args:
-        change_schedule: Whether to continue with the changed plan instead.
+    Checkpoints load with ``weights_only=True``. Resuming with another plan raises an error, with
+    ``change_schedule`` not for another length or batch size.
     """
 
     priority = 'HIGHEST'  # before timers store the first iteration
@@ -64,16 +56,11 @@ class ExactResumeHook(StatefulHook):
         self._states: list[dict] | None = None  # of all ranks
         self._loop: ExactTrainLoop | None = None
         self._plan: dict[str, str] = {}
-        self._start: dict[str, Any] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Store the plan and the schedules before a checkpoint overwrites them."""
-        if not isinstance(runner._train_loop, ExactTrainLoop):
-            return  # another loop, or no training
-        self._loop = runner._train_loop
-        self._plan = describe_plan(runner)
-        if self.change_schedule:
-            self._start = remember_schedules(runner)
+        """Store the plan before a checkpoint overwrites it."""
+        if isinstance(runner._train_loop, ExactTrainLoop):
+            self._loop, self._plan = runner._train_loop, describe_plan(runner)
 
     def prepare_checkpoint(self, runner: Runner) -> None:
         """Gather the random states of all ranks; called on all ranks before rank 0 saves."""
@@ -104,11 +91,7 @@ class ExactResumeHook(StatefulHook):
         super().after_load_checkpoint(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
-        """Restore the state of a resumed run.
-
-        Raises:
-            ValueError: If the plan differs from the plan in the checkpoint.
-        """
+        """Restore the state of a resumed run; refuse another plan with ``ValueError``."""
         loaded = self.pop_loaded_state()
         if runner.iter == 0 or self._loop is None:
             return
@@ -127,17 +110,18 @@ class ExactResumeHook(StatefulHook):
             self._reseed(runner, len(states))
 
     def _compare_plan(self, runner: Runner, before: dict[str, str]) -> None:
-        differences = compare_plans(before, self._plan)
+        differences, can_change = compare_plans(before, self._plan)
         if not differences:
             return
         lines = ''.join(f'\n  {line}' for line in differences)
-        if not self.change_schedule:
+        if not (self.change_schedule and can_change):
             raise ValueError(
                 f'this run differs from the run of the checkpoint:{lines}\nResume it with the '
-                'values of the checkpoint, or add --change-schedule to continue with the new ones '
-                '(default_hooks.exact_resume.change_schedule=True).'
+                'values of the checkpoint. --change-schedule (default_hooks.exact_resume.'
+                'change_schedule=True) continues with other epochs or another batch, and with no '
+                'other difference.'
             )
-        replan(runner, self._start, before)
+        replan(runner, before)
         rates = ', '.join(f'{rate:g}' for rate in sorted(set(runner.optim_wrapper.get_lr()['lr'])))
         runner.logger.warning(
             f'The schedule is changed:{lines}\n  continuing at epoch {runner.epoch + 1} of '
@@ -150,13 +134,12 @@ class ExactResumeHook(StatefulHook):
         ranks, rank = dist.get_world_size(), dist.get_rank()
         runner.logger.warning(
             f'Resumed on {ranks} ranks instead of {num_before}. The order of samples, their crops '
-            'and all schedules are unchanged. Changed: BatchNorm (unless synchronised) and mixing '
-            f'now see the {runner.train_dataloader.batch_size} images of a rank; photometric '
-            'augmentations and mixes are drawn from new seeds.'
+            'and all schedules are unchanged. BatchNorm (unless synchronised) and mixing now use '
+            f'the {runner.train_dataloader.batch_size} images of a rank; augmentations and mixes '
+            'are drawn from new seeds.'
         )
         numbers = np.random.SeedSequence([abs(runner.seed), runner.iter, ranks, rank])
-        seed = int(numbers.generate_state(1)[0])
-        seed_cpu(seed)
+        seed_cpu(seed := int(numbers.generate_state(1)[0]))
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
         self._loop.random_states = read_random_states()
@@ -169,13 +152,10 @@ def to_plain(value: Any) -> Any:
         return {'values': values, 'counts': counts, 'max_length': value.max_length}
     if isinstance(value, dict):
         return {to_plain(key): to_plain(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(to_plain, value))
-    if isinstance(value, list | set):
-        return list(map(to_plain, value))
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value) if value.dtype.kind in 'biuf' else value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    known = (str, int, float, bool, bytes, torch.Tensor)
-    return value if value is None or isinstance(value, known) else None
+    if isinstance(value, tuple | list | set):
+        return (tuple if isinstance(value, tuple) else list)(map(to_plain, value))
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        return torch.as_tensor(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value if isinstance(value, str | int | float | bytes | torch.Tensor) else None

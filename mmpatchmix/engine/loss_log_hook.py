@@ -3,7 +3,6 @@
 import math
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine import dist
@@ -18,26 +17,19 @@ from mmpatchmix.files import move_into_place
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.registry import HOOKS
 
-# Key in the buffered outputs of a step: whether the optimizer has stopped stepping.
-BROKEN = 'broken'
-
-# Length of the log history. mmengine copies the whole history for each new value: after 375,000
-# iterations that takes longer than many a step.
-HISTORY = 2000
+BROKEN = 'broken'  # key in the buffered outputs: whether the optimizer has stopped stepping
+HISTORY = 2000  # length of the log history, which mmengine copies for each new value
 
 
 @HOOKS.register_module()
 class LossLogHook(RuntimeInfoHook):
     """Replace mmengine's ``RuntimeInfoHook``: copy losses to the host late, stop at NaN.
 
-    mmengine reads each loss on the host in each iteration, which keeps the host from running ahead
-    of the device. Here losses stay on the device until the next log line, checkpoint or end of an
-    epoch; then they are averaged over the ranks and copied together. The log history still has
-    one entry per iteration, for the last 2,000 iterations or one epoch, whichever is longer (for
-    all iterations if ``log_processor.custom_cfg`` is set).
-
-    A loss or gradient that is NaN or infinite stops the run before anything is logged or saved.
-    :func:`write_failed_step` saves the inputs of that step to a file.
+    Losses stay on the device until the next log line, checkpoint or end of an epoch; then they are
+    averaged over the ranks and copied together, so that the host can run ahead of the device. The
+    log history has one entry per iteration, for the last 2,000 iterations or one epoch, whichever
+    is longer (for all if ``log_processor.custom_cfg`` is set). A loss or gradient that is NaN or
+    infinite stops the run before anything is logged or saved.
     """
 
     def __init__(self) -> None:
@@ -51,15 +43,8 @@ class LossLogHook(RuntimeInfoHook):
         if hasattr(runner.optim_wrapper, 'broken'):  # otherwise the step cannot be re-run
             self._states = read_random_states()
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None
-    ) -> None:
-        """Store the outputs of the step; copy all stored outputs to the host when they are due.
-
-        Raises:
-            FloatingPointError: If a loss or a gradient is not finite.
-        """
-        # Detached, to free the graph of the iteration.
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        """Store the outputs; when due, copy all to the host and stop if they are not finite."""
         values = {name: torch.as_tensor(v).detach() for name, v in (outputs or {}).items()}
         for name in (BROKEN, 'grad_norm'):
             if (value := getattr(runner.optim_wrapper, name, None)) is not None:
@@ -98,21 +83,16 @@ class LossLogHook(RuntimeInfoHook):
                 buffer.max_length = length
 
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
-        if dist.get_world_size() == 1 and self._lie_on_host(self._pending[-1][2]):
+        on_host = all(value.device.type == 'cpu' for value in self._pending[-1][2].values())
+        if on_host and dist.get_world_size() == 1:
             return True  # neither a device nor other ranks to synchronise with
-        if self.end_of_epoch(runner.train_dataloader, batch_idx):
-            return True
-        for hook in runner.hooks:
-            if isinstance(hook, LoggerHook) and self.every_n_inner_iters(batch_idx, hook.interval):
-                return True
-            by_iteration = isinstance(hook, CheckpointHook) and not hook.by_epoch
-            if by_iteration and self.every_n_train_iters(runner, hook.interval):
-                return True
-        return False
-
-    @staticmethod
-    def _lie_on_host(outputs: dict[str, Tensor]) -> bool:
-        return all(value.device.type == 'cpu' for value in outputs.values())
+        return self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
+            self.every_n_inner_iters(batch_idx, hook.interval)
+            if isinstance(hook, LoggerHook)
+            else not hook.by_epoch and self.every_n_train_iters(runner, hook.interval)
+            for hook in runner.hooks
+            if isinstance(hook, LoggerHook | CheckpointHook)
+        )
 
 
 def stack_numbers(values: list[Tensor]) -> Tensor:
@@ -127,52 +107,35 @@ def _average(value: Tensor) -> Tensor:
     return value if is_number else value.float().mean()
 
 
-def _raise(
-    runner: Runner, iteration: int, epoch: int, losses: dict[str, float], file: str | None
-) -> None:
+def _raise(runner: Runner, iteration: int, epoch: int, losses: dict, file: str | None) -> None:
     name = 'a gradient' if all(map(math.isfinite, losses.values())) else 'the loss'
     values = ', '.join(f'{name}={value:g}' for name, value in losses.items())
     good, _ = find_good_checkpoint(runner.work_dir)
     saved = f'the last good checkpoint is {good} (tools/train.py CONFIG --resume {good}).'
-    rerun = (
-        f' The inputs of the step are in {file}; docs/troubleshooting.md, "Re-run a step that '
-        'produced NaN", has the code to re-run it.'
-    )
+    saved = saved if good else 'no checkpoint had been written yet.'
+    page = 'docs/troubleshooting.md, "Re-run a step that produced NaN"'
+    rerun = f' The inputs of the step are in {file}, the code to re-run it in {page}.'
     raise FloatingPointError(
-        f'{name} is not finite at iteration {iteration + 1} of epoch {epoch + 1}: {values}; '
-        f'{saved if good else "no checkpoint had been written yet."}{rerun if file else ""} Usual '
-        'causes: a learning rate too high for the batch (see --auto-scale-lr), float16 instead of '
-        'bfloat16, or damaged images.'
+        f'{name} is not finite at iteration {iteration + 1} of epoch {epoch + 1}: {values}; {saved}'
+        f'{rerun if file else ""} Usual causes: a learning rate too high for the batch (see '
+        '--auto-scale-lr), float16 instead of bfloat16, or damaged images.'
     )
 
 
-def write_failed_step(
-    runner: Runner, iteration: int, states: dict[str, Any], losses: dict[str, float]
-) -> str | None:
+def write_failed_step(runner: Runner, iteration: int, states: dict, losses: dict) -> str | None:
     """Write ``failed_iter_N.pth``: batch, weights, random states and config of a failed step.
 
     The batch is read again, since samples depend on seed, epoch and index only. The weights are
-    those before the step: :class:`~mmpatchmix.engine.BF16OptimWrapper` has not stepped since. With
-    an accelerator or several ranks a failure is detected when losses are logged; until then the
-    momentum encoder has been updated once in each iteration.
+    those before the step, on which :class:`~mmpatchmix.engine.BF16OptimWrapper` has stopped.
 
-    Args:
-        runner: The Runner.
-        iteration: Index of the step, from 0, in the current epoch.
-        states: Random states before the step.
-        losses: Losses of the step on this rank.
-
-    Returns:
-        str | None: Path of the file; None if the weights are lost (another optimizer), the samples
-        are unknown (another sampler) or the disk fails.
+    ``iteration`` counts from 0, ``states`` are the random states before the step, ``losses`` those
+    of this rank. Returns the path; None for other optimizers and samplers, or if the disk fails.
     """
-    wrapper, rank = runner.optim_wrapper, dist.get_rank()
-    if getattr(wrapper, 'broken', None) is None:
+    wrapper, rank, loader = runner.optim_wrapper, dist.get_rank(), runner.train_dataloader
+    is_exact = isinstance(runner.train_loop, ExactTrainLoop) and find_sampler(loader) is not None
+    if getattr(wrapper, 'broken', None) is None or not is_exact:
         return None
-    loop, loader = runner.train_loop, runner.train_dataloader
-    if not isinstance(loop, ExactTrainLoop) or find_sampler(loader) is None:
-        return None
-    position = iteration - loop.epoch * len(loader)
+    position = iteration - runner.epoch * len(loader)
     indices = next(islice(iter(loader.batch_sampler), position, None))
     batch = loader.collate_fn(loader.dataset.__getitems__(indices))
     content = {

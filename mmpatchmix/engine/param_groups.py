@@ -1,6 +1,5 @@
 """Optimizer wrapper constructors: two parameter groups for weight decay, or groups per depth."""
 
-from collections import defaultdict
 from functools import partial
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -15,16 +14,8 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
     """Make two groups of parameters: weights decay, biases and other 1-D parameters do not.
 
     mmengine's constructor makes one group per parameter: a multi-tensor optimizer is then called
-    for one tensor at a time (ViT-S: 160 calls instead of 2), with a warning for each parameter
-    without gradient (the whole momentum encoder).
-
-    Args:
-        optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
-        paramwise_cfg: Only ``flat_decay_mult``, the factor of the weight decay of 1-D parameters;
-            0 by default.
-
-    Raises:
-        ValueError: On any other key of ``paramwise_cfg``.
+    for one tensor at a time (ViT-S: 160 calls instead of 2). ``paramwise_cfg`` has one key,
+    ``flat_decay_mult``, the factor of the weight decay of 1-D parameters, 0 by default.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -32,8 +23,7 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
         if unknown := set(paramwise_cfg) - {'flat_decay_mult'}:
             raise ValueError(
                 f'optim_wrapper.paramwise_cfg has {sorted(unknown)}, but DecayGroupsConstructor '
-                "supports only 'flat_decay_mult'. For other settings remove "
-                "optim_wrapper.constructor: mmengine's default constructor has them."
+                "supports only 'flat_decay_mult': remove optim_wrapper.constructor for others."
             )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
@@ -53,41 +43,29 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     """mmpretrain's layer-wise learning rate decay, for any model with a ViT as ``backbone``.
 
-    mmpretrain's constructor reads the depth of a parameter from the *model*, which detectors and
-    PatchMix do not provide; here the backbone provides it. With L blocks and rate r, embeddings
-    (patch, position, class token) learn at r^(L+1) of the learning rate, block i (from 0) at
-    r^(L-i), everything after the backbone at 1, as in BEiT (https://arxiv.org/abs/2106.08254) and
-    ViTDet (https://arxiv.org/abs/2203.16527). Parameters with equal settings share a group.
-
-    Args:
-        optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
-        paramwise_cfg: As upstream: ``layer_decay_rate``, ``flat_decay_mult``, ``custom_keys``, ...
+    Arguments are those of mmpretrain's constructor. With L blocks and rate r, embeddings learn at
+    r^(L+1) of the learning rate, block i (from 0) at r^(L-i), everything after the backbone at 1,
+    as in BEiT (https://arxiv.org/abs/2106.08254) and ViTDet (https://arxiv.org/abs/2203.16527).
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """Add the groups of ``module``; see the base class.
-
-        Raises:
-            ValueError: If the backbone has no ``get_layer_depth``.
-        """
+        """Add the groups of ``module``, whose backbone must have ``get_layer_depth``."""
         if prefix:  # a child of the model, in the recursion of the base class
             super().add_params(params, module, prefix, **kwargs)
             return
         depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if depth is None:
             raise ValueError(
-                f'layer-wise learning rates need a model whose backbone has get_layer_depth(); '
-                f'{type(module).__name__} has none. Use a ViT backbone (mmpatchmix.PatchMixViT, '
-                'DetectionViT, WindowedViT), or remove optim_wrapper.constructor.'
+                f'the backbone of {type(module).__name__} has no get_layer_depth(), which layer-'
+                'wise learning rates need: use a ViT, or remove optim_wrapper.constructor.'
             )
         single: list[dict] = []
         super().add_params(single, module, get_layer_depth=partial(depth, prefix='backbone.'))
-        merged: dict[tuple, dict] = defaultdict(lambda: {'params': [], 'param_names': []})
+        merged: dict[tuple, dict] = {}
         for group in single:
-            parameters, name = group.pop('params'), group.pop('param_name')
-            group.pop('layer_id')
-            same = merged[tuple(sorted(group.items()))]
+            parameters, name, _ = (group.pop(key) for key in ('params', 'param_name', 'layer_id'))
+            key = tuple(sorted(group.items()))
+            same = merged.setdefault(key, {'params': [], 'param_names': []} | group)
             same['params'] += parameters
             same['param_names'].append(name)
-            same.update(group)
         params.extend(merged.values())

@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import mmengine
@@ -39,9 +40,7 @@ _num_exchanges: Counter[str] = Counter()
 def compare_ranks(cfg: Any) -> None:
     """Compare device, versions and config of all ranks; only with ``--launcher pytorch``.
 
-    Raises:
-        ValueError: If they differ; lists the value of each rank.
-        TimeoutError: If a rank does not answer; lists these ranks.
+    Raises ``ValueError`` with the value of each rank, ``TimeoutError`` with the missing ranks.
     """
     if cfg.get('launcher') != 'pytorch' or 'RANK' not in os.environ:
         return
@@ -51,8 +50,7 @@ def compare_ranks(cfg: Any) -> None:
         'mmengine': mmengine.__version__,
         'mmpatchmix': mmpatchmix.__version__,
         'device': get_device().split(':')[0],
-        **dict(_leaves(cfg)),
-    }
+    } | dict(_leaves(cfg))
     # Digests first: exchanging all facts among a thousand ranks would be gigabytes.
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     reports = exchange('preflight', {'digest': digest})
@@ -61,20 +59,15 @@ def compare_ranks(cfg: Any) -> None:
 
 
 def compare_data(dataset: Any) -> None:
-    """Compare the number of training images and up to 1,000 of their names over all ranks.
-
-    Raises ``ValueError`` and ``TimeoutError`` as :func:`compare_ranks`.
-    """
+    """Compare number and up to 1,000 names of training images; errors as :func:`compare_ranks`."""
     launched = {'MASTER_ADDR', 'TORCHELASTIC_RUN_ID'} <= os.environ.keys()  # by torchrun
     if not torch.distributed.is_initialized() or not launched:
         return
     digest = hashlib.sha256()
     for index in range(0, len(dataset), max(1, len(dataset) // NUM_NAMES)):
-        info: dict = {}
-        with suppress(AttributeError, NotImplementedError):
-            info = dataset.get_data_info(index)
-        path = str(info.get('img_path', '')).replace(os.sep, '/')
-        digest.update(f'{"/".join(path.split("/")[-2:])} {info.get("gt_label")}\n'.encode())
+        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+        path = '/'.join(Path(info.get('img_path') or '').parts[-2:])
+        digest.update(f'{path} {info.get("gt_label")}\n'.encode())
     names = {'names of the training images (digest)': digest.hexdigest()[:12]}
     _refuse_differences('data', {'number of training images': len(dataset)} | names, DATA_SECONDS)
 
@@ -91,25 +84,20 @@ def _leaves(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
             yield from _leaves(value, f'{path}.{key}' if path else str(key))
 
 
-def _refuse_differences(
-    topic: str, facts: dict[str, Any], seconds: float = MEETING_SECONDS
-) -> None:
+def _refuse_differences(topic: str, facts: dict, seconds: float = MEETING_SECONDS) -> None:
     """Exchange facts and raise ``ValueError`` if they differ between ranks."""
     reports = exchange(topic, {'where': _name_process(), 'facts': facts}, seconds)
-    rows = [report['facts'] for report in reports]
-    lines = []
-    for name in dict.fromkeys(name for row in rows for name in row):
+    lines = ''
+    for name in dict.fromkeys(name for report in reports for name in report['facts']):
         ranks: dict[str, list[int]] = {}
-        for rank, row in enumerate(rows):
-            ranks.setdefault(str(row.get(name, 'not set')), []).append(rank)
+        for rank, report in enumerate(reports):
+            ranks.setdefault(str(report['facts'].get(name, 'not set')), []).append(rank)
         if len(ranks) > 1:
             parts = (f'{v} on {_name_ranks(r, reports[r[0]]["where"])}' for v, r in ranks.items())
-            lines.append(f'\n  {name}: {"; ".join(parts)}')
+            lines += f'\n  {name}: {"; ".join(parts)}'
     if lines:
-        raise ValueError(
-            'the ranks differ; start all of them with the same command, code and data:'
-            + ''.join(lines)
-        )
+        message = 'the ranks differ; start all of them with the same command, code and data:'
+        raise ValueError(message + lines)
 
 
 def _name_process() -> str:
@@ -121,21 +109,11 @@ def _name_ranks(ranks: list[int], where: str) -> str:
     return f'rank {", ".join(map(str, ranks[:8]))}{more} ({where})'
 
 
-def exchange(
-    topic: str, facts: Mapping[str, Any], seconds: float = MEETING_SECONDS
-) -> list[dict[str, Any]]:
-    """All-gather data through the store of the launcher, before a process group exists.
+def exchange(topic: str, facts: dict, seconds: float = MEETING_SECONDS) -> list[dict[str, Any]]:
+    """All-gather JSON data through the store of the launcher, before a process group exists.
 
-    Args:
-        topic: Name of the exchange. All ranks exchange the same topics equally often.
-        facts: Data for JSON.
-        seconds: Timeout.
-
-    Returns:
-        list[dict]: The facts of every rank, by rank.
-
-    Raises:
-        TimeoutError: If a rank does not answer in time; lists these ranks.
+    Called on all ranks. Returns the facts of every rank, by rank; raises ``TimeoutError`` with the
+    ranks that do not answer within ``seconds``.
     """
     store, num_ranks = open_store(), int(os.environ['WORLD_SIZE'])
     _num_exchanges[topic] += 1
@@ -159,8 +137,7 @@ class RankWatchHook(Hook):
     """Log which rank is stopped, disconnected, or in another place than the others.
 
     A thread of every rank writes its state to the store of the process group. If no rank makes
-    progress for ``seconds`` (above 0), the first rank logs which ranks have stopped writing and
-    which are in another state than most. It ends nothing: ``env_cfg.dist_cfg.timeout`` does.
+    progress for ``seconds`` (above 0), the first rank logs which ranks are silent or differ.
     """
 
     def __init__(self, seconds: float = 60) -> None:
@@ -172,31 +149,26 @@ class RankWatchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Start the thread."""
-        if dist.get_world_size() > 1:
+        if (num_ranks := dist.get_world_size()) > 1:
             store = PrefixStore('rank-watch', distributed_c10d._get_default_store())
-            watch = Watch(store, dist.get_rank(), dist.get_world_size(), self.seconds)
+            watch = Watch(store, dist.get_rank(), num_ranks, self.seconds)
             self._over.clear()
             watch.beat(self._state)  # to detect also a rank that stops at once
             threading.Thread(target=self._run, args=(watch, runner.logger), daemon=True).start()
 
-    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Set the state."""
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         self._state = (runner.iter, 'trains')
 
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Set the state."""
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         self._state = (runner.iter + 1, 'reads data')
 
-    def before_val(self, runner: Runner) -> None:
-        """Set the state."""
+    def before_val(self, runner: Runner) -> None:  # noqa: D102
         self._state = (runner.iter, 'evaluates')
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Set the state."""
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:  # noqa: D102
         self._state = (runner.iter, 'saves')
 
-    def after_train(self, runner: Runner) -> None:
-        """Stop the thread."""
+    def after_train(self, runner: Runner) -> None:  # noqa: D102
         self._over.set()
 
     def _run(self, watch: 'Watch', logger: Any) -> None:
@@ -211,11 +183,9 @@ class Watch:
 
     def __init__(self, store: Any, rank: int, num_ranks: int, seconds: float) -> None:
         self.store, self.rank, self.num_ranks, self.seconds = store, rank, num_ranks, seconds
-        self.count = 0
-        # By rank: last beat, time of the last beat, time of the last change of state; times by
-        # this machine's clock.
+        self.count, self.last_message = 0, ''
+        # By rank: last beat, times of the last beat and change of state by this machine's clock.
         self.beats: dict[int, tuple[list, float, float]] = {}
-        self.last_message = ''
 
     def beat(self, state: tuple[int, str]) -> str | None:
         """Write the state of this rank; return a new message about other ranks, if any."""
@@ -224,18 +194,14 @@ class Watch:
         if self.rank > 1:  # rank 1 reports if rank 0 is silent
             return None
         now = time.monotonic()
-        for rank in range(self.num_ranks):
-            if self.store.check([f'{rank}']):
-                beat = json.loads(self.store.get(f'{rank}'))
-                last, beaten, moved = self.beats.get(rank, (beat, now, now))
-                beaten = beaten if last[0] == beat[0] else now
-                moved = moved if last[2:] == beat[2:] else now
-                self.beats[rank] = (beat, beaten, moved)
-        message = self._compare(now)
-        if message == self.last_message:
-            return None
-        self.last_message = message
-        return message or None
+        for rank in (r for r in range(self.num_ranks) if self.store.check([f'{r}'])):
+            beat = json.loads(self.store.get(f'{rank}'))
+            last, beaten, moved = self.beats.get(rank, (beat, now, now))
+            beaten = beaten if last[0] == beat[0] else now
+            moved = moved if last[2:] == beat[2:] else now
+            self.beats[rank] = (beat, beaten, moved)
+        before, self.last_message = self.last_message, self._compare(now)
+        return self.last_message if self.last_message != before else None
 
     def _compare(self, now: float) -> str:
         if now - self.beats[self.rank][2] < self.seconds:
@@ -249,13 +215,10 @@ class Watch:
         if not named:
             return ''  # all ranks are in a long evaluation or compilation
         iteration, activity = states[named[0]]
-        return (
-            f'No progress for {self.seconds:g} s: '
-            f'{_name_ranks(named, self.beats[named[0]][0][1])} '
-            + (
-                'does not respond: stopped or disconnected.'
-                if silent
-                else f'{activity} at iteration {iteration + 1} while the others wait '
-                f'({most[1]}, iteration {most[0] + 1}).'
-            )
+        reason = (
+            f'{activity} at iteration {iteration + 1} while the others wait ({most[1]}, iteration '
+            f'{most[0] + 1}).'
         )
+        reason = 'does not respond: stopped or disconnected.' if silent else reason
+        where = self.beats[named[0]][0][1]
+        return f'No progress for {self.seconds:g} s: {_name_ranks(named, where)} {reason}'

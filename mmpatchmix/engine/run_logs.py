@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from mmengine.hooks import LoggerHook
@@ -11,7 +11,6 @@ from mmengine.runner import BaseLoop, LogProcessor, Runner
 
 from mmpatchmix.registry import HOOKS, LOG_PROCESSORS
 
-# 120 columns, less the time stamp and the name of the logger.
 LINE_WIDTH = 120 - len('11/28 22:04:42 - mmengine - INFO - ')
 FORMATS = {
     'loss': 'loss {:.3f}',
@@ -21,43 +20,34 @@ FORMATS = {
 }
 
 
+def _tolerate_disk_errors(method: Callable) -> Callable:
+    @wraps(method)
+    def call(self: LoggerHook, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, runner, *args, **kwargs)
+        except OSError as error:
+            if not self.has_failed:
+                runner.logger.error(f'Metrics are no longer written ({error}); the run continues.')
+            self.has_failed = True
+
+    return call
+
+
 @HOOKS.register_module()
 class SafeLoggerHook(LoggerHook):
     """mmengine's ``LoggerHook``, except that a failing disk is a warning instead of an error."""
 
-    _has_failed = False
-
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Log the training step."""
-        with self._tolerate_disk_errors(runner):
-            super().after_train_iter(runner, *args, **kwargs)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log the metrics of a validation."""
-        with self._tolerate_disk_errors(runner):
-            super().after_val_epoch(runner, metrics)
-
-    def after_run(self, runner: Runner) -> None:
-        """Close the log files."""
-        with self._tolerate_disk_errors(runner):
-            super().after_run(runner)
-
-    @contextmanager
-    def _tolerate_disk_errors(self, runner: Runner) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._has_failed:
-                runner.logger.error(f'Metrics are no longer written ({error}); the run continues.')
-            self._has_failed = True
+    has_failed = False
+    after_train_iter = _tolerate_disk_errors(LoggerHook.after_train_iter)
+    after_val_epoch = _tolerate_disk_errors(LoggerHook.after_val_epoch)
+    after_run = _tolerate_disk_errors(LoggerHook.after_run)
 
 
 @LOG_PROCESSORS.register_module()
 class ShortLogProcessor(LogProcessor):
     """mmengine's ``LogProcessor`` with lines of at most 120 columns for training and validation.
 
-    mmengine's own line, with all values, goes to the log file at level DEBUG. ``scalars.json``,
-    TensorBoard and other back ends receive all values as before. Lines of tests are mmengine's.
+    mmengine's own line, with all values, goes to the log file at level DEBUG.
     """
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
@@ -75,20 +65,17 @@ class ShortLogProcessor(LogProcessor):
             parts.append(f'{shown["memory"] / 1024:.0f} GB')
         return values, '  '.join(parts)
 
-    def get_log_after_epoch(
-        self, runner: Runner, batch_idx: int, mode: str, with_non_scalar: bool = False
-    ) -> tuple[dict, str]:
+    def get_log_after_epoch(self, runner: Runner, batch_idx: int, mode: str, **kwargs) -> tuple:
         """Return all values, and a line with the first metrics and the best value of the first."""
-        values, line = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        values, line = super().get_log_after_epoch(runner, batch_idx, mode, **kwargs)
         if mode == 'test':
             return values, line
         log_to_files(runner.logger, line)
         short = self._name_place(runner, mode)
         for name, value in values.items():
-            # The suffix _k10 repeats a metric for each number of neighbours.
             name = name.removeprefix(f'{mode}/')
             if not isinstance(value, float) or re.search(r'(_k\d+|top5|time)$', name):
-                continue
+                continue  # the suffix _k10 repeats a metric for each number of neighbours
             part = f'  {name} {value:.2f}'
             history = runner.message_hub.log_scalars.get(f'{mode}/{name}')
             if '  ' not in short and history is not None:
@@ -121,7 +108,6 @@ def format_seconds(seconds: float) -> str:
     """Return a duration in its two largest units, such as ``1d 2h`` or ``5m 10s``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days}d {hours}h'
+    if hours >= 24:
+        return f'{hours // 24}d {hours % 24}h'
     return f'{hours}h {minutes}m' if hours else f'{minutes}m {rest}s'

@@ -1,14 +1,17 @@
 """The plan of a run (length, batch, schedules): describe, compare, and change it on resuming."""
 
-import copy
 import math
+import re
 import warnings
-from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
 from mmpatchmix.models import unwrap_model
+
+# Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
+CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
+LENGTHS = re.compile(r'\b(begin|end|T_max|step_size|milestones) (\[.*?\]|[^,;]+)')
 
 
 def describe_plan(runner: Runner) -> dict[str, str]:
@@ -51,60 +54,38 @@ def global_batch(runner: Runner) -> int:
     return (loader.batch_size or loader.batch_sampler.batch_size) * get_world_size()
 
 
-def compare_plans(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Return one line for each difference between two plans."""
-    return [
+def compare_plans(before: dict[str, str], now: dict[str, str]) -> tuple[list[str], bool]:
+    """Return a line for each difference, and whether only length and batch differ."""
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    lines = [
         f'{name}: {before.get(name, "nothing")} in the checkpoint, {now.get(name, "nothing")} now'
-        for name in before | now
-        if before.get(name) != now.get(name)
+        for name in names
     ]
+    schedules = [LENGTHS.sub('', plan.get('schedules', '')) for plan in (before, now)]
+    allowed = (*CHANGEABLE, 'schedules') if schedules[0] == schedules[1] else CHANGEABLE
+    return lines, set(names) <= set(allowed)
 
 
-def remember_schedules(runner: Runner) -> dict[str, Any]:
-    """Copy the initial state of the optimizer's groups and schedulers, for :func:`replan`."""
-    groups = [
-        {key: copy.deepcopy(value) for key, value in group.items() if key != 'params'}
-        for group in runner.optim_wrapper.optimizer.param_groups
-    ]
-    return {'groups': groups, 'schedulers': [s.state_dict() for s in _schedulers(runner)]}
-
-
-def replan(runner: Runner, start: dict[str, Any], before: dict[str, str]) -> None:
-    """Move a resumed run to the position in its new schedules.
+def replan(runner: Runner, before: dict[str, str]) -> None:
+    """Move a resumed run to its position in schedules of another length or batch.
 
     A change of the batch size keeps the epoch. Training continues at the next whole batch of the
-    new size; samples in between are skipped.
-
-    Args:
-        runner: A resumed Runner.
-        start: The result of :func:`remember_schedules` before resuming.
-        before: The plan in the checkpoint.
+    new size; samples in between are skipped. ``before`` is the plan in the checkpoint.
     """
-    loop = runner.train_loop
+    loop, wrapper = runner.train_loop, runner.optim_wrapper
     position = loop._iter - loop._epoch * int(before['iterations per epoch'])
     consumed = position * int(before['batch over all ranks'])
     position = min(math.ceil(consumed / global_batch(runner)), len(loop.dataloader))
     loop._iter = loop._epoch * len(loop.dataloader) + position
-    groups = runner.optim_wrapper.optimizer.param_groups
-    for group, initial in zip(groups, start['groups'], strict=True):
-        group.update(copy.deepcopy(initial))
-    schedulers = []
-    for scheduler, state in zip(_schedulers(runner), start['schedulers'], strict=True):
-        if not getattr(scheduler, 'need_val_args', False):
-            scheduler.load_state_dict(copy.deepcopy(state))
-            schedulers.append(scheduler)
+    for group in wrapper.param_groups:  # also the base settings, which are logged as base_lr
+        for name in [name for name in group if name.startswith('initial_')]:
+            group[name.removeprefix('initial_')] = group[name]
+    runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the optimizer does not step in between
         for iteration in range(1, loop._iter + 1):
             epoch, rest = divmod(iteration, len(loop.dataloader))
-            for scheduler in schedulers:
+            for scheduler in runner.param_schedulers:
                 if not scheduler.by_epoch or (rest == 0 and epoch <= loop._epoch):
                     scheduler.step()
-    runner.optim_wrapper.initialize_count_status(runner.model, loop._iter, loop.max_iters)
-
-
-def _schedulers(runner: Runner) -> list:
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):  # of several optimizers
-        return [scheduler for each in schedulers.values() for scheduler in each]
-    return list(schedulers)
+    wrapper.initialize_count_status(runner.model, loop._iter, loop.max_iters)

@@ -15,14 +15,8 @@ from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 class LinearWarmupLR(LinearLR):
     """lr = base * i / (W - 1) at iteration ``i`` of ``W`` warm-up iterations.
 
-    mmengine's ``LinearLR`` multiplies the previous value and therefore cannot start at 0. A
-    warm-up shorter than one iteration has no effect.
-
-    Args:
-        optimizer: As in mmengine.
-        begin: First iteration (or epoch, with ``by_epoch``).
-        end: The iteration after the last.
-        **kwargs: ``by_epoch``, ``convert_to_iter_based``, ...
+    mmengine's ``LinearLR``, whose other arguments these are, multiplies the previous value and
+    therefore cannot start at 0. A warm-up shorter than one iteration has no effect.
     """
 
     def __init__(self, optimizer, begin: float = 0, end: float = INF, **kwargs) -> None:
@@ -37,8 +31,7 @@ class LinearWarmupLR(LinearLR):
 def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float = 1.0) -> float:
     """Return ``m = end - (end - start) * (1 + cos(pi * step / num_steps)) / 2``.
 
-    ``m`` is the share of the momentum encoder that is kept at optimizer step ``step``, from 0, of
-    ``num_steps``.
+    ``m`` is the share of the momentum encoder kept at optimizer step ``step``, from 0.
     """
     return end - (end - start) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
@@ -47,15 +40,8 @@ def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float 
 class MomentumScheduleHook(Hook):
     """Update the momentum encoder before the forward of every optimizer step.
 
-    The cosine schedule covers all optimizer steps of the run, also across resuming. Models
-    without a momentum encoder are unchanged.
-
-    Args:
-        momentum: Share kept at the first step, in [0, 1].
-        end_momentum: Share kept at the end of the run, in [0, 1].
-
-    Raises:
-        ValueError: If a share is out of range.
+    The cosine schedule covers all optimizer steps of the run, also across resuming. The shares
+    kept, ``momentum`` at the first step and ``end_momentum`` at the end, are in [0, 1].
     """
 
     priority = 'HIGH'
@@ -64,11 +50,9 @@ class MomentumScheduleHook(Hook):
         for name, share in (('momentum', momentum), ('end_momentum', end_momentum)):
             if not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ValueError(
-                    f'{name}={share} is the share kept and must be in [0, 1]; '
-                    'the paper goes from 0.996 to 1.'
+                    f'{name}={share} must be in [0, 1]; the paper goes from 0.996 to 1.'
                 )
-        self.momentum = momentum
-        self.end_momentum = end_momentum
+        self.momentum, self.end_momentum = momentum, end_momentum
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Update the momentum encoder in the first iteration of an optimizer step."""

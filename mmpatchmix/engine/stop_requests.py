@@ -22,16 +22,11 @@ def exit_code(number: int) -> int:
 
 
 class StopSignals:
-    """Store the first signal; a second Ctrl-C interrupts at once.
-
-    Attributes:
-        received: Number of the signal, 0 if there is none.
-    """
+    """Store the first signal as ``received``, 0 before; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = self._process = 0
         self._previous: dict[int, object] = {}
-        self._process = 0
 
     def install(self) -> None:
         """Replace the signal handlers; does nothing outside of the main thread."""
@@ -60,19 +55,14 @@ class StopSignals:
 class RankAgreement:
     """Exchange small numbers among all ranks over gloo, without synchronising with GPUs.
 
-    Attributes:
-        timeout: Seconds until an exchange fails; torch's default if None.
-        seconds: Approximate interval between exchanges of :meth:`listen`.
+    An exchange fails after ``timeout`` seconds; :meth:`listen` exchanges about every ``seconds``.
     """
 
     seconds = 1.0
-
-    def __init__(self) -> None:
-        self.timeout: float | None = None
-        self._group: Any = None
-        self._exchanged_at = 0.0
-        self._count = 0  # iterations since the last exchange
-        self._interval = 1  # iterations
+    timeout: float | None = None
+    _group: Any = None
+    _exchanged_at = 0.0
+    _count, _interval = 0, 1  # iterations since the last exchange, and until the next
 
     def agree(self, *numbers: int) -> list[int]:
         """Return the maximum of each number over the ranks; called on all of them."""
@@ -89,8 +79,7 @@ class RankAgreement:
     def listen(self, *numbers: int, at_once: bool) -> list[int]:
         """Return the maximum of each number over the ranks about once a second, else zeros.
 
-        Called after each iteration on all ranks. Each exchange also sets the number of iterations
-        until the next. ``at_once``, equal on all ranks, exchanges now in any case.
+        Called after each iteration on all ranks. ``at_once``, equal on all ranks, exchanges now.
         """
         if dist.get_world_size() == 1:
             return list(numbers)

@@ -101,8 +101,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert seen == list(sampler)[-BATCH:]
 
 
-def test_another_plan_is_refused_with_the_differences(whole, tmp_path):
+@pytest.mark.parametrize('change', [False, True])
+def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
     options = {'model.data_preprocessor.num_mix': 3, 'optim_wrapper.optimizer.lr': 1e-3}
+    options['default_hooks.exact_resume.change_schedule'] = change
     runner = build(tmp_path, whole / 'iter_5.pth', epochs=6, **options)
     with pytest.raises(ValueError, match='this run differs from the run') as refusal:
         runner.train()
@@ -117,7 +119,7 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path):
 
 
 class Rates(Hook):
-    """Learning rate and momentum of each iteration."""
+    """Learning rates and momentum of each iteration, as logged."""
 
     priority = 'LOWEST'
 
@@ -125,13 +127,13 @@ class Rates(Hook):
         self.rows = {}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        momentum = runner.message_hub.get_scalar('train/momentum').current()
-        self.rows[runner.iter] = (runner.optim_wrapper.get_lr()['lr'][0], momentum)
+        names = ('train/lr', 'train/base_lr', 'train/momentum')
+        self.rows[runner.iter] = [runner.message_hub.get_scalar(n).current() for n in names]
 
 
 def test_a_changed_schedule_equals_that_of_a_new_run(whole, tmp_path):
     rates, expected = Rates(), Rates()
-    options = {'optim_wrapper.optimizer.lr': 1e-3, 'train_cfg.val_interval': 99}
+    options = {'train_cfg.val_interval': 99}
     for name, hook in (('changed', rates), ('new', expected)):
         start = whole / 'iter_5.pth' if name == 'changed' else None
         change = {'default_hooks.exact_resume.change_schedule': start is not None}

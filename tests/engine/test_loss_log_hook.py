@@ -43,7 +43,7 @@ def test_the_code_in_the_docs_repeats_a_failed_step(tmp_path):
     with pytest.raises(FloatingPointError, match='a gradient is not finite') as stop:
         build(tmp_path, hook).train()
     title = re.search(r'docs/troubleshooting.md, "(.*?)"', str(stop.value)).group(1)
-    path = re.search(r'in (\S+failed_iter_9\.pth);', str(stop.value)).group(1)
+    path = re.search(r'in (\S+failed_iter_9\.pth),', str(stop.value)).group(1)
     page = (ROOT / 'docs/troubleshooting.md').read_text()
     section = page.split(f'\n## {title}\n')[1].split('\n## ')[0]
     found = {'path': path}

@@ -97,7 +97,7 @@ def test_set_epochs_scales_all_schedules(epochs):
         assert scheduler.begin == pytest.approx(begin * epochs, abs=1e-6)
         assert scheduler.end == pytest.approx(end * epochs, abs=1e-6)
     assert max(s.end for s in cfg.param_scheduler) == epochs
-    with pytest.raises(ValueError, match='at least one epoch'):
+    with pytest.raises(ValueError, match='at least 1'):
         set_epochs(cfg, 0)
 
 

@@ -142,7 +142,7 @@ def test_unlabelled_data_get_geometry_instead_of_knn(tmp_path, how):
     runner.train()
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert log.count('The images have no labels: RankMe, LiDAR and the like instead of kNN.') == 1
-    assert log.count("save_best='knn/top1': there is no such figure, so no best checkpoint") == 1
+    assert log.count("save_best='knn/top1' is not among the metrics, so no best checkpoint") == 1
     assert 'Saving checkpoint at 2 epochs' in log and 'empty dict' not in log
     assert not list(tmp_path.glob('best_*'))
     # Every second one of 17 images; the entropy of the singular values by numpy.

@@ -12,56 +12,47 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import rich
+from rich.table import Column, Table
+
+from mmpatchmix import __version__
 from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
 from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+# Evaluations, and rows of the table: names of metrics as regular expressions, and titles that may
+# refer to groups by number and to other metrics with the same prefix by name.
 JUDGEMENTS = ('knn', 'linear', 'low-shot', 'similarity', 'geometry')
-
-# Names of metrics and titles of their rows, which may refer to groups of the expression by number
-# and to other metrics with the same prefix by name. A blank row stands between the parts.
-ROWS = (
-    {
-        r'pixels/top1_k(\d+)': 'kNN on raw pixels, k={0}',
-        r'pixels_(\w+)/top1_k(\d+)': 'kNN on raw pixels, k={1}, queries {0}',
-        r'knn/top1_k(\d+)': 'kNN on features, k={0}',
-        r'knn_(\w+)/top1_k(\d+)': 'kNN on features, k={1}, queries {0}',
-        'linear/top1': 'linear on features, lr {lr:g}',
-        r'lowshot_([\d.]+)pct/top1': '{0} % of labels ({num_images:g} images)',
-        'finetune/top1': 'fine-tuned, {epochs:g} epochs',
-    },
-    {
-        'similarity/auroc': 'AUROC, same class nearer than another (chance 0.5)',
-        r'similarity/precision_at_(\d+)': 'same class among the {0} nearest',
-        r'similarity/share_error_m(\d)': 'share of a mix of {0}, error of the curve',
-    },
-    {
-        'geometry/rank_me': 'RankMe, of {width:g} dimensions',
-        'geometry/lidar': 'LiDAR, of {width:g} dimensions, {lidar_images:g} images',
-        'geometry/alignment': 'alignment of two views (0 best, 2 unrelated)',
-        'geometry/uniformity': 'uniformity (lower is better, 0 collapsed)',
-    },
-)
+ROWS = {
+    r'pixels/top1_k(\d+)': 'kNN on raw pixels, k={0}',
+    r'pixels_(\w+)/top1_k(\d+)': 'kNN on raw pixels, k={1}, queries {0}',
+    r'knn/top1_k(\d+)': 'kNN on features, k={0}',
+    r'knn_(\w+)/top1_k(\d+)': 'kNN on features, k={1}, queries {0}',
+    'linear/top1': 'linear on features, lr {lr:g}',
+    r'lowshot_([\d.]+)pct/top1': '{0} % of labels ({num_images:g} images)',
+    'finetune/top1': 'fine-tuned, {epochs:g} epochs',
+    'similarity/auroc': 'AUROC, same class nearer than another (chance 0.5)',
+    r'similarity/precision_at_(\d+)': 'same class among the {0} nearest',
+    r'similarity/share_error_m(\d)': 'share of a mix of {0}, error of the curve',
+    'geometry/rank_me': 'RankMe, of {width:g} dimensions',
+    'geometry/lidar': 'LiDAR, of {width:g} dimensions, {lidar_images:g} images',
+    'geometry/alignment': 'alignment of two views (0 best, 2 unrelated)',
+    'geometry/uniformity': 'uniformity (lower is better, 0 collapsed)',
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = new_parser('evaluate', __doc__)
     add_common_arguments(parser)
-    parser.add_argument(
-        'checkpoint', help='checkpoint of the same config, or a work dir for its last'
-    )
     add = parser.add_argument
-    what = dict(nargs='+', choices=JUDGEMENTS, default=list(JUDGEMENTS))
+    add('checkpoint', help='checkpoint of the same config, or a work dir for its last')
+    what = dict(nargs='+', choices=JUDGEMENTS, default=JUDGEMENTS)
     add('--what', **what, help='evaluations of frozen features (default: all)')
-    fractions = dict(nargs='+', type=float, default=[0.01, 0.1])
-    add('--fractions', **fractions, help='shares of labels for low-shot (default: 0.01 0.1)')
+    shares = dict(nargs='+', type=float, default=[0.01, 0.1])
+    add('--fractions', **shares, help='shares of labels for low-shot (default: 0.01 0.1)')
     add('--linear-epochs', type=int, default=100, help='of the linear probe (default: 100)')
-    parser.add_argument('--finetune', metavar='CONFIG', help='also fine-tune by this config')
+    add('--finetune', metavar='CONFIG', help='also fine-tune by this config')
     return parser.parse_args(argv)
 
 
@@ -74,53 +65,43 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Run the command."""
-    # Not at the top: importing takes seconds, and --help should answer at once.
     import mmengine
-    import rich
     import torch
 
-    from mmpatchmix import __version__
     from mmpatchmix.cli.train import clear_earlier_run
     from mmpatchmix.evaluation import judge, linear_probe, low_shot
     from mmpatchmix.report.feature_figures import draw_similarity
 
-    cfg = load_config(args)
-    checkpoint = find_checkpoint(args.checkpoint)
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'evaluation')
-    work_dir, second = Path(cfg.work_dir), None
+    cfg, checkpoint = load_config(args), find_checkpoint(args.checkpoint)
+    work_dir = Path(cfg.work_dir, '' if args.work_dir else 'evaluation')
+    cfg.work_dir, second = str(work_dir), None
     if args.finetune:  # read now, so that a wrong name is an error at once
         own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
         second = load_config(argparse.Namespace(**vars(args) | own))
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
-
-    build = partial(build_runner, verbose=args.verbose)
-    runner = build(cfg)
+    runner = build_runner(cfg, args.verbose)
     train, test = judge.load_features(runner, checkpoint)
-    metrics: dict[str, float] = {}
-    if 'knn' in args.what and train.labels is not None:
-        metrics |= runner.test_loop.judge(test, train)
-    is_main_process = mmengine.dist.is_main_process()
+    what = set(args.what) - ({'knn', 'linear', 'low-shot'} if train.labels is None else set())
+    metrics = runner.test_loop.judge(test, train) if 'knn' in what else {}
     if second is not None:
-        if is_main_process:
+        if mmengine.dist.is_main_process():
             clear_earlier_run(second.work_dir)
-        metrics |= judge.finetune(second, checkpoint, build)
-    if not is_main_process:  # the rest, in one process, is last: no rank waits for it
+        metrics |= judge.finetune(second, checkpoint, partial(build_runner, verbose=args.verbose))
+    if not mmengine.dist.is_main_process():  # the rest is last: no rank waits for it
         return
-    if 'linear' in args.what and train.labels is not None:
+    if 'linear' in what:
         device = next(runner.model.parameters()).device
         metrics |= linear_probe(train, test, num_epochs=args.linear_epochs, device=device)
-    if 'low-shot' in args.what and train.labels is not None:
-        for fraction in args.fractions:
-            metrics |= low_shot(train, test, fraction)
+    for fraction in args.fractions if 'low-shot' in what else ():
+        metrics |= low_shot(train, test, fraction)
     work_dir.mkdir(parents=True, exist_ok=True)
-    if 'similarity' in args.what:
-        figures, calibrations, agreement = judge.judge_similarity(runner, test)
+    if 'similarity' in what:
+        figures, *curves = judge.judge_similarity(runner, test)
         metrics |= figures
         if figures:
-            draw_similarity(calibrations, agreement).savefig(work_dir / 'similarity.png')
-    if 'geometry' in args.what:
+            draw_similarity(*curves).savefig(work_dir / 'similarity.png')
+    if 'geometry' in what:
         metrics |= judge.judge_geometry(runner, test)
     versions = dict(mmpatchmix=__version__, torch=torch.__version__, mmengine=mmengine.__version__)
     content = dict(config=args.config, checkpoint=checkpoint, finetune=args.finetune)
@@ -132,25 +113,20 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f'\nwritten to {path}')
 
 
-def make_table(metrics: dict[str, float]) -> 'Table':
+def make_table(metrics: dict[str, float]) -> Table:
     """Lay out metrics in rows of title, value (top-1 in percent) and top-5."""
-    from rich.table import Column, Table
-
-    table = Table('', *(Column(f'top-{n} %', justify='right') for n in (1, 5)), box=None)
-    for part in ROWS:
-        blank = [('', '', '')] if table.row_count else []
-        for pattern, title in part.items():
-            for name, value in metrics.items():
-                if not (found := re.fullmatch(pattern, name)):
-                    continue
-                group = name.partition('/')[0]
-                near = {n.partition('/')[2]: v for n, v in metrics.items() if n.startswith(group)}
-                text = f'{value:.1f}' if 'top1' in name else f'{value:.3g}'
-                if f'{name}_std' in metrics:
-                    text += f' ± {metrics[f"{name}_std"]:.1f}'
-                top5 = metrics.get(name.replace('/top1', '/top5'), '') if '/top1' in name else ''
-                top5 = f'{top5:.1f}' if top5 != '' else ''
-                for row in (*blank, (title.format(*found.groups(), **near), text, top5)):
-                    table.add_row(*row)
-                blank = []
+    table, last = Table('', *(Column(f'top-{n} %', justify='right') for n in (1, 5)), box=None), ''
+    for pattern, title in ROWS.items():
+        for found in filter(None, map(re.compile(pattern).fullmatch, metrics)):
+            name, group = found[0], found[0].partition('/')[0]
+            near = {n.partition('/')[2]: v for n, v in metrics.items() if n.startswith(group)}
+            part = 'top1' if 'top1' in name else group  # a blank row stands between the parts
+            if last not in ('', part):
+                table.add_row('', '', '')
+            last, text = part, format(metrics[name], '.1f' if part == 'top1' else '.3g')
+            if f'{name}_std' in metrics:
+                text += f' ± {metrics[f"{name}_std"]:.1f}'
+            five = name.replace('top1', 'top5')
+            top5 = f'{metrics[five]:.1f}' if five in metrics and five != name else ''
+            table.add_row(title.format(*found.groups(), **near), text, top5)
     return table

@@ -26,11 +26,10 @@ default_hooks.guard.stop_if_worse=True stops such a run."""
 class ContinueGuardHook(StatefulHook):
     """Compare each evaluation with one before the first step, and warn when it is worse.
 
-    With labels kNN is compared: it is worse when it has lost more than a point and more than two
-    standard errors of a share of so many images. Without labels, two figures of the images of
-    :class:`~mmpatchmix.evaluation.KNNLoop` are compared: RankMe, which falls when features
-    collapse, and how many of an image's nearest neighbours are still those of the start. The start
-    is part of checkpoints.
+    With labels, kNN is worse when it has lost more than a point and more than two standard errors
+    of a share of so many images. Without labels, RankMe, which falls when features collapse, is
+    compared, and how many of an image's nearest neighbours are still those of the start. The
+    figures of the start are part of checkpoints.
 
     Args:
         stop_if_worse: Whether to stop the run with an error instead of a warning.
@@ -82,8 +81,7 @@ class ContinueGuardHook(StatefulHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Store the first evaluation; compare later ones with it, and warn or stop."""
-        metrics = metrics or {}
-        if KNN in metrics:
+        if KNN in (metrics := metrics or {}):
             now = {KNN: metrics[KNN], 'images': len(runner.val_loop.dataloader.dataset)}
             text, compare = f'kNN top-1 {now[KNN]:.1f} %', self._compare_knn
         elif RANK_ME in metrics:
@@ -113,10 +111,8 @@ class ContinueGuardHook(StatefulHook):
     def _compare_knn(self, runner: Runner, now: dict[str, Any]) -> list[str]:
         before, top1, images = self.start[KNN], now[KNN], now['images']
         margin = max(1.0, 200 * math.sqrt(before / 100 * (1 - before / 100) / images))
-        fault = (
-            f'kNN top-1 is {top1:.1f} %, it was {before:.1f} % (of {images:,} images; up to '
-            f'{margin:.1f} points may be chance).'
-        )
+        chance = f'of {images:,} images; up to {margin:.1f} points may be chance'
+        fault = f'kNN top-1 is {top1:.1f} %, it was {before:.1f} % ({chance}).'
         return [fault] if before - top1 > margin else []
 
     def _compare_geometry(self, runner: Runner, now: dict[str, Any]) -> list[str]:
@@ -131,8 +127,7 @@ class ContinueGuardHook(StatefulHook):
         if rank < self.min_rank_me * before:
             faults.append(f'RankMe is {rank:.1f}, it was {before:.1f}: fewer dimensions are used.')
         if kept < self.min_kept:
-            faults.append(
-                f'{100 * kept:.0f} % of the nearest neighbours of an image are those of the start: '
-                'the features of the checkpoint are mostly lost.'
-            )
+            lost = 'the features of the checkpoint are mostly lost.'
+            share = f'{100 * kept:.0f} % of the nearest neighbours of an image'
+            faults.append(f'{share} are those of the start: {lost}')
         return faults

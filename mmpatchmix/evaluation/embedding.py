@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmpatchmix.evaluation.features import evaluation_mode, feature_function, iterate_features
@@ -48,11 +48,7 @@ class Embedding(NamedTuple):
 
 
 def read_embedding(folder: str | Path) -> Embedding:
-    """Open an embedding; the features stay on the disk.
-
-    Raises:
-        FileNotFoundError: If there is none, or it is not finished.
-    """
+    """Open an embedding; the features stay on the disk. ``FileNotFoundError`` unless finished."""
     folder = Path(folder)
     if not (folder / ABOUT).is_file():
         begun = f': {_partial(folder)} is not finished' if _partial(folder).is_dir() else ''
@@ -61,11 +57,11 @@ def read_embedding(folder: str | Path) -> Embedding:
             'and continues it.'
         )
     with open(folder / FILES, encoding='utf-8', errors='surrogateescape', newline='') as file:
-        rows = list(csv.DictReader(file))
+        _, *rows = csv.reader(file)
     return Embedding(
         np.load(folder / FEATURES, mmap_mode='c'),  # torch warns about read-only memory
-        [row['file'] for row in rows],
-        np.array([row['readable'] == '1' for row in rows]),
+        [name for name, _ in rows],
+        np.array([readable == '1' for _, readable in rows]),
         json.loads((folder / ABOUT).read_text(encoding='utf-8')),
     )
 
@@ -85,18 +81,14 @@ def embed(
         model: See :func:`~mmpatchmix.evaluation.extract_features`. For patch tokens its backbone
             is a ViT of mmpretrain, which returns all tokens afterwards, too.
         dataloader: Its sampler is not used.
-        folder: Folder to write; must not exist.
+        folder: Folder to write; ``FileExistsError`` if it exists.
         about: Everything that determines the features, such as
             :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. An
-            interrupted run continues only with the same.
+            interrupted run continues only with the same, else ``ValueError``.
         patch_tokens: Whether to write patch tokens, too.
 
     Returns:
         int: Number of unreadable images; their rows are NaN.
-
-    Raises:
-        FileExistsError: If the folder exists.
-        ValueError: If the partial folder is of other features, or the disk is too small.
     """
     folder, dataset = Path(folder), dataloader.dataset
     forward, num_extra = feature_function(model), 0
@@ -110,8 +102,8 @@ def embed(
         states = np.load(_partial(folder) / _STATES)
         dist.barrier()  # before any rank writes
         remaining = np.flatnonzero(states == 0)
-        if len(remaining) < len(states):
-            print_log(f'{len(states) - len(remaining):,} images are done already', 'current')
+        if num_done := len(states) - len(remaining):
+            print_log(f'{num_done:,} images are done already', 'current')
         # A memoryview holds 8 bytes per index and gives Python's integers.
         mine = memoryview(remaining[dist.get_rank() :: dist.get_world_size()].copy())
         batches = BatchSampler(mine, dataloader.batch_size, drop_last=False)
@@ -144,11 +136,11 @@ def _output_tokens(model: nn.Module) -> int:
 def _on_first_rank(function, *args) -> None:
     """Call a function on the first rank; raise its error on all ranks."""
     fault: list[Exception | None] = [None]
-    if dist.is_main_process():
-        try:
+    try:
+        if dist.is_main_process():
             function(*args)
-        except Exception as error:
-            fault[0] = error
+    except Exception as error:
+        fault[0] = error
     dist.broadcast_object_list(fault)
     if fault[0] is not None:
         raise fault[0]
@@ -162,8 +154,8 @@ def _prepare(
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; remove it or choose another name.')
     num_tokens = shape[0] - num_extra if num_extra else 0
-    about = dict(about, num_images=size, width=shape[-1], root=_root(dataset))
-    about['patch_tokens'] = num_tokens
+    own = dict(num_images=size, width=shape[-1], root=_root(dataset), patch_tokens=num_tokens)
+    about = {**about, **own}
     if (partial / ABOUT).is_file():
         former = json.loads((partial / ABOUT).read_text(encoding='utf-8'))
         if changed := [name for name in about if former.get(name) != about[name]]:
@@ -177,36 +169,27 @@ def _prepare(
     if num_extra:
         files[PATCH_TOKENS] = ((size, num_tokens, shape[-1]), np.float16)
     needed = sum(math.prod(sizes) * np.dtype(kind).itemsize for sizes, kind in files.values())
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise ValueError(
-            f'{folder} would take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free.'
-        )
+    if needed > (free := shutil.disk_usage(partial).free):
+        gib = needed / 2**30, free / 2**30
+        raise ValueError(f'{folder} would take {gib[0]:.1f} GiB, and {gib[1]:.1f} GiB are free.')
     for name, (sizes, kind) in files.items():
         np.lib.format.open_memmap(partial / name, mode='w+', dtype=kind, shape=sizes)
     write_text(partial / ABOUT, json.dumps(about, indent=2) + '\n')  # last: now it can continue
 
 
-def _write(
-    folder: Path,
-    dataset: Dataset,
-    outputs: Iterator[tuple[list[int], Tensor, list]],
-    num_extra: int,
-) -> None:
+def _write(folder: Path, dataset: Dataset, outputs: Iterator[tuple], num_extra: int) -> None:
     """Write the rows of this rank; mark an image as done only once its row is on the disk."""
     pending, synced = {}, time.monotonic()
+    names = (_STATES, FEATURES, PATCH_TOKENS) if num_extra else (_STATES, FEATURES)
     with contextlib.ExitStack() as stack:
-        states = _Rows(folder / _STATES, stack)
-        names = [FEATURES, PATCH_TOKENS] if num_extra else [FEATURES]
-        files = [_Rows(folder / name, stack) for name in names]
+        states, *files = (_Rows(folder / name, stack) for name in names)
 
         def sync() -> None:
             for file in files:
                 file.sync()
-            for index, state in pending.items():
-                states.write(index, state)
+            for index in list(pending):
+                states.write(index, pending.pop(index))
             states.sync()
-            pending.clear()
 
         stack.callback(sync)  # after Ctrl-C, too
         for indices, rows, samples in outputs:
@@ -214,7 +197,7 @@ def _write(
                 # The data set returns another image in place of an unreadable one.
                 found = sample.get('img_path') if hasattr(sample, 'get') else None
                 readable = found is None or str(found) == _path(dataset, index)
-                row = row if readable else row * math.nan
+                row = row if readable else row * math.nan  # (D,) or (T, D)
                 parts = (row[0], row[num_extra:]) if num_extra else (row,)
                 for file, part in zip(files, parts, strict=True):
                     file.write(index, part)
@@ -258,13 +241,12 @@ def _finish(folder: Path, dataset: Dataset) -> None:
     states = np.load(partial / _STATES)
     if num_left := int((states == 0).sum()):
         raise ValueError(f'{partial}: {num_left} images are missing; call again to continue.')
-    path = partial / FILES
-    with open(path, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['file', 'readable'])
+    text = dict(encoding='utf-8', errors='surrogateescape', newline='')
+    with open(partial / FILES, 'w', **text) as file:
+        csv.writer(file).writerow(['file', 'readable'])
         for index, state in enumerate(states):
             name = _path(dataset, index)
             name = os.path.relpath(name, root) if name and root else name
-            writer.writerow([name, int(state == _DONE)])
+            csv.writer(file).writerow([name, int(state == _DONE)])
     (partial / _STATES).unlink()
     partial.rename(folder)

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +21,15 @@ _KEY = 'key'
 def feature_key(checkpoint: str | Path, model: Mapping, dataset: Mapping, data: Dataset) -> dict:
     """Return digests of everything that determines features.
 
-    Args:
-        checkpoint: The file; its content counts, not its name.
-        model: The model's config.
-        dataset: The data set's config with its ``pipeline``.
-        data: The data set itself, for its images.
-
-    Returns:
-        dict: Digests of ``checkpoint``, ``model``, ``transform``, ``dataset`` and ``images``.
+    These are ``checkpoint`` (the content of the file), ``model``, ``transform`` (the pipeline of
+    the config ``dataset``), ``dataset`` (the rest of it), and ``images`` of the data set ``data``.
     """
-    dataset = dict(dataset)
-    transform = dataset.pop('pipeline', None)
+    rest = {name: value for name, value in dataset.items() if name != 'pipeline'}
+    parts = dict(model=model, transform=dataset.get('pipeline'), dataset=rest)
+    dumps = {name: json.dumps(part, sort_keys=True, default=repr) for name, part in parts.items()}
     return dict(
         checkpoint=hashlib.sha256(np.memmap(checkpoint, mode='r')).hexdigest(),
-        model=_digest(model),
-        transform=_digest(transform),
-        dataset=_digest(dataset),
+        **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in dumps.items()},
         images=_digest_images(data),
     )
 
@@ -47,8 +39,7 @@ def cached_features(
 ) -> Features:
     """Read features from a ``.safetensors`` file with the same key, else compute and store them.
 
-    The key is that of :func:`feature_key`; ``compute`` is called on all ranks or on none. The
-    result is the same on every rank.
+    ``compute`` is called on all ranks or on none. The result is the same on every rank.
     """
     path = Path(path)
     # Ranks may see different disks: the main process decides for all.
@@ -83,10 +74,6 @@ def _compare(path: Path, key: Mapping[str, str]) -> str:
     return f'computing again, other {", ".join(changed)} than in {path}' if changed else ''
 
 
-def _digest(config: Any) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=repr).encode()).hexdigest()
-
-
 def _digest_images(data: Dataset) -> str:
     """Digest labels, and pixels in memory or paths, sizes and times of files."""
     digest = hashlib.sha256(str(len(data)).encode())
@@ -94,18 +81,13 @@ def _digest_images(data: Dataset) -> str:
     for index in range(len(data) if get_info else 0):
         info = get_info(index)
         for name in sorted(info):
-            digest.update(_bytes_of(name, info[name]))
+            value, text = info[name], f'{name}{info[name]!r}'
+            if isinstance(value, (torch.Tensor, np.ndarray)):
+                digest.update(np.asarray(value).tobytes())
+                continue
+            if name == 'img_path':
+                path = Path(value.removeprefix('shard://'))
+                file = next((one for one in (path, path.parent) if one.is_file()), None)
+                text = f'{value}{(file.stat().st_size, file.stat().st_mtime_ns) if file else None}'
+            digest.update(text.encode(errors='surrogateescape'))
     return digest.hexdigest()
-
-
-def _bytes_of(name: str, value: Any) -> bytes:
-    if isinstance(value, torch.Tensor):
-        value = value.numpy()
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if name == 'img_path':
-        path = Path(value.removeprefix('shard://'))
-        file = next((one for one in (path, path.parent) if one.is_file()), None)  # of a shard, too
-        size = (file.stat().st_size, file.stat().st_mtime_ns) if file else None
-        return f'{value}{size}'.encode()
-    return f'{name}{value!r}'.encode()

@@ -1,7 +1,4 @@
-"""From images to features: the one path that kNN, linear probe, low-shot and embedding share.
-
-Also the features that a training step computes anyway, and loading of a checkpoint to evaluate.
-"""
+"""Extraction of features from images, features of a training step, loading of a checkpoint."""
 
 import contextlib
 import itertools
@@ -55,14 +52,11 @@ def extract_features(
     Modes of modules and torch's random state are unchanged afterwards.
 
     Args:
-        model: :class:`mmpatchmix.models.PatchMix`, any other model with ``extract_feat``, or a
-            backbone; possibly wrapped for distributed training. Its last output is taken.
+        model: A model with ``extract_feat``, or a backbone, possibly wrapped for distributed
+            training. Its last output is taken.
         dataloader: Gives ``dict(inputs=..., data_samples=...)``, in the same order each time.
         data_preprocessor: Called as ``data_preprocessor(batch, False)``; by default the model's.
         title: Name of the data set in progress lines.
-
-    Returns:
-        Features: M rows, M the length of the data set.
 
     Raises:
         ValueError: If the loader does not visit every image, its order is not repeatable, only
@@ -81,10 +75,7 @@ def extract_pixels(dataloader: DataLoader, title: str = 'pixels') -> Features:
 def feature_function(
     model: nn.Module, data_preprocessor: nn.Module | None = None, num_axes: int = 2
 ) -> Callable[[dict], Tensor]:
-    """Return a function from a batch to its features; arguments as for :func:`extract_features`.
-
-    ``num_axes`` of the output are 2 for ``(N, D)``, 3 for tokens ``(N, T, D)``.
-    """
+    """Return a function from a batch to features ``(N, D)``, or ``(N, T, D)`` of 3 axes."""
     model = unwrap_model(model)
     preprocess = data_preprocessor or getattr(model, 'data_preprocessor', None)
     if preprocess is None:
@@ -118,8 +109,8 @@ def iterate_features(
 ) -> Iterator[tuple[list[int], Tensor, list]]:
     """Yield data set indices, features on the CPU in float32, and data samples of each batch.
 
-    ``batches`` are the data set indices of the loader's batches. The random state is unchanged
-    afterwards. Progress in ``num_images`` of all ranks, and speed, are logged every 20 seconds.
+    ``batches`` are the data set indices of the loader's batches. Torch's random state is unchanged
+    afterwards. Progress in ``num_images`` of all ranks is logged every 20 seconds.
     """
     began = last = time.monotonic()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -130,10 +121,9 @@ def iterate_features(
             if now - last >= _PROGRESS_SECONDS:
                 last, done = now, num_images * number // len(dataloader)
                 rate = done / (now - began)
-                MMLogger.get_current_instance().info(
-                    f'{title}: {done:,} of {num_images:,} images, {rate:,.0f} images/s, '
-                    f'ETA {timedelta(seconds=int((num_images - done) / rate))}'
-                )
+                eta = timedelta(seconds=int((num_images - done) / rate))
+                progress = f'{done:,} of {num_images:,} images, {rate:,.0f} images/s, ETA {eta}'
+                MMLogger.get_current_instance().info(f'{title}: {progress}')
 
 
 @contextlib.contextmanager
@@ -168,10 +158,9 @@ def get_label(sample) -> int:
 
 
 class TrainingFeatures:
-    """Keep the class tokens of whole views that enter the projector of the keys in a step.
+    """Keep the class tokens that enter the projector of the keys in a step, without a copy.
 
-    They are those of :meth:`~mmpatchmix.models.PatchMix.extract_feat`: of the momentum encoder, of
-    the query encoder where there is none. Nothing is computed and nothing copied.
+    They are those of :meth:`~mmpatchmix.models.PatchMix.extract_feat`.
     """
 
     def __init__(self, model: PatchMix) -> None:
@@ -219,9 +208,8 @@ def _collect(dataloader: DataLoader, forward: Callable[[dict], Tensor], title: s
     for value, fault in ((-2, f'were not visited. {_ADVICE}'), (-1, 'have no label, others have.')):
         found = (labels == value).nonzero().flatten().tolist()
         if found and not (value == -1 and len(found) == size):
-            raise ValueError(
-                f'{title}: {len(found)} of {size} images (the first: number {found[0]}) {fault}'
-            )
+            where = f'{title}: {len(found)} of {size} images (the first: number {found[0]})'
+            raise ValueError(f'{where} {fault}')
     return Features(features, labels if labels[0] >= 0 else None)
 
 

@@ -36,12 +36,36 @@ PATIENCE, PATIENT_ITERATIONS, LEAST_ITERATIONS = 0.25, 2000, 200
 MOST_LINES = 2000  # checked and saved; the number must not grow with the run
 NUM_MEASUREMENTS = 100  # of features in a run: decompositions of 384 dimensions take 0.2 s
 FEATURES = ('rank_me', 'lidar', 'feature_std')
+# Message of each trouble; in a second line its usual causes, and remedies.
+TEXTS = {
+    'starving': '{:.0f} % of the time training waits for data.\n'
+    'Usual causes: too few workers (--workers), a slow or remote disk (mmpatchmix '
+    'pack-shards), large images to decode. mmpatchmix benchmark shows which, and remedies.',
+    'collapse': 'the features of all images have become alike: they use {:.1f} dimensions (the '
+    'lesser of RankMe and LiDAR; 1 is the least), and queries find their keys no better than by '
+    'chance.\n'
+    'Usual causes: a learning rate far too high for the batch (try a tenth; see '
+    '--auto-scale-lr), too short a warm-up, images that are all alike. Start again: features '
+    'hardly recover as the learning rate falls.',
+    'divergence': 'kl fell from {:.2f} to {:.2f} and is back at {:.2f}.\n'
+    'Usual causes: a learning rate too high (try a third), a resumed run with another batch '
+    'or schedule, damaged images. Continue from an earlier checkpoint with a lower rate.',
+    'plateau/guessing': 'the loss hardly falls: kl_source is {:.2f} nats, that of chance among {} '
+    'keys is {:.2f}.\n'
+    'Usual causes: a learning rate far too low or too high, a temperature far from 0.2, '
+    'views that show too little of an image (--dry-run --contact-sheet draws them), images '
+    'that are all alike.',
+    'plateau/stall': 'kl has not fallen for a quarter of the run: it is {1:.3f}, before {0:.3f}, '
+    'which may be chance.\n'
+    'Usual causes: a learning rate too high to settle or too low to move, a network too small '
+    'for the images, views too hard to match. Where knn/top1 still rises, continue.',
+}
 
 
 class Trouble(NamedTuple):
-    """A warning about a run: ``collapse``, ``divergence``, ``plateau`` or ``starving``."""
+    """A warning about a run."""
 
-    name: str
+    name: str  # collapse, divergence, plateau or starving
     message: str
     hint: str  # the usual causes, and remedies
 
@@ -62,35 +86,28 @@ def find_troubles(
 ) -> Iterator[Trouble]:
     """Yield the troubles of a run; of collapse, divergence and plateau one at most.
 
-    Args:
-        lines: All lines so far.
-        num_iters: Iterations of the whole run.
-        num_keys: Keys of a query, over all ranks.
-        loads_beside: Whether data could be loaded while the step is computed.
+    ``lines`` are all so far, ``num_iters`` the iterations of the whole run, ``num_keys`` the keys
+    of a query over all ranks; ``loads_beside``: data could be loaded while the step is computed.
     """
     shares = [line.data_share for line in lines[-3:]]
     if loads_beside and len(shares) == 3 and min(shares) > STARVING:
-        yield Trouble(
-            'starving',
-            f'{100 * shares[-1]:.0f} % of the time training waits for data.',
-            'Usual causes: too few workers (--workers), a slow or remote disk (mmpatchmix '
-            'pack-shards), large images to decode. mmpatchmix benchmark shows which, and remedies.',
-        )
+        yield _trouble('starving', 100 * shares[-1])
     if not lines or math.isnan(lines[-1].kl):
         return
-    is_guessing = _is_guessing(lines, num_iters, num_keys)
-    trouble = (_find_collapse(lines) if is_guessing else None) or _find_divergence(lines)
-    if trouble is None and is_guessing:
-        trouble = Trouble(
-            'plateau',
-            f'the loss hardly falls: kl_source is {lines[-1].kl_source:.2f} nats, that of chance '
-            f'among {num_keys} keys is {math.log(num_keys):.2f}.',
-            'Usual causes: a learning rate far too low or too high, a temperature far from 0.2, '
-            'views that show too little of an image (--dry-run --contact-sheet draws them), images '
-            'that are all alike.',
-        )
-    if trouble := trouble or _find_stall(lines, num_iters):
-        yield trouble
+    kls, chance = [line.kl for line in lines], math.log(num_keys)
+    measured = [line.dimensions for line in lines if not math.isnan(line.dimensions)]
+    peak = max(lines, key=lambda line: line.lr).iteration  # the first of them
+    done, fall = lines[-1].iteration, kls[0] - min(kls)
+    patience = min(max(PATIENCE * num_iters, LEAST_ITERATIONS), peak + PATIENT_ITERATIONS + 1)
+    is_guessing = done >= patience and lines[-1].kl_source >= GUESSING * chance
+    if is_guessing and measured and measured[-1] < COLLAPSED:
+        yield _trouble('collapse', measured[-1])
+    elif fall >= FALLEN * kls[0] and kls[-1] - min(kls) >= LOST * fall:
+        yield _trouble('divergence', kls[0], min(kls), kls[-1])
+    elif is_guessing:
+        yield _trouble('plateau/guessing', lines[-1].kl_source, num_keys, chance)
+    elif means := _find_stall(lines, num_iters):
+        yield _trouble('plateau/stall', *means)
 
 
 def thin_out(lines: list[Line]) -> None:
@@ -122,15 +139,12 @@ class HealthHook(StatefulHook):
 
     - ``health/data_share``: share of the time in which the process waits for data;
       ``health/images_per_second``: over all ranks.
-    - Of a PatchMix, RankMe, LiDAR and the spread of the features that the last steps have computed
-      anyway: ``health/rank_me``, ``health/lidar``, ``health/feature_std``. Those of the first rank,
-      of the last ``num_images`` images, about a hundred times in a run.
+    - Of a PatchMix, about a hundred times in a run, ``health/rank_me``, ``health/lidar`` and
+      ``health/feature_std`` of the features of the last ``num_images`` images of the first rank.
 
     Troubles go to the log and to ``vis_data/health.jsonl``. Nothing is read from the device but
-    when losses are logged. The state of the hook is part of checkpoints.
-
-    Args:
-        num_images: At least 2; LiDAR needs more than features have dimensions.
+    when losses are logged. The state of the hook is part of checkpoints. ``num_images`` are at
+    least 2; LiDAR needs more than features have dimensions.
     """
 
     key = 'health'
@@ -234,47 +248,13 @@ class HealthHook(StatefulHook):
             runner.logger.error(f'{path} cannot be written ({error}); the run continues.')
 
 
-def _is_guessing(lines: Sequence[Line], num_iters: int, num_keys: int) -> bool:
-    """Return whether the contrast is no better than chance though it has had time to learn."""
-    peak = max(lines, key=lambda line: line.lr).iteration  # the first of them
-    done = lines[-1].iteration
-    waited = done >= max(PATIENCE * num_iters, LEAST_ITERATIONS)
-    is_late = waited or done - peak > PATIENT_ITERATIONS
-    return is_late and lines[-1].kl_source >= GUESSING * math.log(num_keys)
+def _trouble(key: str, *figures: float) -> Trouble:
+    """Return a trouble with its figures in the message."""
+    return Trouble(key.partition('/')[0], *TEXTS[key].format(*figures).split('\n'))
 
 
-def _find_collapse(lines: Sequence[Line]) -> Trouble | None:
-    """Return a trouble if features differ between images in one or two directions at most."""
-    measured = [line.dimensions for line in lines if not math.isnan(line.dimensions)]
-    if not measured or measured[-1] >= COLLAPSED:
-        return None
-    return Trouble(
-        'collapse',
-        f'the features of all images have become alike: they use {measured[-1]:.1f} dimensions '
-        '(the lesser of RankMe and LiDAR; 1 is the least), and queries find their keys no better '
-        'than by chance.',
-        'Usual causes: a learning rate far too high for the batch (try a tenth; see '
-        '--auto-scale-lr), too short a warm-up, images that are all alike. Start again: features '
-        'hardly recover as the learning rate falls.',
-    )
-
-
-def _find_divergence(lines: Sequence[Line]) -> Trouble | None:
-    """Return a trouble if a run has lost half of its progress, by its KL."""
-    start, best, now = lines[0].kl, min(line.kl for line in lines), lines[-1].kl
-    fall = start - best
-    if fall < FALLEN * start or now - best < LOST * fall:
-        return None
-    return Trouble(
-        'divergence',
-        f'kl fell from {start:.2f} to {best:.2f} and is back at {now:.2f}.',
-        'Usual causes: a learning rate too high (try a third), a resumed run with another batch '
-        'or schedule, damaged images. Continue from an earlier checkpoint with a lower rate.',
-    )
-
-
-def _find_stall(lines: Sequence[Line], num_iters: int) -> Trouble | None:
-    """Return a trouble if the KL has not fallen for a quarter of the run at a high rate."""
+def _find_stall(lines: Sequence[Line], num_iters: int) -> tuple[float, float] | None:
+    """Return both means of the KL in the last quarter, if it has not fallen at a high rate."""
     done = lines[-1].iteration
     last = [line.kl for line in lines if line.iteration > done - PATIENCE * num_iters]
     is_high = lines[-1].lr >= max(line.lr for line in lines) / 2
@@ -282,12 +262,5 @@ def _find_stall(lines: Sequence[Line], num_iters: int) -> Trouble | None:
         return None
     before, after = last[: len(last) // 2], last[len(last) // 2 :]
     error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))
-    if abs(fmean(before) - fmean(after)) > 2 * error:
-        return None
-    return Trouble(
-        'plateau',
-        f'kl has not fallen for a quarter of the run: it is {fmean(after):.3f}, before '
-        f'{fmean(before):.3f}, which may be chance.',
-        'Usual causes: a learning rate too high to settle or too low to move, a network too small '
-        'for the images, views too hard to match. Where knn/top1 still rises, continue.',
-    )
+    means = fmean(before), fmean(after)
+    return None if abs(means[0] - means[1]) > 2 * error else means

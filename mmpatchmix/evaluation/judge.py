@@ -29,28 +29,22 @@ def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Fea
     in an unlabelled folder, are extracted once.
 
     Returns:
-        tuple: Features of the training and of the test set, which are the bank and the queries of
-        the config's :class:`KNNLoop`; the same on every rank.
+        tuple: Features of the bank and of the queries of the config's :class:`KNNLoop`, on all
+        ranks.
 
     Raises:
         ValueError: If ``test_cfg`` is no :class:`KNNLoop`, or the checkpoint does not fit.
     """
     loop, config = runner.test_loop, runner.cfg
     if not isinstance(loop, KNNLoop):
-        raise ValueError(
-            "the config's test_cfg is no mmpatchmix.KNNLoop; give the config of the pre-training, "
-            'which names the training and the test images.'
-        )
+        remedy = 'give the config of the pre-training, which names the training and test images.'
+        raise ValueError(f"the config's test_cfg is no mmpatchmix.KNNLoop; {remedy}")
     load_model(runner, checkpoint)
     folder = Path(runner.work_dir) / 'features'
     loaders = dict(bank=loop.bank_dataloader, queries=loop.dataloader)
     if not all(is_labelled(loader.dataset) for loader in loaders.values()):
-        print_log(
-            'The images have no labels: kNN, linear and low-shot are left out. '
-            f'The features are kept in {folder}.',
-            'current',
-            logging.WARNING,
-        )
+        text = 'The images have no labels: kNN, linear and low-shot are left out. '
+        print_log(f'{text}The features are kept in {folder}.', 'current', logging.WARNING)
     datasets = config.test_cfg.bank_dataloader.dataset, config.test_dataloader.dataset
     keys = [
         feature_key(checkpoint, config.model, dataset, loader.dataset)
@@ -74,14 +68,12 @@ def judge_similarity(
     The Runner has the checkpoint loaded; of more than 10,000 test images every n-th is taken.
 
     Returns:
-        tuple: ``similarity/share_error_m2``, ``similarity/auroc`` and so on; the calibrations of
-        mixes of 2, 3 and 4 images by their number, see
-        :func:`~mmpatchmix.evaluation.similarity.calibrate` (of a PatchMix model); and the class
-        agreement (None without labels).
+        tuple: ``similarity/...``; the results of
+        :func:`~mmpatchmix.evaluation.similarity.calibrate` for mixes of 2, 3 and 4 images (of a
+        PatchMix model); and the class agreement (None without labels).
     """
-    metrics: dict[str, float] = {}
+    metrics, calibrations, agreement = {}, {}, None
     model = unwrap_model(runner.model)
-    calibrations, agreement = {}, None
     if isinstance(model, PatchMix):
         dataset = runner.test_loop.dataloader.dataset
         step = max(1, len(dataset) // _NUM_MIXED)
@@ -99,10 +91,9 @@ def judge_similarity(
 
 
 def judge_geometry(runner: Runner, test: Features) -> dict[str, float]:
-    """Return ``geometry/...`` of features in one process, with their width ``geometry/width``.
+    """Return :func:`~mmpatchmix.evaluation.rank_me.measure_geometry` and ``geometry/width``.
 
-    See :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`. The Runner has the checkpoint
-    loaded; of more than 10,000 test images every n-th is taken.
+    The Runner has the checkpoint loaded; of more than 10,000 test images every n-th is taken.
     """
     features = test.features[:: -(-len(test.features) // _MAX_COMPARED)]
     dataset = runner.train_dataloader.dataset if runner.cfg.get('train_dataloader') else None
@@ -115,19 +106,13 @@ def finetune(
 ) -> dict[str, float]:
     """Fine-tune from a checkpoint according to a config of a :class:`PatchMixViT`.
 
-    Returns:
-        dict: ``finetune/top1``, ``finetune/top5`` in percent, of the averaged weights where the
-        config averages (then ``..._origin`` are those of the weights themselves), and
-        ``finetune/epochs``.
-
-    Raises:
-        ValueError: If the config's backbone takes no checkpoint.
+    ``finetune/top1``, ``finetune/top5`` in percent are of the averaged weights where the config
+    averages (then ``..._origin`` are those of the weights themselves), ``finetune/epochs`` their
+    number. ``ValueError`` if the config's backbone takes no checkpoint.
     """
     if find_pretrained(config.model.backbone.get('init_cfg')) is None:
-        raise ValueError(
-            "the fine-tuning config's model.backbone has no init_cfg of type 'Pretrained'; "
-            'use one of configs/finetune.'
-        )
+        message = "the fine-tuning config's model.backbone has no init_cfg of type 'Pretrained'"
+        raise ValueError(f'{message}; use one of configs/finetune.')
     config.model.backbone.init_cfg.checkpoint = str(checkpoint)
     runner = build_runner(config)
     runner.train()

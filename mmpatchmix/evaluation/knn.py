@@ -23,15 +23,10 @@ _VOTE_SCALE = 2**42
 def find_neighbors(
     queries: Tensor, bank: Tensor, num_neighbors: int, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the nearest rows of a bank by cosine similarity, exactly.
+    """Find the K nearest rows (at most M) of a bank by cosine similarity, exactly.
 
-    Beyond the features this takes 12 bytes times Q times K, and one block of similarities.
-
-    Args:
-        queries: ``(Q, D)``.
-        bank: ``(M, D)``. It is read once, block by block, and may stay on the host.
-        num_neighbors: K; at most M are found.
-        device: Where to compute; by default where ``queries`` are.
+    ``queries`` are ``(Q, D)``. The bank ``(M, D)`` is read once, block by block, and may stay on
+    the host. ``device`` is by default that of the queries.
 
     Returns:
         tuple: Similarities ``(Q, K)`` float32 in falling order and bank indices ``(Q, K)`` int64,
@@ -69,14 +64,9 @@ def find_near_duplicates(
 ) -> Tensor:
     """Find all pairs of rows of ``(M, D)`` whose cosine is at least a threshold in (-1, 1].
 
-    The features are read in blocks, and may be mapped from a disk.
-
-    Returns:
-        Tensor: ``(P, 3)`` float64 on the CPU: row, later row and cosine of each pair, the nearest
-        first, equal ones by row.
-
-    Raises:
-        ValueError: If the threshold is out of range, or a feature is not finite.
+    Returns ``(P, 3)`` float64 on the CPU: row, later row and cosine of each pair, the nearest
+    first, equal ones by row. The features are read in blocks, and may be mapped from a disk.
+    ``ValueError`` if the threshold is out of range, or a feature is not finite.
     """
     if not -1 < threshold <= 1:
         raise ValueError(f'the threshold is a cosine, above -1 and at most 1; got {threshold}.')
@@ -188,10 +178,7 @@ def _normalize(features: Tensor, name: str, start: int = 0, out: Tensor | None =
 
 
 def _find_largest(similarity: Tensor, k: int, lowest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values and columns of each row with its k largest, if above ``lowest`` ``(q, 1)``.
-
-    They lie in the groups with the largest maxima, far fewer columns to search.
-    """
+    """Return values and columns of each row's k largest, searched in the groups that hold them."""
     num_groups = similarity.shape[1] // _GROUP_SIZE
     if similarity.shape[1] % _GROUP_SIZE or k >= num_groups:
         return similarity.topk(min(k, similarity.shape[1]))

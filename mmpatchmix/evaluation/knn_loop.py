@@ -27,21 +27,11 @@ _ONLINE_VIEWS = 250, 2
 
 @METRICS.register_module()
 class KNNMetric(BaseMetric):
-    """Compute top-1 and top-5 accuracy of weighted kNN, in percent; for :class:`KNNLoop`.
+    """Compute top-1 and top-5 accuracy of weighted kNN, in percent; for :class:`KNNLoop` only.
 
     ``knn/top1`` and ``knn/top5`` belong to the *first* of ``num_neighbors``, not to the best: the
     best of several k chosen on the test images would be biased. Each k is reported as
-    ``knn/top1_k20`` and so on.
-
-    Loops other than :class:`KNNLoop`, which have no bank, raise an error before the run starts.
-
-    Args:
-        num_neighbors: The k's; all come from one search.
-        temperature: A vote weighs ``exp(similarity / temperature)``; None gives each neighbour
-            one vote.
-
-    Raises:
-        ValueError: If a setting is invalid.
+    ``knn/top1_k20`` and so on. Settings: see :func:`~mmpatchmix.evaluation.knn_predict`.
     """
 
     default_prefix = 'knn'
@@ -51,8 +41,7 @@ class KNNMetric(BaseMetric):
     ) -> None:
         check_knn_settings(num_neighbors, temperature)
         super().__init__()
-        self.num_neighbors = num_neighbors
-        self.temperature = temperature
+        self.num_neighbors, self.temperature = num_neighbors, temperature
 
     def compute(
         self,
@@ -61,24 +50,15 @@ class KNNMetric(BaseMetric):
         prefix: str = 'knn',
         device: torch.device | str | None = None,
     ) -> dict[str, float]:
-        """Classify queries by a bank, both the same on every rank; ranks share the queries.
+        """Classify queries by a bank, both with labels and the same on every rank.
 
-        Args:
-            queries: Q rows with labels.
-            bank: M rows with labels.
-            prefix: First part of the metric names.
-            device: Device of the search.
-
-        Returns:
-            dict: Percentages by name, the same on every rank.
+        Ranks share the queries. Returns percentages by names with a prefix, on every rank.
         """
         if queries.labels is None or bank.labels is None:
             raise ValueError('kNN accuracy needs labels of the bank and of the queries.')
         mine = slice(dist.get_rank(), None, dist.get_world_size())
-        predictions = knn_predict(
-            queries.features[mine], bank.features, bank.labels, self.num_neighbors,
-            self.temperature, device=device,
-        )  # fmt: skip
+        settings = self.num_neighbors, self.temperature, device
+        predictions = knn_predict(queries.features[mine], *bank, *settings)
         metrics = {}
         for k in dict.fromkeys(self.num_neighbors):
             right = predictions[k] == queries.labels[mine, None]  # (q, 5)
@@ -116,27 +96,22 @@ class KNNLoop(BaseLoop):
         val_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10, 20, 100, 200))
         test_dataloader, test_cfg, test_evaluator = val_dataloader, val_cfg, val_evaluator
 
-    The metrics pass through the Runner's hooks to the log and to ``save_best='knn/top1'``. Without
-    labels they are RankMe and the other figures of
+    Without labels the metrics are those of
     :func:`~mmpatchmix.evaluation.rank_me.measure_geometry`, with one warning.
 
     Args:
         runner: The Runner.
         dataloader: The queries.
-        evaluator: One :class:`KNNMetric`.
+        evaluator: One :class:`KNNMetric`, else ``ValueError``.
         bank_dataloader: The labelled images that vote, with the test pipeline and a
             ``DefaultSampler`` that does not shuffle.
-        more_queries: Data loaders of further queries by name, evaluated with the same bank:
-            ``knn_NAME/...``.
+        more_queries: Further queries by name, evaluated with the same bank: ``knn_NAME/...``.
         pixel_baseline: Also report ``pixels/...`` (``pixels_NAME/...``), the same kNN on the raw
             pixels of the test views; computed once.
         num_unlabelled: Number of images to evaluate without labels, every n-th of the queries.
 
     Attributes:
         unlabelled: ``(N, D)``, the features of the last evaluation without labels, or None.
-
-    Raises:
-        ValueError: If the evaluator is not one KNNMetric.
     """
 
     def __init__(
@@ -151,32 +126,29 @@ class KNNLoop(BaseLoop):
     ) -> None:
         super().__init__(runner, dataloader)
         self.bank_dataloader = _build(runner, bank_dataloader)
-        self.more_queries = {
-            name: _build(runner, cfg) for name, cfg in (more_queries or {}).items()
-        }
-        if not isinstance(evaluator, Evaluator):
-            evaluator = runner.build_evaluator(evaluator)
+        more = (more_queries or {}).items()
+        self.more_queries = {name: _build(runner, loader) for name, loader in more}
+        evaluator = runner.build_evaluator(evaluator)
         if [type(metric) for metric in evaluator.metrics] != [KNNMetric]:
             raise ValueError(
                 "KNNLoop needs dict(type='mmpatchmix.KNNMetric') alone; the evaluator has "
                 f'{[type(metric).__name__ for metric in evaluator.metrics]}.'
             )
         self.evaluator = evaluator
-        self.pixel_baseline = pixel_baseline
-        self.num_unlabelled = num_unlabelled
+        self.pixel_baseline, self.num_unlabelled = pixel_baseline, num_unlabelled
         self.unlabelled: Tensor | None = None
         self._labelled: bool | None = None
         self._pixel_metrics: dict[str, float] | None = None
 
     def run(self) -> dict[str, float]:
-        """Return the metrics of the Runner's model: percentages, or ``geometry/...``."""
+        """Return the metrics of the Runner's model, passed through its hooks."""
         if self._labelled is None:
             loaders = (self.bank_dataloader, self.dataloader)
             self._labelled = all(is_labelled(loader.dataset) for loader in loaders)
+            message = 'The images have no labels: RankMe, LiDAR and the like instead of kNN.'
             if not self._labelled:
-                message = 'The images have no labels: RankMe, LiDAR and the like instead of kNN.'
                 print_log(message, 'current', logging.WARNING)
-        # mmengine builds both loops alike; only the Runner knows which one this is.
+        # mmengine builds both loops alike.
         phase = 'test' if getattr(self.runner, '_test_loop', None) is self else 'val'
         self.runner.call_hook(f'before_{phase}')
         self.runner.call_hook(f'before_{phase}_epoch')
@@ -216,10 +188,9 @@ class KNNLoop(BaseLoop):
             more = extract_features(self.runner.model, loader, title=f'kNN queries, {name}')
             metrics |= metric.compute(more, bank, f'knn_{name}', device)
         if self.pixel_baseline and self._pixel_metrics is None:
-            self._pixel_metrics = {}
-            bank = self._pixels(self.bank_dataloader)
-            for name, loader in {'': self.dataloader, **self.more_queries}.items():
-                prefix = f'pixels_{name}' if name else 'pixels'
+            self._pixel_metrics, bank = {}, self._pixels(self.bank_dataloader)
+            more = {f'pixels_{name}': loader for name, loader in self.more_queries.items()}
+            for prefix, loader in {'pixels': self.dataloader, **more}.items():
                 self._pixel_metrics |= metric.compute(self._pixels(loader), bank, prefix, device)
         return metrics | (self._pixel_metrics or {})
 
@@ -235,8 +206,6 @@ class KNNLoop(BaseLoop):
 
 
 def _build(runner: Runner, dataloader: DataLoader | dict) -> DataLoader:
-    """Build a data loader with the seeds of mmengine's loops."""
-    if not isinstance(dataloader, dict):
-        return dataloader
+    """Build a data loader, unless it is one, with the seeds of mmengine's loops."""
     diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
     return runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)

@@ -1,7 +1,7 @@
 """Linear classifiers on frozen features: several learning rates at once, and few labels.
 
-Features are extracted once, without augmentation, so a probe takes seconds where `configs/linear`
-takes hours. Its accuracy differs by some tenths of a percent from training on augmented views.
+Features are extracted once, without augmentation: the accuracy differs by some tenths of a percent
+from that of `configs/linear`, training on augmented views.
 """
 
 import math
@@ -32,11 +32,8 @@ def fit_linear(
     """Train one classifier per learning rate, all on the same batches, each as if alone.
 
     SGD with momentum 0.9, no weight decay, cosine schedule from the learning rate (not scaled by
-    the batch size) to 0 over the iterations, weights from a normal distribution of 0.01. Features
-    are ``(N, D)`` float, labels ``(N,)`` int64.
-
-    Returns:
-        tuple: Weights ``(L, D, C)`` and biases ``(L, 1, C)``, float32.
+    the batch size) to 0 over the iterations, weights from a normal distribution of 0.01. From
+    features ``(N, D)`` and labels ``(N,)`` to weights ``(L, D, C)`` and biases ``(L, 1, C)``.
     """
     generator = torch.Generator().manual_seed(seed)
     features, labels = features.to(device), labels.to(device)
@@ -72,20 +69,10 @@ def linear_probe(
 ) -> dict[str, float]:
     """Evaluate features by a linear classifier; the test set has no part in choosing its rate.
 
-    The rates are compared on a tenth of the training features, held out class by class; a
-    classifier with the best one is then trained on all of them.
-
-    Features are scaled to zero mean and unit variance of the training set: without it, SGD on class
-    tokens, which share a large offset, stays ten percent short of logistic regression.
-
-    Args:
-        train: (N, D) and labels.
-        test: (Q, D) and labels.
-        base_learning_rates: Per 256 images; scaled by ``batch_size / 256``.
-        num_epochs: Passes over the features.
-        batch_size: Features per step.
-        seed: Of the held-out part, the weights and the order.
-        device: Device to train on.
+    The rates, given per 256 images, are compared on a tenth of the training features, held out
+    class by class; a classifier with the best one is then trained on all of them. Features are
+    scaled to zero mean and unit variance of the training set: without it, SGD on class tokens,
+    which share a large offset, stays ten percent short of logistic regression.
 
     Returns:
         dict: ``linear/top1``, ``linear/top5`` in percent, ``linear/lr`` (per 256 images), and the
@@ -115,16 +102,10 @@ def linear_probe(
 
 
 def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Choose a part of a training set by a seed, class by class.
+    """Return sorted indices ``(n,)`` int64 of a share of ``labels`` ``(N,)``, class by class.
 
     The share of each class is rounded, to at least one image. The same labels, fraction and seed
-    give the same list on every machine.
-
-    Returns:
-        Tensor: Sorted indices ``(n,)`` int64 of ``labels`` ``(N,)``.
-
-    Raises:
-        ValueError: If ``fraction`` is not above 0 and at most 1.
+    give the same list on every machine. ``ValueError`` if ``fraction`` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f'fraction must be above 0 and at most 1; got {fraction}.')
@@ -140,20 +121,14 @@ def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 def low_shot(
     train: Features, test: Features, fraction: float, seeds: Sequence[int] = (0, 1, 2)
 ) -> dict[str, float]:
-    """Evaluate features with few labels: logistic regression, mean over several lists.
+    """Evaluate features with a share of the training labels: logistic regression.
 
     scikit-learn's ``LogisticRegression`` with its default L2 strength, on features scaled to zero
     mean and unit variance: a handful of images per class is too few to hold any out.
 
-    Args:
-        train: (N, D) and labels, of which ``fraction`` are used.
-        test: (Q, D) and labels.
-        fraction: Share of the labels, 0.01 for 1 %.
-        seeds: One list of images each.
-
     Returns:
-        dict: ``lowshot_1pct/top1`` (mean), ``.../top1_std`` over the lists, and
-        ``.../num_images``.
+        dict: ``lowshot_1pct/top1`` (mean over the lists of images, one per seed),
+        ``.../top1_std`` over the lists, and ``.../num_images``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

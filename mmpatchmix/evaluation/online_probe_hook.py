@@ -19,14 +19,11 @@ from mmpatchmix.registry import HOOKS
 class OnlineProbeHook(StatefulHook):
     """Train a linear classifier on features of the training views; evaluate it with every kNN.
 
-    Its inputs are the class tokens of ``view_1`` that the step computes anyway (of the momentum
-    encoder where there is one), normalised by a BatchNorm without parameters. No gradient reaches
-    the model and no random number is drawn: weights of a run with and without it are equal bit for
-    bit. With several ranks the first one trains it on its own images. Its state is part of
-    checkpoints. Without labels, or without class names in the data set, it does nothing.
-
-    Args:
-        lr: Learning rate of its AdamW, without schedule and weight decay.
+    Its inputs are the class tokens of ``view_1`` of :class:`TrainingFeatures`, normalised by a
+    BatchNorm without parameters; its AdamW has no schedule and no weight decay. No gradient reaches
+    the model and no random number is drawn: the weights of the run do not change. With several
+    ranks the first one trains it on its own images. Its state is part of checkpoints. Without
+    labels, or without class names in the data set, it does nothing.
     """
 
     key = 'online_probe'
@@ -58,9 +55,7 @@ class OnlineProbeHook(StatefulHook):
     ) -> None:
         """Train one step on the features of the iteration."""
         pairs = self._features and self._features.take()
-        if pairs is None:
-            return
-        labels = [get_label(sample) for sample in data_batch['data_samples']]
+        labels = [] if pairs is None else [get_label(x) for x in data_batch['data_samples']]
         if len(labels) < 2 or min(labels) < 0:
             return
         features = pairs[:, 0].float()  # (N, D)
@@ -74,18 +69,14 @@ class OnlineProbeHook(StatefulHook):
 
     @torch.no_grad()
     def judge(self, queries: Features) -> dict[str, float]:
-        """Return ``probe/top1`` of held-out images in percent; called on all ranks.
-
-        On every rank; empty before the first step.
-        """
-        metrics: dict[str, float] = {}
+        """Return ``probe/top1`` of held-out images in percent on all ranks; empty at first."""
+        shared: list[dict[str, float]] = [{}]
         if self._classifier is not None:
             self._classifier.eval()
             device = self._classifier[1].weight.device
             predictions = self._classifier(queries.features.to(device)).argmax(1).cpu()
             self._classifier.train()
-            metrics['probe/top1'] = 100 * (predictions == queries.labels).double().mean().item()
-        shared = [metrics]
+            shared[0]['probe/top1'] = 100 * (predictions == queries.labels).double().mean().item()
         dist.broadcast_object_list(shared)
         return shared[0]
 
@@ -93,9 +84,8 @@ class OnlineProbeHook(StatefulHook):
         """Return the states of classifier and optimizer; None before the first step."""
         if self._classifier is None:
             return None
-        return dict(
-            classifier=self._classifier.state_dict(), optimizer=self._optimizer.state_dict()
-        )
+        parts = dict(classifier=self._classifier, optimizer=self._optimizer)
+        return {name: part.state_dict() for name, part in parts.items()}
 
     def _build(self, width: int, device: torch.device) -> None:
         # Default initialisation would draw random numbers and change the run.

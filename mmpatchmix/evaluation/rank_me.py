@@ -16,10 +16,9 @@ _CHUNK, _IMAGES_AT_ONCE = 2048, 16
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Compute the mean squared distance of the normalised features of two views.
+    """Compute the mean squared distance of the normalised features ``(N, D)`` of two views.
 
     0 is the best, 2 that of unrelated features (Wang & Isola, https://arxiv.org/abs/2005.10242).
-    Rows of ``first`` and ``second`` ``(N, D)`` are two views of the same images.
     """
     first, second = (F.normalize(part.double(), dim=1) for part in (first, second))
     return (first - second).square().sum(1).mean().item()
@@ -59,13 +58,8 @@ def lidar(features: Tensor) -> float:
 
     Unlike RankMe it does not count directions in which views of one image differ as much as images
     do (Thilak et al., https://arxiv.org/abs/2312.04000, section 4). Between 1 and
-    ``min(D, n - 1)``; it grows with n until n is well above D.
-
-    Args:
-        features: ``(n, q, D)``, q views of each of n images, not normalised.
-
-    Raises:
-        ValueError: If there are fewer than two images or views.
+    ``min(D, n - 1)``; it grows with n until n is well above D. ``features`` ``(n, q, D)`` are not
+    normalised; ``ValueError`` if there are fewer than two images or views.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
         shape = tuple(features.shape)
@@ -103,10 +97,8 @@ def share_kept(before: Tensor, now: Tensor) -> float:
 def encode_views(model: PatchMix, dataset: Dataset, num_images: int, num_pairs: int) -> Tensor:
     """Compute features of augmented training views, the same in every call.
 
-    Of more images than ``num_images`` every n-th is taken.
-
-    Returns:
-        Tensor: ``(n, q, D)`` on the CPU, ``q = 2 * num_pairs``, ``view_1`` and ``view_2`` in turn.
+    ``(n, q, D)`` on the CPU, ``q = 2 * num_pairs``, ``view_1`` and ``view_2`` in turn; of more
+    images than ``num_images`` every n-th is taken.
     """
     indices, names = range(0, len(dataset), -(-len(dataset) // num_images)), ('view_1', 'view_2')
     features = []
@@ -130,18 +122,12 @@ def measure_geometry(
     num_images: int = 1000,
     num_pairs: int = 5,
 ) -> dict[str, float]:
-    """Compute all figures that need no labels.
-
-    Args:
-        model: The model that computed the features.
-        features: ``(N, D)`` of test views, at least two rows.
-        dataset: Training images, for LiDAR and alignment; None leaves them out.
-        num_images: Number of training images, at most.
-        num_pairs: Pairs of views of each.
+    """Compute all figures that need no labels, of features ``(N, D)`` of test views, N at least 2.
 
     Returns:
-        dict: ``geometry/rank_me`` and ``geometry/uniformity``; with training images and a PatchMix
-        model also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
+        dict: ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
+        (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the
+        features also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
     """
     metrics = {'rank_me': rank_me(features), 'uniformity': uniformity(features)}
     if dataset is not None and isinstance(model, PatchMix):

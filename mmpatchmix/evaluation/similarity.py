@@ -18,10 +18,7 @@ _CHUNK, _BATCH = 512, 64
 
 
 def draw_unequal_groups(num_patches: int, num_mix: int, generator: torch.Generator) -> Tensor:
-    """Assign positions to groups whose sizes are drawn uniformly among those without empty groups.
-
-    Returns ``(T,)`` int64 from 0 to ``M - 1`` for ``T = num_patches`` and ``M = num_mix``.
-    """
+    """Return groups ``(T,)`` int64 of sizes drawn uniformly among those without empty groups."""
     cuts = torch.randperm(num_patches - 1, generator=generator)[: num_mix - 1].sort().values + 1
     order = torch.randperm(num_patches, generator=generator)
     groups = torch.empty(num_patches, dtype=torch.int64)
@@ -36,18 +33,12 @@ def predict_shares(
     """Mix images in unequal shares and predict the shares from similarities, in evaluation mode.
 
     The prediction is the softmax, at the head's temperature, of the similarities between the
-    query of the mix and the keys of its ``M`` sources.
-
-    Args:
-        model: A pre-trained model.
-        images: ``(N, 3, H, W)`` normalised, N at least M, on the model's device.
-        num_mix: M, at least 2.
-        num_draws: D, number of sets of shares.
-        seed: Of the draws.
+    query of the mix and the keys of its ``M = num_mix`` sources, M at least 2. ``images``
+    ``(N, 3, H, W)`` are normalised and on the model's device, N at least M.
 
     Returns:
-        tuple: On the CPU, the true shares of each draw ``(D, M)`` and the predicted ones of each
-        draw and image ``(D, N, M)``.
+        tuple: On the CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones
+        of each draw and image ``(D, N, M)``.
     """
     if not 2 <= num_mix <= len(images):
         raise ValueError(f'{len(images)} images cannot make mixes of {num_mix} of them.')
@@ -85,17 +76,13 @@ def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
     true = true.double()[:, None].expand_as(predicted)
     bins = (true * num_bins).long().clamp(max=num_bins - 1)
     curve = []
-    for number in range(num_bins):
-        chosen = bins == number
-        if chosen.any():
-            part = predicted[chosen]
-            spread = part.std(correction=0).item()
-            curve.append((true[chosen].mean().item(), part.mean().item(), spread, len(part)))
-    count = sum(point[3] for point in curve)
+    for number in bins.unique():
+        part, mean = predicted[bins == number], true[bins == number].mean().item()
+        curve.append((mean, part.mean().item(), part.std(correction=0).item(), len(part)))
     pairs = torch.stack([true.flatten(), predicted.flatten()])
     return dict(
         curve=curve,
-        error=sum(abs(point[0] - point[1]) * point[3] for point in curve) / count,
+        error=sum(abs(x - y) * count for x, y, _, count in curve) / true.numel(),
         mean_abs_error=(predicted - true).abs().mean().item(),
         correlation=torch.corrcoef(pairs)[0, 1].nan_to_num().item(),
         constant_error=(true - 1 / true.shape[2]).abs().mean().item(),
@@ -107,14 +94,10 @@ def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -
 
     Each image is compared with all others. Time grows with N squared: 10,000 take some seconds.
 
-    Args:
-        features: ``(N, D)`` and labels.
-        ranks: Counts K of nearest neighbours.
-
     Returns:
         dict: ``auroc``, the probability that an image of the same class is more similar than one
-        of another class (mean over images; 0.5 by chance), and ``precision_at_K``, the share of
-        the K nearest that have the same class.
+        of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
+        ``precision_at_K``, the share of the K nearest that have the same class.
     """
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
     aurocs, precisions = [], {k: [] for k in ranks}

@@ -14,12 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 import mmpatchmix.evaluation.features as features_module
 import tests.calls  # noqa: F401  sets the modules that the fork server imports
 from mmpatchmix.evaluation.feature_cache import cached_features
-from mmpatchmix.evaluation.features import (
-    extract_features,
-    extract_pixels,
-    is_labelled,
-    iterate_features,
-)
+from mmpatchmix.evaluation.features import extract_features, extract_pixels, is_labelled
 from mmpatchmix.evaluation.knn_loop import KNNMetric
 
 
@@ -65,24 +60,14 @@ def expected_features(size):
     return torch.stack([values, 2 * values], dim=1) / (1 + 1e-5) ** 0.5
 
 
-def test_every_image_once_in_order():
-    features, labels = extract_features(Sums(), make_loader(Numbers(11)))
-    assert torch.allclose(features, expected_features(11))
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_every_image_once_in_data_set_order(shuffle):
+    data, numbers = ConcatDataset([Numbers(8), Numbers(3)]), [*range(8), *range(3)]
+    sampler = DefaultSampler(data, shuffle=shuffle, seed=3)
+    features, labels = extract_features(Sums(), make_loader(data, sampler=sampler))
+    assert torch.allclose(features, expected_features(8)[numbers])
     assert features.dtype == torch.float32
-    assert labels.tolist() == [i % 3 for i in range(11)]
-
-
-def test_a_repeatable_shuffled_sampler_gives_data_set_order():
-    data = Numbers(11)
-    loader = make_loader(data, sampler=DefaultSampler(data, shuffle=True, seed=3))
-    assert torch.allclose(extract_features(Sums(), loader).features, expected_features(11))
-
-
-def test_concatenated_data_sets_keep_both_parts():
-    loader = make_loader(ConcatDataset([Numbers(5), Numbers(3)]))
-    features, labels = extract_features(Sums(), loader)
-    assert torch.allclose(features, expected_features(5)[[0, 1, 2, 3, 4, 0, 1, 2]])
-    assert labels.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert labels.tolist() == [number % 3 for number in numbers]
 
 
 def test_modes_random_state_and_grad_mode_are_kept():
@@ -98,21 +83,14 @@ def test_modes_random_state_and_grad_mode_are_kept():
     assert not model.training and model.norm.training
     assert torch.equal(model.norm.running_mean, before)
     assert not features.requires_grad and torch.is_grad_enabled()
-
-
-def test_modes_are_restored_after_a_failure():
-    model = Sums()
     model.extract_feat = lambda inputs: inputs.float()
     with pytest.raises(ValueError, match=r"\(4, 3, 2, 2\).*out_type='cls_token'"):
-        extract_features(model, make_loader(Numbers(4)))
-    assert model.training
+        extract_features(model.train(), make_loader(Numbers(4)))
+    assert model.training  # after a failure, too
 
 
-def test_unlabelled_images_give_no_labels():
+def test_all_or_no_images_have_labels():
     assert extract_features(Sums(), make_loader(Numbers(4, labelled=False))).labels is None
-
-
-def test_partly_labelled_images_raise():
     loader = make_loader(ConcatDataset([Numbers(4), Numbers(3, labelled=False)]))
     with pytest.raises(ValueError, match=r'3 of 7 images \(the first: number 4\) have no label'):
         extract_features(Sums(), loader)
@@ -158,7 +136,9 @@ def test_progress_is_logged_every_20_seconds(monkeypatch):
     clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per batch
     monkeypatch.setattr(features_module, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
     loader = [dict(value=torch.tensor([value]), data_samples='x') for value in (7, 8, 9)]
-    found = iterate_features(loader, 'abc', lambda batch: batch['value'], 'bank', 1_300_002)
+    found = features_module.iterate_features(
+        loader, 'abc', lambda batch: batch['value'], 'bank', 1_300_002
+    )
     assert [(index, rows.item(), samples) for index, rows, samples in found] == [
         ('a', 7.0, 'x'), ('b', 8.0, 'x'), ('c', 9.0, 'x'),
     ]  # fmt: skip
@@ -168,16 +148,11 @@ def test_progress_is_logged_every_20_seconds(monkeypatch):
     ]
 
 
-def test_a_backbone_without_preprocessor_raises():
+def test_loaders_that_miss_or_repeat_images_and_models_without_preprocessor_raise():
+    data, missed = Numbers(10), r'2 of 10 images .*number 8\) were not visited.*drop_last'
     with pytest.raises(ValueError, match='no data_preprocessor of its own'):
-        extract_features(nn.Linear(2, 2), make_loader(Numbers(4)))
-
-
-def test_loaders_that_miss_or_repeat_images_raise():
-    data = Numbers(10)
-    with pytest.raises(
-        ValueError, match=r'2 of 10 images .*number 8\) were not visited.*drop_last'
-    ):
+        extract_features(nn.Linear(2, 2), make_loader(data))
+    with pytest.raises(ValueError, match=missed):
         extract_features(Sums(), make_loader(data, drop_last=True))
     with pytest.raises(ValueError, match='RandomSampler does not visit'):
         extract_features(Sums(), make_loader(data, sampler=RandomSampler(data)))

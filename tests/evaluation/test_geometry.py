@@ -1,5 +1,6 @@
 """Geometry of features against closed forms and loops over pairs."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,48 +9,33 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 
-from mmpatchmix.evaluation import rank_me as geometry
-from mmpatchmix.evaluation.rank_me import (
-    alignment,
-    encode_views,
-    lidar,
-    nearest_others,
-    rank_me,
-    share_kept,
-    uniformity,
-)
+from mmpatchmix.evaluation import rank_me
 
 
 def test_alignment_of_equal_opposite_and_orthogonal_views():
     first = torch.eye(4)
-    assert alignment(first, 3 * first) == 0
-    assert alignment(first, -first) == pytest.approx(4)
-    assert alignment(first, first.roll(1, 0)) == pytest.approx(2)
+    assert rank_me.alignment(first, 3 * first) == 0
+    assert rank_me.alignment(first, -first) == pytest.approx(4)
+    assert rank_me.alignment(first, first.roll(1, 0)) == pytest.approx(2)
 
 
 @pytest.mark.parametrize('chunk', [3, 2048])
 def test_uniformity_equals_the_sum_over_pairs(chunk, monkeypatch):
-    monkeypatch.setattr(geometry, '_CHUNK', chunk)
+    monkeypatch.setattr(rank_me, '_CHUNK', chunk)
     features = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
     unit = F.normalize(features.double(), dim=1)
-    pairs = [
-        math.exp(-2 * float((unit[i] - unit[j]).square().sum()))
-        for i in range(10)
-        for j in range(10)
-        if i != j
-    ]
-    assert uniformity(features) == pytest.approx(math.log(sum(pairs) / 90))
-
-
-def test_uniformity_of_collapse_is_zero():
-    assert uniformity(torch.ones(7, 3)) == pytest.approx(0, abs=1e-9)
+    total = 0.0
+    for i, j in itertools.permutations(range(10), 2):
+        total += math.exp(-2 * float((unit[i] - unit[j]).square().sum()))
+    assert rank_me.uniformity(features) == pytest.approx(math.log(total / 90))
+    assert rank_me.uniformity(torch.ones(7, 3)) == pytest.approx(0, abs=1e-9)
 
 
 def test_rank_me_of_a_known_spectrum():
     values = torch.tensor([4.0, 2.0, 1.0, 1.0])
     shares = (values / 8).tolist()
     entropy = -sum(share * math.log(share) for share in shares)
-    assert rank_me(torch.diag(values)) == pytest.approx(math.exp(entropy), rel=1e-4)
+    assert rank_me.rank_me(torch.diag(values)) == pytest.approx(math.exp(entropy), rel=1e-4)
 
 
 def test_nearest_others_equal_a_sorted_list():
@@ -59,17 +45,17 @@ def test_nearest_others_equal_a_sorted_list():
     def cosine(i, j):
         return sum(a * b for a, b in zip(unit[i], unit[j], strict=True))
 
-    for i, row in enumerate(nearest_others(features, 3).tolist()):
+    for i, row in enumerate(rank_me.nearest_others(features, 3).tolist()):
         others = sorted((j for j in range(9) if j != i), key=lambda j: -cosine(i, j))
         assert row == others[:3]
-    assert nearest_others(torch.ones(6, 2), 3).shape == (6, 3)  # of equal rows, any three
+    assert rank_me.nearest_others(torch.ones(6, 2), 3).shape == (6, 3)  # of equal rows, any three
 
 
 def test_share_of_neighbours_kept():
     before = torch.tensor([[1, 2, 3], [0, 2, 3]])
     now = torch.tensor([[3, 9, 1], [4, 5, 6]])  # two of three, none of three
-    assert share_kept(before, now) == pytest.approx(1 / 3)
-    assert share_kept(before, before.flip(1)) == 1.0
+    assert rank_me.share_kept(before, now) == pytest.approx(1 / 3)
+    assert rank_me.share_kept(before, before.flip(1)) == 1.0
 
 
 def test_lidar_equals_the_equation_loop_by_loop():
@@ -89,23 +75,22 @@ def test_lidar_equals_the_equation_loop_by_loop():
     shares = values / np.abs(values).sum() + 1e-7
     expected = math.exp(-sum(share * math.log(share) for share in shares))
     assert 1.2 < expected < 3.8
-    assert lidar(torch.from_numpy(features)) == pytest.approx(expected, rel=1e-9)
+    assert rank_me.lidar(torch.from_numpy(features)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_lidar_ignores_directions_that_differ_between_views_alone():
-    """RankMe counts the dimensions of noise between views, LiDAR does not."""
+def test_rank_me_counts_dimensions_of_noise_between_views_and_lidar_does_not():
     generator = torch.Generator().manual_seed(0)
     images = F.pad(torch.randn(200, 1, 2, generator=generator), (0, 6))
     noise = F.pad(torch.randn(200, 50, 6, generator=generator), (2, 0))
     features = images + noise
-    assert rank_me(features.flatten(0, 1)) > 6
-    assert lidar(features) < 2.1
+    assert rank_me.rank_me(features.flatten(0, 1)) > 6
+    assert rank_me.lidar(features) < 2.1
 
 
 def test_lidar_of_one_image_or_view_raises():
     for shape in ((1, 5, 3), (5, 1, 3), (5, 3)):
         with pytest.raises(ValueError, match='at least two images and two views'):
-            lidar(torch.ones(shape))
+            rank_me.lidar(torch.ones(shape))
 
 
 class Drawn(torch.utils.data.Dataset):
@@ -134,11 +119,11 @@ class Plain(torch.nn.Module):
 def test_encode_views_is_ordered_repeatable_and_keeps_random_states():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    views = encode_views(Plain(), Drawn(), num_images=20, num_pairs=2)
+    views = rank_me.encode_views(Plain(), Drawn(), num_images=20, num_pairs=2)
     assert torch.equal(torch.get_rng_state(), state)
     # Every third of 45 images is 15; more than 20 are never taken.
     assert views.shape == (15, 4, 1)
     expected = torch.arange(0, 45, 3)[:, None] + torch.tensor([0, 1000, 0, 1000])
     assert torch.equal(views[..., 0].floor().long(), expected)
     assert (views[:, 0] != views[:, 2]).all()  # drawn anew
-    assert torch.equal(encode_views(Plain(), Drawn(), 20, 2), views)
+    assert torch.equal(rank_me.encode_views(Plain(), Drawn(), 20, 2), views)

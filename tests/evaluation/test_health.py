@@ -77,14 +77,9 @@ def test_features_of_a_step_are_those_of_its_views(momentum_encoder, micro_batch
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found[:, 0], found[:, 1], atol=1e-2)
     assert seen.take() is None  # each step once
-
-
-def test_features_of_evaluation_are_not_kept():
-    model = tiny_model().eval()
-    seen = TrainingFeatures(model)
-    model.momentum_encoder.neck((torch.ones(4, 16),))
-    model.extract_feat(torch.ones(4, 3, 16, 16))
-    assert seen.take() is None
+    model.eval().extract_feat(torch.ones(4, 3, 16, 16))
+    (model.momentum_encoder or model).neck((torch.ones(4, 16),))
+    assert seen.take() is None  # of evaluation none
 
 
 def run(kl_source, num_iters=400, every=10, lr=None, rank=9.0, share=0.2, gap=1.0):
@@ -111,10 +106,40 @@ def found(lines, num_iters=400, num_keys=64, **options):
 GUESS = math.log(64)
 
 
-def test_a_run_that_learns_has_no_trouble():
-    assert found(run(lambda at: GUESS * (1.05 - 0.7 * at))) == {}
-    # One that flattens as its rate falls, too.
-    assert found(run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at)))) == {}
+def fall(at):
+    return GUESS * (1.05 - 0.7 * at)
+
+
+def bounce(back):
+    return lambda at: 4.0 - 4 * min(at, 0.5) + back * max(at - 0.5, 0)
+
+
+def flat(at):
+    return 4.0 - 4 * min(at, 0.3)
+
+
+@pytest.mark.parametrize(
+    ('lines', 'expected'),
+    [
+        (run(fall), {}),
+        (
+            run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at))),
+            {},
+        ),  # flattens as its rate falls
+        (run(fall, rank=1.5), {}),  # few dimensions alone are no collapse
+        (run(bounce(16)), {'plateau': 220, 'divergence': 230}),  # 4 to 2, and over 3
+        (run(bounce(1.0), lr=lambda at: 1 - at), {}),
+        (run(flat, lr=lambda at: 1.0), {'plateau': 200}),
+        (run(flat, lr=lambda at: max(0.1, 1 - 2 * at)), {}),
+        (run(fall, share=0.6), {'starving': 30}),
+        (run(fall, share=0.6)[:2], {}),
+        ([Line(10 * n, 1.0, 0.7) for n in range(1, 20)], {'starving': 30}),  # without kl
+    ],
+)
+def test_troubles_of_runs(lines, expected):
+    assert found(lines) == expected
+    if 'starving' in expected:
+        assert found(lines, loads_beside=False) == {}
 
 
 @pytest.mark.parametrize(
@@ -143,35 +168,3 @@ def test_the_number_of_lines_is_bounded():
     assert list(find_troubles(kept, 20_000, 64)) == []
     lost = [*kept, kept[0]._replace(iteration=20_001)]
     assert [trouble.name for trouble in find_troubles(lost, 20_000, 64)] == ['divergence']
-
-
-def test_few_dimensions_alone_are_no_collapse():
-    assert found(run(lambda at: GUESS * (1.05 - 0.7 * at), rank=1.5)) == {}
-
-
-def test_losing_half_of_the_progress_is_divergence():
-    def bounce(at, back):
-        return 4.0 - 4 * min(at, 0.5) + back * max(at - 0.5, 0)
-
-    assert found(run(lambda at: bounce(at, 16)))['divergence'] == 230  # 4 to 2, and over 3
-    assert found(run(lambda at: bounce(at, 1.0), lr=lambda at: 1 - at)) == {}
-
-
-def test_a_constant_loss_at_a_high_rate_is_a_plateau():
-    lines = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: 1.0)
-    assert list(found(lines)) == ['plateau']
-    assert 200 <= found(lines)['plateau'] <= 240
-    falling = run(lambda at: 4.0 - 4 * min(at, 0.3), lr=lambda at: max(0.1, 1 - 2 * at))
-    assert found(falling) == {}
-
-
-def test_waiting_for_data_is_found_where_workers_could_load_it():
-    lines = run(lambda at: GUESS * (1.05 - 0.7 * at), share=0.6)
-    assert found(lines) == {'starving': 30}
-    assert found(lines, loads_beside=False) == {}
-    assert found(lines[:2]) == {}
-
-
-def test_runs_without_kl_are_checked_for_waiting_alone():
-    lines = [Line(10 * n, 1.0, 0.7) for n in range(1, 20)]
-    assert found(lines) == {'starving': 30}

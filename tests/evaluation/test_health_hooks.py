@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ def build(work_dir, checkpoint=None, hooks=True, **options):
 
 def read(path):
     return torch.load(path, weights_only=True)
+
+
+def history(file, name):
+    return file['message_hub']['log_scalars'][name]['values']
 
 
 def lower_thresholds(patch):
@@ -74,10 +79,7 @@ def test_weights_equal_those_of_a_run_without_hooks(whole, bare):
     for name, value in expected['state_dict'].items():
         assert torch.equal(found['state_dict'][name], value), name
     for name in ('train/loss', 'val/knn/top1'):
-        histories = [
-            file['message_hub']['log_scalars'][name]['values'] for file in (found, expected)
-        ]
-        assert torch.equal(*histories), name
+        assert torch.equal(*(history(file, name) for file in (found, expected))), name
 
 
 def test_the_norm_is_that_of_all_gradients(bare):
@@ -129,15 +131,10 @@ def test_a_resumed_run_has_the_state_of_the_whole_run(whole, tmp_path, monkeypat
     before, now = expected['health'], found['health']
     assert before['told'] == now['told'] == ['collapse']
     assert torch.equal(*(torch.cat(each['recent']) for each in (before, now)))
-    fields = [
-        [(line[0], line[1], *line[3:]) for line in each['lines']] for each in (before, now)
-    ]  # all but the times
-    assert repr(fields[0]) == repr(fields[1])
+    lines = [[line[:2] + line[3:] for line in each['lines']] for each in (before, now)]
+    assert repr(lines[0]) == repr(lines[1])  # all but the times
     for name in ('val/probe/top1', 'train/health/lidar', 'train/health/positive_similarity'):
-        histories = [
-            file['message_hub']['log_scalars'][name]['values'] for file in (found, expected)
-        ]
-        assert torch.equal(*histories), name
+        assert torch.equal(*(history(file, name) for file in (found, expected))), name
 
 
 def test_rank_me_is_that_of_the_last_images(whole):
@@ -155,13 +152,14 @@ def test_rank_me_is_that_of_the_last_images(whole):
 def test_the_probe_learns_linearly_separable_classes(monkeypatch):
     """It draws no random number."""
     hook, generator = OnlineProbeHook(lr=0.05), torch.Generator().manual_seed(0)
-    hook._num_classes, hook._features = 2, Scripted()
+    hook._num_classes = 2
     state = torch.get_rng_state()
     for _ in range(60):
         labels = torch.randint(2, (32,), generator=generator)
         features = torch.randn(32, 3, generator=generator) + 100
         features[:, 1] += 6 * labels
-        hook._features.pairs = features[:, None].expand(-1, 2, -1)
+        pairs = features[:, None].expand(-1, 2, -1)
+        hook._features = SimpleNamespace(take=lambda pairs=pairs: pairs)
         samples = [DataSample().set_gt_label(label) for label in labels.tolist()]
         hook.after_train_iter(None, 0, dict(data_samples=samples))
     assert torch.equal(torch.get_rng_state(), state)
@@ -172,21 +170,10 @@ def test_the_probe_learns_linearly_separable_classes(monkeypatch):
     assert hook.judge(Features(features, 1 - labels))['probe/top1'] < 3
 
 
-class Scripted:
-    """Given features of a step."""
-
-    def take(self):
-        return self.pairs
-
-
-def test_images_without_labels_have_no_probe():
+def test_images_without_labels_have_no_probe_and_too_few_images_raise():
     hook = OnlineProbeHook()
-    hook._num_classes, hook._features = 2, Scripted()
-    hook._features.pairs = torch.ones(4, 2, 3)
+    hook._num_classes, hook._features = 2, SimpleNamespace(take=lambda: torch.ones(4, 2, 3))
     hook.after_train_iter(None, 0, dict(data_samples=[DataSample()] * 4))
     assert hook.judge(Features(torch.ones(4, 3), None)) == {}
-
-
-def test_too_few_images_raise():
     with pytest.raises(ValueError, match=r'health.num_images=1 must be at least 2'):
         HealthHook(num_images=1)

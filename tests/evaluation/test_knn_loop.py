@@ -68,24 +68,20 @@ def make_config(tmp_path, bank=None, queries=None, **loop):
     queries = queries or make_loader(17, seed=1)
     knn = dict(type='mmpatchmix.KNNLoop', bank_dataloader=bank or make_loader(31, seed=0), **loop)
     metric = dict(type='mmpatchmix.KNNMetric', num_neighbors=(5, 3))
-    return Config(
-        dict(
-            model=dict(type='MeanColour'),
-            work_dir=str(tmp_path),
-            default_scope='mmpretrain',
-            train_dataloader=make_loader(8, seed=2),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-9)),
-            train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='knn/top1')),
-            val_dataloader=queries,
-            val_cfg=knn,
-            val_evaluator=metric,
-            test_dataloader=queries,
-            test_cfg=knn,
-            test_evaluator=metric,
-            experiment_name=tmp_path.name,
-        )
+    cfg = dict(
+        model=dict(type='MeanColour'),
+        work_dir=str(tmp_path),
+        default_scope='mmpretrain',
+        train_dataloader=make_loader(8, seed=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-9)),
+        train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='knn/top1')),
+        experiment_name=tmp_path.name,
     )
+    for phase in ('val', 'test'):
+        parts = {'dataloader': queries, 'cfg': knn, 'evaluator': metric}
+        cfg |= {f'{phase}_{name}': part for name, part in parts.items()}
+    return Config(cfg)
 
 
 def features_of(loader):
@@ -142,7 +138,7 @@ def test_unlabelled_data_get_geometry_instead_of_knn(tmp_path, how):
     runner.train()
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert log.count('The images have no labels: RankMe, LiDAR and the like instead of kNN.') == 1
-    assert log.count("save_best='knn/top1': there is no such figure, so no best checkpoint") == 1
+    assert log.count("save_best='knn/top1' is not among the metrics, so no best checkpoint") == 1
     assert 'Saving checkpoint at 2 epochs' in log and 'empty dict' not in log
     assert not list(tmp_path.glob('best_*'))
     # Every second one of 17 images; the entropy of the singular values by numpy.
@@ -167,17 +163,15 @@ def test_loops_without_a_bank_raise_before_the_run(tmp_path, kind):
     assert runner.iter == 0
 
 
-def test_another_metric_raises(tmp_path):
-    config = make_config(tmp_path)
-    config.val_evaluator = dict(type='mmpretrain.Accuracy')
-    with pytest.raises(ValueError, match=r"mmpatchmix.KNNMetric.*\['Accuracy'\]"):
-        Runner.from_cfg(config).val()
-
-
-def test_a_pixel_baseline_that_fills_the_memory_raises(tmp_path, monkeypatch):
+def test_another_metric_or_a_pixel_baseline_that_fills_the_memory_raises(tmp_path, monkeypatch):
     monkeypatch.setattr('mmpatchmix.evaluation.knn_loop._MAX_PIXEL_BYTES', 1000)
+    config = make_config(tmp_path, pixel_baseline=True)
+    config.val_evaluator = dict(type='mmpretrain.Accuracy')
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match=r"mmpatchmix.KNNMetric.*\['Accuracy'\]"):
+        runner.val()
     with pytest.raises(ValueError, match='Set pixel_baseline=False'):
-        Runner.from_cfg(make_config(tmp_path, pixel_baseline=True)).val()
+        runner.test()
 
 
 def test_metric_without_labels_or_with_invalid_settings_raises():
@@ -193,9 +187,8 @@ def test_more_queries_use_the_same_bank(tmp_path):
     more = dict(other=make_loader(13, seed=5), same=make_loader(17, seed=1))
     runner = Runner.from_cfg(make_config(tmp_path, pixel_baseline=True, more_queries=more))
     metrics = runner.test()
-    alone = Runner.from_cfg(
-        make_config(tmp_path / 'other', queries=make_loader(13, seed=5), pixel_baseline=True)
-    ).test()
+    config = make_config(tmp_path / 'other', queries=more['other'], pixel_baseline=True)
+    alone = Runner.from_cfg(config).test()
     for kind in ('knn', 'pixels'):
         for name in ('top1', 'top5_k3'):
             assert metrics[f'{kind}_same/{name}'] == metrics[f'{kind}/{name}']

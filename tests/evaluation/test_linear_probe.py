@@ -84,12 +84,8 @@ def test_top1_is_the_accuracy_of_the_final_classifier():
 def test_a_common_offset_does_not_hurt_the_probe():
     train, test = make_features(400, seed=0), make_features(200, seed=1)
     plain = linear_probe(train, test, (0.1,), num_epochs=10)
-    moved = linear_probe(
-        train._replace(features=train.features * 0.125 + 8),
-        test._replace(features=test.features * 0.125 + 8),
-        (0.1,),
-        num_epochs=10,
-    )
+    train, test = (part._replace(features=part.features * 0.125 + 8) for part in (train, test))
+    moved = linear_probe(train, test, (0.1,), num_epochs=10)
     assert moved['linear/top1'] == pytest.approx(plain['linear/top1'], abs=0.5)
     assert plain['linear/top1'] > 70
 

@@ -6,12 +6,7 @@ import torch.nn.functional as F
 
 from mmpatchmix.evaluation import similarity
 from mmpatchmix.evaluation.features import Features
-from mmpatchmix.evaluation.similarity import (
-    calibrate,
-    class_agreement,
-    draw_unequal_groups,
-    predict_shares,
-)
+from mmpatchmix.evaluation.similarity import calibrate, class_agreement, predict_shares
 from mmpatchmix.models.mixing import group_shares, mix_patches
 from tests.models.tiny import tiny_model
 
@@ -20,21 +15,20 @@ def test_unequal_groups_are_never_empty_and_take_every_size():
     generator = torch.Generator().manual_seed(0)
     sizes = set()
     for _ in range(300):
-        groups = draw_unequal_groups(8, 2, generator)
+        groups = similarity.draw_unequal_groups(8, 2, generator)
         count = groups.bincount(minlength=2)
         assert count.sum() == 8 and (count > 0).all()
         sizes.add(int(count[0]))
     assert sizes == set(range(1, 8))
-    assert draw_unequal_groups(4, 4, generator).sort().values.tolist() == [0, 1, 2, 3]
+    assert similarity.draw_unequal_groups(4, 4, generator).sort().values.tolist() == [0, 1, 2, 3]
 
 
 def test_positions_are_drawn_evenly():
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([draw_unequal_groups(6, 3, generator) for _ in range(3000)])
+    draws = [similarity.draw_unequal_groups(6, 3, generator) for _ in range(3000)]
     for group in range(3):  # each position belongs to each group in a third of the draws
-        torch.testing.assert_close(
-            (draws == group).float().mean(0), torch.full((6,), 1 / 3), atol=0.04, rtol=0
-        )
+        shares = (torch.stack(draws) == group).float().mean(0)
+        torch.testing.assert_close(shares, torch.full((6,), 1 / 3), atol=0.04, rtol=0)
 
 
 def test_predicted_shares_equal_those_computed_image_by_image():
@@ -46,32 +40,30 @@ def test_predicted_shares_equal_those_computed_image_by_image():
     momentum = model.momentum_encoder
     with torch.no_grad():
         for draw in range(2):
-            groups = draw_unequal_groups((16 // patch_size) ** 2, 3, generator)
+            groups = similarity.draw_unequal_groups((16 // patch_size) ** 2, 3, generator)
             assert torch.equal(true[draw], group_shares(groups, 3))
             mixed = mix_patches(images, groups, patch_size)
             for n in range(5):
-                query = model.head.predict(model.neck(model.backbone(mixed[[n]]))[0])[0]
-                keys = torch.stack(
-                    [
-                        momentum.neck(momentum.backbone(images[[(n + j) % 5]]))[0][0]
-                        for j in range(3)
-                    ]
-                )
-                cosine = F.cosine_similarity(query[None], keys)
+                query = model.head.predict(model.neck(model.backbone(mixed[[n]]))[0])
+                sources = [images[[(n + j) % 5]] for j in range(3)]
+                keys = [momentum.neck(momentum.backbone(source))[0] for source in sources]
+                cosine = F.cosine_similarity(query, torch.cat(keys))
                 expected = (cosine / model.head.temperature).softmax(0)
                 torch.testing.assert_close(predicted[draw, n], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_model_is_unchanged():
+def test_the_model_is_unchanged_and_too_few_images_raise():
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     predict_shares(model, torch.randn(4, 3, 16, 16), 2, num_draws=1)
     assert model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match='2 images'):
+        predict_shares(model, torch.randn(2, 3, 16, 16), 3)
 
 
-def test_perfect_predictions_have_no_error():
+def test_calibration_of_perfect_constant_and_scattered_predictions():
     true = torch.tensor([[0.1, 0.9], [0.35, 0.65], [0.5, 0.5]])
     result = calibrate(true, true[:, None].repeat(1, 4, 1))
     assert result['error'] == pytest.approx(0, abs=1e-6)
@@ -79,28 +71,16 @@ def test_perfect_predictions_have_no_error():
     assert result['correlation'] == pytest.approx(1)
     assert sum(point[3] for point in result['curve']) == 24
 
-
-def test_constant_predictions_have_the_constant_error():
-    true = torch.tensor([[0.2, 0.8], [0.4, 0.6]])
-    result = calibrate(true, torch.full((2, 3, 2), 0.5))
-    assert result['mean_abs_error'] == pytest.approx(0.2)  # 0.3, 0.3, 0.1, 0.1
-    assert result['constant_error'] == pytest.approx(0.2)
-    assert result['error'] == pytest.approx(0.2)
+    result = calibrate(torch.tensor([[0.2, 0.8], [0.4, 0.6]]), torch.full((2, 3, 2), 0.5))
+    for name in ('mean_abs_error', 'constant_error', 'error'):
+        assert result[name] == pytest.approx(0.2)  # 0.3, 0.3, 0.1, 0.1
     assert result['correlation'] == 0
 
-
-def test_predictions_right_on_average_are_calibrated():
-    true = torch.tensor([[0.25, 0.75]])
-    predicted = torch.tensor([[[0.15, 0.85], [0.35, 0.65]]])
-    result = calibrate(true, predicted)
+    scattered = torch.tensor([[[0.15, 0.85], [0.35, 0.65]]])  # right on average
+    result = calibrate(torch.tensor([[0.25, 0.75]]), scattered)
     assert result['error'] == pytest.approx(0, abs=1e-6)
     assert result['mean_abs_error'] == pytest.approx(0.1)
     assert result['curve'][0] == pytest.approx((0.25, 0.25, 0.1, 2))
-
-
-def test_too_few_images_raise():
-    with pytest.raises(ValueError, match='2 images'):
-        predict_shares(tiny_model(), torch.randn(2, 3, 16, 16), 3)
 
 
 @pytest.mark.parametrize('chunk', [4, 512])

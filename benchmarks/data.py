@@ -4,23 +4,10 @@
     python benchmarks/data.py --images data/coco200/train2017
     python benchmarks/data.py --table decoders
 
-One thread, views of the ImageNet recipe: 2 crops of 224 pixels, and 8 more of 96. Without --images
-the photos are variations of scikit-learn's two, about 500x375 pixels and 100 kB, as ImageNet's are;
-large photos are these two at 2000x1500.
-
-- ours: mmpatchmix.LoadMultiCrop and PackViews; whole: without reduced decoding;
-- published: torchvision's transforms of Pillow images, all augmentation, with Pillow's blur (three
-  box filters); exact blur: with torchvision's Gaussian blur instead;
-- mmpretrain: its transforms, all augmentation, with either backend;
-- preprocessor: the part of ours in the main process (augment, normalise, mix) on this CPU; threads:
-  in as many threads as there are cores; batched: as on an accelerator; plain: without augmentation.
-
-"ours + preprocessor" is all that a machine without an accelerator spends on the data. Goal: 2 + 8
-crops by ours in at most 1/12 of the time with the exact blur.
-
-decoders: from the bytes of a JPEG to an array; 1/2: at half the size. "ours, 2 crops" reads,
-decodes and crops. "stored" are the large photos as `mmpatchmix pack-shards --size 512 --quality 90`
-stores them.
+One thread, views of the ImageNet recipe. Without --images the photos are variations of
+scikit-learn's two, about 500x375 pixels and 100 kB, as ImageNet's are; large photos are these two
+at 2000x1500. docs/performance.md explains the rows. Goal: 2 + 8 crops by ours in at most 1/12 of
+the time of the published pipeline with the exact blur.
 """
 
 import io

@@ -5,18 +5,8 @@
     python benchmarks/device_cost.py --table compiled                 # kernels of compiled colours
     python benchmarks/device_cost.py --table profile --crops 10       # on a GPU, beside the others
 
-A step of the ImageNet recipes runs on tensors without data, under bfloat16 autocast, and every
-operation that is not a view is one kernel. Its bytes are those of its inputs and outputs in memory:
-broadcast dimensions count once, a selection reads as much as it writes. Kernels on 64 values or
-fewer are counted apart, as small; sums over many tensors (momentum, AdamW) are one kernel, where a
-GPU takes a few. "compiled" is the preprocessor with a compiler: colours are then two kernels.
-"Encoders" are the calls of the ViTs, forward and backward.
-
-The model: a kernel takes as long as the slowest of its bytes, its operations and its launch.
-
-profile: torch's profiler records one step, from the workers' uint8 crops. A kernel belongs to the
-part of the step that started it, or whose forward it differentiates. "host" is the time in which
-the host starts all kernels.
+A step of the ImageNet recipes runs on tensors without data, under bfloat16 autocast; every
+operation that is not a view is one kernel. docs/performance.md explains the tables.
 """
 
 import functools

@@ -1,17 +1,12 @@
 """Run everything that needs a GPU, in one command of at most eight minutes.
 
     make gpu-check
-    python benchmarks/gpu_check.py --list
     python benchmarks/gpu_check.py --parts tests step-vit-s-2
     python benchmarks/gpu_check.py --quick     # small and side by side, without keeping figures
 
-Each part is a command of this repository in a process of its own, with a time limit. Its figures
-are a line of benchmarks/results/gpu.jsonl, and the lines of this GPU are the table
-benchmarks/results/gpu.txt, which `python benchmarks/evidence.py` writes into docs/performance.md;
-the output is in work_dirs/gpu_check/. Parts that are not timed run first, side by side. A failed
-part is reported and the others continue. Parts that are done, on this GPU with this torch and this
-code, are not run again, so a stopped command continues when it is repeated. Without a GPU it ends
-with success.
+Each part is a command of this repository in a process of its own, with a time limit, and a line of
+benchmarks/results/gpu.jsonl; the output is in work_dirs/gpu_check/. Parts that are done, on this
+GPU with this torch and this code, are not run again. Without a GPU it ends with success.
 """
 
 import argparse

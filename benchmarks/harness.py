@@ -63,12 +63,8 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
 def set_up(precision: str = 'fp32') -> tuple[Callable, str]:
     """Prepare a process for training steps, as ``build_runner`` does; seed it with 0.
 
-    Args:
-        precision: 'fp32', 'bf16', or 'auto' for the precision of the recipes on this device.
-
-    Returns:
-        tuple: A function that returns the autocast context, and 'fp32' or 'bf16'. Where bfloat16
-        is requested and only emulated, the script ends: no recipe would train so.
+    Returns a function that gives the autocast context, and the precision, 'fp32' or 'bf16'; 'auto'
+    is that of the recipes. The script ends where bfloat16 would only be emulated.
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -84,16 +80,8 @@ def set_up(precision: str = 'fp32') -> tuple[Callable, str]:
     return partial(torch.autocast, DEVICE, dtype=torch.bfloat16, enabled=is_bf16), precision
 
 
-def measure(
-    candidates: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1
-) -> dict[str, float]:
-    """Return the median seconds of each candidate, measured in turns.
-
-    Args:
-        candidates: Function of each by name. The device is synchronised before and after it.
-        repeats: Rounds; every candidate runs once in each.
-        warmup: Rounds before that, not counted.
-    """
+def measure(candidates: dict[str, Callable], repeats: int = 9, warmup: int = 1) -> dict[str, float]:
+    """Return the median seconds of each candidate, measured in turns after some warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for round_index in range(-warmup, repeats):
@@ -128,13 +116,7 @@ def make_rows(columns: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
 
 
 def report(name: str, rows: Sequence[dict], **settings) -> None:
-    """Print the rows as a Markdown table, the machine below it, and all as one line of JSON.
-
-    Args:
-        name: Name of the benchmark.
-        rows: One dict per row, all with the same keys, which are the columns.
-        settings: Sizes, repeats, goals.
-    """
+    """Print rows of equal keys as a Markdown table, the machine, and all as one line of JSON."""
     columns = list(rows[0])
     cells = [columns] + [[_format(row[column]) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

@@ -4,15 +4,9 @@
     python benchmarks/methods.py --data-root PATH --rows mocov3 patchmix-2 --seeds 0 1 2 --jobs 2
     python benchmarks/methods.py --cost         # time of a training step of each row, on noise
 
-`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost, so rows differ in
-the objective only. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it CIFAR-10 is
-downloaded to data/cifar10. Pre-training uses 16,384 training images without labels; 5,000 other
-training images give the learning curves and choose the rates (`tune-...` rows), the 10,000 test
-images give all other figures.
-
-Each run appends one line to benchmarks/results/methods.jsonl when it ends. Lines with the same
-config are not run again, so a stopped command continues when it is repeated. benchmarks/evidence.py
-makes tables and figures of the file.
+`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost. PATH holds
+train/CLASS/*.jpg and test/CLASS/*.jpg; without it CIFAR-10 is downloaded to data/cifar10. Each run
+appends one line to benchmarks/results/methods.jsonl; lines with the same config are not run again.
 """
 
 import methods_run

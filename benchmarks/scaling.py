@@ -129,11 +129,10 @@ def activation_bytes(model: PatchMix, num_local: int) -> int:
 
 
 def exchanged_bytes(model: PatchMix) -> dict[str, float]:
-    """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
+    """Bytes in float32 that a rank of many sends in a step (of W: (W - 1) / W of it).
 
-    DDP scatters and gathers all gradients once. FSDP gathers blocks for keys, two calls of queries
-    and their backwards; projector and predictor for each view group. Gradients are scattered once
-    for each of these backwards. All in float32.
+    FSDP gathers blocks for keys, two calls of queries and their backwards; projector and predictor
+    for each view group.
     """
     blocks = count(*model.backbone.layers)
     rest = count(model.backbone) - blocks

@@ -5,23 +5,10 @@
     python benchmarks/step.py --table published --code /tmp/published --crops 10
     python benchmarks/step.py --table detector --batch 2 --size 800 --precision auto
 
-The *floor* of a step is the forward and backward of its queries and the forward of its keys through
-a backbone alone: ours, or mmpretrain's plain ViT, which also computes unused patch tokens.
-
-- peers: ours (momentum update, losses, backward, AdamW, from the preprocessor's outputs); ours +
-  preprocessor (from uint8 crops); naive PatchMix; with 2 crops two MoCos, with 2 + 8 DINO. These
-  encode fewer views and take a batch that encodes as many: 5/4 and 21/12 of ours. "of own floor"
-  divides by mmpretrain's ViT on each step's own views. Goal: ours <= 1.08 x the floor of our
-  backbone.
-- ours: the same without the steps of others.
-- parts: our step with 2 crops and its floor, part by part.
-- freed-memory: with and without keeping freed memory, in processes of their own, since glibc's
-  settings cannot be undone. Page faults count pages of 4 KiB per step.
-- published: beside the published code (git clone https://github.com/visresearch/patchmix), whose
-  license keeps it out of this repository. From normalised views to new weights; timm decides how
-  its ViT attends, both ways are measured. Goal: 0.9 of theirs.
-- detector: Mask R-CNN on random images and objects (`--config`).
-- attention: fused attention beside two plain products, for `mmpatchmix.models.vit_blocks.attend`.
+The *floor* is the forward and backward of the queries and the forward of the keys through a
+backbone alone. Goals: ours <= 1.08 x the floor of our backbone, and 0.9 x the published code (git
+clone https://github.com/visresearch/patchmix), whose license keeps it out of this repository.
+docs/performance.md explains the tables.
 """
 
 import json

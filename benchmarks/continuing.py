@@ -9,8 +9,7 @@ skipped. docs/continue.md shows the results.
 """
 
 import json
-import subprocess
-import sys
+import re
 import time
 from pathlib import Path
 
@@ -47,12 +46,9 @@ def make_source() -> Path:
     """Train the checkpoint to continue from, unless it exists."""
     path = WORK / 'source/epoch_6.pth'
     if not path.is_file():
-        command = [
-            sys.executable,
-            HERE.parent / 'tools/train.py',
-            HERE / 'configs/continue_source.py',
-        ]
-        subprocess.run([*command, '--work-dir', path.parent, '--overwrite'], check=True)
+        cfg = Config.fromfile(HERE / 'configs/continue_source.py')
+        cfg.work_dir = str(path.parent)
+        build_quiet_runner(cfg).train()
     return path
 
 
@@ -93,8 +89,7 @@ def run(cfg: Config, source: Path) -> dict:
     began = time.monotonic()
     runner.train()
     log = next(Path(runner.log_dir).glob('*.log')).read_text(encoding='utf-8')
-    parts = [line.split('continue guard: after epoch ') for line in log.splitlines()]
-    warned = [int(part[1].split()[0]) for part in parts if len(part) > 1]
+    warned = [int(epoch) for epoch in re.findall(r'continue guard: after epoch (\d+)', log)]
     seconds = round(time.monotonic() - began)
     return dict(seconds=seconds, evaluations=hook.rows, warned=warned)
 

@@ -43,8 +43,6 @@ LARGE = (2000, 1500)
 def find_images(folder: Path, num_images: int) -> list[Path]:
     """Find as many JPEGs of a folder, evenly spread over their names."""
     paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
-    if not paths:
-        raise ValueError(f'--images {folder}: there is no JPEG below this folder')
     num_images = min(num_images, len(paths))
     return [paths[index * len(paths) // num_images] for index in range(num_images)]
 
@@ -52,10 +50,10 @@ def find_images(folder: Path, num_images: int) -> list[Path]:
 def write_large_photos(folder: Path) -> list[Path]:
     """Write scikit-learn's two photos, enlarged."""
     folder.mkdir()
-    paths = [folder / f'{number}.jpg' for number in range(2)]
-    for path, array in zip(paths, load_sample_images().images, strict=True):
-        Image.fromarray(array).resize(LARGE, Image.Resampling.BICUBIC).save(path, quality=90)
-    return paths
+    for number, array in enumerate(load_sample_images().images):
+        image = Image.fromarray(array).resize(LARGE, Image.Resampling.BICUBIC)
+        image.save(folder / f'{number}.jpg', quality=90)
+    return sorted(folder.iterdir())
 
 
 def run_all(function: Callable, items: Sequence) -> None:
@@ -194,10 +192,8 @@ def compare_decoders(usual: list[Path], large: list[Path], repeats: int) -> list
 
 def describe(paths: list[Path]) -> str:
     """Return the mean width, height and size of files."""
-    images = [Image.open(path).size for path in paths]
-    width, height = (sum(sides) / len(paths) for sides in zip(*images, strict=True))
-    kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
-    return f'{width:.0f}x{height:.0f}, {kilobytes:.0f} kB'
+    sizes = [(*Image.open(path).size, path.stat().st_size / 1e3) for path in paths]
+    return '{:.0f}x{:.0f}, {:.0f} kB'.format(*np.mean(sizes, axis=0))
 
 
 def main() -> None:

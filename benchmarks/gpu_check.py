@@ -52,20 +52,19 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
         seconds: For each phase of the loader.
     """
     marked = [path for path in ROOT.glob('tests/**/test_*.py') if 'mark.gpu' in path.read_text()]
-    tests = sorted(str(path.relative_to(ROOT)) for path in marked)
+    tests = ' '.join(sorted(str(path.relative_to(ROOT)) for path in marked))
     rounds, sized = f'--repeats {repeats}', f'--repeats {repeats} --batch {batch}'
     step = 'benchmarks/step.py --precision bf16'
     profile = f'benchmarks/device_cost.py --table profile {sized}'
-    loader = f'--synthetic --json --seconds {seconds}'
-    knn = f'--queries 50000 --repeats {min(3, repeats)}'
-    ours, twice = (
-        f'{step} {sized} --table ours',
-        f'{step} {rounds} --batch {2 * batch} --table ours',
-    )
+    ours = f'{step} {sized} --table ours'
+    twice = f'{step} {rounds} --batch {2 * batch} --table ours'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
+    loader = f'configs/patchmix_vit-s_folder.py --synthetic --json --seconds {seconds}'
+    knn = f'--queries 50000 --repeats {min(3, repeats)}'
+    detector = f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2'
     parts = {
-        'tests': (300, f'-m pytest -m gpu {" ".join(tests)}'),
+        'tests': (300, f'-m pytest -m gpu {tests}'),
         'training': (300, f'tools/train.py {digits}'),
         'memory': (300, f'benchmarks/memory.py --batch {batch}'),
         'compiles-vit-s-10': (300, f'{once} --crops 10'),
@@ -77,15 +76,9 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
         'step-vit-b-10': (90, f'{ours} --model vit-b --crops 10'),
         'compiled-vit-s-10': (120, f'{ours} --crops 10 --compile yes'),
         'compiled-vit-s-2': (90, f'{ours} --crops 2 --compile yes'),
-        'images-per-second': (
-            150,
-            f'-m mmpatchmix benchmark configs/patchmix_vit-s_folder.py {loader}',
-        ),
+        'images-per-second': (150, f'-m mmpatchmix benchmark {loader}'),
         'knn': (60, f'benchmarks/knn.py {knn}'),
-        'detector': (
-            60,
-            f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2',
-        ),
+        'detector': (60, detector),
         'momentum': (60, f'benchmarks/momentum.py {rounds}'),
         'step-vit-b-2': (60, f'{ours} --model vit-b --crops 2'),
         'mixing': (60, f'benchmarks/mixing.py --sizes {batch}x224/16 {rounds}'),
@@ -102,31 +95,24 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
 
 
 def run(part: str, command: list, limit: float) -> dict:
-    """Run a part.
-
-    Returns:
-        dict: ``part``; ``seconds``; ``error``, or None; ``result``, the JSON of its last line, or
-        ``said``.
-    """
+    """Run a part; return its seconds, its error, and the JSON of its last line or its summary."""
     began, log = time.monotonic(), LOGS / f'{part}.log'
     errors = log.with_suffix('.err')
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *map(str, command)]
-    settings = dict(cwd=ROOT, start_new_session=True)
-    with (
-        log.open('w') as out,
-        errors.open('w') as err,
-        subprocess.Popen(command, stdout=out, stderr=err, **settings) as process,
-    ):
+    with log.open('w') as out, errors.open('w') as err:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, cwd=ROOT, start_new_session=True
+        )
         try:
             code = process.wait(limit)
             last = (errors.read_text().strip() or log.read_text().strip()).splitlines()[-1:]
             error = f'exit code {code}: {" ".join(last)}' if code else None
         except subprocess.TimeoutExpired:
             error = f'it took more than {limit:.0f} s'
-        finally:  # child processes of a part must not stay on the GPU
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # child processes of a part must not stay on the GPU
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     line = {'part': part, 'seconds': round(time.monotonic() - began, 1), 'error': error}
     print(f'{part}: {error or "done"} ({line["seconds"]:.0f} s)', flush=True)
     lines = log.read_text().strip().splitlines()
@@ -159,19 +145,14 @@ def tabulate(lines: list[dict]) -> list[dict]:
     """Return a row of the table for each row that a part has printed."""
     rows = []
     for line in lines:
-        result = line.get('result')
-        if not result or line['part'].startswith('compiles'):
-            rows.append({'part': line['part'], 'what': line.get('said', 'done'), 'found': ''})
+        part, result = line['part'], line.get('result')
+        if not result or part.startswith('compiles'):
+            rows.append({'part': part, 'what': line.get('said', 'done'), 'found': ''})
             continue
         for row in result.get('rows') or [result]:
-            names = [value for value in row.values() if isinstance(value, str)]
-            figures = [
-                f'{name} {value:.4g}'
-                for name, value in row.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            ]
-            cells = (line['part'], ' '.join(names), ', '.join(figures))
-            rows.append(dict(zip(('part', 'what', 'found'), cells, strict=True)))
+            figures = [f'{k} {v:.4g}' for k, v in row.items() if type(v) in (int, float)]
+            names = ' '.join(value for value in row.values() if isinstance(value, str))
+            rows.append({'part': part, 'what': names, 'found': ', '.join(figures)})
     return rows
 
 
@@ -197,11 +178,8 @@ def check(args: argparse.Namespace) -> None:
         append_result(RESULTS, {'batch': batch} | line)
 
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
-        todo = {
-            part: work
-            for part, work in plan(batch, Path(scratch)).items()
-            if part in args.parts and part not in done
-        }
+        parts = plan(batch, Path(scratch))
+        todo = {part: parts[part] for part in parts if part in args.parts and part not in done}
         untimed = {part: todo.pop(part) for part in UNTIMED if part in todo}
         if untimed:
             limit = max(limit for limit, _ in untimed.values())
@@ -223,14 +201,11 @@ def main() -> None:
     parser = make_parser(__doc__)
     names = list(plan(0, Path()))
     parser.add_argument('--parts', nargs='+', choices=names, default=names, metavar='PART')
-    parser.add_argument('--list', action='store_true', help='list the parts')
     parser.add_argument('--again', action='store_true', help='run parts again that are done')
     parser.add_argument('--quick', action='store_true', help='run all parts small, side by side')
     parser.add_argument('--minutes', type=float, default=MINUTES, help='time limit of all parts')
     args = parser.parse_args()
-    if args.list:
-        print('\n'.join(names))
-    elif not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         print(f'There is no GPU that torch {torch.__version__} can use: nothing to check here.')
     elif args.quick:
         sys.exit(check_quickly(args.parts))

@@ -103,7 +103,7 @@ def measure_detector(args, autocast: Callable) -> list[dict]:
     set_precision(cfg, args.precision == 'bf16')  # as --amp and --no-amp
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     shape, num_items = (3, args.size, args.size), [NUM_OBJECTS] * args.batch
-    batch = demo_mm_inputs(args.batch, shape, num_items, num_classes=80, with_mask=True)
+    batch = demo_mm_inputs(args.batch, shape, num_items, with_mask=True)
     seconds = measure({'step': lambda: model.train_step(batch, wrapper)}, args.repeats)['step']
     return [{'step': args.config, 's': seconds, 'images/s': args.batch / seconds}]
 

@@ -2,7 +2,6 @@
 
     make gpu-check
     python benchmarks/gpu_check.py --parts tests step-vit-s-2
-    python benchmarks/gpu_check.py --quick     # small and side by side, without keeping figures
 
 Each part is a command of this repository in a process of its own, with a time limit, and a line of
 benchmarks/results/gpu.jsonl; the output is in work_dirs/gpu_check/. Parts that are done, on this
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -42,26 +40,18 @@ BATCHES = {70: 128, 35: 64, 18: 32, 0: 16}
 SUMMARY = re.compile(r'\d+ (passed|failed).*|after \d+ epochs .*')
 
 
-def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[str, tuple]:
-    """Return the time limit in seconds and the command of each part.
-
-    Args:
-        batch: Images of a step.
-        scratch: A folder for the files of a part.
-        repeats: Rounds of timed parts.
-        seconds: For each phase of the loader.
-    """
+def plan(batch: int, scratch: Path) -> dict[str, tuple]:
+    """Return the time limit in seconds and the command of each part, for steps of a batch."""
     marked = [path for path in ROOT.glob('tests/**/test_*.py') if 'mark.gpu' in path.read_text()]
     tests = ' '.join(sorted(str(path.relative_to(ROOT)) for path in marked))
-    rounds, sized = f'--repeats {repeats}', f'--repeats {repeats} --batch {batch}'
+    rounds, sized = '--repeats 7', f'--repeats 7 --batch {batch}'
     step = 'benchmarks/step.py --precision bf16'
     profile = f'benchmarks/device_cost.py --table profile {sized}'
     ours = f'{step} {sized} --table ours'
     twice = f'{step} {rounds} --batch {2 * batch} --table ours'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
-    loader = f'configs/patchmix_vit-s_folder.py --synthetic --json --seconds {seconds}'
-    knn = f'--queries 50000 --repeats {min(3, repeats)}'
+    loader = 'configs/patchmix_vit-s_folder.py --synthetic --json'
     detector = f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2'
     parts = {
         'tests': (300, f'-m pytest -m gpu {tests}'),
@@ -77,7 +67,7 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
         'compiled-vit-s-10': (120, f'{ours} --crops 10 --compile yes'),
         'compiled-vit-s-2': (90, f'{ours} --crops 2 --compile yes'),
         'images-per-second': (150, f'-m mmpatchmix benchmark {loader}'),
-        'knn': (60, f'benchmarks/knn.py {knn}'),
+        'knn': (60, 'benchmarks/knn.py --queries 50000 --repeats 3'),
         'detector': (60, detector),
         'momentum': (60, f'benchmarks/momentum.py {rounds}'),
         'step-vit-b-2': (60, f'{ours} --model vit-b --crops 2'),
@@ -122,14 +112,6 @@ def run(part: str, command: list, limit: float) -> dict:
     return line | {'said': (said or lines or [''])[-1]}
 
 
-def run_side_by_side(parts: dict[str, tuple], limit: float, keep: Callable[[dict], None]) -> None:
-    """Run parts at the same time, a few at once, and keep each when it ends."""
-    with ThreadPoolExecutor(max(1, cores_per_process() // 2)) as pool:
-        futures = [pool.submit(run, part, command, limit) for part, (_, command) in parts.items()]
-        for future in as_completed(futures):
-            keep(future.result())
-
-
 def find_done(lines: list[dict], machine: tuple, code: str | None = None) -> dict[str, dict]:
     """Return the last good line of each part of this GPU and torch, and of this code if given."""
     return {
@@ -156,15 +138,6 @@ def tabulate(lines: list[dict]) -> list[dict]:
     return rows
 
 
-def check_quickly(parts: list[str]) -> int:
-    """Run parts side by side on few images; return the number of failed parts."""
-    lines = []
-    with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
-        todo = plan(min(BATCHES.values()), Path(scratch), repeats=1, seconds=1)
-        run_side_by_side({part: todo[part] for part in parts}, 60 * MINUTES, lines.append)
-    return sum(line['error'] is not None for line in lines)
-
-
 def check(args: argparse.Namespace) -> None:
     """Run the chosen parts that are not done, and write the table."""
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -181,9 +154,13 @@ def check(args: argparse.Namespace) -> None:
         parts = plan(batch, Path(scratch))
         todo = {part: parts[part] for part in parts if part in args.parts and part not in done}
         untimed = {part: todo.pop(part) for part in UNTIMED if part in todo}
-        if untimed:
-            limit = max(limit for limit, _ in untimed.values())
-            run_side_by_side(untimed, min(limit, end - time.monotonic()), keep)
+        with ThreadPoolExecutor(max(1, cores_per_process() // 2)) as pool:  # side by side
+            futures = [
+                pool.submit(run, part, command, min(limit, end - time.monotonic()))
+                for part, (limit, command) in untimed.items()
+            ]
+            for future in as_completed(futures):
+                keep(future.result())
         for part, (limit, command) in todo.items():
             if end - time.monotonic() < limit / 2:
                 left.append(part)
@@ -202,13 +179,10 @@ def main() -> None:
     names = list(plan(0, Path()))
     parser.add_argument('--parts', nargs='+', choices=names, default=names, metavar='PART')
     parser.add_argument('--again', action='store_true', help='run parts again that are done')
-    parser.add_argument('--quick', action='store_true', help='run all parts small, side by side')
     parser.add_argument('--minutes', type=float, default=MINUTES, help='time limit of all parts')
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print(f'There is no GPU that torch {torch.__version__} can use: nothing to check here.')
-    elif args.quick:
-        sys.exit(check_quickly(args.parts))
     else:
         check(args)
 

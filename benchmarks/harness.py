@@ -53,8 +53,6 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
         else:
             parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error('--repeats must be at least 1')
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
@@ -117,16 +115,21 @@ def make_rows(columns: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
 
 def report(name: str, rows: Sequence[dict], **settings) -> None:
     """Print rows of equal keys as a Markdown table, the machine, and all as one line of JSON."""
-    columns = list(rows[0])
-    cells = [columns] + [[_format(row[column]) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    cells.insert(1, ['-' * width for width in widths])
-    print(f'\n{name}\n')
-    for line in cells:
-        print('| ' + ' | '.join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + ' |')
+    print(f'\n{name}\n\n{format_table(rows)}')
     machine = describe_machine()
     print('\n' + ', '.join(f'{key} {value}' for key, value in (settings | machine).items()))
     print(json.dumps({'benchmark': name, **settings, **machine, 'rows': list(rows)}))
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Format rows of equal keys as a Markdown table."""
+    cells = [list(rows[0]), *([_format(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ['-' * width for width in widths])
+    padded = (
+        [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells
+    )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in padded)
 
 
 def _format(value) -> str:

@@ -1,34 +1,22 @@
-"""Cost of a step by model, crops, batch and ranks, by formula; and small steps on gloo ranks.
+"""Cost of a step by model, crops, batch and ranks, by formula, for docs/scaling.md.
 
-    python benchmarks/scaling.py --plan      # formulas, for docs/scaling.md
-    python benchmarks/scaling.py --plan --ranks 512 --batch 32
-    python benchmarks/scaling.py             # measures 1, 2 and 4 ranks on this machine
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --ranks 512 --batch 32
 
-The plan counts parameters, operations and bytes on the recipes' own models, built without memory;
-speeds of devices and networks are options, assumed and not measured. The measurement
-trains the digits recipe's ViT: it shows the growth with the ranks, not the speed of a cluster.
+Parameters, operations and bytes are counted on the recipes' own models, built without memory;
+speeds of devices and networks are options, assumed and not measured.
 """
 
 import functools
-import json
-import statistics
-import tempfile
-import time
-import warnings
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-from harness import MOMENTUM, parse_args, report
+from harness import parse_args, report
 from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
-from torch import distributed, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
-from mmpatchmix.engine.stop_requests import RankAgreement
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
@@ -37,8 +25,6 @@ PLANNED = ['vit-s_in1k', 'vit-b_in1k', 'vit-l_in1k_fsdp', 'vit-h_in1k_fsdp']
 GLOBAL_SIDE, LOCAL_SIDE = 224, 96
 NUM_KEYS = 3  # views 1 and 2 and mixed view 1
 GB = 1e9
-
-# The plan
 
 
 @functools.cache
@@ -176,99 +162,13 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
     }
 
 
-def print_plan(args: Namespace) -> None:
+def main() -> None:
+    args = parse_args(__doc__, ranks=1000, batch=16, teraflops=200.0, network=25.0, latency=200.0)
     sizes = [(128, 8), (64, 64), (args.batch, args.ranks)]
     rows = [plan_step(name, 8, *size, args) for name in PLANNED for size in sizes]
     rows += [plan_step(name, 0, 128, 8, args) for name in PLANNED]
     assumed = {key: getattr(args, key) for key in ('teraflops', 'network', 'latency')}
     report('a step, on paper', rows, **assumed)
-
-
-# The measurement
-
-
-def work(rank: int, num_ranks: int, folder: str, repeats: int, batch: int) -> None:
-    """Train with both wrappers; rank 0 writes its rows."""
-    torch.set_num_threads(1)
-    MMLogger.get_instance('benchmark', log_level='ERROR')
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')  # features are not changed in place
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=num_ranks
-    )
-    rows = [train(wrapper, repeats, batch) for wrapper in (PatchMixDDP, PatchMixFSDP)]
-    if rank == 0:
-        Path(folder, 'rows.json').write_text(json.dumps(rows))
-    distributed.destroy_process_group()
-
-
-def timed(function, seconds: list[float]):
-    """Return the function, which then also appends its seconds."""
-
-    def run(*args):
-        began = time.perf_counter()
-        result = function(*args)
-        seconds.append(time.perf_counter() - began)
-        return result
-
-    return run
-
-
-def train(wrapper_class: type, repeats: int, batch: int) -> dict:
-    """Return medians over some steps of a rank, and its bytes of weights and moments."""
-    cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits.py')
-    model = MODELS.build(cfg.model).train()
-    model.init_weights()
-    wrapper = wrapper_class(model)
-    optim_wrapper = build_optim_wrapper(wrapper, cfg.optim_wrapper)
-    views = torch.randint(0, 256, (2, batch, 3, 32, 32), dtype=torch.uint8)
-    data = {'inputs': {'view_1': views[0], 'view_2': views[1]}, 'data_samples': None}
-    gathering, steps, agreeing = [], [], []
-    model.head.gather = timed(model.head.gather, gathering)
-    agree = timed(RankAgreement().agree, agreeing)  # as once a second, for stops and checkpoints
-
-    def step() -> None:
-        model.update_momentum_encoder(MOMENTUM)
-        wrapper.train_step(data, optim_wrapper)
-
-    for _ in range(2 + repeats):
-        timed(step, steps)()
-        distributed.barrier()
-        agree(0, 0)
-    held = [*model.parameters()]
-    held += [v for s in optim_wrapper.optimizer.state.values() for v in s.values() if v.ndim]
-    held = [value.to_local() if isinstance(value, DTensor) else value for value in held]
-    seconds, gather, agreement = (statistics.median(e[2:]) for e in (steps, gathering, agreeing))
-    num_ranks = distributed.get_world_size()
-    return {
-        'ranks': num_ranks,
-        'images/rank': batch,
-        'wrapper': wrapper_class.__name__,
-        'step (ms)': 1e3 * seconds,
-        'images/s': batch * num_ranks / seconds,
-        'gathering keys (ms)': 1e3 * gather,
-        'agreeing (ms)': 1e3 * agreement,
-        'weights and moments (MB)': sum(value.nbytes for value in held) / 1e6,
-    }
-
-
-def measure_ranks(num_ranks: int, repeats: int, batch: int) -> list[dict]:
-    """Start this number of ranks with one thread each and return the rows of rank 0."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            work, (num_ranks, folder, repeats, batch), num_ranks, start_method='fork'
-        )
-        return json.loads(Path(folder, 'rows.json').read_text())
-
-
-def main() -> None:
-    args = parse_args(
-        __doc__, plan=False, ranks=1000, batch=16, teraflops=200.0, network=25.0, latency=200.0
-    )
-    if args.plan:
-        print_plan(args)
-        return
-    rows = [row for number in (1, 2, 4) for row in measure_ranks(number, args.repeats, args.batch)]
-    report('steps of a toy ViT on gloo ranks, one thread each', rows)
 
 
 if __name__ == '__main__':

@@ -14,14 +14,14 @@ docs/performance.md explains the tables.
 import json
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DEVICE, MOMENTUM, measure, parse_args, report, set_up, synchronize
+from harness import DEVICE, MOMENTUM, make_rows, measure, parse_args, report, set_up, synchronize
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
@@ -157,7 +157,7 @@ class Clock(Parts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def part(self, name: str):
@@ -165,7 +165,16 @@ class Clock(Parts):
         began = time.perf_counter()
         yield
         synchronize()
-        self.seconds[name] += time.perf_counter() - began
+        self.seconds[name].append(time.perf_counter() - began)
+
+    def median_ms(self, num_steps: int) -> dict[str, float]:
+        """Return the median milliseconds per step of each part, without the first step."""
+        medians = {}
+        for name, each in self.seconds.items():
+            calls = len(each) // (num_steps + 1)
+            sums = [sum(each[i : i + calls]) for i in range(calls, len(each), calls)]
+            medians[name] = 1000 * statistics.median(sums)
+        return medians
 
 
 def compare_parts(args, autocast: Callable) -> list[dict]:
@@ -201,23 +210,13 @@ def compare_parts(args, autocast: Callable) -> list[dict]:
         with floor_clock.part('freeing gradients'):
             backbone.zero_grad()
 
-    rounds = []
     for _ in range(1 + args.repeats):
-        for clock in (step_clock, floor_clock):
-            clock.seconds.clear()
         ours.step(inputs, autocast)
         take_floor()
-        rounds.append([dict(clock.seconds) for clock in (step_clock, floor_clock)])
-    step, floor = (
-        {name: 1000 * statistics.median(part[name] for part in parts) for name in parts[0]}
-        for parts in zip(*rounds[1:], strict=True)
-    )
-    rows = [
-        {'part': name, 'step (ms)': value, 'floor (ms)': floor.get(name)}
-        for name, value in step.items()
-    ]
-    total = {'step (ms)': sum(step.values()), 'floor (ms)': sum(floor.values())}
-    return [*rows, {'part': 'sum', **total}]
+    step, floor = (clock.median_ms(args.repeats) for clock in (step_clock, floor_clock))
+    rows = [(name, value, floor.get(name)) for name, value in step.items()]
+    rows.append(('sum', sum(step.values()), sum(floor.values())))
+    return make_rows(('part', 'step (ms)', 'floor (ms)'), rows)
 
 
 def main() -> None:
@@ -230,7 +229,6 @@ def main() -> None:
         'freed-memory': ('keeping freed memory', step_tables.compare_freed_memory),
         'published': ('a step beside the published code', step_tables.compare_published),
         'detector': ('a step of a detector', step_tables.measure_detector),
-        'attention': ('attention', step_tables.compare_attention),
     }
     args = parse_args(
         __doc__, table=tuple(tables), batch=8, crops=2, precision=('fp32', 'bf16', 'auto'),

@@ -4,23 +4,10 @@
     python benchmarks/data.py --images data/coco200/train2017
     python benchmarks/data.py --table decoders
 
-One thread, views of the ImageNet recipe: 2 crops of 224 pixels, and 8 more of 96. Without --images
-the photos are variations of scikit-learn's two, about 500x375 pixels and 100 kB, as ImageNet's are;
-large photos are these two at 2000x1500.
-
-- ours: mmpatchmix.LoadMultiCrop and PackViews; whole: without reduced decoding;
-- published: torchvision's transforms of Pillow images, all augmentation, with Pillow's blur (three
-  box filters); exact blur: with torchvision's Gaussian blur instead;
-- mmpretrain: its transforms, all augmentation, with either backend;
-- preprocessor: the part of ours in the main process (augment, normalise, mix) on this CPU; threads:
-  in as many threads as there are cores; batched: as on an accelerator; plain: without augmentation.
-
-"ours + preprocessor" is all that a machine without an accelerator spends on the data. Goal: 2 + 8
-crops by ours in at most 1/12 of the time with the exact blur.
-
-decoders: from the bytes of a JPEG to an array; 1/2: at half the size. "ours, 2 crops" reads,
-decodes and crops. "stored" are the large photos as `mmpatchmix pack-shards --size 512 --quality 90`
-stores them.
+One thread, views of the ImageNet recipe. Without --images the photos are variations of
+scikit-learn's two, about 500x375 pixels and 100 kB, as ImageNet's are; large photos are these two
+at 2000x1500. docs/performance.md explains the rows. Goal: 2 + 8 crops by ours in at most 1/12 of
+the time of the published pipeline with the exact blur.
 """
 
 import io
@@ -56,8 +43,6 @@ LARGE = (2000, 1500)
 def find_images(folder: Path, num_images: int) -> list[Path]:
     """Find as many JPEGs of a folder, evenly spread over their names."""
     paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
-    if not paths:
-        raise ValueError(f'--images {folder}: there is no JPEG below this folder')
     num_images = min(num_images, len(paths))
     return [paths[index * len(paths) // num_images] for index in range(num_images)]
 
@@ -65,10 +50,10 @@ def find_images(folder: Path, num_images: int) -> list[Path]:
 def write_large_photos(folder: Path) -> list[Path]:
     """Write scikit-learn's two photos, enlarged."""
     folder.mkdir()
-    paths = [folder / f'{number}.jpg' for number in range(2)]
-    for path, array in zip(paths, load_sample_images().images, strict=True):
-        Image.fromarray(array).resize(LARGE, Image.Resampling.BICUBIC).save(path, quality=90)
-    return paths
+    for number, array in enumerate(load_sample_images().images):
+        image = Image.fromarray(array).resize(LARGE, Image.Resampling.BICUBIC)
+        image.save(folder / f'{number}.jpg', quality=90)
+    return sorted(folder.iterdir())
 
 
 def run_all(function: Callable, items: Sequence) -> None:
@@ -207,10 +192,8 @@ def compare_decoders(usual: list[Path], large: list[Path], repeats: int) -> list
 
 def describe(paths: list[Path]) -> str:
     """Return the mean width, height and size of files."""
-    images = [Image.open(path).size for path in paths]
-    width, height = (sum(sides) / len(paths) for sides in zip(*images, strict=True))
-    kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
-    return f'{width:.0f}x{height:.0f}, {kilobytes:.0f} kB'
+    sizes = [(*Image.open(path).size, path.stat().st_size / 1e3) for path in paths]
+    return '{:.0f}x{:.0f}, {:.0f} kB'.format(*np.mean(sizes, axis=0))
 
 
 def main() -> None:

@@ -20,13 +20,7 @@ def blur_by_pillow(image: Image.Image) -> Image.Image:
 
 
 def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path], list]:
-    """Return a pipeline of torchvision's transforms of Pillow images.
-
-    Args:
-        crops: One dict per view: ``size``, ``scale``, ``num`` and the settings of
-            ``mmpatchmix.ViewAugment``.
-        pillow_blur: Blur by Pillow's approximation, as published, rather than by torchvision.
-    """
+    """Return a pipeline of torchvision's transforms of Pillow images, for the recipe's crops."""
 
     def chain(size, scale, num, color_jitter, color_jitter_prob, grayscale_prob, **more):
         kernel = 2 * (size // 10 // 2) + 1  # 23 for 224, 9 for 96
@@ -54,12 +48,7 @@ def torchvision_pipeline(crops: list[dict], pillow_blur: bool) -> Callable[[Path
 
 
 def mmpretrain_pipeline(crops: list[dict], backend: str) -> Callable[[Path], dict]:
-    """Return a pipeline of mmpretrain's transforms; its normalisation runs on the device.
-
-    Args:
-        crops: As above.
-        backend: 'pillow' or 'cv2', of the crops and of the jitter.
-    """
+    """Return a pipeline of mmpretrain's transforms; its normalisation runs on the device."""
 
     def chain(size, scale, num, color_jitter, color_jitter_prob, grayscale_prob, **more):
         names = ('brightness', 'contrast', 'saturation', 'hue')

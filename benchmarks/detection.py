@@ -3,15 +3,10 @@
     python benchmarks/detection.py --list
     python benchmarks/detection.py --seeds 0 1 2 --jobs 2
 
-Scenes of digits are generated (mmpatchmix/datasets/digits.py): 2,000 for training, 100 for the
-evaluation. A ViT is pre-trained on pieces of connected ink of all training scenes, by PatchMix and
-by MoCo v3 (`num_mix=1`). Then Mask R-CNN is trained on the annotations of the first N scenes, from
-either backbone and from random weights, each with its best learning rate (`tune-...` rows: 50
-scenes, evaluated on 100 held-out training scenes). All runs train on 1,200 scenes in batches of 4,
-however few different ones there are.
-
-One line per run in benchmarks/results/detection.jsonl; a stopped command continues when it is
-repeated. benchmarks/evidence.py makes tables and a figure of the file.
+A ViT is pre-trained on pieces of ink of 2,000 generated scenes of digits, by PatchMix and by MoCo
+v3 (`num_mix=1`); Mask R-CNN is trained on the annotations of the first N scenes, with the best
+learning rate of the `tune-...` rows. Each run appends a line to benchmarks/results/detection.jsonl;
+a stopped command continues when it is repeated.
 """
 
 import json

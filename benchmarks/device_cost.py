@@ -5,18 +5,8 @@
     python benchmarks/device_cost.py --table compiled                 # kernels of compiled colours
     python benchmarks/device_cost.py --table profile --crops 10       # on a GPU, beside the others
 
-A step of the ImageNet recipes runs on tensors without data, under bfloat16 autocast, and every
-operation that is not a view is one kernel. Its bytes are those of its inputs and outputs in memory:
-broadcast dimensions count once, a selection reads as much as it writes. Kernels on 64 values or
-fewer are counted apart, as small; sums over many tensors (momentum, AdamW) are one kernel, where a
-GPU takes a few. "compiled" is the preprocessor with a compiler: colours are then two kernels.
-"Encoders" are the calls of the ViTs, forward and backward.
-
-The model: a kernel takes as long as the slowest of its bytes, its operations and its launch.
-
-profile: torch's profiler records one step, from the workers' uint8 crops. A kernel belongs to the
-part of the step that started it, or whose forward it differentiates. "host" is the time in which
-the host starts all kernels.
+A step of the ImageNet recipes runs on tensors without data, under bfloat16 autocast; every
+operation that is not a view is one kernel. docs/performance.md explains the tables.
 """
 
 import functools
@@ -25,14 +15,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 import torch
-from harness import DEVICE, measure, parse_args, report, set_up
+from harness import DEVICE, make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from paper import Kernel, Paper, Parts, use_compiled_colours
@@ -95,14 +85,7 @@ def count_step(model: str, num_crops: int, batch: int, is_compiled: bool) -> tup
 def take_step(
     net: PatchMix, optim_wrapper: dict, inputs: dict, is_compiled: bool
 ) -> tuple[Kernel, ...]:
-    """Take a step on paper.
-
-    Args:
-        net: The model, whose weights are lost.
-        optim_wrapper: Config of the optimizer.
-        inputs: Crops as collated; only their shapes are used.
-        is_compiled: Whether colours are.
-    """
+    """Take a step on paper, of which the crops as collated give the shapes; weights are lost."""
     paper = Paper(default='joining views')
     with paper.fake:
         net.to_empty(device='cpu')
@@ -218,12 +201,7 @@ class Marks(Parts):
 
 
 def attribute(trace: list[dict], marks: Marks) -> list[tuple[str, str, float]]:
-    """Return part, name and microseconds of each kernel of a profile.
-
-    Args:
-        trace: ``traceEvents`` of the profiler's export.
-        marks: The marks during the profile.
-    """
+    """Return part, name and microseconds of each kernel of a profile's ``traceEvents``."""
     spans, launches, kernels = defaultdict(list), {}, []
     for event in trace:
         name, about, what = event.get('name', ''), event.get('args', {}), None
@@ -280,19 +258,16 @@ def profile_step(args) -> list[dict]:
     counted = count_step(args.model, args.crops, args.batch, colours._works)
     device = next((name for name in DEVICES if name in torch.cuda.get_device_name()), 'H100')
     modelled = model_seconds(counted, device, args.launch)
-    numbers = Counter(kernel.part for kernel in counted), Counter(part for part, *_ in kernels)
-    rows = []
+    columns = ('kernels counted', 'kernels run', f'modelled, {device} (ms)', 'measured (ms)')
+    numbers = {}
     for part in PARTS:
-        row = {'part': part, 'kernels counted': numbers[0][part], 'kernels run': numbers[1][part]}
-        measured = sum(us for owner, _, us in kernels if owner == part) / 1000
-        row |= {f'modelled, {device} (ms)': 1000 * modelled[part], 'measured (ms)': measured}
-        rows.append(row)
-    columns = list(rows[0])[1:]
-    total = {name: sum(row[name] for row in rows) for name in columns}
-    rows.append({'part': 'all kernels', **total})
+        measured = [us / 1000 for owner, _, us in kernels if owner == part]
+        num_counted = sum(kernel.part == part for kernel in counted)
+        numbers[part] = (num_counted, len(measured), 1000 * modelled[part], sum(measured))
+    numbers['all kernels'] = [sum(column) for column in zip(*numbers.values(), strict=True)]
     for part, seconds in (('step, by the clock', whole), ('host', host)):
-        rows.append({'part': part, **dict.fromkeys(columns), 'measured (ms)': 1000 * seconds})
-    return rows
+        numbers[part] = (None, None, None, 1000 * seconds)
+    return make_rows(('part', *columns), [(part, *row) for part, row in numbers.items()])
 
 
 TABLES = {

@@ -16,6 +16,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from evidence_tables import COUNTS, LABELS, MAIN, STARTS, TABLES, TITLES, Rows, judged, read
 from matplotlib.figure import Figure
 
@@ -60,20 +61,14 @@ def draw_detection(rows: Rows) -> None:
     for start, title in STARTS.items():
         runs = {num: rows.get(f'{start}-{num}', {}).values() for num in COUNTS}
         points = {num: [run['mask_ap'] for run in each] for num, each in runs.items() if each}
-        if points:
-            means = [statistics.mean(values) for values in points.values()]
-            spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in points.values()]
-            axis.errorbar(list(points), means, spread, label=title, marker='o', capsize=3)
+        means = [statistics.mean(values) for values in points.values()]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in points.values()]
+        axis.errorbar(list(points), means, spread, label=title, marker='o', capsize=3)
     axis.set(xlabel='annotated scenes', ylabel='mask AP (%)', xscale='log')
     axis.set_xticks(COUNTS, map(str, COUNTS))
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(IMAGES / 'detection.png')
-
-
-def mean_columns(table: list) -> list[float]:
-    """Return the mean of each column."""
-    return [statistics.mean(column) for column in zip(*table, strict=True)]
 
 
 def draw_methods(rows: Rows) -> None:
@@ -84,16 +79,15 @@ def draw_methods(rows: Rows) -> None:
     for row in filter(rows.get, colours):
         runs = rows[row].values()
         settings = dict(color=colours[row], label=TITLES[row], marker='.')
-        points = mean_columns([run['curve_knn20'] for run in runs])
-        if points:
-            curves.plot(range(1, len(points) + 1), points, **settings)
-        points = mean_columns([[judged(run)[f'labels{n}'] for n in LABELS] for run in runs])
-        labels.plot(LABELS, points, **settings)
+        points = np.mean([run['curve_knn20'] for run in runs], axis=0)
+        curves.plot(range(1, len(points) + 1), points, **settings)
+        points = [[judged(run)[f'labels{n}'] for n in LABELS] for run in runs]
+        labels.plot(LABELS, np.mean(points, axis=0), **settings)
         by_bin = defaultdict(list)
         for run in runs:
             for true, predicted, *_ in run['calibration']['2']['curve']:
                 by_bin[round(true, 1)].append((true, predicted))
-        means = [mean_columns(by_bin[number]) for number in sorted(by_bin)]
+        means = [np.mean(by_bin[number], axis=0) for number in sorted(by_bin)]
         shares.plot(*zip(*means, strict=True), **settings)
     shares.plot([0, 1], [0, 1], color='0.7', linestyle='--')
     labels.legend(fontsize=8)

@@ -69,10 +69,7 @@ def figure(name: str, digits: int = 1, of: Callable[[dict], dict] = judged) -> C
 
 
 def difference(name: str) -> Callable:
-    """Return a column: the mean difference to MoCo v3 over common seeds, with a paired t-test.
-
-    A ``<kind>-patchmix-2`` is compared with the ``<kind>-mocov3`` if there is one.
-    """
+    """Return a column: the mean difference to (``<kind>-``)MoCo v3, with a paired t-test."""
 
     def column(rows: Rows, row: str) -> str:
         kind = row.removesuffix('patchmix-2') + BASELINE

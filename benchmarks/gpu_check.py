@@ -1,17 +1,11 @@
 """Run everything that needs a GPU, in one command of at most eight minutes.
 
     make gpu-check
-    python benchmarks/gpu_check.py --list
     python benchmarks/gpu_check.py --parts tests step-vit-s-2
-    python benchmarks/gpu_check.py --quick     # small and side by side, without keeping figures
 
-Each part is a command of this repository in a process of its own, with a time limit. Its figures
-are a line of benchmarks/results/gpu.jsonl, and the lines of this GPU are the table
-benchmarks/results/gpu.txt, which `python benchmarks/evidence.py` writes into docs/performance.md;
-the output is in work_dirs/gpu_check/. Parts that are not timed run first, side by side. A failed
-part is reported and the others continue. Parts that are done, on this GPU with this torch and this
-code, are not run again, so a stopped command continues when it is repeated. Without a GPU it ends
-with success.
+Each part is a command of this repository in a process of its own, with a time limit, and a line of
+benchmarks/results/gpu.jsonl; the output is in work_dirs/gpu_check/. Parts that are done, on this
+GPU with this torch and this code, are not run again. Without a GPU it ends with success.
 """
 
 import argparse
@@ -23,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -47,30 +40,21 @@ BATCHES = {70: 128, 35: 64, 18: 32, 0: 16}
 SUMMARY = re.compile(r'\d+ (passed|failed).*|after \d+ epochs .*')
 
 
-def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[str, tuple]:
-    """Return the time limit in seconds and the command of each part.
-
-    Args:
-        batch: Images of a step.
-        scratch: A folder for the files of a part.
-        repeats: Rounds of timed parts.
-        seconds: For each phase of the loader.
-    """
+def plan(batch: int, scratch: Path) -> dict[str, tuple]:
+    """Return the time limit in seconds and the command of each part, for steps of a batch."""
     marked = [path for path in ROOT.glob('tests/**/test_*.py') if 'mark.gpu' in path.read_text()]
-    tests = sorted(str(path.relative_to(ROOT)) for path in marked)
-    rounds, sized = f'--repeats {repeats}', f'--repeats {repeats} --batch {batch}'
+    tests = ' '.join(sorted(str(path.relative_to(ROOT)) for path in marked))
+    rounds, sized = '--repeats 7', f'--repeats 7 --batch {batch}'
     step = 'benchmarks/step.py --precision bf16'
     profile = f'benchmarks/device_cost.py --table profile {sized}'
-    loader = f'--synthetic --json --seconds {seconds}'
-    knn = f'--queries 50000 --repeats {min(3, repeats)}'
-    ours, twice = (
-        f'{step} {sized} --table ours',
-        f'{step} {rounds} --batch {2 * batch} --table ours',
-    )
+    ours = f'{step} {sized} --table ours'
+    twice = f'{step} {rounds} --batch {2 * batch} --table ours'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
+    loader = 'configs/patchmix_vit-s_folder.py --synthetic --json'
+    detector = f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2'
     parts = {
-        'tests': (300, f'-m pytest -m gpu {" ".join(tests)}'),
+        'tests': (300, f'-m pytest -m gpu {tests}'),
         'training': (300, f'tools/train.py {digits}'),
         'memory': (300, f'benchmarks/memory.py --batch {batch}'),
         'compiles-vit-s-10': (300, f'{once} --crops 10'),
@@ -82,15 +66,9 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
         'step-vit-b-10': (90, f'{ours} --model vit-b --crops 10'),
         'compiled-vit-s-10': (120, f'{ours} --crops 10 --compile yes'),
         'compiled-vit-s-2': (90, f'{ours} --crops 2 --compile yes'),
-        'images-per-second': (
-            150,
-            f'-m mmpatchmix benchmark configs/patchmix_vit-s_folder.py {loader}',
-        ),
-        'knn': (60, f'benchmarks/knn.py {knn}'),
-        'detector': (
-            60,
-            f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2',
-        ),
+        'images-per-second': (150, f'-m mmpatchmix benchmark {loader}'),
+        'knn': (60, 'benchmarks/knn.py --queries 50000 --repeats 3'),
+        'detector': (60, detector),
         'momentum': (60, f'benchmarks/momentum.py {rounds}'),
         'step-vit-b-2': (60, f'{ours} --model vit-b --crops 2'),
         'mixing': (60, f'benchmarks/mixing.py --sizes {batch}x224/16 {rounds}'),
@@ -107,31 +85,24 @@ def plan(batch: int, scratch: Path, repeats: int = 7, seconds: int = 8) -> dict[
 
 
 def run(part: str, command: list, limit: float) -> dict:
-    """Run a part.
-
-    Returns:
-        dict: ``part``; ``seconds``; ``error``, or None; ``result``, the JSON of its last line, or
-        ``said``.
-    """
+    """Run a part; return its seconds, its error, and the JSON of its last line or its summary."""
     began, log = time.monotonic(), LOGS / f'{part}.log'
     errors = log.with_suffix('.err')
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *map(str, command)]
-    settings = dict(cwd=ROOT, start_new_session=True)
-    with (
-        log.open('w') as out,
-        errors.open('w') as err,
-        subprocess.Popen(command, stdout=out, stderr=err, **settings) as process,
-    ):
+    with log.open('w') as out, errors.open('w') as err:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, cwd=ROOT, start_new_session=True
+        )
         try:
             code = process.wait(limit)
             last = (errors.read_text().strip() or log.read_text().strip()).splitlines()[-1:]
             error = f'exit code {code}: {" ".join(last)}' if code else None
         except subprocess.TimeoutExpired:
             error = f'it took more than {limit:.0f} s'
-        finally:  # child processes of a part must not stay on the GPU
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # child processes of a part must not stay on the GPU
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     line = {'part': part, 'seconds': round(time.monotonic() - began, 1), 'error': error}
     print(f'{part}: {error or "done"} ({line["seconds"]:.0f} s)', flush=True)
     lines = log.read_text().strip().splitlines()
@@ -139,14 +110,6 @@ def run(part: str, command: list, limit: float) -> dict:
         return line | {'result': json.loads(lines[-1])}
     said = [found[0] for found in map(SUMMARY.search, lines) if found]
     return line | {'said': (said or lines or [''])[-1]}
-
-
-def run_side_by_side(parts: dict[str, tuple], limit: float, keep: Callable[[dict], None]) -> None:
-    """Run parts at the same time, a few at once, and keep each when it ends."""
-    with ThreadPoolExecutor(max(1, cores_per_process() // 2)) as pool:
-        futures = [pool.submit(run, part, command, limit) for part, (_, command) in parts.items()]
-        for future in as_completed(futures):
-            keep(future.result())
 
 
 def find_done(lines: list[dict], machine: tuple, code: str | None = None) -> dict[str, dict]:
@@ -164,29 +127,15 @@ def tabulate(lines: list[dict]) -> list[dict]:
     """Return a row of the table for each row that a part has printed."""
     rows = []
     for line in lines:
-        result = line.get('result')
-        if not result or line['part'].startswith('compiles'):
-            rows.append({'part': line['part'], 'what': line.get('said', 'done'), 'found': ''})
+        part, result = line['part'], line.get('result')
+        if not result or part.startswith('compiles'):
+            rows.append({'part': part, 'what': line.get('said', 'done'), 'found': ''})
             continue
         for row in result.get('rows') or [result]:
-            names = [value for value in row.values() if isinstance(value, str)]
-            figures = [
-                f'{name} {value:.4g}'
-                for name, value in row.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            ]
-            cells = (line['part'], ' '.join(names), ', '.join(figures))
-            rows.append(dict(zip(('part', 'what', 'found'), cells, strict=True)))
+            figures = [f'{k} {v:.4g}' for k, v in row.items() if type(v) in (int, float)]
+            names = ' '.join(value for value in row.values() if isinstance(value, str))
+            rows.append({'part': part, 'what': names, 'found': ', '.join(figures)})
     return rows
-
-
-def check_quickly(parts: list[str]) -> int:
-    """Run parts side by side on few images; return the number of failed parts."""
-    lines = []
-    with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
-        todo = plan(min(BATCHES.values()), Path(scratch), repeats=1, seconds=1)
-        run_side_by_side({part: todo[part] for part in parts}, 60 * MINUTES, lines.append)
-    return sum(line['error'] is not None for line in lines)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -202,15 +151,16 @@ def check(args: argparse.Namespace) -> None:
         append_result(RESULTS, {'batch': batch} | line)
 
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
-        todo = {
-            part: work
-            for part, work in plan(batch, Path(scratch)).items()
-            if part in args.parts and part not in done
-        }
+        parts = plan(batch, Path(scratch))
+        todo = {part: parts[part] for part in parts if part in args.parts and part not in done}
         untimed = {part: todo.pop(part) for part in UNTIMED if part in todo}
-        if untimed:
-            limit = max(limit for limit, _ in untimed.values())
-            run_side_by_side(untimed, min(limit, end - time.monotonic()), keep)
+        with ThreadPoolExecutor(max(1, cores_per_process() // 2)) as pool:  # side by side
+            futures = [
+                pool.submit(run, part, command, min(limit, end - time.monotonic()))
+                for part, (limit, command) in untimed.items()
+            ]
+            for future in as_completed(futures):
+                keep(future.result())
         for part, (limit, command) in todo.items():
             if end - time.monotonic() < limit / 2:
                 left.append(part)
@@ -228,17 +178,11 @@ def main() -> None:
     parser = make_parser(__doc__)
     names = list(plan(0, Path()))
     parser.add_argument('--parts', nargs='+', choices=names, default=names, metavar='PART')
-    parser.add_argument('--list', action='store_true', help='list the parts')
     parser.add_argument('--again', action='store_true', help='run parts again that are done')
-    parser.add_argument('--quick', action='store_true', help='run all parts small, side by side')
     parser.add_argument('--minutes', type=float, default=MINUTES, help='time limit of all parts')
     args = parser.parse_args()
-    if args.list:
-        print('\n'.join(names))
-    elif not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         print(f'There is no GPU that torch {torch.__version__} can use: nothing to check here.')
-    elif args.quick:
-        sys.exit(check_quickly(args.parts))
     else:
         check(args)
 

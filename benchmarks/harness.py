@@ -53,8 +53,6 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
         else:
             parser.add_argument(option, type=type(value), default=value, help=f'default: {value}')
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error('--repeats must be at least 1')
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
@@ -63,12 +61,8 @@ def parse_args(doc: str, *, repeats: int = 9, **defaults) -> argparse.Namespace:
 def set_up(precision: str = 'fp32') -> tuple[Callable, str]:
     """Prepare a process for training steps, as ``build_runner`` does; seed it with 0.
 
-    Args:
-        precision: 'fp32', 'bf16', or 'auto' for the precision of the recipes on this device.
-
-    Returns:
-        tuple: A function that returns the autocast context, and 'fp32' or 'bf16'. Where bfloat16
-        is requested and only emulated, the script ends: no recipe would train so.
+    Returns a function that gives the autocast context, and the precision, 'fp32' or 'bf16'; 'auto'
+    is that of the recipes. The script ends where bfloat16 would only be emulated.
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -84,16 +78,8 @@ def set_up(precision: str = 'fp32') -> tuple[Callable, str]:
     return partial(torch.autocast, DEVICE, dtype=torch.bfloat16, enabled=is_bf16), precision
 
 
-def measure(
-    candidates: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1
-) -> dict[str, float]:
-    """Return the median seconds of each candidate, measured in turns.
-
-    Args:
-        candidates: Function of each by name. The device is synchronised before and after it.
-        repeats: Rounds; every candidate runs once in each.
-        warmup: Rounds before that, not counted.
-    """
+def measure(candidates: dict[str, Callable], repeats: int = 9, warmup: int = 1) -> dict[str, float]:
+    """Return the median seconds of each candidate, measured in turns after some warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for round_index in range(-warmup, repeats):
@@ -128,23 +114,22 @@ def make_rows(columns: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
 
 
 def report(name: str, rows: Sequence[dict], **settings) -> None:
-    """Print the rows as a Markdown table, the machine below it, and all as one line of JSON.
-
-    Args:
-        name: Name of the benchmark.
-        rows: One dict per row, all with the same keys, which are the columns.
-        settings: Sizes, repeats, goals.
-    """
-    columns = list(rows[0])
-    cells = [columns] + [[_format(row[column]) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    cells.insert(1, ['-' * width for width in widths])
-    print(f'\n{name}\n')
-    for line in cells:
-        print('| ' + ' | '.join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + ' |')
+    """Print rows of equal keys as a Markdown table, the machine, and all as one line of JSON."""
+    print(f'\n{name}\n\n{format_table(rows)}')
     machine = describe_machine()
     print('\n' + ', '.join(f'{key} {value}' for key, value in (settings | machine).items()))
     print(json.dumps({'benchmark': name, **settings, **machine, 'rows': list(rows)}))
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Format rows of equal keys as a Markdown table."""
+    cells = [list(rows[0]), *([_format(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ['-' * width for width in widths])
+    padded = (
+        [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells
+    )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in padded)
 
 
 def _format(value) -> str:

@@ -3,14 +3,9 @@
     python benchmarks/health.py --batch 8
     python benchmarks/health.py --table runs --epochs 16
 
-cost: the step of ViT-S/16 with 2 crops (step.py: "ours"), and the additions of the hooks to it:
-each iteration mean similarities of queries and keys, keeping the features, and a step of the probe
-(1,000 classes); about a hundred times a run RankMe, LiDAR and the spread of features of 1,024
-images. The last column is the share of a step, of a run of 10,000 iterations.
-
-runs: the digits recipe with a smaller network (benchmarks/configs/health_digits.py) and one change
-each; the last figures and the warnings with their iterations. The thresholds of
-mmpatchmix/evaluation/health.py were chosen on these runs, and docs/health.md shows them.
+cost: a step of ViT-S/16 with 2 crops and the additions of the hooks to it; the last column is the
+share of a step, of a run of 10,000 iterations. runs: the digits recipe with a smaller network and
+one change each. docs/health.md shows the results; the thresholds were chosen on these runs.
 """
 
 import json
@@ -18,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import DEVICE, measure, parse_args, report, set_up
+from harness import DEVICE, make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -86,13 +81,13 @@ def measure_cost(args) -> None:
         'RankMe, LiDAR, spread': lambda: measure_features(pairs.cpu()),
     }
     seconds = measure(candidates, args.repeats)
-    rows = []
-    for name, value in seconds.items():
-        share = NUM_MEASUREMENTS / NUM_ITERS if name == 'RankMe, LiDAR, spread' else 1
-        percent = 100 * value * share / seconds['step']
-        rows.append({'what': name, 'ms': 1000 * value, 'of a step, in %': percent})
-    hooks = sum(row['of a step, in %'] for row in rows[1:])
-    rows.append({'what': 'all but the step', 'ms': None, 'of a step, in %': hooks})
+    often = {'RankMe, LiDAR, spread': NUM_MEASUREMENTS / NUM_ITERS}
+    rows = [
+        (name, 1000 * value, 100 * value * often.get(name, 1) / seconds['step'])
+        for name, value in seconds.items()
+    ]
+    rows.append(('all but the step', None, sum(percent for *_, percent in rows[1:])))
+    rows = make_rows(('what', 'ms', 'of a step, in %'), rows)
     report('health of a run', rows, repeats=args.repeats, batch=args.batch, precision=precision)
 
 
@@ -101,9 +96,9 @@ def train(name: str, changes: dict, epochs: int, folder: str) -> dict:
     cfg = Config.fromfile(CONFIG)
     set_epochs(cfg, epochs)
     cfg.default_hooks.pop('report')
-    changes = dict(changes)
-    first = changes.pop('train_dataloader.dataset.pipeline', [])
-    cfg.train_dataloader.dataset.pipeline = [*first, *cfg.train_dataloader.dataset.pipeline]
+    pipeline = 'train_dataloader.dataset.pipeline'
+    if pipeline in changes:
+        changes = changes | {pipeline: changes[pipeline] + cfg.train_dataloader.dataset.pipeline}
     cfg.merge_from_dict(changes)
     cfg.work_dir = str(Path(folder, name.replace('/', '-')))
     cfg.experiment_name = name

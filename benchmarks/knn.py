@@ -51,8 +51,7 @@ def compare_times(queries: Tensor, bank: Tensor, labels: Tensor, repeats: int) -
     seconds = measure(candidates, repeats)
     work = 2e-9 * len(queries) * bank.numel()
     columns = ('candidate', 'time (s)', 'x product', 'product alone (GFLOP/s)')
-    product_seconds = seconds['product']
-    rows = [(name, value, value / product_seconds, work / value) for name, value in seconds.items()]
+    rows = [(name, s, s / seconds['product'], work / s) for name, s in seconds.items()]
     return make_rows(columns, rows)
 
 

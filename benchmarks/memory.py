@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import DEVICE, MOMENTUM, measure_apart, parse_args, report, set_up
+from harness import DEVICE, MOMENTUM, make_rows, measure_apart, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from step import make_batch
@@ -25,12 +25,8 @@ from mmpatchmix.registry import MODELS
 CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
 COLUMNS = ('batch', 'crops', 'images per mix', 'checkpointing', 'micro-batch', 'precision')
 ROWS = [
-    (4, 2, 2, False, None, 'fp32'),
-    (8, 2, 2, False, None, 'fp32'),
-    (16, 2, 2, False, None, 'fp32'),
-    (8, 2, 3, False, None, 'fp32'),
-    (8, 2, 4, False, None, 'fp32'),
-    (8, 2, 8, False, None, 'fp32'),
+    *((batch, 2, 2, False, None, 'fp32') for batch in (4, 8, 16)),
+    *((8, 2, num_mix, False, None, 'fp32') for num_mix in (3, 4, 8)),
     (8, 2, 2, False, None, 'bf16'),
     (8, 2, 2, True, None, 'fp32'),
     (16, 2, 2, True, None, 'fp32'),
@@ -89,10 +85,10 @@ def main() -> None:
         print(dict(zip(COLUMNS, row, strict=True)), file=sys.stderr, flush=True)
         used = measure_here(*row) if on_gpu else measure_apart('--row', json.dumps(row))
         gc.collect()  # models are reference cycles
-        cells = [{True: 'yes', False: ''}.get(cell, cell) for cell in row]
+        cells = ('yes' if cell is True else cell or '' for cell in row)
         mib = used / 2**20
-        about = dict(zip(COLUMNS, cells, strict=True))
-        rows.append(about | {'peak (MiB)': round(mib), 'MiB per image': round(mib / row[0])})
+        rows.append((*cells, round(mib), round(mib / row[0])))
+    rows = make_rows((*COLUMNS, 'peak (MiB)', 'MiB per image'), rows)
     report('memory of a step, ViT-S/16', rows)
 
 

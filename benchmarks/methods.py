@@ -4,15 +4,9 @@
     python benchmarks/methods.py --data-root PATH --rows mocov3 patchmix-2 --seeds 0 1 2 --jobs 2
     python benchmarks/methods.py --cost         # time of a training step of each row, on noise
 
-`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost, so rows differ in
-the objective only. PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it CIFAR-10 is
-downloaded to data/cifar10. Pre-training uses 16,384 training images without labels; 5,000 other
-training images give the learning curves and choose the rates (`tune-...` rows), the 10,000 test
-images give all other figures.
-
-Each run appends one line to benchmarks/results/methods.jsonl when it ends. Lines with the same
-config are not run again, so a stopped command continues when it is repeated. benchmarks/evidence.py
-makes tables and figures of the file.
+`num_mix=1` makes our loss exactly the symmetric loss of MoCo v3 at the same cost. PATH holds
+train/CLASS/*.jpg and test/CLASS/*.jpg; without it CIFAR-10 is downloaded to data/cifar10. Each run
+appends one line to benchmarks/results/methods.jsonl; lines with the same config are not run again.
 """
 
 import methods_run
@@ -92,14 +86,15 @@ def measure_cost(repeats: int) -> None:
     """Print the table of `--cost`, of one thread; tuning and long rows take the steps of others."""
     set_up()
     torch.set_num_threads(1)
-    names = [row for row in ROWS if not row.startswith(('tune-', 'long-')) and row != 'untrained']
+    names = [row for row in ROWS if not row.startswith(('tune-', 'long-', 'untrained'))]
     configs = {row: methods_run.build_config(row, ROWS[row], 0, 1)[0] for row in names}
     seconds = measure({row: build_step(cfg) for row, cfg in configs.items()}, repeats)
-    views = {row: methods_run.count_views(cfg) for row, cfg in configs.items()}
-    rows = [(row, views[row], value, value / seconds['mocov3']) for row, value in seconds.items()]
+    rows = [
+        (row, methods_run.count_views(configs[row]), value, value / seconds['mocov3'])
+        for row, value in seconds.items()
+    ]
     rows = make_rows(('row', 'views encoded per image', 's', 'of mocov3'), rows)
-    batch = configs['mocov3'].train_dataloader.batch_size
-    report('a step of each method', rows, repeats=repeats, batch=batch)
+    report('a step of each method', rows, repeats=repeats, batch=128)
 
 
 def main() -> None:

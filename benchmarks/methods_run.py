@@ -143,7 +143,7 @@ def judge(runner: Runner, seed: int) -> dict:
     """Evaluate the features of both encoders on the Runner's test split."""
     model, loop = runner.model, runner.test_loop
     encoders = dict(query=model.backbone)
-    if model.momentum_encoder is not None:
+    if model.momentum_encoder:
         encoders['momentum'] = model.momentum_encoder.backbone
     views, images = paired_views(runner), first_images(loop.dataloader, 256)
     images = model.data_preprocessor(dict(inputs=images), False)['inputs']

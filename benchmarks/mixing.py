@@ -15,7 +15,7 @@ from functools import partial
 
 import patchmix
 import torch
-from harness import DEVICE, measure, parse_args, report
+from harness import DEVICE, make_rows, measure, parse_args, report
 
 from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source
 
@@ -45,11 +45,10 @@ def compare(size: str, num_mixes: list[int], repeats: int) -> list[dict]:
     rows = []
     for m in num_mixes:
         ours, package = seconds[f'ours {m}'], seconds[f'package {m}']
-        row = {'batch': size, 'M': m, 'clone (ms)': 1000 * clone, 'ours (ms)': 1000 * ours}
-        row |= {'patchmix (ms)': 1000 * package, 'ours / patchmix': ours / package}
-        row |= {'ours / clone': ours / clone}
-        rows.append(row | {f'ours / ours at M = {first}': ours / seconds[f'ours {first}']})
-    return rows
+        ratios = (ours / package, ours / clone, ours / seconds[f'ours {first}'])
+        rows.append((size, m, 1000 * clone, 1000 * ours, 1000 * package, *ratios))
+    columns = ('batch', 'M', 'clone (ms)', 'ours (ms)', 'patchmix (ms)', 'ours / patchmix')
+    return make_rows((*columns, 'ours / clone', f'ours / ours at M = {first}'), rows)
 
 
 def main() -> None:

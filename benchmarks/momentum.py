@@ -2,16 +2,9 @@
 
     python benchmarks/momentum.py
 
-Candidates move the same parameters by the same share:
-
-- flat lerp: one `lerp_` over as many numbers in one contiguous tensor, the floor: it reads two
-  numbers and writes one for each parameter;
-- ours: `MomentumEncoder.update`, one multi-tensor call;
-- loop: a Python loop of `lerp_` over the parameters;
-- CosineEMA: mmpretrain's, as its MoCoV3 calls it; it also copies the BatchNorm buffers.
-
-On a CPU torch runs a multi-tensor call tensor by tensor; on a GPU in a few kernels.
-Goal: ours takes at most 1.25 x the floor.
+*flat lerp* is one `lerp_` over as many numbers in one tensor, the floor; *ours* is one multi-tensor
+call; *loop* calls `lerp_` for each parameter; *CosineEMA* is mmpretrain's, which also copies the
+BatchNorm buffers. Goal: ours takes at most 1.25 x the floor.
 """
 
 from pathlib import Path

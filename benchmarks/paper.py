@@ -6,6 +6,7 @@ computed, so the step takes the branches that it would take.
 
 import bisect
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -29,16 +30,12 @@ IGNORED += ('aten._unsafe_view',)
 # Operations that do not read their first argument.
 WRITERS = ('aten.copy_', 'aten.fill_', 'aten.zero_', 'aten.new_', 'aten.zeros_', 'aten.ones_')
 SELECTIONS = ('aten.index.', 'aten.index_select', 'aten.gather', 'aten.embedding.')
-INSERTIONS = {'aten.index_copy_': 3, 'aten.index_put_': 2}  # and the number of their source
+INSERTIONS = {'index_copy_': 3, 'index_put_': 2}  # and the number of their source
 ATTENTION = 'aten._scaled_dot_product_flash_attention_for_cpu'
 
 
 class Kernel(NamedTuple):
-    """One operation: its part of the step, ATen name, bytes read and written, and FLOPs.
-
-    FLOPs are those of matrix products, as torch counts them. A kernel is small if its tensors hold
-    no more than 64 values each.
-    """
+    """One operation: its part of the step, ATen name, bytes read and written, FLOPs of products."""
 
     part: str
     name: str
@@ -48,11 +45,7 @@ class Kernel(NamedTuple):
 
 
 class Parts:
-    """Name the parts of a step, and find the part of a node of the backward.
-
-    Args:
-        default: Part of operations outside of all marked methods.
-    """
+    """Name the parts of a step; operations outside of all marked methods belong to ``default``."""
 
     def __init__(self, default: str = 'other') -> None:
         self.default = self._part = default
@@ -63,10 +56,8 @@ class Parts:
         """Assign the body and its backward to a part."""
         before = self._part
         self._enter(name)
-        try:
-            yield
-        finally:
-            self._enter(before)
+        yield
+        self._enter(before)
 
     def _enter(self, name: str) -> None:
         self._part = name
@@ -188,13 +179,13 @@ def find_tensors(values: object) -> list[Tensor]:
 
 def count_bytes(values: object) -> int:
     """Return the bytes of tensors in memory; broadcast dimensions count once."""
-    total = 0
-    for tensor in find_tensors(values):
-        num = tensor.element_size()
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-            num *= 1 if stride == 0 and size > 0 else size
-        total += num
-    return total
+    return sum(
+        tensor.element_size()
+        * math.prod(
+            n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not n
+        )
+        for tensor in find_tensors(values)
+    )
 
 
 def count_traffic(func, args: tuple, kwargs: dict, out: object) -> int:
@@ -203,8 +194,8 @@ def count_traffic(func, args: tuple, kwargs: dict, out: object) -> int:
     for number, argument in enumerate(func._schema.arguments):
         value = args[number] if number < len(args) else kwargs.get(argument.name)
         is_first = number == 0
-        if is_first and name.startswith(tuple(INSERTIONS)):
-            source = next(n for start, n in INSERTIONS.items() if name.startswith(start))
+        source = INSERTIONS.get(name.split('.')[1])
+        if is_first and source:
             total += count_bytes(args[source])
             continue
         num_bytes = count_bytes(out if is_first and name.startswith(SELECTIONS) else value)

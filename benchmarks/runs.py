@@ -46,13 +46,8 @@ def run_all(
 ) -> None:
     """Do the runs that the results do not hold yet, all rows of a seed before the next seed.
 
-    Args:
-        script: Path of the calling script.
-        args: Of :func:`parse_runs`.
-        build: Returns the config of a row and seed, and its digest, which tells runs apart.
-        run: Trains and evaluates a row and seed; returns the figures for the line of the results.
-        prepare: Called once before the first run.
-        options: Further options of the script for each run.
+    ``build`` returns the config and digest of a row and seed, ``run`` the figures for the line of
+    the results; ``prepare`` is called before the first run, ``options`` go to each run's process.
     """
     if args.one:
         row, seed = args.rows[0], args.seeds[0]
@@ -91,15 +86,7 @@ def run_all(
 
 
 def digest_config(cfg: Config, *more: Any) -> str:
-    """Hash the parts of a config that a result depends on.
-
-    These are model, images, optimizer, schedules, length and seed; loops, hooks and loggers are
-    left out.
-
-    Args:
-        cfg: The config of the run.
-        more: Further dependencies, as plain data.
-    """
+    """Hash model, images, optimizer, schedules, length and seed of a config, and plain data."""
     loaders = {
         name: (cfg[name].dataset.to_dict(), cfg[name].get('batch_size'))
         for name in ('train_dataloader', 'test_dataloader')
@@ -133,10 +120,7 @@ def append_result(path: Path, line: dict) -> None:
 
 
 def describe_code() -> str:
-    """Return the commit, with ``-dirty`` where the code differs from it.
-
-    Without a repository it is that of GIT_COMMIT in the environment.
-    """
+    """Return the commit (without git: GIT_COMMIT), with ``-dirty`` where the code differs."""
 
     def git(*arguments: str) -> str:
         if not shutil.which('git'):

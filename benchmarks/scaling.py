@@ -1,37 +1,22 @@
-"""Cost of a step by model, crops, batch and ranks, by formula; and small steps on gloo ranks.
+"""Cost of a step by model, crops, batch and ranks, by formula, for docs/scaling.md.
 
-    python benchmarks/scaling.py --plan      # formulas, for docs/scaling.md
-    python benchmarks/scaling.py --plan --ranks 512 --batch 32 --images 3e8
-    python benchmarks/scaling.py             # measures 1, 2 and 4 ranks on this machine
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --ranks 512 --batch 32
 
-The plan counts parameters, operations and bytes on the recipes' own models, built without memory;
-speeds of devices, networks and workers are options, assumed and not measured. The measurement
-trains the digits recipe's ViT: it shows the growth with the ranks, not the speed of a cluster.
+Parameters, operations and bytes are counted on the recipes' own models, built without memory;
+speeds of devices and networks are options, assumed and not measured.
 """
 
 import functools
-import json
-import socket
-import statistics
-import tempfile
-import time
-import tracemalloc
-import warnings
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-from harness import MOMENTUM, parse_args, report
+from harness import parse_args, report
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler
-from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
-from mmpatchmix.engine.stop_requests import RankAgreement
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
@@ -40,8 +25,6 @@ PLANNED = ['vit-s_in1k', 'vit-b_in1k', 'vit-l_in1k_fsdp', 'vit-h_in1k_fsdp']
 GLOBAL_SIDE, LOCAL_SIDE = 224, 96
 NUM_KEYS = 3  # views 1 and 2 and mixed view 1
 GB = 1e9
-
-# The plan
 
 
 @functools.cache
@@ -85,8 +68,7 @@ def recomputed_flops(model: PatchMix, side: int) -> int:
 
 def head_flops(*modules: nn.Module) -> int:
     """Operations of a row in the linear layers of projector or predictor."""
-    layers = [layer for each in modules for layer in each.modules()]
-    return sum(2 * layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+    return 2 * sum(p.numel() for each in modules for p in each.parameters() if p.ndim > 1)
 
 
 def step_flops(
@@ -98,19 +80,16 @@ def step_flops(
     twice the forward, but images need no gradient. Keys take a forward.
     """
 
-    def embed(side: int) -> int:
-        weight = model.backbone.patch_embed.projection.weight
-        return 2 * (side // model.backbone.patch_size) ** 2 * weight.numel()
-
+    projection = model.backbone.patch_embed.projection.weight.numel()
     views = {global_side: 2, local_side: 2 * num_local}
-    queries = sum(
-        number * (3 * block_flops(model, side) + 2 * embed(side)) for side, number in views.items()
-    )
-    if model.backbone.with_cp:
-        queries += sum(number * recomputed_flops(model, side) for side, number in views.items())
-    heads = 3 * sum(views.values()) * head_flops(model.neck, model.head.predictor)
-    key = block_flops(model, global_side) + embed(global_side) + head_flops(model.neck)
-    return queries + heads + NUM_KEYS * key
+    embed = {side: 2 * (count_tokens(model, side) - 1) * projection for side in views}
+    key = block_flops(model, global_side) + embed[global_side] + head_flops(model.neck)
+    total = NUM_KEYS * key
+    for side, number in views.items():
+        query = 3 * block_flops(model, side) + 2 * embed[side]
+        query += recomputed_flops(model, side) if model.backbone.with_cp else 0
+        total += number * (query + 3 * head_flops(model.neck, model.head.predictor))
+    return total
 
 
 def num_logits(num_local: int, batch: int, num_ranks: int) -> int:
@@ -136,11 +115,10 @@ def activation_bytes(model: PatchMix, num_local: int) -> int:
 
 
 def exchanged_bytes(model: PatchMix) -> dict[str, float]:
-    """Bytes that a rank sends in a step, of many ranks (of W: (W - 1) / W of it).
+    """Bytes in float32 that a rank of many sends in a step (of W: (W - 1) / W of it).
 
-    DDP scatters and gathers all gradients once. FSDP gathers blocks for keys, two calls of queries
-    and their backwards; projector and predictor for each view group. Gradients are scattered once
-    for each of these backwards. All in float32.
+    FSDP gathers blocks for keys, two calls of queries and their backwards; projector and predictor
+    for each view group.
     """
     blocks = count(*model.backbone.layers)
     rest = count(model.backbone) - blocks
@@ -157,7 +135,7 @@ def num_syncs(model: PatchMix) -> int:
         sum(isinstance(layer, _BatchNorm) for layer in module.modules())
         for module in (model.neck, model.head)
     )
-    return 2 * 4 * (neck + head) + NUM_KEYS * neck
+    return (8 + NUM_KEYS) * neck + 8 * head
 
 
 def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Namespace) -> dict:
@@ -184,136 +162,13 @@ def plan_step(name: str, num_local: int, batch: int, num_ranks: int, args: Names
     }
 
 
-def plan_data(num_images: float, num_ranks: int, images_per_second: float, args: Namespace) -> dict:
-    """Return a row: memory of a rank, disks and cores for images and ranks."""
-    peak, seconds = measure_sampler(2 * 10**6)
-    index, digest = (args.path_bytes + 4 + 1) * num_images, len('{"digest": ""}' + 64 * '0')
-    row = {'images': f'{num_images:.3g}', 'ranks': num_ranks, 'index/rank (GB)': index / GB}
-    row |= {'order/rank (GB)': peak * num_images / GB, 'order (s)': seconds * num_images}
-    row |= {'read (GB/s)': images_per_second * args.image_kb / 1e6}
-    row |= {'worker cores': images_per_second * args.worker_ms / 1e3}
-    return row | {'preflight (GB)': digest * num_ranks**2 / GB}
-
-
-def measure_sampler(num_images: int) -> tuple[float, float]:
-    """Return the measured peak bytes and seconds per image of the order of an epoch."""
-    sampler = DefaultSampler(range(num_images), seed=0)
-    began = time.perf_counter()
-    iter(sampler)
-    seconds = time.perf_counter() - began
-    tracemalloc.start()
-    iter(sampler)
-    peak = tracemalloc.get_traced_memory()[1]  # of Python's objects, without torch's numbers
-    tracemalloc.stop()
-    return peak / num_images, seconds / num_images
-
-
-def print_plan(args: Namespace) -> None:
+def main() -> None:
+    args = parse_args(__doc__, ranks=1000, batch=16, teraflops=200.0, network=25.0, latency=200.0)
     sizes = [(128, 8), (64, 64), (args.batch, args.ranks)]
     rows = [plan_step(name, 8, *size, args) for name in PLANNED for size in sizes]
-    fastest = [max(r['images/s'] for r in rows if r['ranks'] == ranks) for _, ranks in sizes]
     rows += [plan_step(name, 0, 128, 8, args) for name in PLANNED]
     assumed = {key: getattr(args, key) for key in ('teraflops', 'network', 'latency')}
     report('a step, on paper', rows, **assumed)
-    images = (1281167, 1.4e7, args.images)
-    rows = [
-        plan_data(number, ranks, speed, args)
-        for number, (_, ranks), speed in zip(images, sizes, fastest, strict=True)
-    ]
-    assumed = {key: getattr(args, key) for key in ('image_kb', 'worker_ms', 'path_bytes')}
-    report('data and start, on paper, images/s of ViT-S', rows, **assumed)
-
-
-# The measurement
-
-
-def work(rank: int, num_ranks: int, port: int, folder: str, repeats: int, batch: int) -> None:
-    """Train with both wrappers; rank 0 writes its rows."""
-    torch.set_num_threads(1)
-    MMLogger.get_instance('benchmark', log_level='ERROR')
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module')  # features are not changed in place
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=num_ranks
-    )
-    rows = [
-        {'ranks': num_ranks, 'images/rank': batch, **train(wrapper, repeats, batch)}
-        for wrapper in (PatchMixDDP, PatchMixFSDP)
-    ]
-    if rank == 0:
-        Path(folder, 'rows.json').write_text(json.dumps(rows), encoding='utf-8')
-    torch.distributed.destroy_process_group()
-
-
-def timed(function, seconds: list[float]):
-    """Return the function, which then also appends its seconds."""
-
-    @functools.wraps(function)
-    def run(*args):
-        began = time.perf_counter()
-        result = function(*args)
-        seconds.append(time.perf_counter() - began)
-        return result
-
-    return run
-
-
-def train(wrapper_class: type, repeats: int, batch: int) -> dict:
-    """Return medians over some steps of a rank, and its bytes of weights and moments."""
-    cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits.py')
-    model = MODELS.build(cfg.model).train()
-    model.init_weights()
-    wrapper = wrapper_class(model)
-    optim_wrapper = build_optim_wrapper(wrapper, cfg.optim_wrapper)
-    views = torch.randint(0, 256, (2, batch, 3, 32, 32), dtype=torch.uint8)
-    data = {'inputs': {'view_1': views[0], 'view_2': views[1]}, 'data_samples': None}
-    gathering, steps, agreeing = [], [], []
-    model.head.gather = timed(model.head.gather, gathering)
-    agree = timed(RankAgreement().agree, agreeing)  # as once a second, for stops and checkpoints
-
-    def step() -> None:
-        model.update_momentum_encoder(MOMENTUM)
-        wrapper.train_step(data, optim_wrapper)
-
-    for _ in range(2 + repeats):
-        timed(step, steps)()
-        torch.distributed.barrier()
-        agree(0, 0)
-    held = [*model.parameters()]
-    held += [v for s in optim_wrapper.optimizer.state.values() for v in s.values() if v.ndim]
-    held = [value.to_local() if isinstance(value, DTensor) else value for value in held]
-    seconds = statistics.median(steps[2:])
-    return {
-        'wrapper': wrapper_class.__name__,
-        'step (ms)': 1e3 * seconds,
-        'images/s': batch * torch.distributed.get_world_size() / seconds,
-        'gathering keys (ms)': 1e3 * statistics.median(gathering[2:]),
-        'agreeing (ms)': 1e3 * statistics.median(agreeing[2:]),
-        'weights and moments (MB)': sum(value.nbytes for value in held) / 1e6,
-    }
-
-
-def measure_ranks(num_ranks: int, repeats: int, batch: int) -> list[dict]:
-    """Start this number of ranks with one thread each and return the rows of rank 0."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            work, (num_ranks, port, folder, repeats, batch), num_ranks, start_method='fork'
-        )
-        return json.loads(Path(folder, 'rows.json').read_text(encoding='utf-8'))
-
-
-def main() -> None:
-    args = parse_args(
-        __doc__, plan=False, ranks=1000, batch=16, images=1e9, teraflops=200.0, network=25.0,
-        latency=200.0, image_kb=110.0, worker_ms=2.2, path_bytes=31,
-    )  # fmt: skip
-    if args.plan:
-        print_plan(args)
-        return
-    rows = [row for number in (1, 2, 4) for row in measure_ranks(number, args.repeats, args.batch)]
-    report('steps of a toy ViT on gloo ranks, one thread each', rows)
 
 
 if __name__ == '__main__':

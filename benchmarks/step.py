@@ -5,36 +5,23 @@
     python benchmarks/step.py --table published --code /tmp/published --crops 10
     python benchmarks/step.py --table detector --batch 2 --size 800 --precision auto
 
-The *floor* of a step is the forward and backward of its queries and the forward of its keys through
-a backbone alone: ours, or mmpretrain's plain ViT, which also computes unused patch tokens.
-
-- peers: ours (momentum update, losses, backward, AdamW, from the preprocessor's outputs); ours +
-  preprocessor (from uint8 crops); naive PatchMix; with 2 crops two MoCos, with 2 + 8 DINO. These
-  encode fewer views and take a batch that encodes as many: 5/4 and 21/12 of ours. "of own floor"
-  divides by mmpretrain's ViT on each step's own views. Goal: ours <= 1.08 x the floor of our
-  backbone.
-- ours: the same without the steps of others.
-- parts: our step with 2 crops and its floor, part by part.
-- freed-memory: with and without keeping freed memory, in processes of their own, since glibc's
-  settings cannot be undone. Page faults count pages of 4 KiB per step.
-- published: beside the published code (git clone https://github.com/visresearch/patchmix), whose
-  license keeps it out of this repository. From normalised views to new weights; timm decides how
-  its ViT attends, both ways are measured. Goal: 0.9 of theirs.
-- detector: Mask R-CNN on random images and objects (`--config`).
-- attention: fused attention beside two plain products, for `mmpatchmix.models.vit_blocks.attend`.
+The *floor* is the forward and backward of the queries and the forward of the keys through a
+backbone alone. Goals: ours <= 1.08 x the floor of our backbone, and 0.9 x the published code (git
+clone https://github.com/visresearch/patchmix), whose license keeps it out of this repository.
+docs/performance.md explains the tables.
 """
 
 import json
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DEVICE, MOMENTUM, measure, parse_args, report, set_up, synchronize
+from harness import DEVICE, MOMENTUM, make_rows, measure, parse_args, report, set_up, synchronize
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
@@ -170,7 +157,7 @@ class Clock(Parts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def part(self, name: str):
@@ -178,7 +165,16 @@ class Clock(Parts):
         began = time.perf_counter()
         yield
         synchronize()
-        self.seconds[name] += time.perf_counter() - began
+        self.seconds[name].append(time.perf_counter() - began)
+
+    def median_ms(self, num_steps: int) -> dict[str, float]:
+        """Return the median milliseconds per step of each part, without the first step."""
+        medians = {}
+        for name, each in self.seconds.items():
+            calls = len(each) // (num_steps + 1)
+            sums = [sum(each[i : i + calls]) for i in range(calls, len(each), calls)]
+            medians[name] = 1000 * statistics.median(sums)
+        return medians
 
 
 def compare_parts(args, autocast: Callable) -> list[dict]:
@@ -214,23 +210,13 @@ def compare_parts(args, autocast: Callable) -> list[dict]:
         with floor_clock.part('freeing gradients'):
             backbone.zero_grad()
 
-    rounds = []
     for _ in range(1 + args.repeats):
-        for clock in (step_clock, floor_clock):
-            clock.seconds.clear()
         ours.step(inputs, autocast)
         take_floor()
-        rounds.append([dict(clock.seconds) for clock in (step_clock, floor_clock)])
-    step, floor = (
-        {name: 1000 * statistics.median(part[name] for part in parts) for name in parts[0]}
-        for parts in zip(*rounds[1:], strict=True)
-    )
-    rows = [
-        {'part': name, 'step (ms)': value, 'floor (ms)': floor.get(name)}
-        for name, value in step.items()
-    ]
-    total = {'step (ms)': sum(step.values()), 'floor (ms)': sum(floor.values())}
-    return [*rows, {'part': 'sum', **total}]
+    step, floor = (clock.median_ms(args.repeats) for clock in (step_clock, floor_clock))
+    rows = [(name, value, floor.get(name)) for name, value in step.items()]
+    rows.append(('sum', sum(step.values()), sum(floor.values())))
+    return make_rows(('part', 'step (ms)', 'floor (ms)'), rows)
 
 
 def main() -> None:
@@ -243,7 +229,6 @@ def main() -> None:
         'freed-memory': ('keeping freed memory', step_tables.compare_freed_memory),
         'published': ('a step beside the published code', step_tables.compare_published),
         'detector': ('a step of a detector', step_tables.measure_detector),
-        'attention': ('attention', step_tables.compare_attention),
     }
     args = parse_args(
         __doc__, table=tuple(tables), batch=8, crops=2, precision=('fp32', 'bf16', 'auto'),

@@ -1,4 +1,4 @@
-"""Further tables of step.py: the published code, freed memory, a detector, attention."""
+"""Further tables of step.py: the published code, freed memory and a detector."""
 
 import os
 import resource
@@ -12,17 +12,13 @@ from harness import DEVICE, keep_freed_memory, measure, measure_apart
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from step import CONFIGS, OurStep, make_batch
-from torch import Tensor, distributed
-from torch.nn import functional as F
+from torch import distributed
 
 from mmpatchmix.cli.arguments import set_precision
 from mmpatchmix.cli.verb import USERS_OWN_SETTINGS
 from mmpatchmix.registry import MODELS
 
 NUM_OBJECTS = 8  # per image of the detector
-NUM_IMAGES = 8  # of attention
-# heads, tokens, channels per head: crops of 96, 224 and 32 (patch 2) pixels, and larger ones
-SIZES = [(12, 37, 32), (12, 197, 32), (3, 257, 64), (12, 257, 32), (12, 577, 32), (12, 1025, 64)]
 
 
 def compare_published(args, autocast: Callable) -> list[dict]:
@@ -103,39 +99,6 @@ def measure_detector(args, autocast: Callable) -> list[dict]:
     set_precision(cfg, args.precision == 'bf16')  # as --amp and --no-amp
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     shape, num_items = (3, args.size, args.size), [NUM_OBJECTS] * args.batch
-    batch = demo_mm_inputs(args.batch, shape, num_items, num_classes=80, with_mask=True)
+    batch = demo_mm_inputs(args.batch, shape, num_items, with_mask=True)
     seconds = measure({'step': lambda: model.train_step(batch, wrapper)}, args.repeats)['step']
     return [{'step': args.config, 's': seconds, 'images/s': args.batch / seconds}]
-
-
-def compare_attention(args, autocast: Callable) -> list[dict]:
-    """Measure fused and plain attention; one query is the last block, which encodes one token."""
-    return [
-        compare_attention_of(dtype, heads, tokens, dims, num_queries, args.repeats)
-        for dtype in (torch.bfloat16, torch.float32)
-        for heads, tokens, dims in SIZES
-        for num_queries in (tokens, 1)
-    ]
-
-
-def compare_attention_of(
-    dtype: torch.dtype, heads: int, tokens: int, dims: int, num_queries: int, repeats: int
-) -> dict:
-    """Return a row of the table of attention."""
-    query = torch.randn(NUM_IMAGES, heads, num_queries, dims, dtype=dtype, device=DEVICE)
-    key, value = torch.randn(2, NUM_IMAGES, heads, tokens, dims, dtype=dtype, device=DEVICE)
-    inputs = [each.requires_grad_() for each in (query, key, value)]
-
-    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return ((query * dims**-0.5) @ key.transpose(-2, -1)).softmax(-1) @ value
-
-    candidates = {}
-    for name, attention in (('fused', F.scaled_dot_product_attention), ('plain', plain)):
-        candidates[f'{name} forward'] = torch.no_grad()(partial(attention, *inputs))
-        candidates[f'{name} both'] = lambda attend=attention: attend(*inputs).sum().backward()
-    seconds = measure(candidates, repeats)
-    row = {'type': str(dtype)[6:], 'heads': heads, 'keys': tokens, 'queries': num_queries}
-    row |= {f'{name} (ms)': 1e3 * each for name, each in seconds.items()}
-    for way in ('forward', 'both'):
-        row[f'plain / fused, {way}'] = seconds[f'plain {way}'] / seconds[f'fused {way}']
-    return row

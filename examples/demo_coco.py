@@ -34,9 +34,9 @@ METRICS = {
 
 def train(config: Path, work_dir: Path, data_root: Path, *options: str) -> str:
     """Run ``tools/train.py`` and return the last checkpoint."""
-    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--overwrite']
-    command += [f'--work-dir={work_dir}', f'--data-root={data_root}', *options]
-    subprocess.run(command, check=True)
+    paths = [f'--work-dir={work_dir}', f'--data-root={data_root}']
+    tool = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--overwrite']
+    subprocess.run([*tool, *paths, *options], check=True)
     return str(find_good_checkpoint(work_dir)[0])
 
 
@@ -58,30 +58,25 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make the scenes, pre-train, train both detectors, print the table and draw detections."""
+    """Train both detectors on generated scenes, print the table and draw detections."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--checkpoint', help='use this checkpoint instead of pre-training')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digit_scenes'))
     args = parser.parse_args()
-    if args.checkpoint and not Path(args.checkpoint).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {args.checkpoint}.')
     backbone = args.checkpoint or pretrain(args.work_dir)
     data_root = args.work_dir / 'data'
     print(f'\nwriting {NUM_ANNOTATED} training and 100 validation scenes to {data_root}')
     write_digit_scenes(data_root, num_train=NUM_ANNOTATED)
     table = Table('100 validation scenes', *METRICS)
     detectors = []
-    for name, folder, start in (
-        ('PatchMix backbone', 'pretrained', backbone),
-        ('random weights', 'random', None),
-    ):
+    starts = {'pretrained': ('PatchMix backbone', backbone), 'random': ('random weights', None)}
+    for folder, (name, start) in starts.items():
         print(f'\nMask R-CNN from {start or name}', flush=True)
         option = f'model.backbone.init_cfg.checkpoint={start}'
         work_dir = args.work_dir / folder
-        checkpoint = train(DETECTOR, work_dir, data_root, '--cfg-options', option)
-        detectors.append(checkpoint)
+        detectors.append(train(DETECTOR, work_dir, data_root, '--cfg-options', option))
         metrics = read_metrics(work_dir)
         table.add_row(name, *(f'{100 * metrics[key]:.1f}' for key in METRICS.values()))
     figure = args.work_dir / 'detections.png'

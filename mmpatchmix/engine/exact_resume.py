@@ -82,8 +82,17 @@ class ExactResumeHook(StatefulHook):
         super().before_save_checkpoint(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Convert the log history back, and store the state for :meth:`before_train`."""
-        scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+        """Convert the log history back, and store the state for :meth:`before_train`.
+
+        A file without the states that a resumed run needs raises ``ValueError``.
+        """
+        if runner._resume and not runner._has_loaded:
+            refuse_without_states(runner, checkpoint)
+        hub = checkpoint.get('message_hub', {})
+        scalars = hub.get('log_scalars', {})
+        if hub:  # mmengine warns of keys without a value
+            kept = scalars.keys() | hub['runtime_info'].keys()
+            hub['resumed_keys'] = {k: v for k, v in hub['resumed_keys'].items() if k in kept}
         for name, value in scalars.items():
             if isinstance(value, dict):
                 values, counts = (value[key].cpu().numpy() for key in ('values', 'counts'))
@@ -143,6 +152,19 @@ class ExactResumeHook(StatefulHook):
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
         self._loop.random_states = read_random_states()
+
+
+def refuse_without_states(runner: Runner, checkpoint: dict) -> None:
+    """Raise ``ValueError`` for a file without optimizer or schedules; mmengine restarts these."""
+    schedules = ['param_schedulers'] if runner.param_schedulers else []
+    needed = ['meta', 'message_hub', 'optimizer', *schedules]
+    if missing := [key for key in needed if not checkpoint.get(key)]:
+        raise ValueError(
+            f'{runner._load_from or "the checkpoint"} cannot be resumed, it has no '
+            f'{", ".join(missing)}. Resume from an epoch_N.pth or iter_N.pth of the run (a best_ '
+            'file holds weights alone), or start a new run from the weights without --resume: '
+            '--init FILE for the backbone, --cfg-options load_from=FILE for the whole model.'
+        )
 
 
 def to_plain(value: Any) -> Any:

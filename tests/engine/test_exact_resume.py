@@ -2,7 +2,6 @@
 
 import pickle
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH, BATCH = 3, 4, 8
 ITERS = EPOCHS * PER_EPOCH
-LOGGED = ('loss', 'acc_source', 'lr', 'momentum')
+LOGGED = ('loss', 'acc_source', 'lr', 'base_lr', 'momentum')
 
 
 def build(work_dir, checkpoint=None, epochs=EPOCHS, workers=(0, False), **options):
@@ -90,10 +89,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         return read_sample(samples, index)
 
     monkeypatch.setattr(SeededSamples, '_read', record)
-    shutil.copy(whole / f'iter_{iteration}.pth', tmp_path / 'begin.pth')
+    content = read(whole / f'iter_{iteration}.pth')
+    content['message_hub']['resumed_keys']['described'] = False  # a key without a value
+    torch.save(content, tmp_path / 'begin.pth')
     runner = build(tmp_path, tmp_path / 'begin.pth', workers=workers)
     runner.train()
     assert_same_end(tmp_path / f'iter_{ITERS}.pth', whole / f'iter_{ITERS}.pth')
+    assert 'esumed key' not in next(tmp_path.glob('*/*.log')).read_text()  # mmengine's warning
     if workers[0] == 0:  # consumed samples are not read again, the order is mmengine's
         seed = runner.train_dataloader.sampler.seed
         sampler = DefaultSampler(range(PER_EPOCH * BATCH), seed=seed)
@@ -165,6 +167,22 @@ def test_a_checkpoint_of_mmengine_continues_with_a_warning(whole, tmp_path):
     build(tmp_path, tmp_path / 'plain.pth').train()
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'not exactly as an uninterrupted one' in log
+
+
+KEYS = ['meta', 'message_hub', 'optimizer', 'param_schedulers']
+
+
+@pytest.mark.parametrize('lost', [['optimizer'], ['param_schedulers'], ['meta'], KEYS, 'nested'])
+def test_a_checkpoint_without_states_is_refused_with_the_remedy(whole, tmp_path, lost):
+    content = read(whole / 'iter_5.pth')
+    if lost == 'nested':  # the weights without any key around them
+        content, lost = content['state_dict'], KEYS
+    for key in lost:
+        content.pop(key, None)
+    torch.save(content, tmp_path / 'part.pth')
+    message = rf'part\.pth cannot be resumed, it has no {", ".join(lost)}\. .*--init.*load_from'
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, tmp_path / 'part.pth').train()
 
 
 class Noise:

@@ -4,10 +4,19 @@ from collections import defaultdict
 from functools import partial
 
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIMIZERS
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from torch import nn
 
-from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS, read_signature
+
+
+def complete_optimizer(optimizer: dict) -> dict:
+    """Return an optimizer's config with the ``lr`` and ``weight_decay`` of its signature."""
+    parameters = read_signature(OPTIMIZERS, optimizer['type'])
+    defaults = {key: parameters[key].default for key in ('lr', 'weight_decay') if key in parameters}
+    known = {key: value for key, value in defaults.items() if isinstance(value, int | float)}
+    return known | dict(optimizer)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -36,6 +45,7 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
                 "optim_wrapper.constructor: mmengine's default constructor has them."
             )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.base_wd = complete_optimizer(self.optimizer_cfg).get('weight_decay', 0.0)
 
     def add_params(self, params: list, module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Add the two groups; see mmengine's base class."""
@@ -63,6 +73,10 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
         paramwise_cfg: As upstream: ``layer_decay_rate``, ``flat_decay_mult``, ``custom_keys``, ...
     """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        optimizer = complete_optimizer(optim_wrapper_cfg['optimizer'])
+        super().__init__({**optim_wrapper_cfg, 'optimizer': optimizer}, paramwise_cfg)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Add the groups of ``module``; see the base class.

@@ -138,7 +138,7 @@ def judge(runner: Runner, seed: int) -> dict:
     encoders = dict(query=model.backbone)
     if model.momentum_encoder:
         encoders['momentum'] = model.momentum_encoder.backbone
-    views, images = paired_views(runner), first_images(loop.dataloader, 256)
+    views, images = paired_views(runner), first_images(loop.dataloader.dataset, 256)
     images = model.data_preprocessor(dict(inputs=images), False)['inputs']
     result = {}
     for name, backbone in encoders.items():
@@ -183,8 +183,7 @@ def paired_views(runner: Runner, num_images: int = 2048) -> tuple[torch.Tensor, 
     return inputs['view_1'], inputs['view_2']
 
 
-def first_images(dataloader, num_images: int) -> torch.Tensor:
+def first_images(dataset, num_images: int) -> torch.Tensor:
     """Return images of a test set at equal distances, as its pipeline gives them."""
-    dataset = dataloader.dataset
     step = max(1, len(dataset) // num_images)
     return torch.stack([dataset[i]['inputs'] for i in range(0, len(dataset), step)][:num_images])

@@ -42,12 +42,8 @@ def pretraining_config(num_mix: int) -> Config:
     cfg.train_dataloader.dataset.data_root = str(ROOT / 'crops')
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.work_dir = str(ROOT / f'pretraining-{num_mix}')
+    cfg.last_checkpoint = f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
     return cfg
-
-
-def last_checkpoint(cfg: Config) -> str:
-    """Return the file that a run writes at its end."""
-    return f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
 def build_config(row: str, seed: int) -> tuple[Config, str]:
@@ -59,7 +55,7 @@ def build_config(row: str, seed: int) -> tuple[Config, str]:
     cfg.randomness.seed = seed
     before = STARTS[start] and pretraining_config(STARTS[start])
     if before:
-        cfg.model.backbone.init_cfg.checkpoint = last_checkpoint(before)
+        cfg.model.backbone.init_cfg.checkpoint = before.last_checkpoint
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
     return cfg, digest_config(cfg, before and digest_config(before))
 
@@ -94,7 +90,7 @@ def prepare(starts: set[str]) -> None:
         partial.rename(crops)
     for num_mix in sorted(STARTS[start] for start in starts if STARTS[start]):
         cfg = pretraining_config(num_mix)
-        if not Path(last_checkpoint(cfg)).is_file():
+        if not Path(cfg.last_checkpoint).is_file():
             print(f'pre-training in {cfg.work_dir} ...', flush=True)
             build_quiet_runner(cfg).train()
 

@@ -136,11 +136,11 @@ def count_parts(args) -> list[dict]:
         values = 3 * (2 * 224**2 + (num_crops - 2) * 96**2)  # of an image's crops
         sums |= {part: by_part[part] for part in PARTS[1:]}
         for part, (kernels, small, num_bytes, flops) in sums.items():
-            row = {'crops': crops, 'part': part, 'kernels': round(kernels, 1)}
-            row |= {'small': round(small, 1), 'MB/image': num_bytes / args.batch / 1e6}
-            row |= {'bytes/value': num_bytes / args.batch / values}
-            rows.append(row | {'GFLOP/image': flops / args.batch / 1e9})
-    return rows
+            each = num_bytes / args.batch
+            figures = (each / 1e6, each / values, flops / args.batch / 1e9)
+            rows.append((crops, part, round(kernels, 1), round(small, 1), *figures))
+    columns = ('crops', 'part', 'kernels', 'small', 'MB/image', 'bytes/value', 'GFLOP/image')
+    return make_rows(columns, rows)
 
 
 def model_seconds(kernels: tuple[Kernel, ...], device: str, launch: float) -> dict[str, float]:

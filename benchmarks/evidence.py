@@ -8,7 +8,6 @@ NAME is a function of evidence_tables.py, or a file that `make benchmarks` has w
 to docs/images/.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from evidence_tables import COUNTS, LABELS, MAIN, STARTS, TABLES, TITLES, Rows, judged, read
+from harness import make_parser
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -106,9 +106,7 @@ def read_all() -> Rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--check', action='store_true', help='change nothing; exit 1 if outdated')
     args = parser.parse_args()
     rows = read_all()

@@ -86,11 +86,6 @@ def difference(name: str) -> Callable:
     return column
 
 
-def count_seeds(rows: Rows, row: str) -> str:
-    """Return a cell: the number of seeds."""
-    return str(len(rows[row]))
-
-
 def make_table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     """Format a Markdown table."""
     header = list(header)
@@ -166,8 +161,9 @@ def count_views(rows: Rows, row: str) -> str:
     return f'{statistics.mean(run["encoded_views"] for run in rows[row].values()) / 1e6:.2f}'
 
 
+SEEDS = ('seeds', lambda rows, row: str(len(rows[row])))
 ACCURACY = [
-    ('seeds', count_seeds),
+    SEEDS,
     ('kNN 20', figure('knn20')),
     ('kNN 200', figure('knn200')),
     ('to MoCo v3', difference('knn20')),
@@ -176,7 +172,7 @@ ACCURACY = [
     ('linear, query encoder', figure('linear', of=lambda run: run['query'])),
 ]
 SUMMARY = [
-    ('seeds', count_seeds),
+    SEEDS,
     ('kNN (k = 20)', figure('knn20')),
     ('linear', figure('linear')),
     ('error of the shares', share('error', '2', 3)),

@@ -110,9 +110,7 @@ def train(name: str, changes: dict, epochs: int, folder: str) -> dict:
     told = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     row = {'run': name} | {column.removeprefix('health/'): last[column] for column in COLUMNS}
     row['kNN'] = validation[-1]['knn/top1']
-    row['told'] = ', '.join(f'{each["name"]} ({each["iter"]})' for each in told) or 'nothing'
-    print(row, flush=True)
-    return row
+    return row | {'told': ', '.join(f'{e["name"]} ({e["iter"]})' for e in told) or 'nothing'}
 
 
 def main() -> None:

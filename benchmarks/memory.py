@@ -2,10 +2,9 @@
 
     python benchmarks/memory.py
 
-Every row is one warm-up step and the peak of a second one. On a CPU it is the growth of a new
-process beyond model, optimizer and libraries. On a GPU it is the peak of allocated tensors beyond
-the model, with 16 times the images (`--batch`) and in bfloat16 where the CPU's rows are float32.
-Growth must be linear in the batch and must not depend on the number of images per mix.
+On a CPU it is the growth of a new process beyond model, optimizer and libraries; on a GPU the peak
+of allocated tensors beyond the model, with more images (`--batch`) and in bfloat16. Growth must be
+linear in the batch and must not depend on the number of images per mix.
 """
 
 import gc

@@ -117,18 +117,11 @@ def run(row: str, seed: int, cfg: Config) -> dict:
         runner.train()
         curve = [float(v) for v in runner.message_hub.log_scalars['val/knn/top1'].data[0]]
         iterations = runner.max_iters
-    trained = time.monotonic()
-    figures = judge(runner, seed)
+    seconds = round(time.monotonic() - began, 1)
     batch_size = cfg.train_dataloader.batch_size
-    return dict(
-        iterations=iterations,
-        batch_size=batch_size,
-        encoded_views=count_views(cfg) * iterations * batch_size,
-        train_seconds=round(trained - began, 1),
-        judge_seconds=round(time.monotonic() - trained, 1),
-        curve_knn20=curve,
-        **figures,
-    )
+    line = dict(iterations=iterations, batch_size=batch_size, train_seconds=seconds)
+    views = count_views(cfg) * iterations * batch_size
+    return line | dict(encoded_views=views, curve_knn20=curve) | judge(runner, seed)
 
 
 def count_views(cfg: Config) -> float:
@@ -145,7 +138,7 @@ def judge(runner: Runner, seed: int) -> dict:
     encoders = dict(query=model.backbone)
     if model.momentum_encoder:
         encoders['momentum'] = model.momentum_encoder.backbone
-    views, images = paired_views(runner), first_images(loop.dataloader, 256)
+    views, images = paired_views(runner), first_images(loop.dataloader.dataset, 256)
     images = model.data_preprocessor(dict(inputs=images), False)['inputs']
     result = {}
     for name, backbone in encoders.items():
@@ -161,10 +154,11 @@ def judge(runner: Runner, seed: int) -> dict:
 
 def judge_features(backbone, bank, queries, views, seed: int) -> dict:
     """Compute kNN, linear and few-label accuracy, class agreement, and geometry."""
-    result = {}
     predictions = knn_predict(queries.features, bank.features, bank.labels, (20, 200))
-    for k, classes in predictions.items():
-        result[f'knn{k}'] = 100 * (classes[:, 0] == queries.labels).double().mean().item()
+    result = {
+        f'knn{k}': 100 * (classes[:, 0] == queries.labels).double().mean().item()
+        for k, classes in predictions.items()
+    }
     linear = linear_probe(bank, queries, num_epochs=20, seed=seed)
     result['linear'], result['linear_lr'] = linear['linear/top1'], linear['linear/lr']
     per_class = len(bank.labels) / 10
@@ -189,8 +183,7 @@ def paired_views(runner: Runner, num_images: int = 2048) -> tuple[torch.Tensor, 
     return inputs['view_1'], inputs['view_2']
 
 
-def first_images(dataloader, num_images: int) -> torch.Tensor:
+def first_images(dataset, num_images: int) -> torch.Tensor:
     """Return images of a test set at equal distances, as its pipeline gives them."""
-    dataset = dataloader.dataset
     step = max(1, len(dataset) // num_images)
     return torch.stack([dataset[i]['inputs'] for i in range(0, len(dataset), step)][:num_images])

@@ -3,11 +3,8 @@
     python benchmarks/mixing.py
     python benchmarks/mixing.py --sizes 128x224/16 --num-mix 2
 
-- ours: `draw_groups`, `mix_patches` and the sparse targets `mix_to_source`, `mix_to_mix`;
-- patchmix: the authors' package `patchmix` 0.1 (a test requirement): mixing and dense targets;
-- clone: a copy of the batch, the least that any mixing reads and writes.
-
-A size is IMAGES x PIXELS / PATCH: 64x224/16 is 64 x 3 x 224 x 224 float32 in patches of 16.
+Each mixes and computes both targets; *clone* copies the batch, the least that any mixing reads and
+writes. A size is IMAGES x PIXELS / PATCH, of float32.
 Goals: ours takes at most 0.35 x the package, and M = 8 at most 1.3 x M = 2.
 """
 

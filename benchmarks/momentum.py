@@ -43,8 +43,8 @@ def compare(config: str, repeats: int) -> dict:
         'CosineEMA': lambda: averaged.update_parameters(query),
     }
     seconds = measure(candidates, repeats)
-    row = {'config': config, 'parameters (M)': num_parameters / 1e6}
-    row |= {'tensors': len(list(encoder.parameters()))}
+    num_tensors = len(list(encoder.parameters()))
+    row = {'config': config, 'parameters (M)': num_parameters / 1e6, 'tensors': num_tensors}
     row |= {f'{name} (ms)': 1000 * value for name, value in seconds.items()}
     pairs = (('ours', 'flat lerp'), ('loop', 'flat lerp'), ('ours', 'CosineEMA'))
     return row | {f'{one} / {other}': seconds[one] / seconds[other] for one, other in pairs}

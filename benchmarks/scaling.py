@@ -74,11 +74,7 @@ def head_flops(*modules: nn.Module) -> int:
 def step_flops(
     model: PatchMix, num_local: int, global_side: int = GLOBAL_SIDE, local_side: int = LOCAL_SIDE
 ) -> int:
-    """Operations of a step per image, without the contrasts.
-
-    Queries are view 1, mixed view 2, and every local crop as it is and mixed. Their backward takes
-    twice the forward, but images need no gradient. Keys take a forward.
-    """
+    """Operations of a step per image, without the contrasts; images need no gradient."""
 
     projection = model.backbone.patch_embed.projection.weight.numel()
     views = {global_side: 2, local_side: 2 * num_local}

@@ -7,14 +7,11 @@ The text between `<!-- recipes -->` or `<!-- file PATH -->` and `<!-- end -->` i
 by hand are lost.
 """
 
-import argparse
-import functools
 import re
 import sys
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 
 import mmpatchmix.registry  # noqa: F401  (custom_imports of the configs)
 from mmpatchmix.files import list_recipes
@@ -41,10 +38,6 @@ HEAD += ['paper', 'ours']
 
 def make_recipe_table() -> str:
     """Return a table with a row for every shipped config, pre-training first."""
-    # mmengine searches a hundred files of mmdet for every base that is one of its configs.
-    find = config_utils._get_cfg_metainfo
-    if not hasattr(find, 'cache_info'):
-        config_utils._get_cfg_metainfo = functools.cache(find)
     recipes = sorted(list_recipes().items(), key=lambda item: ('/' in item[0], item[0]))
     rows = [HEAD, ['---'] * len(HEAD), *(describe(name, path) for name, path in recipes)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
@@ -103,15 +96,10 @@ def fill(document: str) -> str:
 
 def main() -> None:
     """Write or check."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--check', action='store_true', help='change nothing; exit 1 if outdated')
-    args = parser.parse_args()
     for path in DOCUMENTS:
         before = path.read_text()
         after = fill(before)
-        if args.check and after != before:
+        if '--check' in sys.argv and after != before:
             sys.exit(f'{path} is outdated: run {Path(__file__).name}')
         path.write_text(after)
 

@@ -1,8 +1,7 @@
-"""MkDocs hook of `make docs`: links to source files, formulas, and roles in docstrings.
+"""MkDocs hook of `make docs`.
 
-Links from the documents to files outside docs/ lead to pages made from these files, so they work in
-the Markdown and on the site. Formulas become MathML, which browsers draw without a script. Sphinx's
-roles in docstrings become code.
+Links to files outside docs/ lead to pages made from these files, formulas become MathML, and
+Sphinx's roles in docstrings become code.
 """
 
 import os

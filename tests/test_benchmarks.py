@@ -1,11 +1,8 @@
-"""Benchmarks parse their options; the counted operations of a step and of a profile are right."""
+"""The counted operations of a step and of a profile are right."""
 
 import json
-import os
-import runpy
 import sys
 from collections import Counter
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,31 +15,12 @@ from tests.calls import SERVER
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
-SCRIPTS = sorted(path for path in FOLDER.glob('*.py') if '\ndef main()' in path.read_text())
 OPTIM_WRAPPER = dict(
     type='mmpatchmix.BF16OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, fused=True),
     constructor='mmpatchmix.DecayGroupsConstructor',
 )
 FIXED = ('preprocessor', 'losses', 'momentum encoder', 'optimizer', 'logging')
-
-
-def print_help(path, log):
-    """Write the output of ``--help`` to a file."""
-    sys.path.insert(0, str(FOLDER))
-    sys.argv = [str(path), '--help']
-    with log.open('w') as file, redirect_stdout(file), pytest.raises(SystemExit):
-        runpy.run_path(str(path), run_name='__main__')
-    os._exit(0)  # without the destructors of all imported modules
-
-
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.stem)
-def test_benchmarks_print_help(path, tmp_path):
-    process = SERVER.Process(target=print_help, args=(path, tmp_path / 'log'))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert f'usage: {path.name}' in (tmp_path / 'log').read_text()
 
 
 @pytest.mark.parametrize(('num_local', 'with_cp'), [(0, False), (2, True)])

@@ -42,7 +42,6 @@ val_dataloader = test_dataloader = dict(
 )
 del load, images, loader, steps, view
 
-epochs = 6
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
@@ -51,10 +50,10 @@ optim_wrapper = dict(
 schedule = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
     dict(type='mmpatchmix.LinearWarmupLR', begin=0, end=1, **schedule),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, end=epochs, **schedule),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, end=6, **schedule),
 ]
-train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-del epochs, schedule
+train_cfg = dict(max_epochs=6, val_interval=6)
+del schedule
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=128)
 default_hooks = dict(checkpoint=dict(save_best=None))

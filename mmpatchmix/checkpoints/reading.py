@@ -67,8 +67,9 @@ def read_checkpoint(path: str | Path, with_raw: bool = False) -> Checkpoint:
     meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
     is_mmengine = 'message_hub' in content or 'mmengine_version' in meta
     raw = networks.get('ema_state_dict' if is_mmengine else 'current_model_state', {})
-    if 'state_dict' in networks and (is_mmengine or raw):
-        networks = {'': networks['state_dict']}
+    if is_mmengine or raw or not any(any(find_roles(name)) for name in networks):
+        usual = [name for name in ('state_dict', 'model') if name in networks]
+        networks = {'': networks[usual[0]]} if usual else networks
     if not networks:
         raise ValueError(
             f'{path} holds no tensors; its keys are {list(content)[:10]}. Those of '
@@ -126,7 +127,7 @@ def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
     """
     found, waiting = {}, [('', content)]
     for name, node in waiting:  # grows
-        state = {key: value for key, value in node.items() if isinstance(value, Tensor)}
+        state = {k: v for k, v in node.items() if isinstance(v, Tensor) and isinstance(k, str)}
         if any(value.is_floating_point() for value in state.values()):
             found[name] = state
         for key, value in node.items() if name.count('.') < 2 else ():

@@ -15,15 +15,12 @@ _BEGINNINGS = {
     b'version https://git-lfs': ('a pointer of Git LFS to the file', 'Fetch it: git lfs pull.'),
     b'<': ('a web page (HTML or XML), saved in place of the file', _AGAIN),
     b'{': ('a JSON file', 'Name the file with the weights, or its folder.'),
-    b'[': ('a JSON file', 'Name the file with the weights, or its folder.'),
     b'\x1f\x8b': ('a gzip archive', _UNPACK),
     b'bzh': ('a bzip2 archive', _UNPACK),
     b'\xfd7zxz': ('an xz archive', _UNPACK),
     b'\x28\xb5\x2f\xfd': ('a Zstandard archive', _UNPACK),
     b'7z\xbc\xaf': ('a 7-Zip archive', _UNPACK),
-    b'rar!': ('a RAR archive', _UNPACK),
     b'\x89hdf': ('an HDF5 file (Keras, TensorFlow)', _OTHER_LIBRARY),
-    b'\x93numpy': ('an array of NumPy', _OTHER_LIBRARY),
     b'gguf': ('a GGUF file', _OTHER_LIBRARY),
 }
 # The number with which torch.save() without an archive (torch before 1.6) begins.
@@ -56,13 +53,13 @@ def find_other_kind(path: str | Path) -> tuple[str, str] | None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return None  # damaged
     endings = {name.partition('/')[2] for name in names}
-    if {'constants.pkl', 'data.pkl'} <= endings:
+    if 'constants.pkl' in endings:
         return 'a TorchScript archive, a program', (
             'If you trust it, save its weights: python -c "import torch; '
             """torch.save(torch.jit.load('FILE', 'cpu').state_dict(), 'weights.pth')"."""
         )
     if 'data.pkl' in endings:
         return None
-    if endings & {'archive_format', 'models/model.json', 'serialized_exported_program.json'}:
+    if 'archive_format' in endings:
         return 'a program of torch.export', 'Name the checkpoint that it was exported from.'
     return f'a zip archive of other files ({", ".join(names[:3]) or "none"})', _UNPACK

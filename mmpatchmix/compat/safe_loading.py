@@ -21,6 +21,7 @@ import zlib
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,12 +90,10 @@ def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
             raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
 
     def read(weights_only: bool) -> Any:
-        if hasattr(file, 'seek'):
-            file.seek(0)
-        if str(name).endswith('.safetensors') and name is file:  # torch trusts the ending
-            with open(file, 'rb') as opened:
-                return torch.load(opened, map_location=map_location, weights_only=weights_only)
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
+        # Opened here, since torch takes every path that ends in .safetensors for such a file.
+        with open(file, 'rb') if name is file else nullcontext(file) as opened:
+            opened.seek(0)
+            return torch.load(opened, map_location=map_location, weights_only=weights_only)
 
     return _load_safely(read, name)
 
@@ -162,12 +161,8 @@ def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
                 new[known] = kinds[known]
                 if f".{known}'>" in str(error):  # it has items
                     new[known] = _Mapping if 'SETITEM' in str(error) else _Sequence
-            if new == kinds and (found or kinds):
-                raise _refusal(name, found or list(kinds)) from error
             if new == kinds:
-                raise ValueError(
-                    f'{name} is damaged or no torch file. Copy or download it again.'
-                ) from error
+                raise _refusal(name, found or list(kinds)) from error
             kinds = new
     if kinds and not _holds_tensors(content):
         raise _refusal(name, list(kinds))
@@ -178,6 +173,9 @@ def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
 
 
 def _refusal(name: Any, names: list[str]) -> ValueError:
+    """Return the error for a file with objects of the named classes, or with none."""
+    if not names:
+        return ValueError(f'{name} is damaged or no torch file. Copy or download it again.')
     return ValueError(
         f'{name} is not a file of weights only: it holds Python objects '
         f'({", ".join(names[:5])}), perhaps a pickled model. Reading them would run code from '
@@ -193,13 +191,11 @@ def _refusal(name: Any, names: list[str]) -> ValueError:
 def _foreign_objects(name: Any, error: Exception) -> list[str]:
     """Return the names of the classes and functions in a file that are not read."""
     try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(name)
     except Exception:  # damaged, or not a path: the error names the first of them
-        names = {
-            found if '.' in found else f'builtins.{found}'
-            for found in re.findall(r'GLOBAL ([\w.]+)', str(error))
-        }
-    return sorted(names - {known for _, known in _REPLACEMENTS})
+        names = re.findall(r'GLOBAL ([\w.]+)', str(error))
+        names = [known if '.' in known else f'builtins.{known}' for known in names]
+    return sorted(set(names) - {known for _, known in _REPLACEMENTS})
 
 
 def _is_data(name: str) -> bool:

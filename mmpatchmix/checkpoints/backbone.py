@@ -63,7 +63,7 @@ def read_backbone(
         ValueError: If the file cannot be read safely, is of no known layout, or a key is
             missing, unexpected or of a wrong shape; all are named.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, with_raw=True)
     state = flatten_names(checkpoint.state_dict)
     layout = detect_layout(state, encoder, prefix)
     others = [key for key in state if not key.startswith(layout.prefix)]

@@ -53,6 +53,7 @@ _DROPPED = {
     'transformers': ('pooler.', 'classifier.', 'embeddings.mask_token', 'decoder.'),
     DINOV2: ('classifier.', 'embeddings.mask_token'),
 }
+_COUNTERS = ('n_averaged', 'steps')  # of averages, by torch and mmengine
 # Parts of keys that a plain ViT does not have.
 _OTHER_NETWORKS = {
     'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
@@ -63,6 +64,7 @@ _OTHER_NETWORKS = {
     'fc_norm': 'a norm of the mean of all patches instead of the norm of the class token',
     r'(^|backbone\.)ln2\.': "a norm of averaged patch tokens (out_type='avg_featmap'): its own "
     'config evaluates it and detectors can start from it, but it cannot be converted',
+    'flat_param': 'flattened shards of FSDP; save it with StateDictType.FULL_STATE_DICT',
     'norm_pre|ln_pre': 'a norm before its blocks (CLIP), which this ViT does not have',
     'q_norm': 'norms of queries and keys, which this ViT does not have',
 }
@@ -84,7 +86,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
     """Recognise a layout by its patch embeddings and find the wanted encoder.
 
     Args:
-        state: Weights, without ``module.`` before the names.
+        state: Weights, without wrappers in the names.
         encoder: ``'momentum'`` (or teacher) or ``'query'``, if there is a choice.
         prefix: Beginning of the keys of the wanted encoder; overrides ``encoder``.
 
@@ -107,8 +109,8 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
         )
     note = ''
     if prefix is None:
-        prefix, note = _choose(list(libraries), encoder)
-    elif prefix not in libraries:
+        prefix, note = _choose(state, list(libraries), encoder)
+    elif (prefix := strip_wrappers(prefix)) not in libraries:
         raise ValueError(f'No encoder has the prefix {prefix!r}; there are {sorted(libraries)}.')
     library = libraries[prefix]
     if library == 'transformers' and f'{prefix}encoder.layer.0.norm1.weight' in state:
@@ -118,30 +120,55 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
         name = 'moco'
     elif library == 'timm' and prefix.startswith(('student.', 'teacher.')):
         name = 'dino'
-    return Layout(name, library, prefix, tuple(prefix + key for key in _DROPPED[library]), note)
+    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS)
+    return Layout(name, library, prefix, drop, note)
 
 
-def _choose(prefixes: list[str], encoder: str) -> tuple[str, str]:
-    """Choose the prefix of the wanted encoder; add a note if there is only the other one."""
-    momentum = [name for name in prefixes if 'momentum' in name or 'teacher' in name]
-    query = [name for name in prefixes if name not in momentum]
-    wanted, other = (momentum, query) if encoder == 'momentum' else (query, momentum)
-    if len(wanted or other) > 1:
+def _choose(state: Iterable[str], prefixes: list[str], encoder: str) -> tuple[str, str]:
+    """Choose the prefix of the wanted encoder, and add a note if it is not evident.
+
+    ``'momentum'`` prefers momentum encoders, and averages (EMA) of weights; ``'query'`` others.
+    """
+    averaged = [key.removesuffix('n_averaged') for key in state if key.endswith('n_averaged')]
+    if any(name.startswith('raw.') for name in prefixes):  # the others are averages
+        averaged += [name for name in prefixes if not name.startswith('raw.')]
+    ranks = {}
+    for name in prefixes:
+        is_momentum, is_average = find_roles(name)
+        ranks[name] = is_momentum, is_average or name.startswith(tuple(averaged))
+    best = (max if encoder == 'momentum' else min)(ranks.values())
+    chosen, *others = (name for name in prefixes if ranks[name] == best)
+    if others:
         raise ValueError(
             f'The file has several encoders, {sorted(prefixes)}: name one of them, '
             "init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)."
         )
-    if wanted:
-        return wanted[0], ''
-    if encoder == 'query':
-        raise ValueError(f'The file has no query encoder; all keys of a ViT begin with {other[0]}.')
-    return other[0], other[0] and f'{other[0]}* (the file has no momentum encoder)'
+    if encoder == 'query' and any(best):
+        raise ValueError(f'The file has no query encoder; all keys of a ViT begin with {chosen}.')
+    if encoder == 'query' or best == (True, False):
+        return chosen, ''
+    if best == (False, False):
+        return chosen, chosen and f'{chosen}* (the file has no momentum encoder)'
+    raw = [name for name in prefixes if ranks[name] == (best[0], False)]
+    note = f'{chosen}*, which are averages of weights (EMA)'
+    if raw:
+        note += f'; for the raw ones: prefix={raw[0]!r}'
+        note += ", or encoder='query' (convert --encoder query)" * (not best[0])
+    return chosen, note
+
+
+def find_roles(name: str) -> tuple[bool, bool]:
+    """Return whether a network is a momentum encoder (teacher), and an average, by its name."""
+    name = name.lower()
+    averages = '(?<![a-z])(ema|swa|avg|averag|polyak|shadow)|(ema|swa|avg|averaged?)(?![a-z])'
+    is_momentum = re.search('momentum|teacher|target|encoder_k|key_encoder', name)
+    return bool(is_momentum), bool(re.search(averages, name))
 
 
 def explain_difference(state: Iterable[str]) -> str:
     """Return a sentence on the first part that a plain ViT does not have, or an empty string."""
     found = [w for part, w in _OTHER_NETWORKS.items() if any(re.search(part, k) for k in state)]
-    if not any(re.search('pos|rope', key) for key in state):
+    if not any(re.search('pos|rope|flat_param', key) for key in state):
         found.insert(0, 'no learned positions; they may be rotary (DINOv3, EVA-02)')
     return f'The file has {found[0]}.' if found else ''
 
@@ -179,9 +206,14 @@ def fold_registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def flatten_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove ``module.``, and the chunk from DINOv2's ``blocks.CHUNK.INDEX.``."""
+    """Remove the names of wrappers, and the chunk from DINOv2's ``blocks.CHUNK.INDEX.``."""
     pattern = re.compile(r'\bblocks\.\d+\.(\d+)\.')
-    return {pattern.sub(r'blocks.\1.', k.removeprefix('module.')): v for k, v in state.items()}
+    return {pattern.sub(r'blocks.\1.', strip_wrappers(key)): state[key] for key in state}
+
+
+def strip_wrappers(key: str) -> str:
+    """Remove what DDP, FSDP, torch.compile and others put into a key, such as ``_orig_mod.``."""
+    return re.sub(r'\b(module|_\w*mod(ule)?)\.', '', key)
 
 
 def to_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from mmpatchmix.checkpoints.key_names import strip_wrappers
+
 _NUM_SHOWN = 20
 # Modules whose children are counted separately in reports.
 _SHARED = ('head', 'momentum_encoder', 'base_encoder', 'student', 'teacher')
@@ -81,7 +83,7 @@ def fit_state_dict(
     """Fit weights to a model, or raise. All strict loading goes through this function.
 
     Args:
-        state: Weights; ``module.`` before the names is removed.
+        state: Weights; names of wrappers (``module.``) in the keys are removed.
         model: The model; not changed.
         source: Name of the weights, the beginning of the message.
         advice: A sentence with the remedy.
@@ -94,8 +96,8 @@ def fit_state_dict(
     Raises:
         ValueError: If a key is missing, unexpected or of another shape; all are named.
     """
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
     expected = model.state_dict()
+    state = {k if k in expected else strip_wrappers(k): value for k, value in state.items()}
     taken, report = match_state_dict(state, expected, drop, new)
     report.raise_unless_fits(f'{source} does not fit the model', advice)
     return expected | taken, report

@@ -10,30 +10,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmpatchmix.checkpoints.key_names import find_roles
+from mmpatchmix.compat.file_kinds import is_safetensors
 from mmpatchmix.compat.safe_loading import load_torch
 
 # Key of the metadata of files that convert/ writes: a JSON object.
 METADATA_KEY = 'mmpatchmix'
+# Files of weights in a folder of Hugging Face transformers.
+_WEIGHTS = ('model.safetensors', 'model.safetensors.index.json')
+_WEIGHTS += ('pytorch_model.bin', 'pytorch_model.bin.index.json')
 
 
 class Checkpoint(NamedTuple):
     """Content of a file."""
 
-    state_dict: dict[str, Tensor]  # parameters and buffers, as named in the file
+    # Parameters and buffers, as named in the file; after the network's name if it has several.
+    state_dict: dict[str, Tensor]
     # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
     # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, with_raw: bool = False) -> Checkpoint:
     """Read the weights of a file safely.
 
     Args:
-        path: A torch file (mmengine's, a plain ``state_dict``, or a dict with one under
-            ``state_dict`` or ``model``, or several under ``student`` and ``teacher``), a
-            ``.safetensors`` file, or a folder of Hugging Face ``transformers``.
+        path: A torch file (a ``state_dict``, or a dict with one or several of them under any
+            keys, such as ``model`` or ``student`` and ``teacher``), a ``.safetensors`` file, or
+            a folder of Hugging Face ``transformers`` with one or several files of weights.
+        with_raw: Where ``state_dict`` holds averages (EMAHook of mmengine, WeightAveraging of
+            Lightning), read the raw weights as well; their names begin with ``raw.``.
 
     Returns:
         Checkpoint: Tensors on the CPU, and the metadata.
@@ -48,19 +56,33 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return _read_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f'There is no checkpoint {path}.')
-    if path.suffix == '.safetensors':
+    if is_safetensors(path):
         return _read_safetensors(path)
     content = load_torch(path)
+    if isinstance(content, nn.Module):  # with --trust-checkpoint
+        content = content.state_dict()
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not a state_dict.')
-    inner = (content.get(key) for key in ('state_dict', 'model'))
-    state = next((value for value in inner if isinstance(value, dict)), None)
-    state = state or _join_networks(content) or content
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f'{path} holds no tensors; its keys are {list(content)[:10]}.')
-    meta = content.get('meta')
-    return Checkpoint(state, dict(meta) if isinstance(meta, dict) else {})
+    networks = _find_networks(content)
+    meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
+    is_mmengine = 'message_hub' in content or 'mmengine_version' in meta
+    raw = networks.get('ema_state_dict' if is_mmengine else 'current_model_state', {})
+    if is_mmengine or raw or not any(any(find_roles(name)) for name in networks):
+        usual = [name for name in ('state_dict', 'model') if name in networks]
+        networks = {'': networks[usual[0]]} if usual else networks
+    if not networks:
+        raise ValueError(
+            f'{path} holds no tensors; its keys are {list(content)[:10]}. Those of '
+            f'{[key for key in content if content[key] is None]} are empty or Python objects.'
+        )
+    is_plain = len(networks) == 1 and not any(find_roles(*networks))
+    state = {
+        key if is_plain else f'{name}.{key}': value
+        for name, network in networks.items()
+        for key, value in network.items()
+    }
+    state |= {f'raw.{key}': value for key, value in raw.items() if with_raw}
+    return Checkpoint(state, dict(meta))
 
 
 def read_config_text(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -98,14 +120,28 @@ def _parse(node: ast.AST) -> Any:
         return None
 
 
-def _join_networks(content: dict) -> dict[str, Any]:
-    """Join the networks of DINO, iBOT and DINOv2 into one state: ``teacher.backbone...``."""
-    return {
-        f'{name}.{key.removeprefix("module.")}': value
-        for name in ('student', 'teacher')
-        if isinstance(content.get(name), dict)
-        for key, value in content[name].items()
-    }
+def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
+    """Return the states in a file by their keys, up to three dictionaries deep.
+
+    Left out are optimizers, and heads, losses and the like of under half the largest state's size.
+    """
+    found, waiting = {}, [('', content)]
+    for name, node in waiting:  # grows
+        state = {k: v for k, v in node.items() if isinstance(v, Tensor) and isinstance(k, str)}
+        if any(value.is_floating_point() for value in state.values()):
+            found[name] = state
+        for key, value in node.items() if name.count('.') < 2 else ():
+            if isinstance(value, nn.Module):  # with --trust-checkpoint
+                value = value.state_dict()
+            if isinstance(value, dict) and isinstance(key, str) and 'optim' not in key:
+                waiting.append((f'{name}.{key}'.lstrip('.'), value))
+    dotted = {n: state for n, state in found.items() if any('.' in key for key in state)}
+    found = dotted or found  # a queue or the state of a random generator has no such names
+    sizes = {name: sum(value.numel() for value in found[name].values()) for name in found}
+    largest = max(sizes.values(), default=0)
+    if sizes.get('') == largest:  # a state_dict with other entries
+        return {'': found['']}
+    return {name: found[name] for name in found if name and 2 * sizes[name] >= largest}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -122,17 +158,30 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 def _read_folder(folder: Path) -> Checkpoint:
     """Read a model of Hugging Face transformers: weights beside ``config.json``."""
-    files = [folder / 'config.json', folder / 'model.safetensors']
-    if not all(file.is_file() for file in files):
+    weights = next((folder / name for name in _WEIGHTS if Path(folder, name).is_file()), None)
+    config = folder / 'config.json'
+    missing = [config.name] * (not config.is_file()) + [' or '.join(_WEIGHTS)] * (not weights)
+    if missing:
         raise FileNotFoundError(
-            f'{folder} is a folder without {" and ".join(file.name for file in files)}; name a '
+            f'{folder} is a folder without {" and without ".join(missing)}; name a '
             'checkpoint file, or the folder of a model of Hugging Face transformers.'
         )
-    state, meta = _read_safetensors(files[1])
-    names = {'transformers': files[0], 'preprocessor': folder / 'preprocessor_config.json'}
-    for name, file in names.items():
-        try:
-            meta |= {name: json.loads(file.read_text())} if file.is_file() else {}
-        except ValueError as error:
-            raise ValueError(f'{file} is damaged ({error}). Copy it again.') from error
+    files = [weights]
+    if weights.suffix == '.json':
+        files = [folder / name for name in sorted(set(_read_json(weights)['weight_map'].values()))]
+    state, meta = {}, {}
+    for file in files:
+        part = read_checkpoint(file)
+        state, meta = state | part.state_dict, meta | part.meta
+    if 'model_type' in (content := _read_json(config)):  # folders of timm have no such key
+        meta['transformers'] = content
+    if (file := folder / 'preprocessor_config.json').is_file():
+        meta['preprocessor'] = _read_json(file)
     return Checkpoint(state, meta)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file} is damaged ({error}). Copy it again.') from error

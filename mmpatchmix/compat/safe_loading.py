@@ -5,7 +5,8 @@ A torch file is a pickle, and unpickling it can call any function. Here ``load_f
 nothing from the file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold
 the training history beside the weights; mmengine's list of safe classes contains ``getattr``,
 through which a file could reach any object, and numpy's unpickling trusts sizes in the file. The
-history and plain arrays are therefore rebuilt from numbers here; other objects become None.
+history and plain arrays are therefore rebuilt from numbers here; other objects become None, or
+dictionaries if they are ones. Files that name a function of Python's library are refused.
 
 The file also holds :func:`find_damage`, since torch does not check CRCs when it loads.
 """
@@ -14,9 +15,13 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import zipfile
 import zlib
+from _compat_pickle import IMPORT_MAPPING
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,12 +30,16 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import checkpoint
 
+from mmpatchmix.compat.file_kinds import find_other_kind
+
 # The comment at the end of a zip archive that mmpatchmix.checkpoints.sealing writes.
 MARK = b'sha256:'
 LENGTH = len(MARK) + 64
 # First bytes of the last 22 of an archive, which end in the length of the comment.
 _END = b'PK\x05\x06'
 
+# Modules of Python whose classes start programs or load code.
+_STARTERS = ('subprocess', 'multiprocessing', 'importlib', 'ctypes', 'socket', 'code')
 _is_trusted = False
 
 
@@ -66,17 +75,25 @@ def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
 
     Returns:
         The saved object. Tensors, plain Python values, numpy's arrays and numbers, and mmengine's
-        ``HistoryBuffer`` are restored; ``argparse.Namespace`` and arrays of objects become None.
+        ``HistoryBuffer`` are restored. Objects of other classes (paths, ``argparse.Namespace``,
+        enumerations, arrays of objects) become None, dictionaries of other classes ``dict``.
 
     Raises:
-        ValueError: If the file holds other Python objects, or is damaged.
+        ValueError: If the file holds functions or only such objects, is damaged, or is no torch
+            file.
     """
     name = file if isinstance(file, str | Path) else getattr(file, 'name', 'the file')
-    if name is file and (damage := find_damage(file)):
-        raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
+    if name is file:
+        if kind := find_other_kind(file):
+            raise ValueError(f'{file} is no torch file but {kind[0]}. {kind[1]}')
+        if damage := find_damage(file):
+            raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
 
     def read(weights_only: bool) -> Any:
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
+        # Opened here, since torch takes every path that ends in .safetensors for such a file.
+        with open(file, 'rb') if name is file else nullcontext(file) as opened:
+            opened.seek(0)
+            return torch.load(opened, map_location=map_location, weights_only=weights_only)
 
     return _load_safely(read, name)
 
@@ -89,12 +106,15 @@ def find_damage(path: str | Path) -> str | None:
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
-        is_pickle = file.read(1) == b'\x80'
+        start = file.read(20)
         file.seek(max(0, size - 22 - 65535))
         tail = file.read()
         end = tail.rfind(_END)
         if end < 0:
-            return None if is_pickle else 'its end is missing' if size else 'it is empty'
+            if start.startswith(b'\x80'):
+                return None
+            missing = 'its end is missing' if start.startswith(b'PK') else f'it begins with {start}'
+            return missing if size else 'it is empty'
         length = int.from_bytes(tail[end + 20 : end + 22], 'little')
         comment = tail[end + 22 :]
         if len(comment) != length:
@@ -125,46 +145,86 @@ def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
     if _is_trusted:
         print_log(f'--trust-checkpoint: {name} may run code', 'current', logging.WARNING)
         return read(False)
-    try:
-        with torch.serialization.safe_globals(_REPLACEMENTS):
-            content = _restore(read(True))
-    except OSError:  # of the disk
-        raise
-    except Exception as error:  # a damaged pickle can raise any: KeyError, UnicodeDecodeError ...
-        names = _foreign_objects(name, error)
-        if not names:
-            raise ValueError(
-                f'{name} is damaged or no torch file. Copy or download it again.'
-            ) from error
-        raise ValueError(
-            f'{name} is not a file of weights only: it holds Python objects '
-            f'({", ".join(names[:5])}), perhaps a pickled model. Reading them would run code from '
-            'the file, so it is refused. If you trust the file, save its weights alone with '
-            'the code that made it, and use these:\n'
-            """  python -c "import torch; model = torch.load('FILE', weights_only=False); """
-            """torch.save(model.state_dict(), 'weights.pth')"\n"""
-            'or call the tool with --trust-checkpoint, which lets the file run any code.'
-        ) from error
+    kinds: dict[str, type] = {}  # by the names of foreign classes
+    while True:
+        foreign = [(type(known, (kind,), {}), known) for known, kind in kinds.items()]
+        try:
+            with torch.serialization.safe_globals(_REPLACEMENTS + foreign):
+                content = _restore(read(True))
+            break
+        except OSError:  # of the disk
+            raise
+        except Exception as error:  # a damaged pickle can raise any: KeyError, UnicodeDecodeError
+            found = _foreign_objects(name, error)
+            new = dict.fromkeys(found, _Discarded) if all(map(_is_data, found)) else {}
+            for known in kinds:
+                new[known] = kinds[known]
+                if f".{known}'>" in str(error):  # it has items
+                    new[known] = _Mapping if 'SETITEM' in str(error) else _Sequence
+            if new == kinds:
+                raise _refusal(name, found or list(kinds)) from error
+            kinds = new
+    if kinds and not _holds_tensors(content):
+        raise _refusal(name, list(kinds))
     # Runner.resume() of mmengine runs this text as a config; mmengine itself saves 'cfg'.
     if isinstance(content, dict) and isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
     return content
 
 
+def _refusal(name: Any, names: list[str]) -> ValueError:
+    """Return the error for a file with objects of the named classes, or with none."""
+    if not names:
+        return ValueError(f'{name} is damaged or no torch file. Copy or download it again.')
+    return ValueError(
+        f'{name} is not a file of weights only: it holds Python objects '
+        f'({", ".join(names[:5])}), perhaps a pickled model. Reading them would run code from '
+        'the file, so it is refused. If you trust the file, save its weights alone with '
+        'the code that made it, and use these:\n'
+        """  python -c "import torch; x = torch.load('FILE', weights_only=False); """
+        """x = x if isinstance(x, dict) else {'model': x}; torch.save({k: v.state_dict() """
+        """for k, v in x.items() if hasattr(v, 'state_dict')} or x, 'weights.pth')"\n"""
+        'or call the tool with --trust-checkpoint, which lets the file run any code.'
+    )
+
+
 def _foreign_objects(name: Any, error: Exception) -> list[str]:
     """Return the names of the classes and functions in a file that are not read."""
     try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(name)
     except Exception:  # damaged, or not a path: the error names the first of them
-        names = set(re.findall(r'GLOBAL ([\w.]+)', str(error)))
-    return sorted(names - {known for _, known in _REPLACEMENTS})
+        names = re.findall(r'GLOBAL ([\w.]+)', str(error))
+        names = [known if '.' in known else f'builtins.{known}' for known in names]
+    return sorted(set(names) - {known for _, known in _REPLACEMENTS})
+
+
+def _is_data(name: str) -> bool:
+    """Return whether a name is of a class, or of another library than Python's.
+
+    Nothing is called either way; a function of Python's library (``io.open``) marks an attack.
+    """
+    module, _, attribute = name.rpartition('.')
+    module = IMPORT_MAPPING.get(module, module)  # pickles of protocol 2 have Python 2's names
+    library = module.partition('.')[0]
+    if library in _STARTERS or library not in sys.stdlib_module_names:
+        return library not in _STARTERS
+    found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    return isinstance(found, type) or (found is None and attribute.lstrip('_')[:1].isupper())
+
+
+def _holds_tensors(node: Any) -> bool:
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        return any(map(_holds_tensors, node))
+    return isinstance(node, torch.Tensor)
 
 
 # -- replacements of the classes and functions that a file may name beside torch's -------------
 
 
 class _Discarded:
-    """Any object that is not needed."""
+    """Any object of another class."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -174,6 +234,17 @@ class _Discarded:
 
     def __setstate__(self, state) -> None:
         pass
+
+
+class _Mapping:
+    """A dictionary of another class."""
+
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
+
+
+class _Sequence(_Discarded, list):
+    """A list of another class."""
 
 
 class _DType:
@@ -221,6 +292,10 @@ def _read_scalar(dtype: _DType, data: bytes) -> np.generic | None:
     return None if kind is None else np.frombuffer(data, kind)[0]
 
 
+def _read_class(*args) -> type:
+    return _Discarded  # getattr(class, name): a class within a class, a member of an enumeration
+
+
 def _read_bytes(*args) -> bytes:
     return b''  # numpy saves the data of an empty array as a call of bytes()
 
@@ -232,19 +307,24 @@ _REPLACEMENTS = [
     *((_read_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
     *((_read_array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
     (_read_bytes, 'builtins.bytes'),
-    *((_Discarded, name) for name in ('builtins.getattr', 'argparse.Namespace')),
+    (_read_class, 'builtins.getattr'),
+    *((_Discarded, name) for name in ('copyreg._reconstructor', 're._compile')),
 ]
 
 
 def _restore(node: Any) -> Any:
     """Exchange the replacements in an object for the values they hold."""
-    if isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            node[key] = _restore(value)
-    elif type(node) is tuple:
-        return tuple(map(_restore, node))
-    elif isinstance(node, _Array):
-        return node.value
-    elif isinstance(node, _Discarded | _DType | _History):
+    if isinstance(node, _DType | _History):
         return None
-    return node
+    if isinstance(node, dict | list):
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            node[key] = _restore(value)
+            if isinstance(key, _Discarded):
+                del node[key]
+        return list(node) if isinstance(node, _Sequence) else node
+    if type(node) in (tuple, set):
+        return type(node)(_restore(value) for value in node)
+    if isinstance(node, _Array):
+        return node.value
+    is_class = isinstance(node, type) and issubclass(node, _Discarded | _Mapping)
+    return None if is_class or isinstance(node, _Discarded) else node

@@ -60,7 +60,7 @@ class Conversion:
         """Return the report as shown to the user."""
         layout, spec = self.backbone.layout, self.spec
         return (
-            f'layout {layout.name!r}, encoder {layout.prefix or "(only one)"}\n'
+            f'layout {layout.name!r}, encoder {layout.prefix or "(no prefix)"}\n'
             f'{self.backbone.report}\n'
             f'width {spec.embed_dims}, {spec.num_layers} layers, {spec.num_heads} heads, '
             f'patch {spec.patch_size}, image {spec.img_size}\n'
@@ -263,7 +263,7 @@ def _difference(
 def _features_of_source(path: Path, backbone: Backbone) -> FeatureFunction:
     """Load the weights of a file into the library that it came from."""
     library, spec = backbone.layout.library, backbone.spec
-    if path.is_dir():  # transformers, with its own config and perhaps a pooler
+    if 'transformers' in backbone.meta:  # a folder, with its own config and perhaps a pooler
         return load_transformers(path)[0]
     if library == 'mmpretrain' or spec.num_registers:  # files of others lack registers
         return features_of_vit(spec, backbone.state_dict)

@@ -272,7 +272,8 @@ class StrictLoadHook(Hook):
         advice = 'Use the config it was trained with.'
         if isinstance(model, PatchMix):
             advice += f' To initialise only the backbone, from any layout: {INIT}.'
-        fit_state_dict(checkpoint.get('state_dict', checkpoint), model, 'The checkpoint', advice)
+        state = checkpoint.get('state_dict', checkpoint)
+        checkpoint['state_dict'], _ = fit_state_dict(state, model, 'The checkpoint', advice)
         saved = read_stated_spec(checkpoint.get('meta') or {}).get('num_heads')
         arch = getattr(getattr(model, 'backbone', None), 'arch_settings', None) or {}
         if saved and saved != arch.get('num_heads', saved):

@@ -33,6 +33,11 @@ def move_into_place(written: str | Path, path: str | Path) -> None:
         os.close(folder)
 
 
+def printable(name: str) -> str:
+    """Return a file name with line breaks and bytes that are not UTF-8 escaped."""
+    return name.encode(errors='backslashreplace').decode().replace('\n', '\\n')
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file atomically."""
     partial = f'{path}.partial'

@@ -19,6 +19,7 @@ from typing import Any
 
 from mmpatchmix.cli.arguments import add_verbose, new_parser
 from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.files import printable
 
 SHOWN = 20  # images on the console and on the sheet; the table has all
 
@@ -76,7 +77,7 @@ def neighbours(args: argparse.Namespace) -> None:
     for first, second, cosine in pairs:
         groups.setdefault(first, []).append((second, f'{cosine:.4f}'))
     shown = {first: near[: args.k] for first, near in list(groups.items())[:SHOWN]}
-    rows = [(first, *each) for first, near in shown.items() for each in near]
+    rows = [map(printable, (first, *each)) for first, near in shown.items() for each in near]
     print(f'{len(pairs):,} {name.replace("_", "-")} of {len(groups):,} images')
     print(format_table(('image', 'neighbour', 'cosine'), rows))
     print(f'written to {table}, all of them')

@@ -67,7 +67,8 @@ def compare_data(dataset: Any) -> None:
     for index in range(0, len(dataset), max(1, len(dataset) // NUM_NAMES)):
         info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
         path = '/'.join(Path(info.get('img_path') or '').parts[-2:])
-        digest.update(f'{path} {info.get("gt_label")}\n'.encode())
+        text = f'{path} {info.get("gt_label")}\n'
+        digest.update(text.encode(errors='surrogateescape'))
     names = {'names of the training images (digest)': digest.hexdigest()[:12]}
     _refuse_differences('data', {'number of training images': len(dataset)} | names, DATA_SECONDS)
 

@@ -148,7 +148,6 @@ class KNNLoop(BaseLoop):
             message = 'The images have no labels: RankMe, LiDAR and the like instead of kNN.'
             if not self._labelled:
                 print_log(message, 'current', logging.WARNING)
-        # mmengine builds both loops alike.
         phase = 'test' if getattr(self.runner, '_test_loop', None) is self else 'val'
         self.runner.call_hook(f'before_{phase}')
         self.runner.call_hook(f'before_{phase}_epoch')

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from mmpatchmix.engine.exact_order import random_states_kept
+from mmpatchmix.files import printable
 from mmpatchmix.models import PatchMix, PatchMixDataPreprocessor, unwrap_model
 from mmpatchmix.models.mixing import Target
 
@@ -179,6 +180,7 @@ def draw_contact_sheet(rows: Sequence[Sequence[tuple[str | Path, str]]], path: s
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for y, row in enumerate(rows):
         for x, (file, text) in enumerate(row):
+            text = printable(text)
             corner = _GAP + x * width, _GAP + y * height
             sheet.paste(_make_thumbnail(file), corner)
             while text and draw.textlength(text, font) > _SIDE:

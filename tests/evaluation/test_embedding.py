@@ -15,6 +15,7 @@ from PIL import Image
 from test_features import Numbers, Sums, expected_features, make_loader, on_two_ranks
 from torch.utils.data import DataLoader
 
+from mmpatchmix.cli import neighbours
 from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.evaluation import embedding
 from mmpatchmix.evaluation.embedding import embed, read_embedding
@@ -164,6 +165,15 @@ def test_rows_have_file_names_and_unreadable_files_are_marked(photos, tmp_path, 
     assert found.files == NAMES
     assert found.readable.tolist() == [True, True, False, True, True]
     assert found.about['root'] == str(tmp_path / 'images')
+
+
+def test_any_name_is_written_printed_and_drawn(photos, tmp_path, capsys):
+    embed(Sums(), folder_loader(photos), tmp_path / 'x', ABOUT)
+    neighbours.main([str(tmp_path / 'x'), '--near-duplicates', '0.9'])
+    assert 'sub/é \\udcff\\n.png' in capsys.readouterr().out
+    table = (tmp_path / 'x' / 'near_duplicates.csv').read_bytes()
+    assert b'a.png,"' + os.fsencode(NAMES[4]) + b'",1.0' in table
+    assert (tmp_path / 'x' / 'near_duplicates.png').is_file()
 
 
 def test_patch_tokens_are_those_of_the_vit(photos, tmp_path):

@@ -8,7 +8,6 @@ _base_ = './patchmix_vit-s_cifar10.py'
 
 model = dict(
     backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)),
-    neck=dict(in_channels=768),
 )
 # base lr 7.5e-4 per 256 images: 7.5e-4 * 512 / 256 = 1.5e-3
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))

@@ -26,8 +26,8 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    neck=dict(in_channels=96, hid_channels=512, out_channels=128),
-    head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)),
+    neck=dict(hid_channels=512, out_channels=128),
+    head=dict(predictor=dict(hid_channels=512, out_channels=128)),
 )
 
 # -- data

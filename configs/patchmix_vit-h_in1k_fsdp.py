@@ -9,5 +9,4 @@ _base_ = './patchmix_vit-l_in1k_fsdp.py'
 
 model = dict(
     backbone=dict(arch=dict(embed_dims=1280, num_layers=32, feedforward_channels=5120)),
-    neck=dict(in_channels=1280),
 )

@@ -19,6 +19,5 @@ model = dict(
         arch=dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
         with_cp=True,
     ),
-    neck=dict(in_channels=1024),
 )
 model_wrapper_cfg = dict(_delete_=True, type='mmpatchmix.PatchMixFSDP')

@@ -8,7 +8,6 @@ _base_ = './patchmix_vit-s_cifar10.py'
 
 model = dict(
     backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)),
-    neck=dict(in_channels=192),
     momentum_encoder=None,
 )
 # base lr 2e-3 per 256 images: 2e-3 * 512 / 256 = 4e-3

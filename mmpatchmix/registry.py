@@ -5,6 +5,10 @@ for the prefix mmengine imports this file, and the first look-up in a node impor
 its ``locations``. The import of this file also applies :mod:`mmpatchmix.compat`.
 """
 
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine import registry as root
 
 from mmpatchmix.compat import prepare_openmmlab
@@ -35,3 +39,10 @@ OPTIM_WRAPPER_CONSTRUCTORS = _node(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine'
 )
 PARAM_SCHEDULERS = _node('parameter scheduler', root.PARAM_SCHEDULERS, 'engine')
+
+
+def read_signature(node: root.Registry, kind: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a type, given as in a config; none of one that is not registered."""
+    with node.switch_scope_and_registry(None) as registry:
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+    return inspect.signature(kind).parameters if kind else {}

@@ -4,7 +4,7 @@
 _base_ = '../../configs/_base_/classification.py'
 
 model = dict(
-    data_preprocessor=dict(num_classes=6),
+    num_classes=6,
     backbone=dict(
         _delete_=True,
         type='VisionTransformer',
@@ -13,7 +13,6 @@ model = dict(
         patch_size=4,
         drop_path_rate=0.0,
     ),
-    head=dict(num_classes=6, in_channels=64),
 )
 load = dict(type='LoadImageFromFile')
 images = dict(type='mmpatchmix.ImageFolder', data_root='work_dirs/continuing/animals', labels=True)

@@ -3,9 +3,9 @@
 _base_ = './runtime.py'
 
 model = dict(
-    type='ImageClassifier',
+    type='mmpatchmix.ImageClassifier',
+    num_classes=1000,
     data_preprocessor=dict(
-        num_classes=1000,
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
@@ -17,13 +17,13 @@ model = dict(
         # checkpoint: a pre-training checkpoint as it is, or a converted one
         init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
-    head=dict(type='LinearClsHead', num_classes=1000, in_channels=384),
+    head=dict(type='LinearClsHead'),
 )
 
 train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=100, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
+val_evaluator = test_evaluator = dict(type='mmpatchmix.Accuracy', topk=(1, 5))
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=1, save_best='accuracy/top1'),

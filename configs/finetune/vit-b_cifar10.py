@@ -9,5 +9,4 @@ _base_ = './vit-s_cifar10.py'
 
 model = dict(
     backbone=dict(arch=dict(embed_dims=768, num_heads=12, feedforward_channels=3072)),
-    head=dict(in_channels=768),
 )

@@ -8,14 +8,14 @@ _base_ = ['../_base_/datasets/digits.py', '../_base_/finetune.py']
 
 img_size = _base_.pop('img_size')
 model = dict(
-    data_preprocessor=dict(num_classes=10, mean=_base_.pop('mean'), std=_base_.pop('std')),
+    num_classes=10,
+    data_preprocessor=dict(mean=_base_.pop('mean'), std=_base_.pop('std')),
     backbone=dict(
         arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         img_size=img_size,
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    head=dict(num_classes=10, in_channels=96),
     train_cfg=None,
 )
 _base_.pop('after_crop')  # 180 iterations are too short for what makes training harder

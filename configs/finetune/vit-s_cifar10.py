@@ -10,12 +10,9 @@ _base_ = ['../_base_/datasets/cifar10.py', '../_base_/finetune.py']
 
 img_size, after_crop = _base_.pop('img_size'), _base_.pop('after_crop')
 model = dict(
-    data_preprocessor=dict(
-        num_classes=10,
-        to_rgb=False,  # mmpretrain's CIFAR data sets are RGB already
-    ),
+    num_classes=10,
+    data_preprocessor=dict(to_rgb=False),  # mmpretrain's CIFAR data sets are RGB already
     backbone=dict(img_size=img_size, patch_size=2),
-    head=dict(num_classes=10),
 )
 # The images are RGB, so the colours that fill are RGB too.
 after_crop[1]['hparams']['pad_val'] = [124, 116, 104]

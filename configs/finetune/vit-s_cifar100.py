@@ -7,7 +7,7 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_cifar100/epoch_800.pth
 _base_ = './vit-s_cifar10.py'
 
-model = dict(data_preprocessor=dict(num_classes=100), head=dict(num_classes=100))
+model = dict(num_classes=100)
 cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
 train_dataloader = val_dataloader = test_dataloader = cifar100
 del cifar100

@@ -10,12 +10,9 @@ _base_ = ['../_base_/datasets/cifar10.py', '../_base_/linear.py']
 
 img_size = _base_.pop('img_size')
 model = dict(
-    data_preprocessor=dict(
-        num_classes=10,
-        to_rgb=False,  # mmpretrain's CIFAR data sets are RGB already
-    ),
+    num_classes=10,
+    data_preprocessor=dict(to_rgb=False),  # mmpretrain's CIFAR data sets are RGB already
     backbone=dict(img_size=img_size, patch_size=2),
-    head=dict(num_classes=10),
 )
 crop = dict(type='RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic')
 train_dataloader = dict(dataset=dict(pipeline=[crop, *_base_.pop('after_crop')]))

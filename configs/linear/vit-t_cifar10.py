@@ -9,7 +9,6 @@ _base_ = './vit-s_cifar10.py'
 
 model = dict(
     backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)),
-    head=dict(in_channels=192),
 )
 # base lr 0.05 per 256 images: 0.05 * 512 / 256 = 0.1
 optim_wrapper = dict(optimizer=dict(lr=0.1))

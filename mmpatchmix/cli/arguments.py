@@ -32,7 +32,9 @@ TRACKERS = ('mlflow', 'wandb')  # as their packages are called
 def new_parser(verb: str, doc: str) -> argparse.ArgumentParser:
     """Return the parser of a verb, which describes itself by the docstring of its module."""
     style = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f'mmpatchmix {verb}', description=doc, formatter_class=style)
+    parser = argparse.ArgumentParser(f'mmpatchmix {verb}', description=doc, formatter_class=style)
+    parser.register('type', None, os.path.expanduser)  # of all arguments without a type
+    return parser
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +83,9 @@ def load_config(args: argparse.Namespace) -> Any:
     cfg = Config.fromfile(path)
     warn_about_secrets(cfg)
     apply_options(cfg, args.cfg_options)
+    for _, node in walk_dicts(cfg):  # ~ as in arguments
+        texts = {key: value for key, value in node.items() if isinstance(value, str)}
+        node.update({k: os.path.expanduser(text) for k, text in texts.items() if text[:2] == '~/'})
     check_config(cfg)
     if args.data_root:
         set_data_root(cfg, args.data_root)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpatchmix.datasets.pack_views import channels_first
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.ranks import compare_data
-from mmpatchmix.models import PatchMix, draw_groups, unwrap_model
+from mmpatchmix.models import ImageClassifier, PatchMix, draw_groups, unwrap_model
 from mmpatchmix.models.compiling import records_graphs
 
 
@@ -30,6 +30,7 @@ def check_run(runner: Runner) -> None:
     compare_data(runner.train_loop.dataloader.dataset)
     _ = runner.val_loop
     model = unwrap_model(runner.model)
+    _check_classes(runner, model)
     if not isinstance(model, PatchMix):
         return
     with random_states_kept():
@@ -76,6 +77,19 @@ def run_one_step(runner: Runner) -> dict[str, float]:
     if torch.cuda.is_available():
         result['peak_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return result
+
+
+def _check_classes(runner: Runner, model: torch.nn.Module) -> None:
+    """Refuse a classifier with fewer outputs than classes, and one of ours with more."""
+    classes = (getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
+    num_outputs = getattr(getattr(model, 'head', None), 'num_classes', None)
+    difference = num_outputs - len(classes) if classes and num_outputs else 0
+    if difference < 0 or (difference and isinstance(model, ImageClassifier)):
+        key = 'num_classes' if isinstance(model, ImageClassifier) else 'head.num_classes'
+        raise ValueError(
+            f'model.{key}={num_outputs}, but the images of train_dataloader have {len(classes)} '
+            f'classes: --cfg-options model.{key}={len(classes)}.'
+        )
 
 
 def _check_held_out(runner: Runner) -> None:
@@ -198,13 +212,14 @@ def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
     # Other backbones may lack these attributes.
     projection = getattr(getattr(model.backbone, 'patch_embed', None), 'projection', None)
     channels = {
-        'data_preprocessor: len(mean)': model.data_preprocessor.num_channels,
-        'backbone.in_channels': getattr(projection, 'in_channels', num_channels),
+        'len(model.data_preprocessor.mean)': model.data_preprocessor.num_channels,
+        'model.backbone.in_channels': getattr(projection, 'in_channels', num_channels),
     }
     for key, expected in channels.items():
         if num_channels != expected:
             raise ValueError(
-                f'{name} has {num_channels} channels, model.{key}={expected}: change one of them.'
+                f'{name} of shape {tuple(view.shape)} does not have the channels of {key}='
+                f'{expected}: change one of them.'
             )
     patch_sizes = {
         'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),

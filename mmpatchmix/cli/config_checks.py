@@ -57,15 +57,19 @@ def check_config(cfg: Any) -> None:
     ]
     for path, node in walk_dicts(cfg):
         built = find_types(cfg, path, node)
-        problems += _check_node(path, node, built) if built else _check_type(path, node.get('type'))
+        name = node.get('type')
+        problems += _check_node(path, node, built) if built else _check_type(f'{path}.type', name)
+    constructor = (cfg.get('optim_wrapper') or {}).get('constructor')
+    if constructor and not find_types(cfg, '', dict(type=constructor)):
+        problems += _check_type('optim_wrapper.constructor', constructor)
     if problems:
         raise ValueError('\n  '.join(['the config has unknown keys or wrong values:', *problems]))
 
 
-def _check_type(path: str, name: Any) -> Iterator[str]:
-    """Yield a line if a name that is not registered is of ours or resembles a registered one."""
+def _check_type(key: str, name: Any) -> Iterator[str]:
+    """Yield a line if an unregistered name is of ours, an optimizer's, or like a registered one."""
     # Training never builds the test parts; two configs of mmdet have a misspelt type there.
-    if not isinstance(name, str) or (path.startswith('test_') and not name.startswith(PREFIX)):
+    if not isinstance(name, str) or (key.startswith('test_') and not name.startswith(PREFIX)):
         return
     nodes = REGISTRIES + [child for node in REGISTRIES for child in node.children.values()]
     known = {each for node in nodes for each in node.module_dict}
@@ -73,9 +77,10 @@ def _check_type(path: str, name: Any) -> Iterator[str]:
     # Other packages may be imported later, or lack a dependency: BertModelCN is not BertModel.
     ours = name.startswith(PREFIX)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if ours else 0.905)
-    if (ours or near) and name not in known:  # known to another scope: no default_scope
-        hint = f'; did you mean {near[0]}?' if near else ''
-        yield f'{path}.type: there is no {name}{hint}'
+    required = ours or key.startswith('optim_wrapper.')
+    if (required or near) and name not in known:  # known to another scope: no default_scope
+        hint = f'did you mean {near[0]}?' if near else 'is its package installed?'
+        yield f'{key}: there is no {name}; {hint}'
 
 
 def _check_node(path: str, node: Any, built: list[Callable]) -> Iterator[str]:

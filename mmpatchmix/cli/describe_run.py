@@ -10,9 +10,12 @@ from torch import nn
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
+from mmpatchmix.engine.param_groups import complete_optimizer
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process
+
+LINEAR = {'mmpatchmix.LinearWarmupLR': 0, 'LinearLR': 1 / 3}  # start_factor by default
 
 NUM_SAMPLED, SECONDS = 50, 10  # of the training images; a large image may take a second
 
@@ -51,7 +54,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
         'optimizer': cfg.optim_wrapper.optimizer.type,
         'precision': _describe_precision(cfg.optim_wrapper),
-        **_describe_schedules(cfg, per_rank * world_size),
+        **describe_schedules(cfg, per_rank * world_size),
         'parameters': ', '.join(parts),
         'trained': f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,}',
         **({'starts from': str(start)} if start else {}),
@@ -145,28 +148,34 @@ def _describe_precision(optim_wrapper: dict) -> str:
     return 'bfloat16 autocast' if enabled else 'float32'
 
 
-def _describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
+def describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
     """Describe learning rate, weight decay and momentum for the total batch of all ranks."""
-    optimizer = cfg.optim_wrapper.optimizer
-    rate, note = optimizer.lr, ''
+    optimizer = complete_optimizer(cfg.optim_wrapper.optimizer)
+    first = rate = optimizer.get('lr')
+    if rate is None and not cfg.get('param_scheduler'):
+        return {'learning rate': 'set by the optimizer'}
+    if rate is None:
+        raise ValueError(f'optim_wrapper.optimizer.lr: {optimizer["type"]} has no default; set it.')
+    note = ''
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if base and scaling.get('enable'):
         rate *= batch / base
-        note = f' ({optimizer.lr:g} x {batch} / {base})'
+        note = f' ({first:g} x {batch} / {base})'
     elif base and base != batch:
         note = f'  <- meant for a batch of {base}, not {batch}; --auto-scale-lr makes it '
-        note += f'{optimizer.lr * batch / base:g}'
+        note += f'{first * batch / base:g}'
     lr, decay = f'{rate:g}', f'{optimizer.get("weight_decay", 0):g}'
     for scheduler in cfg.get('param_scheduler') or []:
         unit = 'epoch' if scheduler.get('by_epoch', True) else 'iteration'
         span = f'{unit} {scheduler.get("begin", 0)}-{scheduler.get("end", "last")}'
-        if scheduler.type in ('mmpatchmix.LinearWarmupLR', 'LinearLR'):
-            lr = f'{rate * scheduler.get("start_factor", 0):g} -> {lr} ({span}, linear)'
+        if scheduler.type in LINEAR:
+            start = rate * scheduler.get('start_factor', LINEAR[scheduler.type])
+            lr = f'{start:g} -> {lr} ({span}, linear)'
         elif scheduler.type == 'CosineAnnealingLR':
             lr += f' -> {scheduler.get("eta_min", 0):g} ({span}, cosine)'
         elif scheduler.type == 'CosineAnnealingWeightDecay':
-            decay += f' -> {scheduler.eta_min:g} ({span}, cosine)'
+            decay += f' -> {scheduler.get("eta_min", 0):g} ({span}, cosine)'
         else:
             lr += f', {scheduler.type} ({span})'
     facts = {'learning rate': lr + note, 'weight decay': decay}

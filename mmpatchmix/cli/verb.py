@@ -49,6 +49,9 @@ WORKER_ERROR = re.compile(r'Caught \w+ in DataLoader worker.*\n\w*(?:Error|Excep
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 
+# Functions of mmengine that build a part, and their argument that is its config.
+BUILDERS = {'build_from_cfg': 'cfg', 'build_dataloader': 'dataloader'}
+
 # mallopt(3): https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -175,9 +178,9 @@ def _explain(error: Exception) -> str | None:
     message = f'{type(error).__name__}: {WORKER_ERROR.sub("", str(error))}'
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
-        where = (frame.f_globals.get('__name__'), frame.f_code.co_name)
-        if where == ('mmengine.registry.build_functions', 'build_from_cfg'):
-            keys = ' or '.join(_find_keys(frames, frame.f_locals.get('cfg')))
+        name = frame.f_code.co_name
+        if name in BUILDERS and frame.f_globals.get('__name__', '').startswith('mmengine.'):
+            keys = ' or '.join(_find_keys(frames, frame.f_locals.get(BUILDERS[name])))
             return f'{message}\nThe error is in {keys} of the config.'
     return message if isinstance(error, USER_ERRORS) else None
 
@@ -188,6 +191,9 @@ def _find_keys(frames: list, node: Any) -> list[str]:
     nodes = list(walk_dicts(next((cfg for cfg in configs if hasattr(cfg, 'filename')), {})))
     name = node.get('type') if isinstance(node, dict) else None
     keys = [key for key, other in nodes if other == node]
+    if name is None and not keys:  # a data loader: ExactTrainLoop replaces its parts
+        plain = {key: value for key, value in node.items() if not isinstance(value, dict)}
+        keys = [key for key, other in nodes if plain == {k: other.get(k) for k in plain}]
     keys = keys or [key for key, other in nodes if name is not None and other.get('type') == name]
     note = f' ({name})' if name else ''
     return [f'{key}{note}' for key in keys[:3]] or [f'type={name!r}']

@@ -3,10 +3,19 @@
 from functools import partial
 
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIMIZERS
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from torch import nn
 
-from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmpatchmix.registry import OPTIM_WRAPPER_CONSTRUCTORS, read_signature
+
+
+def complete_optimizer(optimizer: dict) -> dict:
+    """Return an optimizer's config with the ``lr`` and ``weight_decay`` of its signature."""
+    parameters = read_signature(OPTIMIZERS, optimizer['type'])
+    defaults = {key: parameters[key].default for key in ('lr', 'weight_decay') if key in parameters}
+    known = {key: value for key, value in defaults.items() if isinstance(value, int | float)}
+    return known | dict(optimizer)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -26,6 +35,7 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
                 "supports only 'flat_decay_mult': remove optim_wrapper.constructor for others."
             )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.base_wd = complete_optimizer(self.optimizer_cfg).get('weight_decay', 0.0)
 
     def add_params(self, params: list, module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Add the two groups; see mmengine's base class."""
@@ -47,6 +57,10 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     r^(L+1) of the learning rate, block i (from 0) at r^(L-i), everything after the backbone at 1,
     as in BEiT (https://arxiv.org/abs/2106.08254) and ViTDet (https://arxiv.org/abs/2203.16527).
     """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        optimizer = complete_optimizer(optim_wrapper_cfg['optimizer'])
+        super().__init__({**optim_wrapper_cfg, 'optimizer': optimizer}, paramwise_cfg)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Add the groups of ``module``, whose backbone must have ``get_layer_depth``."""

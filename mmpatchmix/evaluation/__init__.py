@@ -1,6 +1,7 @@
 """Evaluation of features: kNN, linear probe, low-shot, geometry; returns numbers, draws nothing."""
 
 from mmpatchmix import registry  # noqa: F401  (prepares the stack before it is imported)
+from mmpatchmix.evaluation.accuracy import Accuracy
 from mmpatchmix.evaluation.continue_guard_hook import ContinueGuardHook
 from mmpatchmix.evaluation.features import Features, extract_features
 from mmpatchmix.evaluation.health import HealthHook
@@ -10,6 +11,7 @@ from mmpatchmix.evaluation.linear_probe import fit_linear, linear_probe, low_sho
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
 
 __all__ = [
+    'Accuracy',
     'ContinueGuardHook',
     'Features',
     'HealthHook',

@@ -1,5 +1,6 @@
 """The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
 
+from mmpatchmix.models.classifier import ImageClassifier
 from mmpatchmix.models.compiling import unwrap_model
 from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead
 from mmpatchmix.models.data_preprocessor import PatchMixDataPreprocessor
@@ -13,6 +14,7 @@ from mmpatchmix.models.vit import PatchMixViT
 __all__ = [
     'Contrast',
     'ContrastiveHead',
+    'ImageClassifier',
     'MomentumEncoder',
     'PatchMix',
     'PatchMixDataPreprocessor',

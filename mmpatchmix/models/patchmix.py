@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from mmpatchmix.models.classifier import complete, find_width
 from mmpatchmix.models.compiling import choose_compile_options, records_graphs
 from mmpatchmix.models.contrastive_head import Contrast
 from mmpatchmix.models.micro_batches import train_in_micro_batches
@@ -25,7 +26,8 @@ class PatchMix(BaseSelfSupervisor):
 
     Args:
         backbone: Config of the ViT, whose last output is the class token, ``(N, D)``.
-        neck: Config of the projector.
+        neck: Config of the projector; its width is the ``embed_dims`` of the backbone, the
+            predictor's its ``out_channels``.
         head: Config of the :class:`~mmpatchmix.models.ContrastiveHead`.
         momentum_encoder: Config of the :class:`~mmpatchmix.models.MomentumEncoder`,
             which copies backbone and neck. None (the ViT-T recipes) computes keys with the
@@ -72,6 +74,11 @@ class PatchMix(BaseSelfSupervisor):
                 "(model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)) all of its "
                 'backbone, from any layout.'
             )
+        backbone = MODELS.build(backbone)
+        neck = complete(neck, 'model.neck', in_channels=find_width(backbone))
+        if predictor := head.get('predictor'):
+            ends = dict.fromkeys(('in_channels', 'out_channels'), neck.get('out_channels'))
+            head = {**head, 'predictor': complete(predictor, 'model.head.predictor', **ends)}
         super().__init__(
             backbone=backbone,
             neck=neck,

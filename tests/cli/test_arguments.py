@@ -10,6 +10,7 @@ from mmpatchmix.cli import train
 from mmpatchmix.cli.arguments import (
     find_launcher,
     holds_shards,
+    load_config,
     set_data_root,
     set_precision,
     set_val_root,
@@ -184,3 +185,15 @@ def test_the_launcher_is_found_or_its_absence_refused(monkeypatch):
     for name in names:
         monkeypatch.setenv(name, '2')
     assert find_launcher('none') == 'pytorch'
+
+
+def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
+    (tmp_path / 'a.py').write_text(
+        "load_from = '~/b.pth'\ntrain_dataloader = dict(dataset=dict(data_root='~/data', n='~'))\n"
+    )
+    monkeypatch.setenv('HOME', str(tmp_path))
+    args = train.parse_args(['~/a.py', '--work-dir=~/run', '--resume', '~/c.pth'])
+    assert (args.work_dir, args.resume) == (f'{tmp_path}/run', f'{tmp_path}/c.pth')
+    cfg = load_config(args)
+    assert (cfg.load_from, cfg.work_dir) == (f'{tmp_path}/b.pth', f'{tmp_path}/run')
+    assert cfg.train_dataloader.dataset == dict(data_root=f'{tmp_path}/data', n='~')

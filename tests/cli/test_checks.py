@@ -4,12 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
 from mmpatchmix.cli.check_run import check_run
-from mmpatchmix.cli.config_checks import check_config
-from mmpatchmix.cli.describe_run import describe_run
+from mmpatchmix.cli.config_checks import apply_options, check_config
+from mmpatchmix.cli.describe_run import describe_run, describe_schedules
+from mmpatchmix.models import PatchMixViT
+from mmpatchmix.registry import MODELS
 from tests.cli.parts import build_parts, get_refusal
 from tests.engine.tiny_run import tiny_run_config
 
@@ -106,3 +112,94 @@ def test_the_described_learning_rate_is_used(tmp_path, scale, shown):
     lines = path.read_text().splitlines()
     peak = max(json.loads(line)['lr'] for line in lines if 'loss' in line)
     assert peak == pytest.approx(float(shown), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'lr', 'decay'),
+    [
+        (dict(type='AdamW', lr=1e-3), '0.001', 0.01),
+        (dict(type='AdamW'), '0.001', 0.01),
+        (dict(type='SGD', lr=1e-2), '0.01', 0),
+        (dict(type='mmpretrain.Lamb', lr=1e-3, weight_decay=0.1), '0.001', 0.1),
+        (dict(type='Adafactor', lr=1e-3, relative_step=False), '0.001', 0),
+        (dict(type='Rprop', lr=1e-2), '0.01', 0),  # has no weight decay
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('constructor', ['DecayGroupsConstructor', 'LayerDecayConstructor'])
+def test_defaults_of_an_optimizer_are_those_of_its_signature(optimizer, lr, decay, constructor):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=optimizer), model=dict()))
+    facts = describe_schedules(cfg, 8)
+    assert facts['learning rate'] == lr and float(facts['weight decay']) == decay
+    vit = dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=24)
+    model = nn.ModuleDict(dict(backbone=PatchMixViT(vit, img_size=16, patch_size=8)))
+    model.backbone = model['backbone']
+    wrapper = dict(cfg.optim_wrapper, constructor=f'mmpatchmix.{constructor}')
+    wrapper['type'] = 'OptimWrapper'
+    groups = build_optim_wrapper(model, wrapper).param_groups
+    assert max(group.get('weight_decay', 0) for group in groups) == decay
+    assert max(group['lr'] for group in groups) == float(lr)
+
+
+def test_an_optimizer_without_learning_rate_is_refused_if_schedules_need_one():
+    wrapper = dict(optimizer=dict(type='Adafactor'))
+    cfg = Config(dict(optim_wrapper=wrapper, model=dict(), param_scheduler=[]))
+    assert describe_schedules(cfg, 8) == {'learning rate': 'set by the optimizer'}
+    cfg.param_scheduler = [dict(type='CosineAnnealingLR')]
+    with pytest.raises(ValueError, match=r'optimizer\.lr: Adafactor has no default; set it'):
+        describe_schedules(cfg, 8)
+
+
+@pytest.mark.parametrize('key', ['constructor', 'optimizer.type'])
+@pytest.mark.parametrize('name', ['Linon', 'mmdet.Nothing'])
+def test_unknown_optimizers_and_constructors_are_named(tmp_path, key, name):
+    cfg = tiny_run_config(tmp_path)
+    cfg.merge_from_dict({f'optim_wrapper.{key}': name})
+    with pytest.raises(ValueError, match=rf'optim_wrapper\.{key}: there is no {name}'):
+        check_config(cfg)
+
+
+def test_another_arch_takes_one_option():
+    cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
+    apply_options(cfg, ['model.backbone.arch=deit-tiny'])
+    check_config(cfg)
+    cfg.model.momentum_encoder = None
+    model = MODELS.build(cfg.model)
+    assert model.neck.fc0.in_features == 192
+    assert model.head.predictor.fc0.in_features == model.neck.fc2.out_features == 256
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ({'neck.in_channels': 13}, r'model\.neck\.in_channels=13, .* need 12'),
+        ({'backbone.arch.embed_dims': 24}, r'model\.neck\.in_channels=12, .* need 24'),
+        ({'head.predictor.in_channels': 9}, r'head\.predictor\.in_channels=9, .* need 8'),
+        ({'head.predictor.out_channels': 9}, r'head\.predictor\.out_channels=9, .* need 8'),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused_by_key(tmp_path, option, message):
+    cfg = tiny_run_config(tmp_path)
+    cfg.merge_from_dict({f'model.{key}': value for key, value in option.items()})
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(cfg.model)
+
+
+def test_the_number_of_classes_takes_one_option_and_must_fit_the_data():
+    cfg = Config.fromfile('configs/finetune/vit-digits.py')
+    runner = build_parts(cfg)
+    assert runner.model.head.fc.weight.shape == (10, 96)
+    check_run(runner)
+    apply_options(cfg, ['model.num_classes=3', 'model.backbone.arch=deit-tiny'])
+    check_config(cfg)
+    runner = build_parts(cfg)
+    assert runner.model.head.fc.weight.shape == (3, 192)
+    assert runner.model.data_preprocessor.num_classes == 3
+    with pytest.raises(ValueError, match=r'num_classes=3, .* 10 classes: .*num_classes=10'):
+        check_run(runner)
+    (metric,) = Evaluator(cfg.val_evaluator).metrics
+    sample = dict(pred_score=torch.tensor([0.1, 0.7, 0.2]), gt_label=torch.tensor([1]))
+    assert metric.compute_metrics([sample]) == {'top1': 100}  # no top-5 of 3 classes
+    cfg.model.head.num_classes = 7
+    with pytest.raises(ValueError, match=r'model\.head\.num_classes=7, .* need 3'):
+        MODELS.build(cfg.model)

@@ -23,7 +23,8 @@ def config(tmp_path_factory):
     odd = {f'{name}.dataset.indices': 31 for name in loaders}
     cfg = tiny_run_config('', num_images=32, report=True, **odd)
     cfg.test_cfg = cfg.val_cfg
-    del cfg.experiment_name, cfg.work_dir
+    cfg.pop('experiment_name')
+    cfg.pop('work_dir')
     path = tmp_path_factory.mktemp('config') / 'tiny.py'
     cfg.dump(path)
     return path

@@ -114,10 +114,10 @@ def test_different_image_shapes_and_channels_are_refused(tmp_path):
     assert 'the test view (val_dataloader) is 16x16' in get_refusal(cfg)
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.backbone.in_channels = 3
-    assert 'view_1 has 5 channels, model.backbone.in_channels=3' in get_refusal(cfg)
+    assert 'channels of model.backbone.in_channels=3' in get_refusal(cfg)
     cfg = own_images_config(tmp_path, root, 5)
     cfg.model.data_preprocessor.update(mean=[1.0] * 4, std=[1.0] * 4)
-    assert '5 channels, model.data_preprocessor: len(mean)=4' in get_refusal(cfg)
+    assert 'channels of len(model.data_preprocessor.mean)=4' in get_refusal(cfg)
     cfg = own_images_config(tmp_path, root, 3)
     message = get_refusal(cfg)
     assert '5 channels of' in message and 'the config says channels=3' in message

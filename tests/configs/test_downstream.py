@@ -43,8 +43,7 @@ def test_recipe(kind, size, data):
         embed_dims=width, num_layers=12, num_heads=heads, feedforward_channels=4 * width
     )
     assert (backbone.img_size, backbone.patch_size) == (img_size, patch_size)
-    assert cfg.model.head.in_channels == width
-    assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes == num_classes
+    assert cfg.model.num_classes == num_classes
     assert cfg.model.data_preprocessor.to_rgb == (data == 'in1k')  # CIFAR comes as RGB
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         kinds = dict(in1k='mmpatchmix.ImageFolder', cifar10='CIFAR10', cifar100='CIFAR100')

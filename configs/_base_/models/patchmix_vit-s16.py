@@ -30,13 +30,12 @@ model = dict(
     ),
     neck=dict(
         type='mmpretrain.NonLinearNeck',  # the projector
-        in_channels=384,
         num_layers=3,
         **layers,
     ),
     head=dict(
         type='mmpatchmix.ContrastiveHead',
-        predictor=dict(type='mmpretrain.NonLinearNeck', in_channels=256, num_layers=2, **layers),
+        predictor=dict(type='mmpretrain.NonLinearNeck', num_layers=2, **layers),
         temperature=0.2,
         label_smoothing=0.0,
     ),

@@ -1,0 +1,50 @@
+"""Widths and numbers of classes that one part of a model takes from another."""
+
+from typing import Any
+
+from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models.classifiers import ImageClassifier as BaseImageClassifier
+from torch import nn
+
+from mmpatchmix.registry import MODELS, read_signature
+
+
+def complete(node: dict, key: str, **values: Any) -> dict:
+    """Return the config of a part with values that follow from other parts, if its type takes them.
+
+    Raises:
+        ValueError: If the config has another value.
+    """
+    accepted = read_signature(MODELS, node['type'])
+    values = {name: value for name, value in values.items() if value and name in accepted}
+    for name, value in values.items():
+        if node.get(name) not in (None, value):
+            raise ValueError(
+                f'{key}.{name}={node[name]}, but the other parts of the model need {value}: remove '
+                'this key, which is then derived.'
+            )
+    return {**node, **values}
+
+
+def find_width(backbone: nn.Module) -> int | None:
+    """Return the width of a ViT's features; None for others, whose last stage may be wider."""
+    return backbone.embed_dims if isinstance(backbone, VisionTransformer) else None
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseImageClassifier):
+    """mmpretrain's classifier; the width and the numbers of classes of its parts are derived.
+
+    Args:
+        backbone: Config of the backbone.
+        num_classes: Number of classes, of the head and of the data preprocessor.
+        head: Config of the head; refused if it has another width or number of classes.
+        **kwargs: Those of :class:`mmpretrain.models.ImageClassifier`.
+    """
+
+    def __init__(self, backbone: dict, num_classes: int, head: dict, **kwargs) -> None:
+        backbone = MODELS.build(backbone)
+        sizes = dict(in_channels=find_width(backbone), num_classes=num_classes)
+        preprocessor = {**(kwargs.pop('data_preprocessor', None) or {}), 'num_classes': num_classes}
+        head = complete(head, 'model.head', **sizes)
+        super().__init__(backbone=backbone, head=head, data_preprocessor=preprocessor, **kwargs)

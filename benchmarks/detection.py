@@ -36,14 +36,13 @@ ROWS = {
 
 
 @cache
-def pretraining_config(num_mix: int) -> Config:
-    """Return the config of a pre-training."""
+def pretraining_config(num_mix: int) -> tuple[Config, str]:
+    """Return the config of a pre-training, and the checkpoint that it writes."""
     cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits_scenes.py')
     cfg.train_dataloader.dataset.data_root = str(ROOT / 'crops')
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.work_dir = str(ROOT / f'pretraining-{num_mix}')
-    cfg.last_checkpoint = f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
-    return cfg
+    return cfg, f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
 def build_config(row: str, seed: int) -> tuple[Config, str]:
@@ -53,11 +52,12 @@ def build_config(row: str, seed: int) -> tuple[Config, str]:
     use_scenes(cfg, num_images, is_tuned=row.startswith('tune-'))
     cfg.optim_wrapper.optimizer.lr = lr
     cfg.randomness.seed = seed
-    before = STARTS[start] and pretraining_config(STARTS[start])
-    if before:
-        cfg.model.backbone.init_cfg.checkpoint = before.last_checkpoint
+    digest_before = None
+    if STARTS[start]:
+        before, cfg.model.backbone.init_cfg.checkpoint = pretraining_config(STARTS[start])
+        digest_before = digest_config(before)
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
-    return cfg, digest_config(cfg, before and digest_config(before))
+    return cfg, digest_config(cfg, digest_before)
 
 
 def use_scenes(cfg: Config, num_scenes: int, is_tuned: bool) -> None:
@@ -89,8 +89,8 @@ def prepare(starts: set[str]) -> None:
         write_ink_crops(SCENES / 'train', partial)
         partial.rename(crops)
     for num_mix in sorted(STARTS[start] for start in starts if STARTS[start]):
-        cfg = pretraining_config(num_mix)
-        if not Path(cfg.last_checkpoint).is_file():
+        cfg, checkpoint = pretraining_config(num_mix)
+        if not Path(checkpoint).is_file():
             print(f'pre-training in {cfg.work_dir} ...', flush=True)
             build_quiet_runner(cfg).train()
 

@@ -51,7 +51,7 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple]:
     twice = f'{step} {rounds} --batch {2 * batch} --table ours'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
-    loader = 'configs/patchmix_vit-s_folder.py --synthetic --json'
+    loader = 'configs/patchmix_vit-s_folder.py --synthetic --json --seconds 8'
     detector = f'benchmarks/step.py --table detector {rounds} --precision auto --batch 2'
     parts = {
         'tests': (300, f'-m pytest -m gpu {tests}'),

@@ -1,7 +1,7 @@
 """Digests of checkpoint files, and the undamaged checkpoints of a work dir.
 
 A torch file is a zip archive, whose comment holds the SHA-256 of all bytes before it once it is
-sealed; ``torch.load`` ignores it. :func:`mmpatchmix.compat.safe_loading.find_damage` verifies it.
+sealed; ``torch.load`` ignores it. :func:`mmpatchmix.compat.file_kinds.find_damage` verifies it.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 import struct
 from pathlib import Path
 
-from mmpatchmix.compat.safe_loading import LENGTH, MARK, digest, find_damage
+from mmpatchmix.compat.file_kinds import LENGTH, MARK, digest, find_damage
 
 
 def seal(path: str | Path) -> None:

@@ -147,7 +147,7 @@ def keep_freed_memory() -> bool:
 def find_checkpoint(path: str) -> str:
     """Return the path of a checkpoint that is not damaged, or of the last one in a work dir."""
     from mmpatchmix.checkpoints.sealing import find_good_checkpoint
-    from mmpatchmix.compat.safe_loading import find_damage
+    from mmpatchmix.compat.file_kinds import find_damage
 
     if os.path.isdir(path):
         last, damaged = find_good_checkpoint(path)

@@ -1,12 +1,20 @@
-"""Reason: torch calls every file that it cannot read corrupt, also a web page or an archive.
+"""Reason: torch checks no CRC, and calls every file corrupt that it cannot read, also a web page.
 
-:func:`find_other_kind` names the kind of such a file, and the way to its weights.
+:func:`find_damage` checks a torch file; :func:`find_other_kind` names the kind of any other file.
 """
 
+import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
+# The comment at the end of a zip archive that mmpatchmix.checkpoints.sealing writes.
+MARK = b'sha256:'
+LENGTH = len(MARK) + 64
+# First bytes of the last 22 of an archive, which end in the length of the comment.
+_END = b'PK\x05\x06'
 _UNPACK = 'Unpack it and name the file inside.'
 _AGAIN = 'Download the file itself; pages of GitHub and Hugging Face have a link to it.'
 _OTHER_LIBRARY = 'Save the weights with torch.save() or as .safetensors.'
@@ -63,3 +71,45 @@ def find_other_kind(path: str | Path) -> tuple[str, str] | None:
     if 'archive_format' in endings:
         return 'a program of torch.export', 'Name the checkpoint that it was exported from.'
     return f'a zip archive of other files ({", ".join(names[:3]) or "none"})', _UNPACK
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Return the kind of damage of a torch file, or None.
+
+    Sealed files are compared with their digest, other archives with the CRC of each member. Files
+    of torch before 1.6 are no archives and cannot be checked; they pass.
+    """
+    size = os.path.getsize(path)
+    with open(path, 'rb') as file:
+        start = file.read(20)
+        file.seek(max(0, size - 22 - 65535))
+        tail = file.read()
+        end = tail.rfind(_END)
+        if end < 0:
+            if start.startswith(b'\x80'):
+                return None
+            missing = 'its end is missing' if start.startswith(b'PK') else f'it begins with {start}'
+            return missing if size else 'it is empty'
+        length = int.from_bytes(tail[end + 20 : end + 22], 'little')
+        comment = tail[end + 22 :]
+        if len(comment) != length:
+            return 'its end is cut off or changed'
+        if length == LENGTH:
+            expected = MARK + digest(file, size - LENGTH - 2)
+            return None if comment == expected else 'its digest differs'
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        return f'{type(error).__name__}: {error}'
+    return member and f'{member} differs from its CRC'
+
+
+def digest(file: BinaryIO, num_bytes: int) -> bytes:
+    """Return the SHA-256 of the first bytes of an open file, in hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    while num_bytes and (part := file.read(min(num_bytes, 2**24))):
+        sha256.update(part)
+        num_bytes -= len(part)
+    return sha256.hexdigest().encode()

@@ -7,36 +7,24 @@ the training history beside the weights; mmengine's list of safe classes contain
 through which a file could reach any object, and numpy's unpickling trusts sizes in the file. The
 history and plain arrays are therefore rebuilt from numbers here; other objects become None, or
 dictionaries if they are ones. Files that name a function of Python's library are refused.
-
-The file also holds :func:`find_damage`, since torch does not check CRCs when it loads.
 """
 
-import hashlib
 import logging
-import os
 import re
 import sys
-import zipfile
-import zlib
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import checkpoint
 
-from mmpatchmix.compat.file_kinds import find_other_kind
-
-# The comment at the end of a zip archive that mmpatchmix.checkpoints.sealing writes.
-MARK = b'sha256:'
-LENGTH = len(MARK) + 64
-# First bytes of the last 22 of an archive, which end in the length of the comment.
-_END = b'PK\x05\x06'
+from mmpatchmix.compat.file_kinds import find_damage, find_other_kind
 
 # Modules of Python whose classes start programs or load code.
 _STARTERS = ('subprocess', 'multiprocessing', 'importlib', 'ctypes', 'socket', 'code')
@@ -96,48 +84,6 @@ def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
             return torch.load(opened, map_location=map_location, weights_only=weights_only)
 
     return _load_safely(read, name)
-
-
-def find_damage(path: str | Path) -> str | None:
-    """Return the kind of damage of a torch file, or None.
-
-    Sealed files are compared with their digest, other archives with the CRC of each member. Files
-    of torch before 1.6 are no archives and cannot be checked; they pass.
-    """
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        start = file.read(20)
-        file.seek(max(0, size - 22 - 65535))
-        tail = file.read()
-        end = tail.rfind(_END)
-        if end < 0:
-            if start.startswith(b'\x80'):
-                return None
-            missing = 'its end is missing' if start.startswith(b'PK') else f'it begins with {start}'
-            return missing if size else 'it is empty'
-        length = int.from_bytes(tail[end + 20 : end + 22], 'little')
-        comment = tail[end + 22 :]
-        if len(comment) != length:
-            return 'its end is cut off or changed'
-        if length == LENGTH:
-            expected = MARK + digest(file, size - LENGTH - 2)
-            return None if comment == expected else 'its digest differs'
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        return f'{type(error).__name__}: {error}'
-    return member and f'{member} differs from its CRC'
-
-
-def digest(file: BinaryIO, num_bytes: int) -> bytes:
-    """Return the SHA-256 of the first bytes of an open file, in hexadecimal digits."""
-    sha256 = hashlib.sha256()
-    file.seek(0)
-    while num_bytes and (part := file.read(min(num_bytes, 2**24))):
-        sha256.update(part)
-        num_bytes -= len(part)
-    return sha256.hexdigest().encode()
 
 
 def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:

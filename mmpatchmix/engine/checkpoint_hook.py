@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
 from mmpatchmix.checkpoints.vit_spec import read_stated_spec
-from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.compat.file_kinds import find_damage
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
-from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.compat.file_kinds import find_damage
 from mmpatchmix.files import write_text
 
 

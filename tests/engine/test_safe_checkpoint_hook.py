@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.compat.file_kinds import find_damage
 from mmpatchmix.engine import SafeCheckpointHook, checkpoint_hook
 from mmpatchmix.engine.stop_requests import exit_code
 from tests.engine.tiny_run import tiny_run_config

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmpatchmix.checkpoints import fit_state_dict, read_backbone
-from mmpatchmix.compat.safe_loading import find_damage
+from mmpatchmix.compat.file_kinds import find_damage
 from mmpatchmix.registry import MODELS
 from tests.engine.tiny_run import tiny_run_config
 from tests.models import ranks

@@ -204,12 +204,12 @@ class SafeCheckpointHook(CheckpointHook):
                 self._failure = ''
             return True
         except OSError as error:
-            failure = f'{name} was not saved ({type(error).__name__}: {error})'
+            failure = f'{type(error).__name__}: {error}'
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             self._failure = failure if can_resume else self._failure
             good = f'the last good checkpoint is {self._name_good(runner)}'
-            runner.logger.error(f'{failure}. The run continues; {good}.')
+            runner.logger.error(f'{name} was not saved ({failure}). The run continues; {good}.')
             return False
 
     def _refuse_full_disk(self, runner: Runner) -> None:

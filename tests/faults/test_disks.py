@@ -1,4 +1,4 @@
-"""Real disks that fill up or become read-only during a run."""
+"""Real disks, of checkpoints and logs, that fill up or become read-only during a run."""
 
 import shutil
 import subprocess
@@ -107,3 +107,26 @@ def test_a_missing_last_checkpoint_is_an_error_that_resuming_repairs(uninterrupt
     assert finish(start(log, train, work_dir, options)) == 0, log.read_text()[-3000:]
     shutil.copy(disk / 'run' / 'epoch_3.pth', work_dir)
     assert differences(work_dir, uninterrupted(0)[0]) == []
+
+
+BACKENDS = {
+    'scalars.json': [dict(type='LocalVisBackend')],
+    'TensorBoard': [dict(type='TensorboardVisBackend')],
+}
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_full_disk_for_logs_does_not_end_the_run(backend, disk, tmp_path):
+    log, work_dir = tmp_path / 'log.txt', disk / 'run'
+    # Enough records to exceed the last page of a file.
+    hooks = (
+        at('before_train_iter', 3, lambda: fill(disk)),
+        at('before_train_iter', 14, (disk / 'ballast').unlink),
+    )
+    options = {'visualizer.vis_backends': BACKENDS[backend]}
+    code = finish(start(log, train, work_dir, options, hooks))
+    assert code == 0, log.read_text()[-3000:]
+    assert numbers(work_dir / 'saved.txt')[-1] == 15
+    assert iteration_of(work_dir / 'epoch_3.pth') == 15
+    assert 'epoch_2.pth was not saved' in log.read_text()
+    assert read_log(work_dir)

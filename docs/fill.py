@@ -23,7 +23,7 @@ PURPOSES = {'linear': 'linear probe', 'finetune': 'fine-tuning', 'coco': 'detect
 DATA = {
     'CIFAR10': 'CIFAR-10',
     'CIFAR100': 'CIFAR-100',
-    'CocoDataset': 'COCO',
+    'mmpatchmix.CocoDataset': 'COCO',
     'mmpatchmix.Digits': 'digits',
     'data/imagenet': 'ImageNet-1K',
     'data/images': 'yours',

@@ -42,6 +42,10 @@ model = dict(
     ),
 )
 
+# Checks the annotation files; skips and counts unreadable images.
+train_dataloader = dict(dataset=dict(type='mmpatchmix.CocoDataset'))
+val_dataloader = test_dataloader = dict(dataset=dict(type='mmpatchmix.CocoDataset'))
+
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

@@ -4,6 +4,7 @@ import math
 import os.path as osp
 import time
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ def check_run(runner: Runner) -> None:
     Raises:
         ValueError: If they do not fit, with the keys to change.
     """
+    if find_spec('mmdet'):
+        from mmpatchmix.datasets.coco_files import check_coco_files
+
+        check_coco_files(runner)
     # Built in the order of Runner.train(): samplers draw their seeds when they are built.
     compare_data(runner.train_loop.dataloader.dataset)
     _ = runner.val_loop

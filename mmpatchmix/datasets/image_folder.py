@@ -10,6 +10,7 @@ from sys import intern
 import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
 from mmengine.logging import MMLogger
+from mmpretrain.datasets import BaseDataset
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.datasets.image_list import (
@@ -35,7 +36,7 @@ SHARDS = "type='mmpatchmix.ShardedImages' (docs/data.md)"
 
 
 @DATASETS.register_module()
-class ImageFolder(SkipUnreadable):
+class ImageFolder(SkipUnreadable, BaseDataset):
     """All images below a folder, or of a list; also reads ImageNet-1K.
 
     Hidden files and folders are left out. With labels, the class is the top-level folder of an

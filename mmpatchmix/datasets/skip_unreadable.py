@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import torch
 from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
-from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets import CustomDataset as UpstreamDataset
 from PIL.Image import DecompressionBombError
 

@@ -6,3 +6,7 @@ kept = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator'
 kept += ('train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr')
 [_base_.pop(key) for key in list(_base_) if key not in kept]
 del kept
+
+# Checks the annotation files; skips and counts unreadable images.
+train_dataloader = dict(dataset=dict(dataset=dict(type='mmpatchmix.CocoDataset')))
+val_dataloader = test_dataloader = dict(dataset=dict(type='mmpatchmix.CocoDataset'))

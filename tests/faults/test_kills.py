@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
         process = start(tmp_path / 'log.txt', train, work_dir, options, hooks)
         if kill and kill.kind == OUTSIDE:
             time.sleep(kill.share * seconds)
-            os.kill(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the run may have ended by then
+                os.kill(process.pid, signal.SIGKILL)
         code = finish(process)
         if code == -signal.SIGKILL:
             deaths[process.pid] = time.monotonic()

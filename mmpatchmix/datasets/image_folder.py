@@ -201,27 +201,22 @@ class ImageFolder(SkipUnreadable, BaseDataset):
                 f'ImageFolder: {root} is the work dir of a run, whose pictures would be read as '
                 'images. Use another --work-dir, or move the files of the run (.lock and others)'
             )
-        names, folders, endings, others = [], [], Counter(), Counter()
-        example = ''
-        for name in walk(root, others):
+        names, folders, left_out = [], [], {}
+        for name in walk(root, left_out):
             if name[-1] == '/':
                 folders.append(name)
             elif name.lower().endswith(self.extensions):
                 names.append(name)
             else:
-                example = example or name
-                endings[osp.splitext(name)[1].lower() or 'no extension'] += 1
-        counts = ', '.join(f'{count:,} x {ending}' for ending, count in endings.most_common(5))
-        notes = [f'{counts}, such as {example}, by their endings (dataset.extensions)'] * bool(
-            counts
-        )
-        kinds = dict(reversed(others))  # the first example of each kind
-        numbers = Counter(kind for kind, _ in others)
-        notes += [f'{num:,} {kind}, such as {kinds[kind]}' for kind, num in numbers.items()]
-        if notes:
-            self.understood['left out'] = '; '.join(notes)
+                left_out.setdefault(osp.splitext(name)[1].lower() or 'no extension', []).append(
+                    name
+                )
+        kinds = sorted(left_out.items(), key=lambda item: -len(item[1]))[:6]
+        counts = '; '.join(f'{len(each):,} x {kind}, such as {each[0]}' for kind, each in kinds)
+        if counts:
+            self.understood['left out'] = counts
         if not names:
-            if '.tar' in endings:
+            if '.tar' in left_out:
                 counts += f'. Tar files of images are read by {SHARDS}'
             wanted = ', '.join(sorted(self.extensions))
             raise ValueError(
@@ -264,7 +259,6 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         folders = sorted({name.partition('/')[0] for name in names})
         listed = ', '.join(folders[:4]) + (' ...' if len(folders) > 4 else '')
         depths = sorted({name.count('/') for name in names})
-        splits = {find_split(name) for name in folders}
         if depths[0] and set(folders) <= set(self.CLASSES or ()):
             self.understood['labels'] = f'{listed} are folders of the given classes'
             return True
@@ -276,7 +270,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             reason = 'images lie at several depths'
         elif depths != [1]:
             reason = f'images lie {depths[0]} folders deep; data_root is not the folder of classes'
-        elif {'train', 'val'} <= splits or None not in splits:
+        elif (splits := {*map(find_split, folders)}) >= {'train', 'val'} or None not in splits:
             reason = f'{listed} are splits'
             MMLogger.get_current_instance().warning(
                 f'{self.img_prefix} holds {listed}: read as one unlabelled set. Use one of them '

@@ -214,17 +214,16 @@ def _split_reader(name: str) -> Callable[[str], str | None]:
     return lambda cell: values.get(cell.lower())
 
 
-def walk(root: str, left_out: Counter | None = None) -> Iterator[str]:
+def walk(root: str, left_out: dict[str, list[str]]) -> Iterator[str]:
     """Yield relative paths of all files and, with '/' at the end, of all folders.
 
-    Hidden ones, folders of the system, work dirs of runs, pipes and devices are left out; their
-    kind and an example are counted in ``left_out``, a ``Counter`` of (kind, path). Links to
-    folders are followed, except to a folder above (a cycle).
+    Hidden ones, folders of the system, work dirs of runs, pipes and devices are added to
+    ``left_out``, by kind. Links to folders are followed, except to a folder above (a cycle).
     """
-    return _walk(root, '', (), Counter() if left_out is None else left_out)
+    return _walk(root, '', (), left_out)
 
 
-def _walk(root: str, folder: str, above: tuple, left_out: Counter) -> Iterator[str]:
+def _walk(root: str, folder: str, above: tuple, left_out: dict) -> Iterator[str]:
     status = os.stat(osp.join(root, folder))
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -236,7 +235,7 @@ def _walk(root: str, folder: str, above: tuple, left_out: Counter) -> Iterator[s
             # entry.is_dir() raises for a link to itself.
             is_dir = osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
             if kind := _find_kind(entry, is_dir):
-                left_out[kind, name] += 1
+                left_out.setdefault(kind, []).append(name)
                 num_runs += kind == WORK_DIR
             elif is_dir:
                 num_others += 1

@@ -115,6 +115,12 @@ def _check_held_out(runner: Runner) -> None:
             f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
             'and split="train" and "val".'
         )
+    if train.metainfo['labelled'] and not {*test.metainfo['classes']} <= {*train.CLASSES}:
+        unknown = ', '.join(sorted({*test.metainfo['classes']} - {*train.CLASSES})[:5])
+        raise ValueError(
+            f'val_dataloader has classes that are not trained on: {unknown}. Rename, remove or '
+            'also train on these, or give both dataset.classes=[...].'
+        )
 
 
 def _are_apart(train: Any, test: Any) -> bool:

@@ -1,10 +1,15 @@
 """Class numbers: the list of the training set numbers all others, by name."""
 
+from types import SimpleNamespace
+
 import pytest
+from mmengine.runner import ValLoop
+from torch import nn
 
 from mmpatchmix.datasets import Digits, ImageFolder, ShardedImages
 from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.datasets.pack_shards import pack_shards
+from mmpatchmix.engine import StrictLoadHook
 from tests.datasets.folders import make_classes, make_folder
 from tests.datasets.test_image_folder import list_labels
 
@@ -69,3 +74,22 @@ def test_unknown_classes_are_refused_by_name(root, tmp_path):
             adopt_classes(read(tmp_path, name), train.metainfo)
     with pytest.raises(ValueError, match=r"Digits has the classes \('0', '1'.*'bee'"):
         adopt_classes(Digits(split='test'), train.metainfo)
+
+
+def test_classifiers_are_evaluated_by_the_list_of_the_training_set_or_checkpoint(root):
+    train = SimpleNamespace(dataset=read(root, 'tr'))
+    for is_trained in (True, False):
+        loop = object.__new__(ValLoop)
+        loop.dataloader = SimpleNamespace(dataset=read(root, 'va'))
+        model = nn.Linear(1, 1)
+        runner = SimpleNamespace(
+            model=model, train_dataloader=train, val_loop=loop,
+            _val_loop=None, _test_loop=loop, _train_loop={},
+        )  # fmt: skip
+        if is_trained:
+            StrictLoadHook().before_train(runner)
+        else:
+            meta = dict(dataset_meta=train.dataset.metainfo)
+            checkpoint = dict(state_dict=model.state_dict(), meta=meta)
+            StrictLoadHook().after_load_checkpoint(runner, checkpoint)
+        assert list_labels(loop.dataloader.dataset) == [0] * 3 + [2] * 3

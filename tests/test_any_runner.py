@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmpatchmix.datasets.digits import write_digit_scenes
+from examples.digit_scenes import write_digit_scenes
 from tests.calls import ROOT, environment
 from tests.faults.processes import free_port
 

@@ -98,7 +98,7 @@ def _check_classes(runner: Runner, model: torch.nn.Module) -> None:
 
 
 def _check_held_out(runner: Runner) -> None:
-    """Refuse evaluation images that are trained on, and other classes than in training."""
+    """Refuse evaluation images that are trained on."""
     train = runner.train_dataloader.dataset
     test = runner.val_loop.dataloader.dataset if runner.val_loop else None
     # By an attribute of ImageFolder: the train loader's is wrapped in a class that sets seeds.
@@ -115,12 +115,11 @@ def _check_held_out(runner: Runner) -> None:
             f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
             'and split="train" and "val".'
         )
-    known = set(train.metainfo.get('classes') or ())
-    if train.metainfo['labelled'] and known != set(test.metainfo['classes']):
-        other = sorted(known.symmetric_difference(test.metainfo['classes']))
+    if train.metainfo['labelled'] and not {*test.metainfo['classes']} <= {*train.CLASSES}:
+        unknown = ', '.join(sorted({*test.metainfo['classes']} - {*train.CLASSES})[:5])
         raise ValueError(
-            f'train_dataloader and val_dataloader have different classes ({", ".join(other[:5])}): '
-            'give both dataset.classes=[...].'
+            f'val_dataloader has classes that are not trained on: {unknown}. Rename, remove or '
+            'also train on these, or give both dataset.classes=[...].'
         )
 
 

@@ -82,7 +82,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
     runner = build_runner(cfg, args.verbose)
     train, test = judge.load_features(runner, checkpoint)
-    what = set(args.what) - ({'knn', 'linear', 'low-shot'} if train.labels is None else set())
+    labelled = train.labels is not None and test.labels is not None
+    what = set(args.what) - (set() if labelled else {'knn', 'linear', 'low-shot'})
     metrics = runner.test_loop.judge(test, train) if 'knn' in what else {}
     if second is not None:
         if mmengine.dist.is_main_process():

@@ -11,24 +11,25 @@ import numpy as np
 from mmengine.dataset.base_dataset import force_full_init
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import BaseDataset
+from torch.utils.data import Dataset
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.datasets.image_list import (
-    TRAIN_NAMES,
-    VAL_NAMES,
+    find_split,
     hash_name,
     is_list,
+    is_work_dir,
     read_image_list,
     walk,
 )
 from mmpatchmix.datasets.skip_unreadable import SkipUnreadable
 from mmpatchmix.registry import DATASETS
 
-SPLIT_NAMES = frozenset(TRAIN_NAMES + VAL_NAMES)  # folders of these names are not classes
 NUMBERED_PART = re.compile(
     r'(part|shard|chunk|batch|block|bucket|dir|disk|folder|fold|set|split|vol|volume)s?[-_. ]?\d+',
     re.IGNORECASE,
 )
+LOOSE = 'images in no folder'
 HOW_TO_SET = (
     'Set it with --data-root PATH, or with --cfg-options train_dataloader.dataset.data_root=PATH'
 )
@@ -39,22 +40,22 @@ SHARDS = "type='mmpatchmix.ShardedImages' (docs/data.md)"
 class ImageFolder(SkipUnreadable, BaseDataset):
     """All images below a folder, or of a list; also reads ImageNet-1K.
 
-    Hidden files and folders are left out. With labels, the class is the top-level folder of an
-    image, classes are sorted by name, and a folder without images counts as a class, so that a
-    train and a val folder agree. ``metainfo`` has ``labelled``, ``split``, and, with labels,
+    Hidden files, folders of the system, work dirs of runs, pipes and devices are left out. With
+    labels, the class is the top-level folder of an image, classes are sorted by name, and a folder
+    without images counts as a class. ``metainfo`` has ``labelled``, ``split``, and, with labels,
     ``classes``; ``understood`` describes by topic what was found, and why.
 
-    A list is a ``.csv`` of path, optional label and optional split ('train' or 'val'), with or
-    without a header line, or a ``.txt`` of paths, relative to the list. Labels that are whole
-    numbers are sorted as numbers.
+    A list is a text file of paths, relative to the list, with optional labels and splits
+    (:func:`read_image_list`). Labels that are whole numbers are sorted as numbers.
 
     Args:
         data_root: The folder, or the parent of ``data_prefix``, or a list.
         data_prefix: Folder of the images below ``data_root``.
         labels: True, False, or 'auto': labelled when every image lies exactly one level down, in
-            two or more folders that are not named like splits ('train', 'val', ...).
-        split: 'train' or 'val': the folder of that name if there are such folders, or the lines of
-            a list with that split. Otherwise, with labels, 'val' takes a share of the images and
+            two or more folders that are not named like splits, or at any depth in folders that
+            ``classes`` names.
+        split: 'train' or 'val': the folder of such a name ('Train', 'val2017', ...), or the lines
+            of a list with that split. Without them, of labelled images 'val' takes a share and
             'train' the others, by a hash of the relative path; without labels both are all images.
         holdout: Share of the images in 'val', in (0, 1).
         extensions: File name endings of images, in any case.
@@ -108,6 +109,9 @@ class ImageFolder(SkipUnreadable, BaseDataset):
 
     def load_data_list(self) -> np.ndarray:
         """Return the relative path and the label (-1: none) of each image, in one shared array."""
+        # Read again by adopt_classes: from the folder that was given.
+        self._given_prefix = getattr(self, '_given_prefix', self.img_prefix)
+        self.data_prefix['img_path'] = self._given_prefix
         read = self._read_list if self.list_file else self._read_folder
         names, labels, classes, is_split = read()
         self._metainfo.update(labelled=labels is not None, split=self.split)
@@ -130,6 +134,16 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         info = {'img_path': path, 'sample_idx': idx % len(self)}
         return info | {'gt_label': label} if label >= 0 else info
 
+    def adopt_classes(self, classes: Sequence[str]) -> None:
+        """Read again with the class list of the training set; see :func:`adopt_classes`."""
+        if self.labels is False or (self.list_file and not self.metainfo['labelled']):
+            return
+        if not self.metainfo['labelled']:  # all images were taken, and still are
+            self._given_prefix, self.split = self.img_prefix, None
+        self.understood, self._metainfo['classes'] = {}, tuple(classes)
+        self._fully_initialized = False
+        self.full_init()
+
     def _locate(self, row: np.void) -> tuple[str, int]:
         """Return path and label of a row of the data list."""
         path, label = row
@@ -144,7 +158,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             return names, None, (), is_split
         labels = [intern(name.partition('/')[0]) for name in names]
         num_loose = sum('/' not in name for name in names)
-        if num_loose or len(set(labels)) < 2:
+        if num_loose or (len(set(labels)) < 2 and not self.CLASSES):
             found = f'{num_loose} lie in none' if num_loose else f'all are in {labels[0]}'
             raise ValueError(
                 f'ImageFolder: labels=True needs the {len(names)} images of {self.img_prefix} in '
@@ -155,7 +169,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
 
     def _read_list(self) -> tuple[list[str], list[str] | None, Sequence[str], bool]:
         """Do the same for a list."""
-        names, labels, splits = read_image_list(self.list_file)
+        names, labels, splits, self.understood['columns'] = read_image_list(self.list_file)
         if self.labels is True and labels is None:
             raise ValueError(f'ImageFolder: labels=True, but {self.list_file} has no labels')
         if labels is None or self.labels is False:
@@ -182,19 +196,27 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             if root.endswith('.tar'):
                 found += f', or read it as a shard: {SHARDS}'
             raise FileNotFoundError(f'ImageFolder: there is no folder {found}. {HOW_TO_SET}')
-        names, folders, endings = [], [], Counter()
-        for name in walk(root):
+        if is_work_dir(root):
+            raise ValueError(
+                f'ImageFolder: {root} is the work dir of a run, whose pictures would be read as '
+                'images. Use another --work-dir, or move the files of the run (.lock and others)'
+            )
+        names, folders, left_out = [], [], {}
+        for name in walk(root, left_out):
             if name[-1] == '/':
                 folders.append(name)
             elif name.lower().endswith(self.extensions):
                 names.append(name)
             else:
-                endings[osp.splitext(name)[1].lower() or 'no extension'] += 1
-        counts = ', '.join(f'{count:,} x {ending}' for ending, count in endings.most_common(5))
+                left_out.setdefault(osp.splitext(name)[1].lower() or 'no extension', []).append(
+                    name
+                )
+        kinds = sorted(left_out.items(), key=lambda item: -len(item[1]))[:6]
+        counts = '; '.join(f'{len(each):,} x {kind}, such as {each[0]}' for kind, each in kinds)
         if counts:
-            self.understood['left out'] = f'{counts}, by their endings (dataset.extensions)'
+            self.understood['left out'] = counts
         if not names:
-            if '.tar' in endings:
+            if '.tar' in left_out:
                 counts += f'. Tar files of images are read by {SHARDS}'
             wanted = ', '.join(sorted(self.extensions))
             raise ValueError(
@@ -207,15 +229,24 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         self, names: list[str], folders: list[str]
     ) -> tuple[list[str], list[str], bool]:
         """Restrict paths to the folder of the split; also return whether there is such a folder."""
-        parts = sorted({name.partition('/')[0] for name in names})
-        train = next((name for name in TRAIN_NAMES if name in parts), None)
-        val = next((name for name in VAL_NAMES if name in parts), None)
-        if self.split is None or train is None or not SPLIT_NAMES.issuperset(parts):
+        counts = Counter(name.partition('/')[0] if '/' in name else LOOSE for name in names)
+        # The plain names first, test sets last.
+        parts = sorted(counts, key=lambda name: ('te' in name.lower(), len(name), name))
+        splits = [find_split(name) for name in parts]
+        train, val = (
+            parts[splits.index(wanted)] if wanted in splits else None for wanted in ('train', 'val')
+        )
+        # A train folder beside others, none of them held out, may be a class.
+        if self.split is None or train is None or (val is None and len(parts) > 1):
             return names, folders, False
         part = val if val and self.split == 'val' else train
         self.data_prefix['img_path'] = osp.join(self.img_prefix, part)
         if val:
-            unused = ''.join(f', {each} not used' for each in parts if each not in (train, val))
+            unused = ''.join(
+                f', {name} not used ({counts[name]:,} images)'
+                for name in parts
+                if name not in (train, val)
+            )
             self.understood['folders'] = f'{train} is trained on, {val} held out{unused}'
         inside = (
             [path.removeprefix(f'{part}/') for path in paths if path.startswith(f'{part}/')]
@@ -227,18 +258,24 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         """Decide about labels='auto'; note the reason."""
         folders = sorted({name.partition('/')[0] for name in names})
         listed = ', '.join(folders[:4]) + (' ...' if len(folders) > 4 else '')
-        if all('/' not in name for name in names):
+        depths = sorted({name.count('/') for name in names})
+        if depths[0] and set(folders) <= set(self.CLASSES or ()):
+            self.understood['labels'] = f'{listed} are folders of the given classes'
+            return True
+        if depths == [0]:
             reason = 'images lie in no folder'
-        elif any(name.count('/') != 1 for name in names):
+        elif len(folders) < 2:
+            reason = f'all images lie in {listed}'
+        elif len(depths) > 1:
             reason = 'images lie at several depths'
-        elif SPLIT_NAMES.issuperset(folders):
+        elif depths != [1]:
+            reason = f'images lie {depths[0]} folders deep; data_root is not the folder of classes'
+        elif (splits := {*map(find_split, folders)}) >= {'train', 'val'} or None not in splits:
             reason = f'{listed} are splits'
             MMLogger.get_current_instance().warning(
                 f'{self.img_prefix} holds {listed}: read as one unlabelled set. Use one of them '
                 "with data_prefix='train'; labels=True makes them classes"
             )
-        elif len(folders) < 2:
-            reason = f'all images lie in {listed}'
         elif all(NUMBERED_PART.fullmatch(name) for name in folders):
             reason = f'{listed} are numbered parts; labels=True makes them classes'
         else:
@@ -255,8 +292,9 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         classes = self._metainfo.setdefault('classes', tuple(found))
         if unknown := sorted(used.difference(classes)):
             raise ValueError(
-                f'ImageFolder: {source} has labels that are not in the given classes: '
-                f'{", ".join(unknown[:5])}. Leave classes out to take them from the images'
+                f'{type(self).__name__}: {source} has images of {", ".join(unknown[:5])}, and the '
+                f'classes of the training set (or dataset.classes) are {", ".join(classes[:5])}'
+                f'{", ..." if len(classes) > 5 else ""}. Rename, remove or also train on these'
             )
         if empty := sorted(set(classes) - used):
             MMLogger.get_current_instance().warning(
@@ -282,3 +320,25 @@ class ImageFolder(SkipUnreadable, BaseDataset):
     def _note_held_out(self, num_chosen: int, num_images: int, reason: str) -> None:
         num_val = num_chosen if self.split == 'val' else num_images - num_chosen
         self.understood['held out'] = f'{num_val:,} of {num_images:,}, {reason}'
+
+
+def adopt_classes(dataset: Dataset, metainfo: dict | None) -> None:
+    """Let a data set number its classes as the ``metainfo`` of the training set does.
+
+    Raises:
+        ValueError: If a class with images is not in the list, or the data set is not of this
+            package and has another list.
+    """
+    while 'dataset' in vars(dataset):  # a wrapper, such as mmengine's RepeatDataset
+        dataset = dataset.dataset
+    metas = metainfo, getattr(dataset, 'metainfo', None)
+    classes, own = (tuple((meta or {}).get('classes') or ()) for meta in metas)
+    if not classes or classes == own:
+        return
+    if isinstance(dataset, ImageFolder):
+        dataset.adopt_classes(classes)
+    elif isinstance(dataset, BaseDataset) and own and own != classes[: len(own)]:
+        raise ValueError(
+            f'{type(dataset).__name__} has the classes {own[:5]}, ..., and the training set '
+            f'{classes[:5]}, ...: give both the same dataset.classes'
+        )

@@ -24,11 +24,13 @@ from mmengine.logging import MMLogger
 from mmpatchmix.datasets.image_list import hash_name
 from mmpatchmix.files import move_into_place
 
-# Key and ending of a member are split at the first dot, as in the webdataset library.
+# Key and ending of a member are split at the first dot, as in the webdataset library; but see
+# _choose_images.
 MEMBER = re.compile(r'((?:.*/|)[^.]+)\.([^/]*)', re.DOTALL)
 META = '__pack__'  # member of pack-shards; the webdataset library ignores names of this form
 RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 PREFIX = 'shard://'
+VERSION = 2  # of the index: former files are made anew
 NUM_THREADS = 16  # for scanning, which is limited by the disk
 NUM_OPEN = 128  # shards that a process keeps open; the limit of open files is often 1,024
 SAMPLE = np.dtype(
@@ -53,7 +55,7 @@ def read_index(
     """
     folder = osp.commonpath([osp.dirname(path) for path in paths])
     names = [osp.relpath(path, folder) for path in paths]
-    key = json.dumps([list(paths) if cache_dir else names, list(endings)])
+    key = json.dumps([VERSION, list(paths) if cache_dir else names, list(endings)])
     digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
     file = osp.join(cache_dir or folder, f'shards-{digest}.index.npz')
     status = [os.stat(path) for path in paths]
@@ -136,16 +138,15 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                 if key == META:
                     meta = json.load(shard.extractfile(files['']))
                     continue
-                images = [file for ending, file in files.items() if f'.{ending}' in endings]
-                if len(images) > 1:
-                    names = ' and '.join(image.name for image in images)
-                    raise ValueError(f'{names} are one sample: set extensions to one ending')
-                label = shard.extractfile(files['cls']).read().strip() if 'cls' in files else b'-1'
-                if 'cls' in files and not label.isdigit():
-                    raise ValueError(f'a .cls file holds {label[:20]!r}, not a class number >= 0')
-                for image in images:
+                for stem, image in _choose_images(files, endings).items():
+                    file = files.get(f'{stem}.cls') or files.get('cls')
+                    label = shard.extractfile(file).read().strip() if file else b'-1'
+                    if file and not label.isdigit():
+                        raise ValueError(
+                            f'a .cls file holds {label[:20]!r}, not a class number >= 0'
+                        )
                     rows.append((0, image.offset_data, image.size, 0, int(label)))
-                    keys.append(key)
+                    keys.append(f'{key}.{stem}' if stem else key)
             # tarfile reads a damaged header as the end of the archive.
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -159,6 +160,23 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
             'uncompressed tar files in the format of webdataset'
         ) from error
     return samples, meta
+
+
+def _choose_images(
+    files: dict[str, tarfile.TarInfo], endings: Sequence[str]
+) -> dict[str, tarfile.TarInfo]:
+    """Return the images among the members of one key, by the part between key and ending.
+
+    ``KEY.jpg``, or else ``KEY.1.jpg`` and ``KEY.2.jpg`` (names with further dots), one sample each.
+    """
+    # Other members of a sample with KEY.jpg, such as KEY.mask.png, are ignored.
+    chosen = [ending for ending in files if f'.{ending}' in endings]
+    chosen = chosen or [each for each in files if f'.{each.rpartition(".")[2]}' in endings]
+    stems, kinds = ({each.rpartition('.')[part] for each in chosen} for part in (0, 2))
+    if len(stems) < len(chosen) or len(kinds) > 1:
+        names = ' and '.join(files[each].name for each in chosen)
+        raise ValueError(f'{names} are one sample: set extensions to one ending')
+    return {each.rpartition('.')[0]: files[each] for each in chosen}
 
 
 def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -68,7 +68,7 @@ class ShardedImages(ImageFolder):
         labelled = self.labels is not False and self._has_labels(samples['label'])
         self._metainfo.update(labelled=labelled, split=self.split)
         if labelled:
-            self._check_classes(samples['label'], classes)
+            samples['label'] = self._number_labels(samples['label'], classes)
             if self.split:
                 samples = samples[self._choose_split(samples['hash'], len(samples))]
         data_list = np.empty(len(samples), [(name, samples.dtype[name]) for name in HELD])
@@ -133,17 +133,16 @@ class ShardedImages(ImageFolder):
             MMLogger.get_current_instance().warning(f'{message}: all are read without labels')
         return num_without == 0
 
-    def _check_classes(self, labels: np.ndarray, packed: list[str] | None) -> None:
-        """Set ``metainfo['classes']`` if known; raise if they do not fit."""
-        classes = self._metainfo.get('classes') or packed or ()
-        if packed and list(classes) != packed:
-            raise ValueError(
-                f'ShardedImages: the given classes differ from those that {self.img_prefix} was '
-                f'packed with: {", ".join(packed[:5])}, ... Leave classes out to take these'
-            )
+    def _number_labels(self, labels: np.ndarray, packed: list[str] | None) -> np.ndarray:
+        """Return labels as numbers of ``metainfo['classes']``: by name, if names were packed."""
+        classes = packed or self.CLASSES or ()
         if classes and labels.max() >= len(classes):
             raise ValueError(
                 f'ShardedImages: {self.img_prefix} has an image of class {labels.max()}, but '
                 f'there are names for {len(classes)} classes only'
             )
-        self._metainfo |= {'classes': tuple(classes)} if classes else {}
+        if not packed:
+            return labels
+        used = np.unique(labels)
+        number_of = self._number_classes({packed[number] for number in used}, packed)
+        return np.array([number_of.get(name, -1) for name in packed], np.int32)[labels]

@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset as UpstreamDataset
 from PIL.Image import DecompressionBombError
 
+from mmpatchmix.datasets.image_list import is_special_file
 from mmpatchmix.registry import DATASETS
 
 # Errors of loading a damaged file. mmcv asserts when OpenCV returns None; Pillow's PNG reader
@@ -75,10 +76,13 @@ class SkipUnreadable(BaseDataset):
     def _run_pipeline(self, idx: int) -> dict | None:
         data = self.get_data_info(idx)
         for transform in self.pipeline.transforms:
+            is_load = isinstance(transform, LoadImageFromFile)
             try:
+                if is_load and is_special_file(data.get('img_path') or ''):
+                    raise OSError('a pipe, socket or device')
                 data = transform(data)
             except ERRORS as error:
-                if not isinstance(transform, LoadImageFromFile):
+                if not is_load:
                     raise
                 self._count_unreadable(idx, error)
                 return None

@@ -10,6 +10,7 @@ import numpy as np
 from mmengine import fileio
 
 from mmpatchmix.datasets.decode_image import DecodedImage, UnfitImageError, decode_image
+from mmpatchmix.datasets.image_list import is_special_file
 
 NUM_SAMPLED = 300
 
@@ -61,6 +62,8 @@ def survey_images(
         if survey.num_read and time.monotonic() > end:
             break
         try:
+            if is_special_file(path):
+                raise OSError('a pipe, socket or device')
             decoded = decode_image(fileio.get(path), path)
         except OSError as error:
             survey.damaged.append((path, str(error).replace(f': {path}', '')))

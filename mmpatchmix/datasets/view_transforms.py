@@ -1,5 +1,6 @@
 """Views that are not random crops: the test view, and views made by any list of transforms."""
 
+import math
 from collections.abc import Sequence
 
 from mmcv.transforms import BaseTransform, Compose
@@ -8,6 +9,7 @@ from mmpatchmix.datasets.multi_crop import MultiCrop, allocate, resize, to_pair,
 from mmpatchmix.registry import TRANSFORMS
 
 MARGIN = 256 / 224  # resized side / side of the centre crop
+MAX_ASPECT = 8  # of an image that is resized whole
 
 
 @TRANSFORMS.register_module()
@@ -35,6 +37,13 @@ class ResizeCentre(BaseTransform):
         old_height, old_width = image.shape[2:]
         height, width = self.size
         scale = max(int(height * MARGIN) / old_height, int(width * MARGIN) / old_width)
+        # Of a strip only the middle is enlarged; an even number of pixels is cut off.
+        cuts = [
+            max(0, old - math.ceil(MAX_ASPECT * side / scale)) // 2
+            for old, side in zip((old_height, old_width), self.size, strict=True)
+        ]
+        image = image[:, :, cuts[0] : old_height - cuts[0], cuts[1] : old_width - cuts[1]]
+        old_height, old_width = image.shape[2:]
         # Rounded down as in ResizeEdge, with a tolerance for 255.99999.
         new_height, new_width = int(old_height * scale + 1e-6), int(old_width * scale + 1e-6)
         out = allocate(image, (new_height, new_width), 1)

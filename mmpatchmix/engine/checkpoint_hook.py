@@ -13,13 +13,14 @@ import torch
 from mmengine import dist
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch.distributed.tensor import DTensor
 
 from mmpatchmix.checkpoints import fit_state_dict
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
 from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 from mmpatchmix.compat.file_kinds import find_damage
+from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code
@@ -263,8 +264,20 @@ class SafeCheckpointHook(CheckpointHook):
 class StrictLoadHook(Hook):
     """Refuse a checkpoint that does not fit the model; mmengine only logs mismatches.
 
-    The number of heads, which no shape shows, is compared where the file records it.
+    The number of heads, which no shape shows, is compared where the file records it. Validation
+    and test sets of classifiers take the class list of the training set, from the checkpoint where
+    nothing is trained; those of ``KNNLoop`` take that of its bank.
     """
+
+    def before_train(self, runner: Runner) -> None:
+        """Let the validation set number its classes as the training set does."""
+        metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+        self._share_classes(runner.val_loop, metainfo)
+
+    @staticmethod
+    def _share_classes(loop: BaseLoop | dict | None, metainfo: dict | None) -> None:
+        if isinstance(loop, BaseLoop) and not hasattr(loop, 'bank_dataloader'):
+            adopt_classes(loop.dataloader.dataset, metainfo)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise ``ValueError`` with all mismatches; called before anything is loaded."""
@@ -281,6 +294,9 @@ class StrictLoadHook(Hook):
                 f'The checkpoint was trained with {saved} attention heads and the config has '
                 f'{arch["num_heads"]}: use the config of its work dir, or the same --init.'
             )
+        if not isinstance(runner._train_loop, BaseLoop):
+            for loop in (runner._val_loop, runner._test_loop):
+                self._share_classes(loop, (checkpoint.get('meta') or {}).get('dataset_meta'))
 
 
 def choose_checkpoint(runner: Runner) -> str | None:

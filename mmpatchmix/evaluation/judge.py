@@ -42,8 +42,9 @@ def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Fea
     load_model(runner, checkpoint)
     folder = Path(runner.work_dir) / 'features'
     loaders = dict(bank=loop.bank_dataloader, queries=loop.dataloader)
-    if not all(is_labelled(loader.dataset) for loader in loaders.values()):
-        text = 'The images have no labels: kNN, linear and low-shot are left out. '
+    if unlabelled := [name for name, each in loaders.items() if not is_labelled(each.dataset)]:
+        names = ' and '.join(unlabelled)
+        text = f'The {names} have no labels: kNN, linear and low-shot are left out. '
         print_log(f'{text}The features are kept in {folder}.', 'current', logging.WARNING)
     datasets = config.test_cfg.bank_dataloader.dataset, config.test_dataloader.dataset
     keys = [

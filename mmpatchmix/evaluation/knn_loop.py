@@ -12,6 +12,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.evaluation.features import Features, extract_features, extract_pixels, is_labelled
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
@@ -128,6 +129,9 @@ class KNNLoop(BaseLoop):
         self.bank_dataloader = _build(runner, bank_dataloader)
         more = (more_queries or {}).items()
         self.more_queries = {name: _build(runner, loader) for name, loader in more}
+        metainfo = getattr(self.bank_dataloader.dataset, 'metainfo', None)
+        for each in (self.dataloader, *self.more_queries.values()):
+            adopt_classes(each.dataset, metainfo)
         evaluator = runner.build_evaluator(evaluator)
         if [type(metric) for metric in evaluator.metrics] != [KNNMetric]:
             raise ValueError(

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
-from mmpatchmix.datasets.digits import write_digit_scenes
+from examples.digit_scenes import write_digit_scenes
 from mmpatchmix.models.detection import WindowedViT
 from mmpatchmix.registry import MODELS
 

@@ -8,8 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
+from examples.digit_scenes import INK, crop_ink, write_digit_scenes, write_ink_crops
 from mmpatchmix.datasets import Digits
-from mmpatchmix.datasets.digits import INK, crop_ink, write_digit_scenes, write_ink_crops
 
 SETTINGS = dict(num_train=12, num_val=6, image_size=96, num_digits=(3, 5))
 

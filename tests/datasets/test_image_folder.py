@@ -7,6 +7,7 @@ import pytest
 from mmpretrain.registry import DATASETS
 
 from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.datasets.survey import survey_images
 from tests.datasets.folders import PIPELINE, make_classes, make_folder, write_image
 
 
@@ -79,7 +80,7 @@ def test_given_classes_decide_the_numbers(tmp_path):
     make_classes(tmp_path, 1)
     dataset = ImageFolder(str(tmp_path), classes=['cow', 'bee', 'ant', 'dog'])
     assert list_labels(dataset) == [2, 1, 0]
-    with pytest.raises(ValueError, match='not in the given classes: bee'):
+    with pytest.raises(ValueError, match=r'images of bee, and the classes of .* are cow, ant'):
         ImageFolder(str(tmp_path), classes=['cow', 'ant'])
 
 
@@ -122,7 +123,7 @@ def test_names_of_any_length_and_letters(tmp_path):
 
 def test_memory_per_image_is_the_longest_name_and_four_bytes(tmp_path, monkeypatch):
     names = [f'n{i % 10:08d}/n{i % 10:08d}_{i:06d}.JPEG' for i in range(1000)]
-    monkeypatch.setattr('mmpatchmix.datasets.image_folder.walk', lambda root: iter(names))
+    monkeypatch.setattr('mmpatchmix.datasets.image_folder.walk', lambda root, left_out: iter(names))
     dataset = ImageFolder(str(tmp_path), classes=[f'n{i:08d}' for i in range(10)])
     assert len(names[0]) == 31
     assert dataset.data_list.nbytes == 1000 * (31 + 4)
@@ -188,11 +189,12 @@ def test_folders_without_images_are_refused_with_the_files_found(tmp_path):
     for name in ('a.heic', 'deep/b.heic', 'README'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r'\.png.*found 2 x \.heic, 1 x no extension'):
+    with pytest.raises(ValueError, match=r'\.png.*found 2 x \.heic, such as .*\.heic; 1 x no ext'):
         ImageFolder(str(tmp_path))
     make_folder(tmp_path, 'a.jpg')
     told = ImageFolder(str(tmp_path)).understood['left out']
-    assert told == '2 x .heic, 1 x no extension, by their endings (dataset.extensions)'
+    assert told.startswith('2 x .heic, such as ')
+    assert told.endswith('.heic; 1 x no extension, such as README')
 
 
 def test_labels_need_two_class_folders(tmp_path):
@@ -239,7 +241,7 @@ def test_train_and_val_folders_are_used_as_such(tmp_path):
     assert list_names(val) == [f'{c}/00{n}.jpg' for c in ('ant', 'cow') for n in range(2)]
     assert list_labels(val) == [0, 0, 2, 2]
     assert val.img_prefix == str(tmp_path / 'val')
-    told = 'train is trained on, val held out, test not used'
+    told = 'train is trained on, val held out, test not used (3 images)'
     assert train.understood['folders'] == val.understood['folders'] == told
 
 
@@ -274,3 +276,81 @@ def test_labels_come_with_the_reason(tmp_path, names, labelled, told):
     dataset = ImageFolder(str(make_folder(tmp_path, *names)))
     assert dataset.metainfo['labelled'] is labelled
     assert dataset.understood['labels'].startswith(told)
+
+
+# Other people's folders
+
+
+@pytest.mark.parametrize(
+    ('train', 'val'),
+    [
+        ('Train', 'TEST'),
+        ('train2017', 'val2017'),
+        ('training_set', 'test_set'),
+        ('train', 'held-out'),
+        ('TrainImages', 'Validation'),
+        ('images-train', 'dev'),
+        ('tr', 'eval'),
+    ],
+)
+def test_split_folders_are_found_by_many_names(tmp_path, train, val):
+    make_classes(tmp_path / train, 2)
+    make_classes(tmp_path / val, 1)
+    make_folder(tmp_path, 'unlabeled2017/a.jpg', 'loose.jpg')
+    parts = [ImageFolder(str(tmp_path), split=split) for split in ('train', 'val')]
+    assert [list_labels(part) for part in parts] == [[0, 0, 1, 1, 2, 2], [0, 1, 2]]
+    told = parts[0].understood['folders']
+    assert told.startswith(f'{train} is trained on, {val} held out, ')
+    assert 'unlabeled2017 not used (1 images)' in told
+    assert 'images in no folder not used (1 images)' in told
+
+
+@pytest.mark.parametrize('name', ['trainer', 'car', 'test tube', 'evil', 'set', 'trace', 'valley'])
+def test_other_names_are_no_splits(tmp_path, name):
+    make_folder(tmp_path, f'{name}/1.jpg', 'train/2.jpg')
+    dataset = ImageFolder(str(tmp_path), split='train', holdout=0.01)
+    assert dataset.metainfo['classes'] == tuple(sorted([name, 'train']))
+
+
+def test_folders_of_the_system_pipes_and_hidden_files_are_left_out(tmp_path):
+    make_classes(tmp_path, 1, ('ant', 'bee'))
+    for name in ('__MACOSX', '@eaDir', '.ipynb_checkpoints', '$RECYCLE.BIN', 'ant/@eaDir'):
+        make_folder(tmp_path / name, 'x.jpg')
+    (tmp_path / 'bee/Thumbs.db').touch()
+    os.mkfifo(tmp_path / 'ant/pipe.jpg')
+    (tmp_path / 'bee/link.jpg').symlink_to('../ant/pipe.jpg')
+    dataset = ImageFolder(str(tmp_path))
+    assert list_names(dataset) == ['ant/000.jpg', 'bee/000.jpg']
+    assert dataset.metainfo['classes'] == ('ant', 'bee')
+    told = dataset.understood['left out']
+    for part in (
+        '1 x .db, such as bee/',
+        '1 x hidden, such as .ip',
+        '4 x system folders',
+        '2 x pipes or',
+    ):
+        assert part in told
+    path = tmp_path / 'pipes.csv'
+    path.write_text('ant/000.jpg\nant/pipe.jpg\n')
+    assert ImageFolder(str(path), pipeline=PIPELINE).prepare_data(1) is None  # and does not wait
+    assert survey_images([str(tmp_path / 'ant/pipe.jpg')]).damaged
+
+
+@pytest.mark.parametrize('marker', ['.lock', '20260101_120000/20260101_120000.log'])
+def test_work_dirs_in_the_folder_are_never_data(tmp_path, marker):
+    make_classes(tmp_path, 1, ('ant', 'bee'))
+    run = make_folder(tmp_path / 'work_dirs/run', 'views.png', 'pictures/mixed.png')
+    (run / marker).parent.mkdir(exist_ok=True)
+    (run / marker).touch()
+    dataset = ImageFolder(str(tmp_path))
+    assert list_names(dataset) == ['ant/000.jpg', 'bee/000.jpg']
+    assert dataset.metainfo['classes'] == ('ant', 'bee')
+    assert dataset.understood['left out'] == '1 x work dirs of runs, such as work_dirs/run'
+    with pytest.raises(ValueError, match='is the work dir of a run'):
+        ImageFolder(str(run))
+
+
+def test_depth_is_described_as_it_is(tmp_path):
+    make_folder(tmp_path, 'x/a/1.jpg', 'y/b/2.jpg')
+    told = ImageFolder(str(tmp_path)).understood['labels']
+    assert told.startswith('none: images lie 2 folders deep')

@@ -98,10 +98,11 @@ def test_without_splits_names_decide_as_in_a_folder(folder):
     [
         ('', 'names no image'),
         ('path,label\n', 'names no image'),
-        ('a.jpg,x\nb.jpg\n', 'line 2 of .* has no label'),
-        ('a.jpg,x,train\nb.jpg,y,\n', 'line 2 of .* has no split'),
-        ('a.jpg,x,some\n', "line 1 of .* has the split 'some'; it must be one of train, "),
-        ('path,label\na.jpg,x\n,y\n', 'line 3 of .* has no path'),
+        ('ant/1.jpg,x\nant/2.jpg\n', 'line 2 of .* has no label in column 2: fill it in'),
+        ('ant/1.jpg,x,train\nant/2.jpg,y,\n', 'line 2 of .* has no split in column 3'),
+        ('ant/1.jpg,x,val\nant/2.jpg,x,some\n', "line 2 of .* has the split 'some' in column 3; "),
+        ('path,label\nant/1.jpg,x\n,y\n', r'line 3 of .* has no path in column 1 \(path\)'),
+        ('path\nno.jpg\n', r"such as column 1 of line 2, 'no\.jpg'\. Paths are relative to the"),
     ],
 )
 def test_incomplete_lists_are_refused_with_their_line(folder, text, message):
@@ -117,7 +118,74 @@ def test_what_a_list_cannot_be(folder):
         ImageFolder(path, labels=True)
     with pytest.raises(ValueError, match="data_prefix='train' is a folder"):
         ImageFolder(path, data_prefix='train')
-    with pytest.raises(ValueError, match='not in the given classes: ant'):
+    with pytest.raises(ValueError, match='has images of ant, and the classes of'):
         ImageFolder(write(folder, f'{NAMES[0]},ant'), classes=['bee'])
     with pytest.raises(ValueError, match=r"no line of .* is of 'val'"):
         ImageFolder(write(folder, f'{NAMES[0]},ant,train'), split='val')
+
+
+# Other people's lists
+
+
+@pytest.mark.parametrize(
+    'header', ['image_id,label', 'path,class_name', 'Image Path,Labels', 'x,y']
+)
+@pytest.mark.parametrize('separator', ',;\t|')
+def test_headers_and_separators_are_found_by_the_files(folder, header, separator):
+    rows = [f'"{name}",{name[:3]}' for name in NAMES]
+    text = '\r\n'.join([header, *rows]).replace(',', separator)
+    dataset = ImageFolder(write(folder, text))
+    assert list_names(dataset) == [*NAMES]
+    assert dataset.metainfo['classes'] == ('ant', 'bee') and list_labels(dataset) == [0, 0, 1, 1]
+    assert dataset.understood['columns'].startswith('paths 1 (')
+    as_text = ImageFolder(write(folder, text, 'images.txt'))
+    assert list_labels(as_text) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ('column', 'values'),
+    [
+        ('split', ('train', 'TEST', 'Training', 'dev')),
+        ('Subset', ('train2017', 'val2017', 'train2017', 'validation')),
+        ('is_valid', ('False', 'True', 'false', 'true')),
+        ('is_train', ('1', '0', '1', '0')),
+        ('fold', ('train', 'held-out', 'train', 'test')),
+    ],
+)
+def test_columns_of_splits_are_used_by_many_names(folder, column, values):
+    lines = [f'7,{v},{n},{n[:3]}' for n, v in zip(NAMES, values, strict=True)]
+    path = write(folder, '\n'.join([f'weight,{column},file,category', *lines]))
+    train, val = (ImageFolder(path, split=split) for split in ('train', 'val'))
+    assert list_names(train) == [NAMES[0], NAMES[2]] and list_names(val) == [NAMES[1], NAMES[3]]
+    note = f'paths 3 (file), labels 4 (category), splits 2 ({column}); not used: 1 (weight) '
+    assert train.understood['columns'].startswith(note)
+
+
+def test_numbered_folds_are_named_as_not_used(folder):
+    lines = [f'{name},{number % 2}' for number, name in enumerate(NAMES)]
+    dataset = ImageFolder(write(folder, '\n'.join(['path,fold', *lines])), split='train')
+    assert len(dataset) == 4 and '; not used: 2 (fold) (name' in dataset.understood['columns']
+
+
+def test_a_split_of_another_name_is_refused_with_its_line(folder):
+    lines = [f'{name},{value}' for name, value in zip(NAMES, 'abab', strict=True)]
+    with pytest.raises(ValueError, match=r"line 2 .* split 'a' in column 2 \(split\); it must be"):
+        ImageFolder(write(folder, '\n'.join(['path,split', *lines])))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'latin-1'])
+def test_encodings_of_lists(tmp_path, encoding):
+    make_folder(tmp_path, 'größe/1.jpg', 'maß/2.jpg')
+    path = tmp_path / 'images.csv'
+    path.write_bytes('path,label\ngröße/1.jpg,größe\nmaß/2.jpg,maß\n'.encode(encoding))
+    dataset = ImageFolder(str(path), pipeline=PIPELINE)
+    assert list_names(dataset) == ['größe/1.jpg', 'maß/2.jpg']
+    assert dataset.metainfo['classes'] == ('größe', 'maß') and dataset[1] is not None
+
+
+def test_names_of_windows_and_names_in_latin_1_are_found(tmp_path):
+    make_folder(tmp_path, 'ant/1.jpg')
+    (tmp_path / os.fsdecode(b'ma\xdf.jpg')).touch()
+    path = tmp_path / 'images.csv'
+    path.write_bytes(b'ant\\1.jpg\nma\xdf.jpg\n')
+    assert list_names(ImageFolder(str(path))) == ['ant/1.jpg', os.fsdecode(b'ma\xdf.jpg')]

@@ -168,6 +168,20 @@ def test_any_backend_of_mmengine_copies(shards, tmp_path):
     assert read_all(dataset) == list(range(3, 9))
 
 
+def test_members_with_further_dots_are_read(tmp_path):
+    members = {}
+    for number, name in enumerate(('2021.01.a', '2021.02.b', 'n01.5_x')):
+        members |= {f'{name}.png': encode_image(number), f'{name}.cls': str(number).encode()}
+    # Of a sample with an image of the plain name, further members are masks and the like.
+    members |= {'7.png': encode_image(7), '7.mask.png': encode_image(8), '7.cls': b'2'}
+    members |= {'9.rgb.png': encode_image(9), '9.cls': b'1'}
+    write_tar(tmp_path / 'a.tar', members)
+    dataset = open_shards(tmp_path)
+    labels = [dataset.get_data_info(n)['gt_label'] for n in range(len(dataset))]
+    assert labels == [0, 1, 2, 2, 1]
+    assert [int(dataset[n]['inputs']['view_1'].max()) for n in range(5)] == [0, 1, 2, 7, 9]
+
+
 # Refused shards
 
 
@@ -193,6 +207,7 @@ def test_links_are_refused(tmp_path, kind):
     [
         ({'1.png': b'', '1.cls': b'cat'}, "a .cls file holds b'cat'"),
         ({'1.png': b'', '1.jpg': b''}, '1.png and 1.jpg are one sample'),
+        ({'1.rgb.png': b'', '1.depth.jpg': b''}, '1.rgb.png and 1.depth.jpg are one sample'),
         ({'1.png': b'', '1.PNG': b''}, '1.PNG comes twice'),
         ({'1.txt': b''}, 'no image in the 1 shards'),
         ({'__pack__': b'no json'}, 'is refused'),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmpretrain.registry import TRANSFORMS
 
-from mmpatchmix.datasets import ResizeCentre, TransformViews
+from mmpatchmix.datasets import ResizeCentre, TransformViews, view_transforms
 from tests.datasets.any_images import make_noise
 
 AFFINE = [
@@ -65,3 +65,19 @@ def test_the_test_view_of_other_shapes_keeps_the_proportions():
     steps = np.diff(view[10:-10, :, 0], axis=0).mean(), np.diff(view[:, 10:-10, 1], axis=1).mean()
     assert steps[0] == pytest.approx(steps[1], rel=0.01)
     assert view[31:33, 63:65].mean((0, 1)) == pytest.approx([52, 99.5], abs=1)
+
+
+@pytest.mark.parametrize('shape', [(4, 2000), (2000, 4)])
+def test_of_a_strip_only_the_middle_is_enlarged(shape, monkeypatch):
+    seen = []
+    monkeypatch.setattr(view_transforms, 'resize', lambda img, out: seen.append(out.shape))
+    ResizeCentre(16)(dict(img=make_noise((*shape, 3))))
+    assert max(seen[0][2:]) <= 8 * 20
+    monkeypatch.undo()
+    # Rows or columns that grow from the middle: the view is centred on the same pixels.
+    ramp = np.abs(np.arange(2000) - 999.5).astype(np.float32) / 10
+    img = np.broadcast_to(ramp[None, :, None], (4, 2000, 3))
+    img = img if shape[0] == 4 else img.transpose(1, 0, 2)
+    view = ResizeCentre(16)(dict(img=np.ascontiguousarray(img)))['img']
+    # Up to one pixel of the view, as the crop is rounded.
+    assert np.allclose(view, view[::-1, ::-1], atol=0.025) and view.shape == (16, 16, 3)

@@ -79,5 +79,6 @@ def test_of_a_strip_only_the_middle_is_enlarged(shape, monkeypatch):
     img = np.broadcast_to(ramp[None, :, None], (4, 2000, 3))
     img = img if shape[0] == 4 else img.transpose(1, 0, 2)
     view = ResizeCentre(16)(dict(img=np.ascontiguousarray(img)))['img']
-    # Up to one pixel of the view, as the crop is rounded.
-    assert np.allclose(view, view[::-1, ::-1], atol=0.025) and view.shape == (16, 16, 3)
+    # Centred up to half a pixel of the view, as the crop is rounded to whole ones.
+    part = view[:, :-1] if shape[0] == 4 else view[:-1]
+    assert np.allclose(part, part[::-1, ::-1], atol=1e-3) and view.shape == (16, 16, 3)

@@ -7,16 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmpatchmix.checkpoints.key_names import (
-    Layout,
-    detect_layout,
-    explain_difference,
-    flatten_names,
-    fold_layer_scale,
-    fold_registers,
-    from_mmpretrain,
-    to_mmpretrain,
-)
+from mmpatchmix.checkpoints import key_names
+from mmpatchmix.checkpoints.key_names import Layout, explain_difference
 from mmpatchmix.checkpoints.matching import KeyReport, match_state_dict
 from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from mmpatchmix.checkpoints.reading import read_checkpoint
@@ -63,21 +55,19 @@ def read_backbone(
         ValueError: If the file cannot be read safely, is of no known layout, or a key is
             missing, unexpected or of a wrong shape; all are named.
     """
-    checkpoint = read_checkpoint(path, with_raw=True)
-    state = flatten_names(checkpoint.state_dict)
-    layout = detect_layout(state, encoder, prefix)
+    checkpoint = read_checkpoint(path)
+    state = key_names.flatten_names(checkpoint.state_dict | checkpoint.raw)
+    layout = key_names.detect_layout(state, encoder, prefix)
     others = [key for key in state if not key.startswith(layout.prefix)]
     state = {key: state[key] for key in state if key.startswith(layout.prefix)}
-    state, num_scales = fold_layer_scale(state)
+    state, num_scales = key_names.fold_layer_scale(state)
     if layout.library == 'timm':
-        state = fold_registers(state)
+        state = key_names.fold_registers(state)
     bare = {key.removeprefix(layout.prefix): value for key, value in state.items()}
-    weights = to_mmpretrain(bare, layout.library)
-    if missing := [key for key in _ESSENTIAL if key not in weights]:
-        raise ValueError(
-            f'{path}: a Vision Transformer needs {", ".join(missing)} (names of mmpretrain; the '
-            f'file has the layout {layout.name!r}). {explain_difference(state)}'
-        )
+    weights = key_names.to_mmpretrain(bare, layout.library)
+    if missing := ', '.join(key for key in _ESSENTIAL if key not in weights):
+        reason = explain_difference(state)
+        raise ValueError(f'{path} (layout {layout.name!r}): a ViT needs {missing}. {reason}')
     stated = read_stated_spec(checkpoint.meta)
     if num_heads is not None and stated.setdefault('num_heads', num_heads) != num_heads:
         raise ValueError(
@@ -87,8 +77,8 @@ def read_backbone(
     num_channels = weights['patch_embed.projection.weight'].shape[1]
     shapes = spec.parameter_shapes(num_channels)
     expected = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
-    expected = from_mmpretrain(expected, layout.library)
-    expected = {layout.prefix + key: value for key, value in expected.items()}
+    named = key_names.from_mmpretrain(expected, layout.library)
+    expected = {layout.prefix + key: value for key, value in named.items()}
     drop = (*layout.drop, *(layout.prefix + key for key in drop))
     _, report = match_state_dict(state, expected, drop)
     preprocessing, note = read_preprocessing(checkpoint.meta, spec.img_size)

@@ -1,7 +1,6 @@
 """Names of ViT weights in mmpretrain, timm and transformers, and their translation.
 
-Every layout is translated to and from mmpretrain's names. The file also recognises the layout of a
-checkpoint and merges weights that a plain ViT does not have (layer scale) into those that it has.
+It also recognises the layout of a checkpoint and merges layer scale into the other weights.
 """
 
 import math
@@ -57,16 +56,15 @@ _COUNTERS = ('n_averaged', 'steps')  # of averages, by torch and mmengine
 # Parts of keys that a plain ViT does not have.
 _OTHER_NETWORKS = {
     'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
-    'dist_token|distillation_token': 'a distillation token, which this ViT does not have',
-    r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU), which this ViT does not '
-    'have',
+    'dist_token|distillation_token': 'a distillation token',
+    r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU)',
     'relative_position': 'relative positions, where this ViT adds learned ones',
     'fc_norm': 'a norm of the mean of all patches instead of the norm of the class token',
     r'(^|backbone\.)ln2\.': "a norm of averaged patch tokens (out_type='avg_featmap'): its own "
     'config evaluates it and detectors can start from it, but it cannot be converted',
     'flat_param': 'flattened shards of FSDP; save it with StateDictType.FULL_STATE_DICT',
-    'norm_pre|ln_pre': 'a norm before its blocks (CLIP), which this ViT does not have',
-    'q_norm': 'norms of queries and keys, which this ViT does not have',
+    'norm_pre|ln_pre': 'a norm before its blocks (CLIP)',
+    'q_norm': 'norms of queries and keys',
 }
 
 
@@ -85,10 +83,7 @@ class Layout(NamedTuple):
 def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None = None) -> Layout:
     """Recognise a layout by its patch embeddings and find the wanted encoder.
 
-    Args:
-        state: Weights, without wrappers in the names.
-        encoder: ``'momentum'`` (or teacher) or ``'query'``, if there is a choice.
-        prefix: Beginning of the keys of the wanted encoder; overrides ``encoder``.
+    Names of ``state`` are without wrappers. For the others see :func:`read_backbone`.
 
     Raises:
         ValueError: If the layout is unknown, ``encoder`` is neither, or several encoders match.
@@ -125,10 +120,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
 
 
 def _choose(state: Iterable[str], prefixes: list[str], encoder: str) -> tuple[str, str]:
-    """Choose the prefix of the wanted encoder, and add a note if it is not evident.
-
-    ``'momentum'`` prefers momentum encoders, and averages (EMA) of weights; ``'query'`` others.
-    """
+    """Choose the prefix of the wanted encoder, a momentum encoder or average; add a note."""
     averaged = [key.removesuffix('n_averaged') for key in state if key.endswith('n_averaged')]
     if any(name.startswith('raw.') for name in prefixes):  # the others are averages
         averaged += [name for name in prefixes if not name.startswith('raw.')]
@@ -174,10 +166,7 @@ def explain_difference(state: Iterable[str]) -> str:
 
 
 def fold_layer_scale(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """Multiply layer scale (DINOv2, DeiT III) into the weights before it; return also the count.
-
-    The names are those of any library. The network computes the same function.
-    """
+    """Multiply layer scale (DINOv2, DeiT III) into the weights before it; return also the count."""
     folded = dict(state)
     for key in state:
         for ending, module in _LAYER_SCALES.items():
@@ -234,10 +223,7 @@ def from_mmpretrain(state: Mapping[str, Tensor], library: str) -> dict[str, Tens
 
 
 def _names(state: Iterable[str], library: str) -> dict[str, list[str]]:
-    """Map mmpretrain's name of each tensor to the library's, or to three whose concatenation it is.
-
-    There are as many blocks as ``state`` has, under either library's names.
-    """
+    """Map mmpretrain's name of each tensor to the library's, or to three which are concatenated."""
     column = _LIBRARIES.index(library)
     blocks = [re.match(r'(?:layers|blocks|encoder\.layer)\.(\d+)\.', key) for key in state]
     rows = [(row[0], row[column]) for row in _MODULES]

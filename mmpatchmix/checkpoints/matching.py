@@ -35,8 +35,8 @@ class KeyReport:
         lines += self.notes
         for name in ('missing', 'unexpected', 'wrong_shape'):
             keys = getattr(self, name)
-            more = f', and {len(keys) - _NUM_SHOWN} more' if len(keys) > _NUM_SHOWN else ''
-            listed = ', '.join(keys[:_NUM_SHOWN]) + more
+            more = [f'and {len(keys) - _NUM_SHOWN} more'] * (len(keys) > _NUM_SHOWN)
+            listed = ', '.join(keys[:_NUM_SHOWN] + more)
             lines.append(f'{name.replace("_", " ")}: {listed or "none"}')
         return '\n'.join(lines)
 
@@ -54,11 +54,10 @@ def match_state_dict(
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """Return the wanted weights, of which only keys and shapes are read, and the report.
 
-    Keys of ``state`` may begin with ``drop``, then they are left out on purpose; wanted keys that
-    end in ``optional`` may be missing. Never raises.
+    Keys of ``state`` that begin with ``drop`` are left out on purpose; wanted keys that end in
+    ``optional`` may be missing.
     """
-    drop, optional = tuple(drop), tuple(optional)
-    report, taken = KeyReport(), {}
+    drop, optional, report, taken = tuple(drop), tuple(optional), KeyReport(), {}
     for key, value in state.items():
         if key not in wanted:
             (report.dropped if key.startswith(drop) else report.unexpected).append(key)
@@ -85,8 +84,8 @@ def fit_state_dict(
     Args:
         state: Weights; names of wrappers (``module.``) in the keys are removed.
         model: The model; not changed.
-        source: Name of the weights, the beginning of the message.
-        advice: A sentence with the remedy.
+        source: Name of the weights, for the message.
+        advice: The remedy, for the message.
         drop: Beginnings of keys that the model does not have and need not load.
         new: Endings of keys of the model that may be missing; they keep their values.
 

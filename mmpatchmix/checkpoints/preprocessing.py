@@ -37,14 +37,9 @@ class Preprocessing:
 
 
 def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preprocessing, str]:
-    """Read the preprocessing of a checkpoint; ImageNet's means and our test view are the default.
+    """Read the preprocessing of a checkpoint, and return the assumption that was made, or ''.
 
-    Args:
-        meta: See :class:`~mmpatchmix.checkpoints.Checkpoint`.
-        img_size: Pixels per side of the image that the positions are for.
-
-    Returns:
-        tuple: The preprocessing, and the assumption that was made, may be empty.
+    Default are ImageNet's means and our test view for images of ``img_size`` pixels per side.
     """
     default = Preprocessing(resize=img_size * 256 // 224, crop=img_size)
     ours = (meta.get(METADATA_KEY) or {}).get('preprocessing')

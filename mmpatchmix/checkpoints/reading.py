@@ -1,7 +1,4 @@
-"""Read weights and metadata of checkpoint files, without running code from them.
-
-Torch files are read by :func:`mmpatchmix.compat.safe_loading.load_torch`.
-"""
+"""Read weights and metadata of checkpoint files, without running code from them."""
 
 import ast
 import json
@@ -19,8 +16,9 @@ from mmpatchmix.compat.safe_loading import load_torch
 # Key of the metadata of files that convert/ writes: a JSON object.
 METADATA_KEY = 'mmpatchmix'
 # Files of weights in a folder of Hugging Face transformers.
-_WEIGHTS = ('model.safetensors', 'model.safetensors.index.json')
-_WEIGHTS += ('pytorch_model.bin', 'pytorch_model.bin.index.json')
+_WEIGHTS = [
+    f'{n}{i}' for n in ('model.safetensors', 'pytorch_model.bin') for i in ('', '.index.json')
+]
 
 
 class Checkpoint(NamedTuple):
@@ -31,20 +29,18 @@ class Checkpoint(NamedTuple):
     # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
     # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
+    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning): the raw
+    # weights; their names begin with 'raw.'.
+    raw: dict[str, Tensor] = {}
 
 
-def read_checkpoint(path: str | Path, with_raw: bool = False) -> Checkpoint:
-    """Read the weights of a file safely.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read the weights of a file safely, onto the CPU.
 
     Args:
         path: A torch file (a ``state_dict``, or a dict with one or several of them under any
             keys, such as ``model`` or ``student`` and ``teacher``), a ``.safetensors`` file, or
             a folder of Hugging Face ``transformers`` with one or several files of weights.
-        with_raw: Where ``state_dict`` holds averages (EMAHook of mmengine, WeightAveraging of
-            Lightning), read the raw weights as well; their names begin with ``raw.``.
-
-    Returns:
-        Checkpoint: Tensors on the CPU, and the metadata.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -81,21 +77,13 @@ def read_checkpoint(path: str | Path, with_raw: bool = False) -> Checkpoint:
         for name, network in networks.items()
         for key, value in network.items()
     }
-    state |= {f'raw.{key}': value for key, value in raw.items() if with_raw}
-    return Checkpoint(state, dict(meta))
+    return Checkpoint(state, meta, {f'raw.{key}': value for key, value in raw.items()})
 
 
 def read_config_text(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Read one dict of the config text in an mmengine checkpoint.
+    """Read the dict of one variable of the config text in an mmengine checkpoint, may be empty.
 
-    The text is Python, of which only literals and ``dict(...)`` are parsed; nothing is executed.
-
-    Args:
-        meta: mmengine's ``meta``.
-        name: Variable of the config, such as ``'model'``.
-
-    Returns:
-        dict: Empty without such a variable; values that cannot be parsed are None.
+    The text is Python, of which only literals and ``dict(...)`` are parsed; all else is None.
     """
     try:
         statements = ast.parse(meta.get('cfg', '')).body
@@ -121,10 +109,7 @@ def _parse(node: ast.AST) -> Any:
 
 
 def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
-    """Return the states in a file by their keys, up to three dictionaries deep.
-
-    Left out are optimizers, and heads, losses and the like of under half the largest state's size.
-    """
+    """Return the states up to three dictionaries deep that are no optimizers or small heads."""
     found, waiting = {}, [('', content)]
     for name, node in waiting:  # grows
         state = {k: v for k, v in node.items() if isinstance(v, Tensor) and isinstance(k, str)}

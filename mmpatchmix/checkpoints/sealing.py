@@ -1,7 +1,7 @@
 """Digests of checkpoint files, and the undamaged checkpoints of a work dir.
 
-A torch file is a zip archive, whose comment holds the SHA-256 of all bytes before it once it is
-sealed; ``torch.load`` ignores it. :func:`mmpatchmix.compat.file_kinds.find_damage` verifies it.
+The comment of a sealed torch file, a zip archive, is the SHA-256 of all bytes before it, which
+:func:`mmpatchmix.compat.file_kinds.find_damage` verifies.
 """
 
 import os
@@ -39,7 +39,7 @@ def find_checkpoints(folder: str | Path) -> list[Path]:
 
 def find_good_checkpoint(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
     """Return the first undamaged of :func:`find_checkpoints`, and the damage of those before it."""
-    damaged: dict[Path, str] = {}
+    damaged = {}
     for path in find_checkpoints(folder):
         if (damage := find_damage(path)) is None:
             return path, damaged

@@ -74,16 +74,10 @@ def read_spec(
     layout: str,
     default_heads: int | None = None,
 ) -> tuple[ViTSpec, list[str]]:
-    """Read the size from the weights and compare it with the stated one.
+    """Return the size that the weights, under mmpretrain's names, have, and the assumptions.
 
-    Args:
-        state: Weights under mmpretrain's names.
-        stated: Fields of :class:`ViTSpec` in the metadata or from the user.
-        layout: ``'moco'``, ``'timm'``, ...; determines the usual number of heads.
-        default_heads: Number of heads if it is neither stated nor usual.
-
-    Returns:
-        tuple: The size, and the assumptions, in words.
+    ``stated`` are fields of :class:`ViTSpec` in the metadata or from the user. The layout has
+    the usual heads; ``default_heads`` is used where there are none.
 
     Raises:
         ValueError: If a stated value differs from the weights, or the heads are unknown.
@@ -92,10 +86,7 @@ def read_spec(
     num_positions = state['pos_embed'].shape[1]  # (1, 1 + side * side, D)
     side = math.isqrt(num_positions - 1)
     if side * side != num_positions - 1:
-        raise ValueError(
-            f'pos_embed has {num_positions} positions, not 1 + a square: only square images '
-            'with one class token are supported.'
-        )
+        raise ValueError(f'pos_embed has {num_positions} positions, not 1 + those of a square.')
     found = dict(embed_dims=width, patch_size=patch_size, img_size=side * patch_size)
     found['num_layers'] = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('layers.'))
     found['feedforward_channels'] = state['layers.0.ffn.layers.0.0.weight'].shape[0]
@@ -129,10 +120,7 @@ def read_stated_spec(meta: Mapping[str, Any]) -> dict[str, int | float]:
         return {key: value for key, value in meta[METADATA_KEY].items() if key in _FIELDS}
     if (config := meta.get('transformers')) is not None:
         if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
-            raise ValueError(
-                f'config.json has hidden_act={activation!r}; the ViT here has the exact GELU, with '
-                'which these weights are another network.'
-            )
+            raise ValueError(f'config.json has hidden_act={activation!r}; the ViT has exact GELU.')
         fields = {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
         return {'norm_eps': TRANSFORMERS_NORM_EPS} | fields
     backbone = read_config_text(meta, 'model').get('backbone')  # of mmengine

@@ -1,7 +1,6 @@
 """Reason: mmengine's ``--launcher pytorch`` calls ``torch.cuda.set_device`` without a GPU, too.
 
-On a machine with CPUs only the process group is started with gloo instead. Where mmengine finds an
-accelerator, its own function runs. Both use the store of :func:`open_store`.
+Without an accelerator the process group is started with gloo, otherwise by mmengine's function.
 """
 
 import fcntl
@@ -28,12 +27,11 @@ def open_store() -> Store:
     Raises:
         ValueError: If there is no connection within :data:`MEETING_SECONDS`.
     """
-    address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+    address, port = place = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     is_agents = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:
         store = TCPStore(
-            address,
-            port,
+            *place,
             int(os.environ['WORLD_SIZE']),
             is_master=int(os.environ['RANK']) == 0 and not is_agents,
             timeout=timedelta(seconds=MEETING_SECONDS),
@@ -66,11 +64,11 @@ def install() -> None:
         if device in ('cuda', 'cpu'):  # for other devices mmengine passes rank and world size
             place = {key: int(os.environ[key.upper()]) for key in ('rank', 'world_size')}
             kwargs = dict(store=open_store(), **place) | kwargs
-        if device == 'cpu':
-            backend = 'gloo' if backend == 'nccl' else backend
-            distributed.init_process_group(backend=backend, **kwargs)
-        else:
+        if device != 'cpu':
             original(backend, init_backend=init_backend, **kwargs)
+            return
+        backend = 'gloo' if backend == 'nccl' else backend
+        distributed.init_process_group(backend=backend, **kwargs)
 
     utils._init_dist_pytorch = init_dist
 

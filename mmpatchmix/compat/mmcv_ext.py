@@ -1,13 +1,13 @@
 """Replacement for ``mmcv._ext``: NMS, RoIAlign and focal loss by torchvision, on CPU and CUDA.
 
-Signatures are those of mmcv 2.x's compiled module, which writes results into tensors that the
-caller allocated. Every other op can be imported and raises ``NotImplementedError`` when called.
-
-The file is executed under the name ``mmcv._ext`` (see :mod:`mmpatchmix.compat.mmcv_ops`), so it
-has no relative imports.
+Functions are called as those of mmcv 2.x's compiled module, under whose name the file is executed:
+they write results into tensors of the caller. Other ops raise ``NotImplementedError`` when called.
 """
 
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import torch
 import torchvision
@@ -18,16 +18,10 @@ _OPS = torch.ops.torchvision
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes that are kept, by descending score.
+    """Return the indices ``(K,)`` of the boxes that are kept, by descending score ``(N,)``.
 
-    Args:
-        boxes: ``(N, 4)``, x1, y1, x2, y2 in pixels.
-        scores: ``(N,)``.
-        iou_threshold: Boxes that overlap a box of higher score by more are dropped.
-        offset: 0, or 1 where the pixel (x2, y2) belongs to the box.
-
-    Returns:
-        ``(K,)`` int64.
+    Boxes ``(N, 4)`` hold x1, y1, x2, y2 in pixels. With ``offset`` 1 the pixel (x2, y2) belongs to
+    the box.
     """
     boxes, scores = _to_float32(boxes, scores)
     if offset:  # a width of x2 - x1 + 1 is that of a box whose second corner is moved by one
@@ -36,26 +30,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **options: Any
 ) -> None:
     """Write RoIAlign of ``input`` ``(N, C, H, W)`` into ``output`` ``(R, C, h, w)``.
 
-    ``rois`` ``(R, 5)`` hold the index of an image and x1, y1, x2, y2 in its pixels. Average
-    pooling only (``pool_mode`` 1), which is what mmdet uses.
+    ``rois`` ``(R, 5)`` hold the index of an image and x1, y1, x2, y2 in its pixels; for the options
+    see ``mmcv.ops.RoIAlign``. Average pooling only (``pool_mode`` 1), which is what mmdet uses.
     """
-    _check_pool_mode(pool_mode)
-    geometry = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
-    output.copy_(_OPS.roi_align(*_to_float32(input, rois), *geometry))
+    geometry, sampling = _read_options(**options)
+    output.copy_(_OPS.roi_align(*_to_float32(input, rois), *geometry, *sampling))
 
 
 def roi_align_backward(
@@ -64,20 +47,20 @@ def roi_align_backward(
     argmax_y: Tensor,
     argmax_x: Tensor,
     grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **options: Any,
 ) -> None:
     """Write the gradient of :func:`roi_align_forward` into ``grad_input`` ``(N, C, H, W)``."""
-    _check_pool_mode(pool_mode)
-    geometry = (spatial_scale, aligned_height, aligned_width, *grad_input.shape)
-    grad_output, rois = _to_float32(grad_output, rois)
-    grad_input.copy_(
-        _OPS._roi_align_backward(grad_output, rois, *geometry, sampling_ratio, aligned)
-    )
+    geometry, sampling = _read_options(**options)
+    tensors = _to_float32(grad_output, rois)
+    grad_input.copy_(_OPS._roi_align_backward(*tensors, *geometry, *grad_input.shape, *sampling))
+
+
+def _read_options(pool_mode: int, **options: Any) -> tuple[tuple, tuple]:
+    """Return the options of RoIAlign in torchvision's order."""
+    if pool_mode != 1:
+        _refuse('roi_align with pool_mode="max"')
+    geometry = itemgetter('spatial_scale', 'aligned_height', 'aligned_width')(options)
+    return geometry, itemgetter('sampling_ratio', 'aligned')(options)
 
 
 def sigmoid_focal_loss_forward(
@@ -85,15 +68,9 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Write the focal loss (arXiv 1708.02002) of each element into ``output`` ``(N, C)``.
 
-    mmdet calls it for CUDA tensors; on a CPU its ``FocalLoss`` has a formula of its own.
-
-    Args:
-        input: Logits ``(N, C)``.
-        target: Class ``(N,)`` int64; C is background.
-        weight: Per class ``(C,)``, or empty.
-        output: Receives the loss.
-        gamma: Focusing exponent.
-        alpha: Weight of the positive term; the negative term has 1 - alpha.
+    ``input`` holds logits ``(N, C)``, ``target`` classes ``(N,)`` of which C is background, and
+    ``weight`` one factor per class ``(C,)`` or nothing. Positive terms have the factor ``alpha``,
+    negative ones 1 - alpha. mmdet calls it for CUDA tensors only.
     """
     output.copy_(_focal_loss(*_to_float32(input), target, weight, gamma, alpha))
 
@@ -121,26 +98,16 @@ def __getattr__(name: str) -> Callable:
     """Return a function that raises, for every op that is not implemented here."""
     if name.startswith('__'):
         raise AttributeError(f"module 'mmcv._ext' has no attribute '{name}'")
-
-    def unavailable(*args: object, **kwargs: object) -> None:
-        raise NotImplementedError(_explain(name))
-
-    return unavailable
+    return partial(_refuse, name)
 
 
-def _explain(op: str) -> str:
-    return (
-        f"mmcv's compiled op '{op}' is not available: the installed mmcv has no compiled ops for "
-        'this torch, and mmpatchmix replaces only NMS, RoIAlign (average) and the sigmoid focal '
-        'loss. To use it, build mmcv against the installed torch (pip install --no-cache-dir '
-        '--no-build-isolation --force-reinstall --no-deps onedl-mmcv; where that fails, install '
-        'an older torch that mmcv publishes wheels for), or configure the model without it.'
+def _refuse(op: str, *args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError(
+        f"mmcv's compiled op '{op}' is not available; mmpatchmix replaces only NMS, RoIAlign "
+        '(average) and the sigmoid focal loss. Configure the model without it, or build mmcv '
+        'against the installed torch, perhaps an older one: pip install --no-cache-dir '
+        '--no-build-isolation --force-reinstall --no-deps onedl-mmcv'
     )
-
-
-def _check_pool_mode(pool_mode: int) -> None:
-    if pool_mode != 1:
-        raise NotImplementedError(_explain('roi_align with pool_mode="max"'))
 
 
 def _to_float32(*tensors: Tensor) -> list[Tensor]:

@@ -32,11 +32,7 @@ def install() -> None:
 
 
 def load_ext(folders: Sequence[str]) -> ModuleType:
-    """Load the compiled ``mmcv._ext`` in these folders.
-
-    Without one that was built for this torch the replacement is loaded, with a warning if there
-    is one that cannot be loaded.
-    """
+    """Load the compiled ``mmcv._ext`` in these folders, or the replacement."""
     spec = PathFinder.find_spec(NAME, folders)
     try:
         if spec is not None:
@@ -45,9 +41,8 @@ def load_ext(folders: Sequence[str]) -> ModuleType:
         warnings.warn(
             f'the compiled ops of mmcv in {spec.origin} cannot be loaded with torch '
             f'{torch.__version__} ({error}): most likely they were built for another torch. '
-            "torchvision's ops replace them. To use mmcv's own, rebuild it against this torch: "
-            'pip install --no-cache-dir --no-build-isolation --force-reinstall --no-deps '
-            'onedl-mmcv',
+            "torchvision's ops replace them. To use mmcv's own, rebuild it: pip install "
+            '--no-cache-dir --no-build-isolation --force-reinstall --no-deps onedl-mmcv',
             RuntimeWarning,
             stacklevel=3,
         )
@@ -61,11 +56,7 @@ def _execute(spec: ModuleSpec) -> ModuleType:
 
 
 def _set_missing_ops() -> None:
-    """Set the ops in modules that were imported before they could be imported from mmcv.
-
-    Many modules of mmdet have ``from mmcv.ops import ...`` in a ``try`` statement and define a
-    function that raises in its place.
-    """
+    """Set the ops in modules of mmdet that imported ``mmcv.ops`` in a ``try`` statement before."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, '__file__', None) or ''
         if name.split('.')[0] not in ('mmcv', 'mmdet') or not file.endswith('.py'):

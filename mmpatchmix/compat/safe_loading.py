@@ -1,12 +1,10 @@
 """Reason: mmengine unpickles checkpoint files that ``weights_only=True`` refuses, which runs code.
 
-A torch file is a pickle, and unpickling it can call any function. Here ``load_from``, ``resume``,
-``init_cfg`` and everything else that loads through mmengine use :func:`load_torch`, which calls
-nothing from the file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold
-the training history beside the weights; mmengine's list of safe classes contains ``getattr``,
-through which a file could reach any object, and numpy's unpickling trusts sizes in the file. The
-history and plain arrays are therefore rebuilt from numbers here; other objects become None, or
-dictionaries if they are ones. Files that name a function of Python's library are refused.
+Here everything that loads through mmengine uses :func:`load_torch`, which calls nothing from the
+file. ``weights_only=True`` alone refuses mmengine's own checkpoints, which hold the training
+history; mmengine's list of safe classes contains ``getattr``, through which a file could reach any
+object, and numpy's unpickling trusts sizes in the file. The history and plain arrays are therefore
+rebuilt from numbers here. Files that name a function of Python's library are refused.
 """
 
 import logging
@@ -15,7 +13,6 @@ import sys
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +30,8 @@ _is_trusted = False
 
 def install() -> None:
     """Replace the two functions with which mmengine reads torch files."""
-    checkpoint._safe_torch_load = _load_file
+    checkpoint._safe_torch_load = load_torch
     checkpoint.load_url = _load_url
-
-
-def _load_file(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-    return load_torch(file, map_location)
 
 
 def _load_url(url: str, **options: Any) -> Any:
@@ -63,27 +56,26 @@ def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
 
     Returns:
         The saved object. Tensors, plain Python values, numpy's arrays and numbers, and mmengine's
-        ``HistoryBuffer`` are restored. Objects of other classes (paths, ``argparse.Namespace``,
-        enumerations, arrays of objects) become None, dictionaries of other classes ``dict``.
+        ``HistoryBuffer`` are restored. Objects of other classes (paths, enumerations, arrays of
+        objects) become None, or the dict or list that they derive from.
 
     Raises:
-        ValueError: If the file holds functions or only such objects, is damaged, or is no torch
-            file.
+        ValueError: If the file holds functions, only such objects, is damaged or no torch file.
     """
-    name = file if isinstance(file, str | Path) else getattr(file, 'name', 'the file')
-    if name is file:
+    if isinstance(file, str | Path):
         if kind := find_other_kind(file):
-            raise ValueError(f'{file} is no torch file but {kind[0]}. {kind[1]}')
+            raise ValueError(f'{file} is no torch file but {kind}')
         if damage := find_damage(file):
             raise ValueError(f'{file} is damaged ({damage}). Copy or download it again.')
+        # Opened here, since torch takes every path that ends in .safetensors for such a file.
+        with open(file, 'rb') as opened:
+            return load_torch(opened, map_location)
 
     def read(weights_only: bool) -> Any:
-        # Opened here, since torch takes every path that ends in .safetensors for such a file.
-        with open(file, 'rb') if name is file else nullcontext(file) as opened:
-            opened.seek(0)
-            return torch.load(opened, map_location=map_location, weights_only=weights_only)
+        file.seek(0)
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
 
-    return _load_safely(read, name)
+    return _load_safely(read, getattr(file, 'name', 'the file'))
 
 
 def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
@@ -103,10 +95,7 @@ def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
         except Exception as error:  # a damaged pickle can raise any: KeyError, UnicodeDecodeError
             found = _foreign_objects(name, error)
             new = dict.fromkeys(found, _Discarded) if all(map(_is_data, found)) else {}
-            for known in kinds:
-                new[known] = kinds[known]
-                if f".{known}'>" in str(error):  # it has items
-                    new[known] = _Mapping if 'SETITEM' in str(error) else _Sequence
+            new |= kinds | {key: _Mapping for key in kinds if f".{key}'>" in str(error)}
             if new == kinds:
                 raise _refusal(name, found or list(kinds)) from error
             kinds = new
@@ -119,7 +108,7 @@ def _load_safely(read: Callable[[bool], Any], name: Any) -> Any:
 
 
 def _refusal(name: Any, names: list[str]) -> ValueError:
-    """Return the error for a file with objects of the named classes, or with none."""
+    """Return the error for a file with objects of the named classes, if any."""
     if not names:
         return ValueError(f'{name} is damaged or no torch file. Copy or download it again.')
     return ValueError(
@@ -139,16 +128,13 @@ def _foreign_objects(name: Any, error: Exception) -> list[str]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(name)
     except Exception:  # damaged, or not a path: the error names the first of them
-        names = re.findall(r'GLOBAL ([\w.]+)', str(error))
-        names = [known if '.' in known else f'builtins.{known}' for known in names]
+        found = re.findall(r'GLOBAL ([\w.]+)', str(error))
+        names = [known if '.' in known else f'builtins.{known}' for known in found]
     return sorted(set(names) - {known for _, known in _REPLACEMENTS})
 
 
 def _is_data(name: str) -> bool:
-    """Return whether a name is of a class, or of another library than Python's.
-
-    Nothing is called either way; a function of Python's library (``io.open``) marks an attack.
-    """
+    """Return whether a name is no function of Python's library (``io.open``), which is refused."""
     module, _, attribute = name.rpartition('.')
     module = IMPORT_MAPPING.get(module, module)  # pickles of protocol 2 have Python 2's names
     library = module.partition('.')[0]
@@ -159,21 +145,18 @@ def _is_data(name: str) -> bool:
 
 
 def _holds_tensors(node: Any) -> bool:
-    if isinstance(node, dict):
-        node = list(node.values())
-    if isinstance(node, list | tuple):
-        return any(map(_holds_tensors, node))
+    if isinstance(node, dict | list | tuple):
+        return any(map(_holds_tensors, node.values() if isinstance(node, dict) else node))
     return isinstance(node, torch.Tensor)
 
 
 # -- replacements of the classes and functions that a file may name beside torch's -------------
 
 
-class _Discarded:
-    """Any object of another class."""
+class _Discarded(list):
+    """Any object of another class, a list if items are appended."""
 
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
+    __hash__ = object.__hash__
 
     def __init__(self, *args, **kwargs) -> None:
         pass
@@ -187,10 +170,6 @@ class _Mapping:
 
     def __new__(cls, *args, **kwargs):
         return OrderedDict()
-
-
-class _Sequence(_Discarded, list):
-    """A list of another class."""
 
 
 class _DType:
@@ -213,6 +192,9 @@ class _Array:
 
     value = None
 
+    def __init__(self, *args) -> None:  # of _reconstruct()
+        pass
+
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
         if (kind := dtype.to_numpy()) is not None:
@@ -227,10 +209,6 @@ class _History(HistoryBuffer):
         names = ('_log_history', '_count_history', 'max_length')
         HistoryBuffer.__init__(self, *(_restore(state[name]) for name in names))
         self.__class__ = HistoryBuffer
-
-
-def _read_array(*args) -> _Array:
-    return _Array()
 
 
 def _read_scalar(dtype: _DType, data: bytes) -> np.generic | None:
@@ -251,7 +229,7 @@ _REPLACEMENTS = [
     (_DType, 'numpy.dtype'),
     (_Array, 'numpy.ndarray'),
     *((_read_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-    *((_read_array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((_Array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
     (_read_bytes, 'builtins.bytes'),
     (_read_class, 'builtins.getattr'),
     *((_Discarded, name) for name in ('copyreg._reconstructor', 're._compile')),
@@ -267,10 +245,10 @@ def _restore(node: Any) -> Any:
             node[key] = _restore(value)
             if isinstance(key, _Discarded):
                 del node[key]
-        return list(node) if isinstance(node, _Sequence) else node
+        return (list(node) or None) if isinstance(node, _Discarded) else node
     if type(node) in (tuple, set):
         return type(node)(_restore(value) for value in node)
     if isinstance(node, _Array):
         return node.value
     is_class = isinstance(node, type) and issubclass(node, _Discarded | _Mapping)
-    return None if is_class or isinstance(node, _Discarded) else node
+    return None if is_class else node

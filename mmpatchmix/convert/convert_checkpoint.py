@@ -207,17 +207,15 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _transformers_config(spec: ViTSpec) -> dict[str, Any]:
     config = {theirs: getattr(spec, ours) for ours, theirs in TRANSFORMERS_NAMES.items()}
-    config |= dict(architectures=['ViTModel'], model_type='vit', hidden_act='gelu')
-    config |= dict(num_channels=3, qkv_bias=True)
-    return config | dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config |= dict(architectures=['ViTModel'], model_type='vit', hidden_act='gelu', qkv_bias=True)
+    return config | dict(num_channels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def _write_model_card(folder: Path, facts: dict[str, Any], difference: float) -> None:
     """Write the ``README.md`` that Hugging Face shows."""
-    from jinja2 import Environment, PackageLoader
+    from jinja2 import Template
 
-    environment = Environment(loader=PackageLoader('mmpatchmix.convert', ''))
-    template = environment.get_template('model_card.md.jinja')
+    template = Template(Path(__file__).with_name('model_card.md.jinja').read_text('utf-8'))
     text = template.render(facts, name=folder.name, difference=difference, version=__version__)
     (folder / 'README.md').write_text(f'{text}\n', encoding='utf-8')
 
@@ -228,13 +226,13 @@ def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
         return ''
     usual = features_of_vit(replace(spec, norm_eps=NORM_EPS), state)
     difference = _difference(features_of_vit(spec, state), usual, state, spec)
-    option = f"norm_cfg=dict(type='LN', eps={spec.norm_eps:g})"
+    option = "norm_cfg=dict(type='LN', eps={})"
     if target == 'timm':
-        option = f'norm_layer=functools.partial(torch.nn.LayerNorm, eps={spec.norm_eps:g})'
+        option = 'norm_layer=functools.partial(torch.nn.LayerNorm, eps={})'
     return (
         f'LayerNorm of this network adds {spec.norm_eps:g} to the variance, that of {target} '
-        f'{NORM_EPS:g}, unless it is built with {option}; without, features differ by up to '
-        f'{difference:.1e}\n'
+        f'{NORM_EPS:g}, unless it is built with {option.format(spec.norm_eps)}; without, features '
+        f'differ by up to {difference:.1e}\n'
     )
 
 

@@ -36,11 +36,7 @@ def features_of_vit(spec: ViTSpec, state: dict[str, Tensor]) -> FeatureFunction:
 
 
 def features_of_file(path: Path, target: str, spec: ViTSpec) -> FeatureFunction:
-    """Load a converted file or folder with the library ``target``.
-
-    Raises:
-        ValueError: If keys are missing or unexpected.
-    """
+    """Load a converted file or folder with the library ``target``, or raise ``ValueError``."""
     if target in ('onnx', 'torch-export'):
         return features_of_program(path)
     if target == 'timm':
@@ -81,8 +77,7 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         from transformers.utils import logging
     except ImportError as error:
         raise ModuleNotFoundError(
-            'Conversions from and to transformers are verified with the library itself, which is '
-            'not installed. Install it: pip install transformers'
+            'Conversions from and to transformers are verified with it: pip install transformers'
         ) from error
     logging.disable_progress_bar()
     options = dict(output_loading_info=True, local_files_only=True)

@@ -1,7 +1,6 @@
 """Export backbones as programs that run without this package: ONNX and ``torch.export``.
 
-The image size is fixed, since such programs cannot interpolate positions; the number of images is
-free.
+The image size is fixed, as such programs cannot interpolate positions; the batch size is free.
 """
 
 from collections.abc import Callable
@@ -29,17 +28,20 @@ def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
     Raises:
         ModuleNotFoundError: If the packages for ONNX are not installed.
     """
-    num_channels = vit.patch_embed.projection.in_channels
     model = nn.Sequential(vit, _LastOutput()).eval()
-    images = torch.zeros(2, num_channels, img_size, img_size)
+    images = torch.zeros(2, vit.patch_embed.projection.in_channels, img_size, img_size)
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
         return
     try:
+        import onnxruntime  # noqa: F401  (for the verification)
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise _onnx_is_missing() from error
+        raise ModuleNotFoundError(
+            'ONNX files are written by onnx and onnxscript and verified with onnxruntime. Install '
+            "them: pip install 'mmpatchmix[export]', or pip install onnx onnxscript onnxruntime"
+        ) from error
     names = dict(input_names=[_INPUT], output_names=[_OUTPUT])
     options = dict(external_data=False, verbose=False)  # one file
     torch.onnx.export(model, (images,), path, dynamic_shapes=shapes, **names, **options)
@@ -49,10 +51,8 @@ def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:
     """Load a program that :func:`write_program` wrote, as its users do."""
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _onnx_is_missing() from error
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
@@ -73,10 +73,3 @@ def describe(preprocessing: Preprocessing) -> dict:
         'input_name': _INPUT,
         'output_name': _OUTPUT,
     }
-
-
-def _onnx_is_missing() -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        'ONNX files are written by onnx and onnxscript and verified with onnxruntime. Install '
-        "them: pip install 'mmpatchmix[export]', or pip install onnx onnxscript onnxruntime"
-    )

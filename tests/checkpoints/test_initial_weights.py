@@ -7,12 +7,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from vits import images, make_timm_vit, randomise
+from vits import images, make_timm_vit
 
 from mmpatchmix.checkpoints import ViTSpec
 from mmpatchmix.cli import train
 from mmpatchmix.cli.describe_run import describe_run
-from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
 from tests.engine.tiny_run import tiny_run_config
@@ -120,16 +119,3 @@ def test_init_cfg_with_another_network_is_an_error(checkpoint, tmp_path):
         MODELS.build(cfg.model).init_weights()
     with pytest.raises(ValueError, match='load_from=FILE loads all of a model, --init FILE'):
         PatchMix(backbone={}, neck={}, head={}, init_cfg=pretrained)
-
-
-def test_a_checkpoint_of_ours_starts_a_run_of_another_image_size(tmp_path):
-    vit = randomise(build_vit(SPEC))
-    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
-    arch = ', '.join(f'{key}={value}' for key, value in SPEC.arch.items())
-    text = f'model = dict(backbone=dict(arch=dict({arch}), patch_size=4, img_size=16))'
-    torch.save(dict(state_dict=state, meta=dict(cfg=text)), tmp_path / 'own.pth')
-    cfg = apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'own.pth'))
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    assert model.backbone.arch_settings['num_heads'] == 3
-    assert torch.equal(model.backbone.layers[2].ln1.weight, vit.layers[2].ln1.weight)

@@ -7,15 +7,17 @@ import enum
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
-from vits import SPEC, hugging_face, make_timm_vit
+from vits import SPEC, hugging_face, make_timm_vit, save
 
 from mmpatchmix.checkpoints import read_backbone, read_checkpoint
 from mmpatchmix.compat.safe_loading import load_torch
@@ -30,13 +32,10 @@ def with_prefix(state, prefix):
 
 def positions(tmp_path, content, *args, **options):
     """Return the position embedding that is read; it differs between the two networks."""
-    torch.save(content, tmp_path / 'x.pth')
-    backbone = read_backbone(tmp_path / 'x.pth', *args, num_heads=3, **options)
-    value = backbone.state_dict['pos_embed']
-    (name,) = [
-        n for n, v in dict(raw=RAW, average=AVERAGE).items() if torch.equal(v.pos_embed, value)
-    ]
-    return name, str(backbone.report)
+    backbone = read_backbone(save(tmp_path, content), *args, num_heads=3, **options)
+    first = backbone.state_dict['pos_embed'][0, 0, 0]
+    name = {RAW.pos_embed[0, 0, 0].item(): 'raw', AVERAGE.pos_embed[0, 0, 0].item(): 'average'}
+    return name[first.item()], str(backbone.report)
 
 
 class Colour(enum.Enum):
@@ -45,6 +44,17 @@ class Colour(enum.Enum):
 
 class Settings(dict):
     """A dictionary of a class of its own."""
+
+
+class Names(list):
+    """A list of a class of its own."""
+
+
+class Getattr:
+    """A call that mmengine's list of safe classes permits."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, 'mean')
 
 
 class Outer:
@@ -57,23 +67,22 @@ FOREIGN = dict(
     order=collections.OrderedDict(lr=np.float64(0.5)), colour=Colour.RED, kind=Colour,
     inner=Outer.Inner.A, day=datetime.date(2024, 1, 1), counts=collections.defaultdict(list, a=[1]),
     loss=torch.nn.CrossEntropyLoss(), act=torch.nn.functional.gelu, keyed={Colour.RED: 1, 'b': 2},
-    settings=Settings(lr=1), members={1, 2}, of=np.random.default_rng(0),
+    settings=Settings(lr=1), names=Names(['a']), members={1, 2}, of=np.random.default_rng(0),
+    call=Getattr(),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ('name', 'zipped'),
-    # Without an archive, torch stores the source of modules beside them.
-    [(name, zipped) for name in FOREIGN for zipped in (True, False) if zipped or name != 'loss'],
-)
-def test_foreign_objects_become_none_and_weights_are_read(tmp_path, name, zipped):
+@pytest.mark.parametrize('name', FOREIGN)
+def test_foreign_objects_become_none_and_weights_are_read(tmp_path, name):
     content = dict(state_dict=dict(weight=torch.ones(2)), extra=[FOREIGN[name]])
-    torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
-    read = load_torch(tmp_path / 'x.pth')
     kept = dict(order=FOREIGN['order'], counts=dict(a=[1]), settings=dict(lr=1), members={1, 2})
-    assert read['extra'] == [kept.get(name, dict(b=2) if name == 'keyed' else None)]
-    assert read['state_dict']['weight'].tolist() == [1, 1]
-    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == ['weight']
+    kept |= dict(keyed=dict(b=2), names=['a'])
+    # Without an archive, torch stores the source of modules beside them.
+    for zipped in (True, False)[: 1 if name == 'loss' else 2]:
+        torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
+        read = load_torch(tmp_path / 'x.pth')
+        assert read['extra'] == [kept.get(name)]
+        assert read['state_dict']['weight'].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -84,22 +93,19 @@ def test_files_that_name_functions_of_python_are_refused(tmp_path, function):
         def __reduce__(self):
             return function, (f'open({str(tmp_path / "sprung")!r}, "w")',)
 
-    torch.save(dict(state_dict=dict(weight=torch.ones(2)), trap=Trap()), tmp_path / 'x.pth')
+    content = dict(state_dict=dict(weight=torch.ones(2)), trap=Trap())
     with pytest.raises(ValueError, match='not a file of weights only'):
-        read_checkpoint(tmp_path / 'x.pth')
+        read_checkpoint(save(tmp_path, content))
     assert not (tmp_path / 'sprung').exists()
 
 
 def test_a_pickled_model_beside_other_tensors_is_named(tmp_path):
     content = dict(model=torch.nn.Linear(2, 2), optimizer=dict(state={0: dict(a=torch.ones(2))}))
-    torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match=r"holds no tensors.*\['model'\].*Python objects"):
-        read_checkpoint(tmp_path / 'x.pth')
+        read_checkpoint(save(tmp_path, content))
 
 
-@pytest.mark.parametrize(
-    'keys', ['model_state_dict', 'net', 'module', 'encoder', 'weights', 'a.b', 'state.model.net']
-)
+@pytest.mark.parametrize('keys', ['model_state_dict', 'module', 'a.b', 'state.model.net'])
 def test_a_state_is_found_under_any_key(tmp_path, keys):
     content = RAW.state_dict()
     for key in reversed(keys.split('.')):
@@ -114,12 +120,10 @@ def test_a_state_is_found_under_any_key(tmp_path, keys):
 @pytest.mark.parametrize(
     ('raw', 'average'),
     [
-        ('state_dict', 'state_dict_ema'), ('model', 'model_ema'), ('model', 'ema'),
-        ('net', 'ema.module'),
-        ('model_state_dict', 'ema_state_dict'), ('net', 'netEMA'), ('weights', 'averaged_model'),
-        ('model', 'swa_model'), ('state_dict', 'callbacks.EMA.ema_weights'), ('student', 'teacher'),
-        ('encoder', 'target_encoder'), ('encoder_q', 'encoder_k'), ('net', 'shadow'),
-        ('remaining', 'EMA'),
+        ('state_dict', 'state_dict_ema'), ('net', 'ema.module'), ('net', 'netEMA'),
+        ('weights', 'averaged_model'), ('model', 'swa_model'), ('net', 'shadow'),
+        ('state_dict', 'callbacks.EMA.ema_weights'), ('student', 'teacher'),
+        ('encoder', 'target_encoder'), ('encoder_q', 'encoder_k'), ('remaining', 'EMA'),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize('joined', [True, False])
@@ -166,16 +170,15 @@ def test_a_state_dict_of_averages_is_preferred_to_the_raw_one_beside_it(tmp_path
 
 
 @pytest.mark.parametrize(
-    'wrap',
+    ('find', 'wrapped'),
     [
-        lambda key: '_fsdp_wrapped_module.' + key.replace('.0.', '.0._fsdp_wrapped_module.', 1),
-        lambda key: key.replace('blocks.1.', 'blocks.1._checkpoint_wrapped_module.'),
-        lambda key: f'module._orig_mod.{key}', lambda key: f'_forward_module.model.{key}',
-        lambda key: f'model.module.{key}', lambda key: f'backbone._orig_mod.{key}',
+        ('^', 'module._orig_mod.'), ('^', 'model.module.'),
+        (r'^|(?<=\.0\.)', '_fsdp_wrapped_module.'),
+        (r'(?<=blocks\.1\.)', '_checkpoint_wrapped_module.'),
     ],
 )  # fmt: skip
-def test_wrappers_in_key_names_are_removed(tmp_path, wrap):
-    state = {wrap(key): value for key, value in RAW.state_dict().items()}
+def test_wrappers_in_key_names_are_removed(tmp_path, find, wrapped):
+    state = {re.sub(find, wrapped, key): value for key, value in RAW.state_dict().items()}
     assert positions(tmp_path, dict(model=state))[0] == 'raw'
 
 
@@ -183,36 +186,30 @@ OTHERS = {
     'pointer of Git LFS(.|\n)*git lfs pull': b'version https://git-lfs.github.com/spec/v1\n',
     'web page': b'\n<!DOCTYPE html><html></html>',
     'JSON file': b'{"a": 1}',
-    'gzip archive': b'\x1f\x8b\x08' + bytes(30),
-    'tar archive': bytes(257) + b'ustar' + bytes(300),
-    'HDF5': b'\x89HDF\r\n\x1a\n' + bytes(30),
+    'an archive. Unpack': b'\x1f\x8b\x08' + bytes(30),
+    'an archive': bytes(257) + b'ustar' + bytes(300),
     r'pickle that torch\.save\(\) did not write': pickle.dumps(dict(a=1)),
     'it is empty': b'',
     "damaged .it begins with b'Entry not found'": b'Entry not found',
 }
 
 
-@pytest.mark.parametrize('ending', ['.pth', '.safetensors', '.ckpt'])
 @pytest.mark.parametrize('kind', OTHERS)
-def test_other_files_are_named(tmp_path, kind, ending):
-    (tmp_path / f'x{ending}').write_bytes(OTHERS[kind])
-    with pytest.raises(ValueError, match=kind) as error:
-        read_checkpoint(tmp_path / f'x{ending}')
-    assert 'end is missing' not in str(error.value)
+def test_other_files_are_named(tmp_path, kind):
+    for ending in ('.pth', '.safetensors'):
+        (tmp_path / f'x{ending}').write_bytes(OTHERS[kind])
+        with pytest.raises(ValueError, match=kind) as error:
+            read_checkpoint(tmp_path / f'x{ending}')
+        assert 'end is missing' not in str(error.value)
 
 
 def test_programs_and_zip_archives_are_named(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / 'x.pt')
     with pytest.raises(ValueError, match=r'TorchScript archive(.|\n)*torch\.jit\.load'):
         read_checkpoint(tmp_path / 'x.pt')
-    torch.export.save(
-        torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / 'x.pt2'
-    )
-    with pytest.raises(ValueError, match=r'program of torch\.export'):
-        read_checkpoint(tmp_path / 'x.pt2')
     with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
         archive.writestr('weights.pth', 'x')
-    with pytest.raises(ValueError, match=r'zip archive of other files \(weights\.pth\)\. Unpack'):
+    with pytest.raises(ValueError, match=r'zip archive of other files\. Unpack'):
         read_checkpoint(tmp_path / 'x.zip')
 
 

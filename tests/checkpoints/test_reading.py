@@ -10,20 +10,6 @@ from mmpatchmix.checkpoints import read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 
 
-@pytest.mark.parametrize('key', ['state_dict', 'model', 'teacher', None])
-def test_a_state_dict_is_found_under_its_usual_keys(tmp_path, key):
-    state = dict(weight=torch.ones(2))
-    torch.save({key: state, 'epoch': 3} if key else state | dict(epoch=3), tmp_path / 'x.pth')
-    expected = 'teacher.weight' if key == 'teacher' else 'weight'
-    assert list(read_checkpoint(tmp_path / 'x.pth').state_dict) == [expected]
-
-
-def test_safetensors_with_metadata(tmp_path):
-    save_file(dict(weight=torch.ones(2)), tmp_path / 'x.safetensors', {'mmpatchmix': '{"a": 1}'})
-    state, meta = read_checkpoint(tmp_path / 'x.safetensors')
-    assert state['weight'].tolist() == [1, 1] and meta['mmpatchmix'] == dict(a=1)
-
-
 def test_missing_damaged_and_empty_files(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
         read_checkpoint(tmp_path / 'none.pth')

@@ -20,17 +20,17 @@ def randomise(model, seed=0):
     return model
 
 
-def make_timm_vit(spec=SPEC, seed=0, num_classes=0):
-    model = TimmViT(
-        img_size=spec.img_size,
-        patch_size=spec.patch_size,
-        embed_dim=spec.embed_dims,
-        depth=spec.num_layers,
-        num_heads=spec.num_heads,
-        num_classes=num_classes,
-    )
-    randomise(model, seed).eval()
-    return model
+def make_timm_vit(spec=SPEC, seed=0, num_classes=0, **options):
+    vit = TimmViT(
+        img_size=spec.img_size, patch_size=spec.patch_size, embed_dim=spec.embed_dims,
+        depth=spec.num_layers, num_heads=spec.num_heads, num_classes=num_classes, **options,
+    )  # fmt: skip
+    return randomise(vit, seed).eval()
+
+
+def save(folder, content):
+    torch.save(content, folder / 'x.pth')
+    return folder / 'x.pth'
 
 
 def make_published_checkpoint(query, momentum, wrapped=True):

@@ -1,15 +1,18 @@
-"""Which ``mmcv._ext`` is imported, in this process and from a fresh interpreter."""
+"""Which ``mmcv._ext`` is imported, and mmpretrain's vision-language models."""
 
+import builtins
 import subprocess
 import sys
 import sysconfig
 import warnings
+from importlib import metadata
 from importlib.machinery import PathFinder
 
 import mmcv
 import pytest
+from mmpretrain.utils import dependency
 
-from mmpatchmix.compat import mmcv_ops, prepare_openmmlab
+from mmpatchmix.compat import mmcv_ops, multimodal
 
 LIBRARY = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
 
@@ -24,8 +27,7 @@ def test_a_missing_ext_is_replaced_without_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         module = mmcv_ops.load_ext([str(tmp_path)])
-    assert module.__file__ == str(mmcv_ops.REPLACEMENT)
-    assert module.__name__ == mmcv_ops.NAME
+    assert (module.__file__, module.__name__) == (str(mmcv_ops.REPLACEMENT), mmcv_ops.NAME)
 
 
 def test_a_compiled_ext_that_works_is_used_and_executed_once(tmp_path):
@@ -34,11 +36,8 @@ def test_a_compiled_ext_that_works_is_used_and_executed_once(tmp_path):
         'def nms(*args): return "compiled"\n'
     )
     module = mmcv_ops.load_ext([str(tmp_path)])
-    assert module.nms() == 'compiled'
-    assert module.__file__ == str(tmp_path / '_ext.py')
-    import builtins
-
-    assert builtins.__dict__.pop('_ext_runs') == 1
+    assert module.nms() == 'compiled' and module.__file__ == str(tmp_path / '_ext.py')
+    assert vars(builtins).pop('_ext_runs') == 1
 
 
 @pytest.mark.parametrize(
@@ -53,21 +52,13 @@ def test_a_broken_compiled_ext_is_replaced_with_one_warning(tmp_path, name, cont
     with pytest.warns(RuntimeWarning, match='built for another torch') as caught:
         module = mmcv_ops.load_ext([str(tmp_path)])
     assert module.__file__ == str(mmcv_ops.REPLACEMENT)
-    assert len(caught) == 1
-    assert str(tmp_path / name) in str(caught[0].message)
+    assert len(caught) == 1 and str(tmp_path / name) in str(caught[0].message)
 
 
 def test_an_error_inside_a_compiled_ext_is_not_hidden(tmp_path):
     (tmp_path / '_ext.py').write_text('raise RuntimeError("driver too old")')
     with pytest.raises(RuntimeError, match='driver too old'):
         mmcv_ops.load_ext([str(tmp_path)])
-
-
-def test_install_keeps_what_is_loaded():
-    prepare_openmmlab()
-    loaded = sys.modules[mmcv_ops.NAME]
-    prepare_openmmlab()
-    assert sys.modules[mmcv_ops.NAME] is loaded is mmcv._ext
 
 
 def test_the_stack_imports_silently_for_the_command_line():
@@ -105,3 +96,18 @@ def test_modules_imported_before_get_the_missing_ops():
     )
     compiled = PathFinder.find_spec(mmcv_ops.NAME, mmcv.__path__) is not None
     assert done.stdout.splitlines()[-1] == str(not compiled)
+
+
+@pytest.mark.parametrize(
+    ('version', 'expected'), [('4.57.1', True), ('5.23.0', False), (None, True)]
+)
+def test_only_an_incompatible_transformers_disables_the_models(monkeypatch, version, expected):
+    def find(name):
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
+    monkeypatch.setattr(multimodal, 'version', find)
+    multimodal.install()
+    assert dependency.WITH_MULTIMODAL is expected

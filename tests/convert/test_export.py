@@ -1,6 +1,7 @@
 """Exported programs, the preprocessing of images, and LayerNorm's eps."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
@@ -15,7 +17,6 @@ from vits import SPEC, images, randomise
 
 from mmpatchmix.checkpoints import read_backbone
 from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
-from mmpatchmix.cli import convert
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models.load_backbone import load_backbone
@@ -78,8 +79,7 @@ def test_missing_packages_are_named(own, tmp_path, monkeypatch):
 
 def test_preprocessing_is_read_from_the_config(own, tmp_path):
     assert read_preprocessing(dict(cfg=CFG), 16) == (OURS, '')
-    without_resize = CFG.replace('ResizeEdge', 'Other')
-    assert read_preprocessing(dict(cfg=without_resize), 16)[0].resize == 16
+    assert read_preprocessing(dict(cfg=CFG.replace('ResizeEdge', 'Other')), 16)[0].resize == 16
     assumed, note = read_preprocessing({}, 224)
     assert (assumed.resize, assumed.mean[0]) == (256, 123.675) and 'ImageNet' in note
     assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
@@ -149,10 +149,8 @@ def test_the_image_processor_of_transformers_equals_the_test_view(own, tmp_path)
 def hub_folder(tmp_path):
     """A ViT with the eps of transformers, 1e-12, and weights so small that it matters."""
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
-        patch_size=4, image_size=16,
-    )  # fmt: skip
+    sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96)
+    config = ViTConfig(**sizes, patch_size=4, image_size=16)
     model = ViTModel(config, add_pooling_layer=False).eval()
     with torch.no_grad():
         for parameter in model.embeddings.parameters():
@@ -181,24 +179,56 @@ def test_the_eps_of_transformers_is_kept_and_reported(hub_folder, tmp_path):
     assert json.loads((tmp_path / 'back' / 'config.json').read_text())['layer_norm_eps'] == 1e-12
 
 
-def test_a_config_without_eps_has_that_of_transformers(hub_folder):
-    folder, _ = hub_folder
-    config = json.loads((folder / 'config.json').read_text())
-    config.pop('layer_norm_eps', None)
-    (folder / 'config.json').write_text(json.dumps(config))
-    assert read_backbone(folder).spec.norm_eps == 1e-12
-
-
 def test_another_eps_in_the_model_is_reported(hub_folder):
     arch = dict(img_size=16, patch_size=4, arch=SPEC.arch)
     report = load_backbone(PatchMixViT(**arch), hub_folder[0])
     assert 'LayerNorm adds 1e-06 to the variance, as in the model, and not 1e-12' in str(report)
     same = PatchMixViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
     assert 'LayerNorm' not in str(load_backbone(same, hub_folder[0]))
+    config = json.loads((hub_folder[0] / 'config.json').read_text())
+    config.pop('layer_norm_eps', None)
+    (hub_folder[0] / 'config.json').write_text(json.dumps(config))
+    assert read_backbone(hub_folder[0]).spec.norm_eps == 1e-12  # the default of transformers
 
 
-def test_the_last_checkpoint_of_a_work_dir_is_converted(own, tmp_path, capsys):
-    (tmp_path / 'work').mkdir()
-    own[0].rename(tmp_path / 'work' / 'epoch_3.pth')
-    convert.main([str(tmp_path / 'work'), str(tmp_path / 'x.pth'), '--to', 'mmdet'])
-    assert f'wrote {tmp_path / "x.pth"}' in capsys.readouterr().out
+# -- the model card, whose code is executed
+
+
+@pytest.fixture
+def card(own, tmp_path, monkeypatch):
+    path, _, _ = own
+    content = torch.load(path)
+    content['meta'] |= dict(epoch=80, iter=880, time='20260101_000000')
+    torch.save(content, path)
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint(path, 'my-vit', 'transformers')
+    return (tmp_path / 'my-vit' / 'README.md').read_text()
+
+
+def test_the_card_contains_the_metadata(card):
+    _, header, text = card.split('---\n', 2)
+    header = yaml.safe_load(header)
+    assert header['library_name'] == 'transformers' and 'license' not in header
+    for line in (
+        '# my-vit', '- file: own.pth', '- encoder: momentum_encoder.backbone', '- epochs: 80',
+        '2 layers, 3 heads, patches of 4 pixels', 'mean 123.675, 116.28, 103.53',
+    ):  # fmt: skip
+        assert line in text, line
+    assert 'the licence of the weights' in text and '{' not in text
+
+
+def test_its_code_computes_the_features_of_the_source(card, own, tmp_path):
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (18, 18, 3), dtype=np.uint8)  # resized to 18, cut to 16
+    Image.fromarray(image).save('image.jpg', quality=100)
+    (code,) = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
+    names = {}
+    exec(code, names)
+    vit = build_vit(SPEC)
+    vit.load_state_dict(own[2])
+    pixels = torch.from_numpy(np.array(Image.open('image.jpg'))).permute(2, 0, 1).float()
+    preprocessing = Preprocessing(18, 16)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    with torch.no_grad():
+        expected = vit(((pixels - mean) / std)[None, :, 1:17, 1:17])[-1]
+    assert torch.allclose(names['features'], expected, atol=1e-4)

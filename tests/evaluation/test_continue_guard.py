@@ -80,7 +80,7 @@ def run(cfg, *hooks):
 def run_report(cfg):
     """Train with a report that draws nothing; forget in the second epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunReportHook, 'attempt', lambda *args: None)
+        patch.setattr(RunReportHook, '_attempt', lambda *args: None)
         runner, said, fault = run(cfg, Forget())
     report = next(hook for hook in runner.hooks if isinstance(hook, RunReportHook))
     assert [epoch for epoch, _ in report.metrics] == [0, 1, 2]  # with the start

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb, to_rgba
 
+from mmpatchmix.evaluation.similarity import calibrate
 from mmpatchmix.models.vit import PatchMixViT
 from mmpatchmix.report import feature_figures as figures
-from mmpatchmix.report.pictures import attend_class_token, choose_images
+from mmpatchmix.report.pictures import Sample, attend_class_token, choose_images, draw_similar_by
+from mmpatchmix.report.sheets import to_array
+from tests.calls import SERVER
 
 
 @pytest.fixture(scope='module')
@@ -145,6 +148,38 @@ def test_a_sample_has_at_most_20_classes():
     assert len(classes) == 20 and {0, 29} <= classes
     assert choose_images([None] * 5, 40) == [0, 1, 2, 3, 4]
     assert choose_images([None] * 10, 5) == [0, 2, 4, 6, 8]
+
+
+def draw_extreme_features():
+    """Draw each figure of features that are alike, not finite, or few; all are in one class."""
+    features = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    alike, nan, infinite = torch.ones(12, 8), features.clone(), features.clone()
+    nan[2:], infinite[:, 2] = torch.nan, torch.inf
+    nearly = alike + 1e-6 * features
+    for rows in (alike, nearly, nan, infinite, 1e30 * features, features[:1], features[:2]):
+        groups = torch.zeros(len(rows)).long()
+        figures.draw_map(rows, groups, 'a')
+        if rows is infinite or len(rows) == 1:
+            unit, pictures = F.normalize(rows, dim=1), torch.rand(len(rows), 3, 8, 8)
+            sample = Sample(pictures, pictures, unit, groups, 'a', True)
+            for figure in (
+                figures.draw_map(unit, groups, 'a'),
+                figures.draw_similarity_matrix(unit, groups, 'a'),
+                figures.draw_neighbours(pictures, unit, groups, [0]),
+                figures.draw_attention(pictures, rows[:, :4].reshape(-1, 1, 2, 2)),
+                draw_similar_by({'': sample}),
+            ):
+                assert to_array(figure).std() > 0
+    curve = calibrate(torch.full((1, 2), 0.5), torch.full((1, 4, 2), torch.nan))
+    for curves in ({2: curve}, {}):  # one image cannot be mixed
+        to_array(figures.draw_similarity(curves, None))
+
+
+def test_figures_of_any_features_are_drawn():
+    process = SERVER.Process(target=draw_extreme_features)  # t-SNE may crash the interpreter
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 CURVE = [(0.1, 0.2, 0.05, 10), (0.6, 0.5, 0.1, 20)]

@@ -156,14 +156,10 @@ def compute_features(model: nn.Module, samples: Sequence[dict]) -> tuple[Tensor,
 
 @torch.no_grad()
 def attend_class_token(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the attention of the class token in the last block.
+    """Compute the attention of the class token to patches in the last block of mmpretrain's ViT.
 
-    Args:
-        model: With a ViT of mmpretrain's; that of the momentum encoder is preferred.
-        inputs: ``(N, C, H, W)``, normalised, on the model's device.
-
-    Returns:
-        Tensor: ``(N, heads, rows, columns)`` on the CPU: the weights of the patches only.
+    The momentum encoder is preferred. ``inputs (N, C, H, W)`` are normalised, on the model's
+    device; the weights ``(N, heads, rows, columns)`` are on the CPU.
 
     Raises:
         ValueError: If there is no such ViT.

@@ -70,10 +70,10 @@ def to_arguments(words):
             return arguments
         case ['python', 'tools/train.py' | 'tools/test.py' as tool, *arguments]:
             return [Path(tool).stem, *arguments]
-        case ['bash', 'tools/dist_train.sh', config, _, *arguments]:
+        case ['bash', 'tools/dist_train.sh', config, ranks, *arguments] if ranks.isdigit():
             return ['train', config, *arguments]
-        case ['bash', 'tools/dist_test.sh', config, checkpoint, _, *arguments]:
-            return ['test', config, checkpoint, *arguments]
+        case ['bash', 'tools/dist_test.sh', config, file, ranks, *arguments] if ranks.isdigit():
+            return ['test', config, file, *arguments]
         case ['bash', 'tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
             return ['train', config, '--work-dir', work_dir, *arguments]
         case ['bash', 'tools/torchrun.sh', _, '-m', 'mmpatchmix', *arguments]:

@@ -120,7 +120,9 @@ def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}
     """
     found, expected = (_read_state(folder / name) for folder in (work_dir, expected_dir))
     assert len(expected) > 200
-    wrong = [key for key in found | expected if not _equal(found.get(key), expected.get(key))]
+    wrong = [
+        key for key in found | expected if not _equal(found.get(key, ...), expected.get(key, ...))
+    ]
     records, wanted = (read_scalars(folder) for folder in (work_dir, expected_dir))
     for kind, rows, wanted_rows in zip(('training', 'validation'), records, wanted, strict=True):
         rows, wanted_rows = map(_without_clocks, (rows, wanted_rows))

@@ -64,9 +64,8 @@ def draw_class_precision(metrics: Mapping[str, float]) -> Figure:
     Raises:
         ValueError: Without ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
     """
-    ending = '_precision'
-    found = {name: value for name, value in metrics.items() if name.endswith(ending)}
-    found = {n.removeprefix('coco/').removesuffix(ending): value for n, value in found.items()}
+    found = {n: value for n, value in metrics.items() if n.endswith('_precision')}
+    found = {n.removeprefix('coco/').removesuffix('_precision'): v for n, v in found.items()}
     if not found:
         raise ValueError('there is no precision of classes; CocoMetric needs classwise=True.')
     # NaN for classes without annotated objects.

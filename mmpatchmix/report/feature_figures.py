@@ -72,14 +72,10 @@ def draw_similar(
     names: Sequence[str],
     name: str = '',
 ) -> Figure:
-    """Draw the similarity of an image to K others as bars, one colour per checkpoint.
+    """Draw the similarity of an image to others as bars, one colour per checkpoint.
 
-    Args:
-        picture: ``(3, H, W)`` in [0, 1].
-        others: ``(K, 3, H, W)``.
-        similarities: ``(K,)`` cosines of each checkpoint.
-        names: Of the other images.
-        name: Of the image.
+    ``picture (3, H, W)`` has a ``name``, ``others (K, 3, H, W)`` have ``names``, and each
+    checkpoint has cosines ``(K,)``.
     """
     number = len(others)
     figure = Figure(figsize=(7, 0.62 * number + 1.2), layout='constrained', dpi=110)
@@ -95,8 +91,8 @@ def draw_similar(
         places = np.arange(number) + 0.1 + (index + 0.5) * height
         bars = right.barh(places, values.numpy(), height=0.92 * height, label=checkpoint)
         right.bar_label(bars, fmt='%.2f', fontsize=8, padding=2)
-    lowest = min(0.0, *(float(values.min()) for values in similarities.values()))
-    right.set(ylim=(number, 0), xlim=(1.12 * lowest, 1.12), xlabel='cosine similarity')
+    lowest = min(float(values.nan_to_num().min()) for values in similarities.values())
+    right.set(ylim=(number, 0), xlim=(min(0, 1.12 * lowest), 1.12), xlabel='cosine similarity')
     right.set_yticks(np.arange(number) + 0.5, names)
     if len(similarities) > 1:
         figure.legend(loc='outside lower center', fontsize=8)
@@ -105,21 +101,28 @@ def draw_similar(
 
 
 def draw_map(features: Tensor, groups: Tensor, names: Sequence[str]) -> Figure:
-    """Draw a t-SNE of at least 3 features, coloured by class or cluster.
+    """Draw a t-SNE of features, coloured by class or cluster; rows of NaN or infinity are left out.
 
     Near neighbours are meaningful in it; distances and sizes of groups are not.
     """
     from sklearn.manifold import TSNE  # takes a second to import
 
-    tsne = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), init='pca', random_state=0)
-    places = tsne.fit_transform(features.numpy())
+    finite = features.isfinite().all(1)
+    features, groups = F.normalize(features[finite].double(), dim=1).float(), groups[finite]
+    title, places = f't-SNE of the features of {len(features)} images', np.zeros((len(groups), 2))
+    # Its process crashes if the features, and so their principal components, are all equal.
+    if len(features.round(decimals=5).unique(dim=0)) > 3:
+        tsne = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), init='pca', random_state=0)
+        places = tsne.fit_transform(features.numpy())
+    else:
+        title += ': too few are different'
     figure = Figure(figsize=(8, 6.2), layout='constrained', dpi=110)
     axis = figure.subplots()
     for index, group in enumerate(groups.unique().tolist()):
         part = places[(groups == group).numpy()]
         colour = colormaps['tab20'](index % 20)
         axis.scatter(*part.T, s=14, color=colour, label=names[group], linewidths=0)
-    axis.set(xticks=[], yticks=[], title=f't-SNE of the features of {len(features)} images')
+    axis.set(xticks=[], yticks=[], title=title)
     figure.legend(loc='outside right upper', fontsize=9, markerscale=2)
     return figure
 
@@ -146,12 +149,10 @@ def draw_similarity_matrix(features: Tensor, groups: Tensor, names: Sequence[str
 def draw_similarity(calibrations: Mapping[int, dict], agreement: dict[str, float] | None) -> Figure:
     """Draw predicted against true shares of mixes, and the class agreement of neighbours.
 
-    Args:
-        calibrations: By ``M``, from :func:`mmpatchmix.evaluation.similarity.calibrate`.
-        agreement: From :func:`mmpatchmix.evaluation.similarity.class_agreement`; None without
-            labels.
+    ``calibrations``, by M, and ``agreement``, None without labels, are those that ``calibrate`` and
+    ``class_agreement`` of :mod:`mmpatchmix.evaluation.similarity` return.
     """
-    num_axes = bool(calibrations) + bool(agreement)
+    num_axes = bool(calibrations) + bool(agreement) or 1
     figure = Figure(figsize=(5.2 * num_axes, 4.6), layout='constrained', dpi=110)
     axes = iter(figure.subplots(1, num_axes, squeeze=False)[0])
     if calibrations:

@@ -86,7 +86,7 @@ def draw_similar_by(samples: Mapping[str, Sample]) -> Figure:
     query, *others = choose_queries(first.groups)
     alike = [index for index in others if first.groups[index] == first.groups[query]][:_NUM_ALIKE]
     others = [index for index in others if first.groups[index] != first.groups[query]]
-    others = alike + others[: NUM_SHOWN - len(alike)]
+    others = (alike + others[: NUM_SHOWN - len(alike)]) or [query]  # itself if it is alone
     return feature_figures.draw_similar(
         first.pictures[query],
         first.pictures[others],
@@ -120,7 +120,7 @@ def take_sample(runner: Runner) -> Sample:
         from sklearn.cluster import KMeans  # takes a second to import
 
         names = [f'cluster {index + 1}' for index in range(min(NUM_CLUSTERS, len(chosen)))]
-        clusters = KMeans(len(names), n_init=1, random_state=0).fit_predict(features.numpy())
+        clusters = KMeans(len(names), n_init=1, random_state=0).fit_predict(features.nan_to_num())
         groups = torch.from_numpy(clusters).long()
     names = [*map(str, names), *(f'class {n}' for n in range(len(names), int(groups.max()) + 1))]
     pictures = to_picture(inputs, model.data_preprocessor)
@@ -156,14 +156,10 @@ def compute_features(model: nn.Module, samples: Sequence[dict]) -> tuple[Tensor,
 
 @torch.no_grad()
 def attend_class_token(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the attention of the class token in the last block.
+    """Compute the attention of the class token to patches in the last block of mmpretrain's ViT.
 
-    Args:
-        model: With a ViT of mmpretrain's; that of the momentum encoder is preferred.
-        inputs: ``(N, C, H, W)``, normalised, on the model's device.
-
-    Returns:
-        Tensor: ``(N, heads, rows, columns)`` on the CPU: the weights of the patches only.
+    The momentum encoder is preferred. ``inputs (N, C, H, W)`` are normalised, on the model's
+    device; the weights ``(N, heads, rows, columns)`` are on the CPU.
 
     Raises:
         ValueError: If there is no such ViT.

@@ -20,12 +20,7 @@ EVALUATION = (
 TRAINING = (
     ('Losses', r'loss(_\w+)?', 'nats', 'They stay well above 0: soft targets have entropy.'),
     ('Distance from the least loss', 'kl', 'nats', 'Loss minus entropy of its targets; falls.'),
-    (
-        'Accuracy of the contrast',
-        r'acc_\w+',
-        'share',
-        'Nearest key is a target of the query; rises.',
-    ),
+    ('Accuracy of the contrast', r'acc_\w+', 'share', 'Nearest key is a target; rises.'),
     ('Online probe', r'probe/\w+', '%', 'A linear classifier trained during pre-training.'),
     ('Dimensions in use', 'health/(rank_me|lidar)', 'dimensions', 'Near 1: collapsed features.'),
     ('Similarity of pairs', r'health/\w+_similarity', 'cosine', 'Negative pairs near 1: collapse.'),
@@ -49,10 +44,9 @@ MAX_POINTS = 1000  # per curve, over all runs of a report
 def plan_plots(runs: Sequence[RunRecord], run_names: Sequence[str]) -> list[dict[str, Any]]:
     """Sort the scalars of some runs into plots, as the page's template and script read them.
 
-    Returns:
-        list: Plots with ``title``, ``unit``, ``note``, ``is_evaluation`` and ``series``. Each of
-        these has ``label``, ``colour``, ``dash``, ``x`` (epochs, or iterations if a run counts no
-        epochs) and ``y`` (None for NaN and infinity).
+    A plot has ``title``, ``unit``, ``note``, ``is_evaluation`` and ``series``; each of these has
+    ``label``, ``colour``, ``dash``, ``x`` (epochs, or iterations if a run counts no epochs) and
+    ``y`` (None for NaN and infinity).
     """
     plots = []
     for is_evaluation, rules in ((True, EVALUATION), (False, TRAINING)):

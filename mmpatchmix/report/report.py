@@ -37,14 +37,7 @@ NUM_ROWS = 50  # of a table of numbers
 
 
 def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
-    """Write a page about a run, or about several and their differences.
-
-    Args:
-        work_dirs: Folders of runs, finished or in progress.
-        path: The HTML file.
-
-    Returns:
-        Path: The file.
+    """Write an HTML page about runs, finished or in progress; return its path.
 
     Raises:
         FileNotFoundError: If a folder holds no run.
@@ -137,12 +130,7 @@ def compare(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
         figures.append(values | {'warnings': str(len(run.warnings))})
     titles = list(dict.fromkeys(name for values in figures for name in values))
     rows = [
-        [
-            name,
-            run.about.get('recipe') or '',
-            run.state,
-            *(values.get(title, '') for title in titles),
-        ]
+        [name, run.about.get('recipe') or '', run.state, *(values.get(t, '') for t in titles)]
         for run, name, values in zip(runs, names, figures, strict=True)
     ]
     configs = [run.about.get('values') for run in runs]
@@ -159,8 +147,7 @@ def compare(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
 def embed_pictures(run: RunRecord, budget: int) -> tuple[list[dict[str, str]], list[str]]:
     """Encode the pictures of a run, the last of each name, then the first, in ``budget`` bytes.
 
-    Returns:
-        tuple: Pictures with ``caption`` and ``source``, and the files beyond the budget.
+    Returned are pictures with ``caption`` and ``source``, and the files beyond the budget.
     """
     chosen, first = [], []
     for name, steps in run.pictures.items():

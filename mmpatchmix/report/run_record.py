@@ -97,9 +97,8 @@ def read_run(work_dir: str | Path) -> RunRecord:
 def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """Read ``*/vis_data/scalars.json`` of mmengine, joined over all starts of a run.
 
-    Returns:
-        Training records with ``iter`` and ``epoch``, and validation records with ``step`` (an
-        epoch), each in order. The later of two records of one step replaces the earlier.
+    Returned are training records with ``iter`` and ``epoch``, and validation records with ``step``
+    (an epoch), each in order. The later of two records of one step replaces the earlier.
     """
     training: dict[int, dict] = {}
     validation: dict[int, dict] = {}

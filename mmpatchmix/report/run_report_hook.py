@@ -70,14 +70,16 @@ class RunReportHook(Hook):
         """Store the metrics, draw the repeated pictures, and write the report."""
         self.metrics.append((runner.epoch, dict(metrics or {})))
         self._attempt(runner, 'pictures', self._show_pictures, runner, REPEATED)
-        self._attempt(runner, 'report.html', self._write_report, runner)
+        page = Path(runner.work_dir) / 'report.html'
+        self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
         """Draw the missing pictures, write the report and log the summary."""
         self._attempt(runner, 'pictures', self._show_pictures, runner, PICTURES)
         self._attempt(runner, 'run.json', write_end, runner)
-        self._attempt(runner, 'report.html', self._write_report, runner)
+        page = Path(runner.work_dir) / 'report.html'
+        self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
         runner.logger.info('\n' + '\n'.join(self.summary(runner)))
 
     @master_only
@@ -106,10 +108,6 @@ class RunReportHook(Hook):
         for name, figure in draw_pictures(runner, missing):
             runner.visualizer.add_image(name, to_array(figure), runner.epoch)
         self.drawn = runner.epoch, names
-
-    @staticmethod
-    def _write_report(runner: Runner) -> None:
-        write_report([runner.work_dir], Path(runner.work_dir) / 'report.html')
 
     def summary(self, runner: Runner) -> list[str]:
         """Return the lines of the summary: metrics before and after training, and files."""

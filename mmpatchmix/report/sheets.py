@@ -106,18 +106,10 @@ def draw_mixed(
 ) -> Figure:
     """Draw one mix, a column per image.
 
-    Row 1 shows the images in frames of different colours, row 2 the mixed images, row 3 the source
-    of each patch in these colours, row 4 the soft targets of each mixed image.
-
-    Args:
-        sources: ``(N, 3, H, W)`` float, RGB in [0, 1], on the CPU.
-        mixed: ``(N, 3, H, W)``, likewise.
-        groups: ``(T,)`` int64, the groups of the mix; None (mixing without patches) omits row 3.
-        patch_size: Of the mix, in pixels.
-        target: Offsets and weights, see :mod:`mmpatchmix.models.mixing`; None omits row 4.
-
-    Returns:
-        Figure: Axes in reading order, N in a row.
+    Row 1 shows ``sources`` in frames of different colours, row 2 ``mixed``, both ``(N, 3, H, W)``
+    float, RGB in [0, 1], on the CPU; row 3 the source of each patch in these colours, from
+    ``groups (T,)`` int64; row 4 the soft targets of each mixed image, from the offsets and weights
+    of ``target``, see :mod:`mmpatchmix.models.mixing`. None omits row 3 or 4.
     """
     num_images, _, height, width = sources.shape
     colours = colormaps['tab10'](np.arange(num_images) % 10)[:, :3]  # (N, 3)

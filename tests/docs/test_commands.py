@@ -44,10 +44,6 @@ COMMANDS = [
 ]
 
 
-class Parsed(Exception):
-    """Ends a script once its arguments are parsed."""
-
-
 def expand(document, command):
     """Return the words of a command without environment variables, comments and brackets."""
     before = read_commands(document)
@@ -76,44 +72,34 @@ def to_arguments(words):
             return [Path(tool).stem, *arguments]
         case ['bash', 'tools/dist_train.sh', config, ranks, *arguments] if ranks.isdigit():
             return ['train', config, *arguments]
-        case ['bash', 'tools/dist_test.sh', config, checkpoint, ranks, *arguments] if (
-            ranks.isdigit()
-        ):
-            return ['test', config, checkpoint, *arguments]
+        case ['bash', 'tools/dist_test.sh', config, file, ranks, *arguments] if ranks.isdigit():
+            return ['test', config, file, *arguments]
         case ['bash', 'tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
             return ['train', config, '--work-dir', work_dir, *arguments]
-        case ['bash', 'tools/torchrun.sh', _, '-m', 'mmpatchmix', *arguments] | [
-            'torchrun',
-            '--nproc_per_node',
-            _,
-            '-m',
-            'mmpatchmix',
-            *arguments,
-        ]:
+        case ['bash', 'tools/torchrun.sh', _, '-m', 'mmpatchmix', *arguments]:
+            return arguments
+        case ['torchrun', '--nproc_per_node', _, '-m', 'mmpatchmix', *arguments]:
             return arguments
     return None
 
 
 def check_arguments(arguments):
     """Parse the arguments, find the config, and apply the options to it."""
-    if not arguments:
-        return
-    assert arguments[0] in VERBS
-    if len(arguments) == 1:
+    assert not arguments or arguments[0] in VERBS
+    if len(arguments) < 2:
         return  # the verb is only named
-    alternatives = [word for word in arguments if re.fullmatch(r'[\w-]+(\|[\w-]+)+', word)]
-    for word in alternatives:
-        for choice in word.split('|'):
-            check_arguments([choice if each == word else each for each in arguments])
-        return
+    for index, word in enumerate(arguments):
+        if re.fullmatch(r'[\w-]+(\|[\w-]+)+', word):
+            for choice in word.split('|'):
+                check_arguments([*arguments[:index], choice, *arguments[index + 1 :]])
+            return
     verb = import_module(f'mmpatchmix.cli.{arguments[0].replace("-", "_")}')
     args = verb.parse_args(arguments[1:])
-    configs = [getattr(args, 'config', None), getattr(args, 'finetune', None)]
-    configs = [name for name in configs if name and not re.fullmatch('[A-Z]+', name)]
-    for name in configs:
-        path = find_config(name)
+    for key in ('config', 'finetune'):
+        name = getattr(args, key, None) or 'NAME'
+        path = None if name.isupper() else find_config(name)
         options = [text for text in getattr(args, 'cfg_options', []) if text != 'KEY=VALUE']
-        if options and name == args.config:
+        if path and options and key == 'config':
             cfg = Config.fromfile(path)
             apply_options(cfg, options)
             check_config(cfg)
@@ -125,12 +111,12 @@ def check_script(script, arguments, monkeypatch):
 
     def stop(parser, *args, **kwargs):
         parse(parser, *args, **kwargs)
-        raise Parsed
+        sys.exit('parsed')
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
     monkeypatch.setattr(sys, 'argv', [script, *arguments])
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
-    with pytest.raises(Parsed):
+    with pytest.raises(SystemExit, match='parsed'):
         runpy.run_path(str(ROOT / script), run_name='__main__')
 
 
@@ -141,10 +127,9 @@ def test_command_is_valid(document, command, monkeypatch):
     words = expand(document, command)
     match words:
         case ['make', target, *settings]:
-            assert re.search(rf'^{target}:.*', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-            for setting in settings:
-                name = setting.partition('=')[0]
-                assert re.search(rf'^{name} \?=', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+            lines = (ROOT / 'Makefile').read_text().splitlines()
+            starts = [f'{target}:', *(f'{setting.partition("=")[0]} ?=' for setting in settings)]
+            assert all(any(line.startswith(start) for line in lines) for start in starts)
         case ['pip', 'install', package]:
             extra = re.fullmatch(r'(?:\.|mmpatchmix)(?:\[(\w+)\])?', package)[1]
             assert extra is None or f"'{extra}': " in (ROOT / 'setup.py').read_text()
@@ -196,12 +181,8 @@ val_dataloader = test_dataloader = few
 val_cfg = test_cfg = dict(bank_dataloader=few)
 """)
     cfg = Config.fromfile(config)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    torch.save(
-        dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)),
-        work_dir / 'epoch_1.pth',
-    )
+    state = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), work_dir / 'epoch_1.pth')
     generator = np.random.default_rng(0)
     for name in ('cats/1', 'cats/2', 'dogs/1', 'dogs/7', 'dogs/8', 'dogs/9'):
         path = folder / f'PATH/{name}.jpg'

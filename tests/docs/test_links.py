@@ -9,10 +9,9 @@ import pytest
 from tests.docs.documents import DOCUMENTS, FENCE, ROOT, find_anchors
 
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
-BY_NAME = [pytest.param(path, id=path.stem) for path in DOCUMENTS]
 
 
-@pytest.mark.parametrize('document', BY_NAME)
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.stem)
 def test_links_lead_to_files_and_headings(document):
     broken = []
     for link in LINK.findall(FENCE.sub('', document.read_text())):
@@ -51,10 +50,9 @@ def test_the_method_quotes_the_code():
 
 
 def test_messages_quoted_by_symptom_are_those_of_the_code():
-    table_cells = re.findall(
-        r'^\| ([^|]+) \|', (ROOT / 'docs/troubleshooting.md').read_text(), re.M
-    )
-    quotes = [quote for cell in table_cells for quote in re.findall(r'"([^"]+)"', cell)]
+    text = (ROOT / 'docs/troubleshooting.md').read_text()
+    cells = ' '.join(re.findall(r'^\| ([^|]+) \|', text, re.MULTILINE))
+    quotes = re.findall(r'"([^"]+)"', cells)
     texts = {
         node.value
         for path in (ROOT / 'mmpatchmix').rglob('*.py')

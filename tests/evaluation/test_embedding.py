@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,37 +35,31 @@ class Wide(Sums):
         return inputs.float().mean(dim=(1, 2, 3))[:, None].expand(-1, WIDE) + torch.arange(WIDE)
 
 
-class Dying(Sums):
-    """Ends its process in the fourth batch."""
-
-    def extract_feat(self, inputs):
-        self.calls = getattr(self, 'calls', 0) + 1
-        if self.calls == 5:  # the first call gives the shape
-            os._exit(9)
-        return super().extract_feat(inputs)
-
-
 class Counting(Sums):
+    """Stores which images it sees; after a number of them it calls a function."""
+
+    def __init__(self, most=None, function=None):
+        super().__init__()
+        self.seen, self.most, self.function = [], most, function
+
     def extract_feat(self, inputs):
-        self.seen = [*getattr(self, 'seen', []), *inputs[:, 0, 0, 0].tolist()]
+        if len(self.seen) == self.most:
+            self.function()
+        self.seen += inputs[:, 0, 0, 0].tolist()
         return super().extract_feat(inputs)
-
-
-class Many(Numbers):
-    def __getitem__(self, index):
-        return super().__getitem__(index % 256)
 
 
 def write_embeddings(folder):
     """Record the peak memory in MiB after 250 and after 2,000 images; then die in the next."""
     peaks = []
     for size in (250, 2000):
-        embed(Wide(), make_loader(Many(size), batch_size=50), folder / f'{size}', {})
+        embed(Wide(), make_loader(Numbers(size), batch_size=50), folder / f'{size}', {})
         peak = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
         peaks.append(int(peak[1]) / 1024)
     (folder / 'peaks.json').write_text(json.dumps(peaks))
     embedding._SYNC_SECONDS = 0
-    embed(Dying(), make_loader(Numbers(23)), folder / 'cut', ABOUT)
+    dying = Counting(13, lambda: os._exit(9))  # the first image is seen twice
+    embed(dying, make_loader(Numbers(23)), folder / 'cut', ABOUT)
 
 
 @pytest.fixture(scope='module')
@@ -109,28 +104,20 @@ def test_a_killed_run_continues_on_two_ranks(written):
     ]  # fmt: skip
 
 
-def test_an_interrupted_run_keeps_its_rows(tmp_path):
-    class Interrupted(Counting):
-        def extract_feat(self, inputs):
-            if len(getattr(self, 'seen', [])) == 9:
-                raise KeyboardInterrupt
-            return super().extract_feat(inputs)
-
+def test_an_interrupted_run_keeps_its_rows_and_a_full_disk_raises(tmp_path, monkeypatch):
+    interrupted = Counting(9, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        embed(Interrupted(), make_loader(Numbers(11)), tmp_path / 'x', ABOUT)
+        embed(interrupted, make_loader(Numbers(11)), tmp_path / 'x', ABOUT)
     with pytest.raises(ValueError, match=r'x\.partial was begun with other digests: remove it'):
         embed(Sums(), make_loader(Numbers(11)), tmp_path / 'x', dict(digests=1))
     again = Counting()
     assert embed(again, make_loader(Numbers(11), batch_size=2), tmp_path / 'x', ABOUT) == 0
     assert again.seen == [0, 8, 9, 10]
     assert np.allclose(read_embedding(tmp_path / 'x').features, expected_features(11))
-
-
-def test_a_full_disk_raises_first(tmp_path, monkeypatch):
     free = SimpleNamespace(free=11 * 2 * 4)
     monkeypatch.setattr(embedding.shutil, 'disk_usage', lambda path: free)
     with pytest.raises(ValueError, match=r'would take 0\.0 GiB, and 0\.0 GiB are free'):
-        embed(Sums(), make_loader(Numbers(11)), tmp_path / 'x', ABOUT)
+        embed(Sums(), make_loader(Numbers(11)), tmp_path / 'y', ABOUT)
 
 
 @pytest.fixture
@@ -152,7 +139,9 @@ def folder_loader(data, num_workers=0):
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_rows_have_file_names_and_unreadable_files_are_marked(photos, tmp_path, num_workers):
+def test_rows_have_file_names_and_unreadable_files_are_marked(
+    photos, tmp_path, capsys, num_workers
+):
     assert embed(Sums(), folder_loader(photos, num_workers), tmp_path / 'x', ABOUT) == 1
     text = (tmp_path / 'x' / 'files.csv').read_bytes()
     assert text.startswith(b'file,readable\r\na.png,1\r\n"b, c.png",1\r\nno.png,0\r\n')
@@ -165,10 +154,6 @@ def test_rows_have_file_names_and_unreadable_files_are_marked(photos, tmp_path, 
     assert found.files == NAMES
     assert found.readable.tolist() == [True, True, False, True, True]
     assert found.about['root'] == str(tmp_path / 'images')
-
-
-def test_any_name_is_written_printed_and_drawn(photos, tmp_path, capsys):
-    embed(Sums(), folder_loader(photos), tmp_path / 'x', ABOUT)
     neighbours.main([str(tmp_path / 'x'), '--near-duplicates', '0.9'])
     assert 'sub/é \\udcff\\n.png' in capsys.readouterr().out
     table = (tmp_path / 'x' / 'near_duplicates.csv').read_bytes()

@@ -38,7 +38,7 @@ def test_rank_me_of_a_known_spectrum():
     assert rank_me.rank_me(torch.diag(values)) == pytest.approx(math.exp(entropy), rel=1e-4)
 
 
-def test_nearest_others_equal_a_sorted_list():
+def test_nearest_others_equal_a_sorted_list_and_their_share_is_counted():
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
     unit = F.normalize(features, dim=1).tolist()
 
@@ -48,10 +48,6 @@ def test_nearest_others_equal_a_sorted_list():
     for i, row in enumerate(rank_me.nearest_others(features, 3).tolist()):
         others = sorted((j for j in range(9) if j != i), key=lambda j: -cosine(i, j))
         assert row == others[:3]
-    assert rank_me.nearest_others(torch.ones(6, 2), 3).shape == (6, 3)  # of equal rows, any three
-
-
-def test_share_of_neighbours_kept():
     before = torch.tensor([[1, 2, 3], [0, 2, 3]])
     now = torch.tensor([[3, 9, 1], [4, 5, 6]])  # two of three, none of three
     assert rank_me.share_kept(before, now) == pytest.approx(1 / 3)
@@ -76,18 +72,6 @@ def test_lidar_equals_the_equation_loop_by_loop():
     expected = math.exp(-sum(share * math.log(share) for share in shares))
     assert 1.2 < expected < 3.8
     assert rank_me.lidar(torch.from_numpy(features)) == pytest.approx(expected, rel=1e-9)
-
-
-def test_rank_me_counts_dimensions_of_noise_between_views_and_lidar_does_not():
-    generator = torch.Generator().manual_seed(0)
-    images = F.pad(torch.randn(200, 1, 2, generator=generator), (0, 6))
-    noise = F.pad(torch.randn(200, 50, 6, generator=generator), (2, 0))
-    features = images + noise
-    assert rank_me.rank_me(features.flatten(0, 1)) > 6
-    assert rank_me.lidar(features) < 2.1
-
-
-def test_lidar_of_one_image_or_view_raises():
     for shape in ((1, 5, 3), (5, 1, 3), (5, 3)):
         with pytest.raises(ValueError, match='at least two images and two views'):
             rank_me.lidar(torch.ones(shape))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
@@ -22,17 +23,15 @@ def test_feature_std_of_known_spreads():
     assert feature_std(half) == pytest.approx(math.sqrt(1 / 2))
 
 
-@pytest.mark.parametrize('images', [None, range(2, 5)])
-@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize(('images', 'rank'), [(None, 0), (range(2, 5), 1)])
 def test_similarities_are_means_over_pairs(monkeypatch, images, rank):
     """Of two ranks with 6 images each, pair by pair."""
     monkeypatch.setattr(contrastive_head.dist, 'get_world_size', lambda: 2)
     monkeypatch.setattr(contrastive_head.dist, 'get_rank', lambda: rank)
     generator = torch.Generator().manual_seed(0)
-    keys = torch.nn.functional.normalize(torch.randn(12, 4, generator=generator), dim=1)
+    keys = F.normalize(torch.randn(12, 4, generator=generator), dim=1)
     numbers = list(images or range(6))
-    queries = torch.randn(len(numbers), 4, generator=generator)
-    queries = torch.nn.functional.normalize(queries, dim=1)
+    queries = F.normalize(torch.randn(len(numbers), 4, generator=generator), dim=1)
     own, others = [], []
     for query, number in zip(queries.tolist(), numbers, strict=True):
         for index, key in enumerate(keys.tolist()):
@@ -110,27 +109,19 @@ def fall(at):
     return GUESS * (1.05 - 0.7 * at)
 
 
-def bounce(back):
-    return lambda at: 4.0 - 4 * min(at, 0.5) + back * max(at - 0.5, 0)
-
-
-def flat(at):
-    return 4.0 - 4 * min(at, 0.3)
+def bounce(back, turn=0.5):
+    return lambda at: 4.0 - 4 * min(at, turn) + back * max(at - turn, 0)
 
 
 @pytest.mark.parametrize(
     ('lines', 'expected'),
     [
-        (run(fall), {}),
-        (
-            run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at))),
-            {},
-        ),  # flattens as its rate falls
+        (run(lambda at: GUESS * (0.4 + 0.65 * math.exp(-4 * at))), {}),  # as its rate falls
         (run(fall, rank=1.5), {}),  # few dimensions alone are no collapse
         (run(bounce(16)), {'plateau': 220, 'divergence': 230}),  # 4 to 2, and over 3
         (run(bounce(1.0), lr=lambda at: 1 - at), {}),
-        (run(flat, lr=lambda at: 1.0), {'plateau': 200}),
-        (run(flat, lr=lambda at: max(0.1, 1 - 2 * at)), {}),
+        (run(bounce(0, 0.3), lr=lambda at: 1.0), {'plateau': 200}),
+        (run(bounce(0, 0.3), lr=lambda at: max(0.1, 1 - 2 * at)), {}),
         (run(fall, share=0.6), {'starving': 30}),
         (run(fall, share=0.6)[:2], {}),
         ([Line(10 * n, 1.0, 0.7) for n in range(1, 20)], {'starving': 30}),  # without kl
@@ -142,22 +133,18 @@ def test_troubles_of_runs(lines, expected):
         assert found(lines, loads_beside=False) == {}
 
 
-@pytest.mark.parametrize(
-    ('rank', 'name'), [(1.3, 'collapse'), (9.0, 'plateau'), (math.nan, 'plateau')]
-)
+@pytest.mark.parametrize(('rank', 'name'), [(1.3, 'collapse'), (math.nan, 'plateau')])
 def test_guessing_is_found_after_a_quarter_of_the_run(rank, name):
     assert found(run(GUESS, 1200, rank=rank), 1200) == {name: 300}
     assert found(run(GUESS, 400, rank=rank), 400) == {name: 200}  # in a short run some iterations
     assert found(run(GUESS, 100, rank=rank), 100) == {}
-
-
-def test_guessing_in_a_long_run_is_found_before_a_quarter():
-    lines = run(GUESS, num_iters=100_000, every=50, lr=lambda at: min(1.0, at / 0.01))
-    assert found(lines[:100], num_iters=100_000) == {'plateau': 3050}  # 1,000 of warm-up
+    if name == 'plateau':  # in a long run before a quarter: after 1,000 iterations of warm-up
+        lines = run(GUESS, 100_000, every=50, lr=lambda at: min(1.0, at / 0.01))
+        assert found(lines[:100], num_iters=100_000) == {'plateau': 3050}
 
 
 def test_the_number_of_lines_is_bounded():
-    lines = run(lambda at: GUESS * (1.05 - 0.7 * at), num_iters=20_000, every=1)
+    lines = run(fall, num_iters=20_000, every=1)
     kept = []
     for line in lines:
         kept.append(line)

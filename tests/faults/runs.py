@@ -1,7 +1,7 @@
 """Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15, and their differences."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from mmpatchmix.engine import SafeCheckpointHook, checkpoint_hook
 from mmpatchmix.engine.exact_order import SeededSamples
@@ -24,8 +25,8 @@ CLOCKS = ('time', 'data_time', 'memory', 'eta', 'data_share', 'images_per_second
 
 def choose_workers(number: int, persistent: bool) -> dict[str, Any]:
     """Return options for a number of data workers."""
-    loader = dict(num_workers=number, persistent_workers=persistent)
-    return {f'train_dataloader.{key}': value for key, value in loader.items()}
+    loader = 'train_dataloader.'
+    return {f'{loader}num_workers': number, f'{loader}persistent_workers': persistent}
 
 
 def build(
@@ -117,11 +118,10 @@ def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}
     They are weights, momentum encoder, optimizer, schedules, random states, plan, sampler's seed,
     the log history in the checkpoint, and the values in ``scalars.json``.
     """
-    found, expected = (dict(_state(folder / name)) for folder in (work_dir, expected_dir))
+    found, expected = (_read_state(folder / name) for folder in (work_dir, expected_dir))
     assert len(expected) > 200
-    wrong = list(found.keys() ^ expected.keys())
-    wrong += [
-        key for key in found.keys() & expected.keys() if not _equal(found[key], expected[key])
+    wrong = [
+        key for key in found | expected if not _equal(found.get(key, ...), expected.get(key, ...))
     ]
     records, wanted = (read_scalars(folder) for folder in (work_dir, expected_dir))
     for kind, rows, wanted_rows in zip(('training', 'validation'), records, wanted, strict=True):
@@ -132,21 +132,13 @@ def differences(work_dir: Path, expected_dir: Path, name: str = f'epoch_{EPOCHS}
     return sorted(wrong)
 
 
-def _state(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_state(path: Path) -> dict[str, Any]:
     content = torch.load(path, weights_only=True)
     scalars = content['message_hub']['log_scalars']
     content['history'] = {k: v for k, v in scalars.items() if k.rpartition('/')[2] not in CLOCKS}
-    for key in ('state_dict', 'optimizer', 'param_schedulers', 'exact_resume', 'history'):
-        yield from _leaves(content[key], key)
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, each in items:
-            yield from _leaves(each, f'{path}.{key}')
-    else:
-        yield path, value
+    keys = ('state_dict', 'optimizer', 'param_schedulers', 'exact_resume', 'history')
+    leaves, _ = tree_flatten_with_path({key: content[key] for key in keys})
+    return {keystr(path): value for path, value in leaves}
 
 
 def _equal(one: Any, other: Any) -> bool:

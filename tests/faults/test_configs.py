@@ -11,10 +11,7 @@ from tests.faults.processes import finish, start
 from tests.faults.runs import EPOCHS, WORKERS, at, choose_workers, differences, train
 
 PER_EPOCH = 4  # even: gradients of two batches may be accumulated
-AUGMENT = {
-    'view_1': dict(type='mmpatchmix.ViewAugment'),
-    'view_2': dict(type='mmpatchmix.ViewAugment'),
-}
+AUGMENT = {f'view_{number}': dict(type='mmpatchmix.ViewAugment') for number in (1, 2)}
 
 
 @st.composite

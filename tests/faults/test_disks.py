@@ -18,8 +18,6 @@ def disk(tmp_path):
     """Mount a disk of 3 MB; a run's four checkpoints take half of it."""
     folder = tmp_path / 'disk'
     folder.mkdir()
-    if shutil.which('mount') is None:
-        pytest.skip('there is no mount on this system')
     result = mount('-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', folder, check=False)
     if result.returncode:
         pytest.skip(f'mounting is not permitted here: {result.stderr.strip()}')
@@ -86,9 +84,7 @@ def test_the_run_continues_and_saves_again_when_possible(failure, uninterrupted,
     for name in ('iter_8.pth', 'epoch_2.pth'):
         assert f'{name} was not saved ({message}' in text
     assert text.count('was not saved') == 2
-    assert (
-        'The run continues; the last good checkpoint is ' + str(disk / 'run' / 'iter_6.pth') in text
-    )
+    assert f'The run continues; the last good checkpoint is {disk / "run" / "iter_6.pth"}' in text
     assert not list(disk.glob('run/.*'))
     assert (work_dir / 'last_checkpoint').read_text() == str(disk / 'run' / 'epoch_3.pth')
     shutil.copy(disk / 'run' / 'epoch_3.pth', work_dir)
@@ -109,23 +105,16 @@ def test_a_missing_last_checkpoint_is_an_error_that_resuming_repairs(uninterrupt
     assert differences(work_dir, uninterrupted(0)[0]) == []
 
 
-BACKENDS = {
-    'scalars.json': [dict(type='LocalVisBackend')],
-    'TensorBoard': [dict(type='TensorboardVisBackend')],
-}
-
-
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_a_full_disk_for_logs_does_not_end_the_run(backend, disk, tmp_path):
+def test_a_full_disk_for_logs_does_not_end_the_run(disk, tmp_path):
     log, work_dir = tmp_path / 'log.txt', disk / 'run'
     # Enough records to exceed the last page of a file.
     hooks = (
         at('before_train_iter', 3, lambda: fill(disk)),
         at('before_train_iter', 14, (disk / 'ballast').unlink),
     )
-    options = {'visualizer.vis_backends': BACKENDS[backend]}
-    code = finish(start(log, train, work_dir, options, hooks))
-    assert code == 0, log.read_text()[-3000:]
+    backends = [dict(type=f'{name}VisBackend') for name in ('Tensorboard', 'Local')]
+    options = {'visualizer.vis_backends': backends}
+    assert finish(start(log, train, work_dir, options, hooks)) == 0, log.read_text()[-3000:]
     assert numbers(work_dir / 'saved.txt')[-1] == 15
     assert iteration_of(work_dir / 'epoch_3.pth') == 15
     assert 'epoch_2.pth was not saved' in log.read_text()

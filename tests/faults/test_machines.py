@@ -1,7 +1,6 @@
 """torchrun after a killed rank, and after a cut link between two machines."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -59,12 +58,7 @@ def launch(config, tmp_path):
 
 
 def wait_for_training(log):
-    began = time.monotonic()
-    try:
-        is_training = re.compile(r'Epoch 3/').search
-        seconds_until(lambda: is_training(log.read_text()), began, 3 * PATIENCE)
-    except AssertionError as error:
-        raise AssertionError(log.read_text()[-3000:]) from error
+    seconds_until(lambda: 'Epoch 3/' in log.read_text(), time.monotonic(), 3 * PATIENCE)
 
 
 def processes_of(config):
@@ -79,11 +73,8 @@ def processes_of(config):
 
 def find_rank(config, rank):
     """Return the process of a rank."""
-    for pid in processes_of(config):
-        environment = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
-        if f'LOCAL_RANK={rank}'.encode() in environment:
-            return pid
-    raise AssertionError(f'no rank {rank}')
+    environments = {pid: Path(f'/proc/{pid}/environ').read_text() for pid in processes_of(config)}
+    return next(pid for pid, text in environments.items() if f'\0LOCAL_RANK={rank}\0' in text)
 
 
 def test_a_killed_rank_ends_torchrun_and_all_its_processes(config, launch, record_property):

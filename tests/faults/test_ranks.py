@@ -10,18 +10,12 @@ import pytest
 import torch
 
 from mmpatchmix.engine.stop_requests import RankAgreement
-from tests.faults.processes import (
-    finish,
-    free_port,
-    kill_session,
-    members,
-    read_stat,
-    seconds_until,
-    start,
-)
+from tests.faults import processes
+from tests.faults.processes import finish, members, seconds_until, start
 from tests.faults.runs import (
     BATCH,
     ITERS,
+    append,
     at,
     choose_workers,
     differences,
@@ -41,19 +35,19 @@ def send(number):
 
 def start_ranks(folder, num_ranks, hooks=None, keep=False, **options):
     """Start ranks with the total batch size of one process; ``hooks`` are by rank."""
-    port = free_port()
+    port = processes.free_port()
     options = {'launcher': 'pytorch', 'batch_size': BATCH // num_ranks, **options}
-    processes = []
+    ranks = []
     for rank in range(num_ranks):
         log = folder.with_name(f'{folder.name}-{rank}.txt')
         arguments = (folder, options, (hooks or {}).get(rank, ()), keep)
         place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks, MASTER_PORT=port)
-        processes.append(start(log, train, *arguments, MASTER_ADDR='127.0.0.1', **place))
-    return processes
+        ranks.append(start(log, train, *arguments, MASTER_ADDR='127.0.0.1', **place))
+    return ranks
 
 
-def finish_ranks(folder, processes, code):
-    codes = [finish(process) for process in processes]
+def finish_ranks(folder, ranks, code):
+    codes = [finish(process) for process in ranks]
     logs = [path.read_text()[-2000:] for path in folder.parent.glob(f'{folder.name}-?.txt')]
     assert codes == [code] * len(codes), logs
 
@@ -112,30 +106,24 @@ def test_sigterm_ends_data_workers_after_the_iteration(
 
     function = send(signal.SIGTERM) if receiver == 'the process' else send_to_all
     folder, log, count = tmp_path / 'run', tmp_path / 'log.txt', tmp_path / 'count.txt'
-
-    def count_workers():
-        count.write_text(f'{len(members(os.getsid(0)))}')
-
-    hooks = at('before_train_iter', 6, count_workers), at('before_train_iter', 6, function)
+    count_processes = lambda: append(count, len(members(os.getsid(0))))  # noqa: E731
+    hooks = at('before_train_iter', 6, count_processes), at('before_train_iter', 6, function)
     process = start(log, train, folder, choose_workers(2, True), hooks)
     assert finish(process) == 75, log.read_text()[-3000:]
     ended = time.monotonic()
     record_property('seconds', seconds_until(lambda: not members(process.pid), ended, 2))
-    assert count.read_text() == '3'
+    assert numbers(count) == [3]
     assert numbers(folder / 'saved.txt')[-1] == 7
     if receiver == 'its session':
         assert finish(start(log, train, folder, choose_workers(2, True))) == 0
         assert differences(folder, uninterrupted(0)[0]) == []
 
 
-@pytest.mark.parametrize(
-    ('point', 'number'),
-    [
-        ('before_train_iter', signal.SIGSTOP),
-        ('before_train_iter', signal.SIGKILL),
-        ('after_train_iter', signal.SIGSTOP),  # in the exchange of stop requests
-    ],
-)
+FAULTS = [('before_train_iter', signal.SIGSTOP), ('before_train_iter', signal.SIGKILL)]
+FAULTS += [('after_train_iter', signal.SIGSTOP)]  # in the exchange of stop requests
+
+
+@pytest.mark.parametrize(('point', 'number'), FAULTS)
 def test_a_stopped_or_killed_rank_ends_the_other(point, number, tmp_path, record_property):
     folder = tmp_path / 'run'
     hooks = {1: (at(point, 6, send(number)),)}
@@ -146,14 +134,14 @@ def test_a_stopped_or_killed_rank_ends_the_other(point, number, tmp_path, record
     }
     first, second = start_ranks(folder, 2, hooks, **options)
     try:
-        lost = lambda: (read_stat(second.pid) or 'X')[0] in 'TZX'  # noqa: E731
+        lost = lambda: (processes.read_stat(second.pid) or 'X')[0] in 'TZX'  # noqa: E731
         seconds_until(lost, time.monotonic(), 60)
         began = time.monotonic()
         seconds = seconds_until(lambda: first.exitcode is not None, began, LIMIT)
         record_property('seconds', round(seconds, 1))
     finally:
         for process in (first, second):
-            kill_session(process.pid)
+            processes.kill_session(process.pid)
             process.join()
     assert first.exitcode != 0
     assert numbers(folder / 'saved.txt')[-1] == 6

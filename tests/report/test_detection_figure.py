@@ -4,18 +4,13 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from mmpatchmix.report.detection_figure import (
-    Object,
-    _read_annotation,
-    draw_class_precision,
-    draw_detections,
-)
+from mmpatchmix.report import detection_figure
+from mmpatchmix.report.detection_figure import Object, draw_class_precision, draw_detections
 
 
 def test_annotated_masks_are_above_and_found_ones_below():
     images = [np.full((10, 12, 3), 50, np.uint8), np.full((10, 12), 80, np.uint8)]
-    mask = np.zeros((10, 12), np.uint8)
-    mask[2:5, 3:9] = 1
+    mask = np.pad(np.ones((3, 6), np.uint8), ((2, 5), (3, 3)))
     truth = [[Object(mask, 3, 'cat')], []]
     found = [[Object(mask[::-1], 1, 'dog 0.93')], [Object(mask, 12, 'owl 0.51')]]
     axes = np.array(draw_detections(images, truth, found).axes).reshape(2, 2)
@@ -35,28 +30,21 @@ def test_annotated_masks_are_above_and_found_ones_below():
 def test_annotations_are_polygons_or_run_lengths_or_boxes():
     from pycocotools import mask as rle
 
-    wanted = np.zeros((8, 10), np.uint8)
-    wanted[2:6, 3:7] = 1
+    wanted = np.pad(np.ones((4, 4), np.uint8), ((2, 2), (3, 3)))
     square = [[3.0, 2.0, 7.0, 2.0, 7.0, 6.0, 3.0, 6.0]]
     packed = rle.encode(np.asfortranarray(wanted))
     # Column by column, beginning with what is not in it.
     plain = dict(size=[8, 10], counts=[26, 4, 4, 4, 4, 4, 4, 4, 26])
     for shape in (square, packed, plain, None):
-        instance = dict(bbox=[3, 2, 7, 6], bbox_label=1)
-        if shape is not None:
-            instance['mask'] = shape
-        one = _read_annotation(instance, ('a', 'b'), (8, 10))
+        instance = dict(bbox=[3, 2, 7, 6], bbox_label=1, mask=shape)
+        one = detection_figure._read_annotation(instance, ('a', 'b'), (8, 10))
         assert (one.mask == wanted).all() and one.label == 1 and one.text == 'b'
 
 
-def test_precision_is_ordered_and_says_what_is_missing():
-    metrics = {
-        'coco/cat_precision': 0.25,
-        'coco/owl_precision': float('nan'),
-        'coco/dog_precision': 0.5,
-        'coco/bbox_mAP': 0.375,
-    }
-    (axis,) = draw_class_precision(metrics).axes
+def test_precision_is_ordered_and_classes_without_objects_are_marked():
+    values = dict(cat=0.25, owl=float('nan'), dog=0.5)
+    metrics = {f'coco/{name}_precision': value for name, value in values.items()}
+    (axis,) = draw_class_precision(metrics | {'coco/bbox_mAP': 0.375}).axes
     assert [text.get_text() for text in axis.get_yticklabels()] == ['dog', 'cat', 'owl']
     assert [bar.get_width() for bar in axis.patches] == [50, 25, 0]
     assert [text.get_text() for text in axis.texts] == ['50.0', '25.0', 'no objects']

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.colors import to_rgba
 
+from mmpatchmix.evaluation.similarity import calibrate
 from mmpatchmix.models.vit import PatchMixViT
 from mmpatchmix.report import feature_figures as figures
-from mmpatchmix.report.pictures import attend_class_token, choose_images
+from mmpatchmix.report.pictures import Sample, attend_class_token, choose_images, draw_similar_by
+from mmpatchmix.report.sheets import to_array
+from tests.calls import SERVER
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +82,7 @@ def test_the_map_separates_classes(clusters):
     spread = max(np.asarray(part).std(0).max() for part in parts)
     assert min(np.linalg.norm(middles[i] - middles[i - 1]) for i in range(3)) > 2 * spread
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b', 'c']
-    assert len({to_rgb(part.get_facecolor()[0]) for part in axis.collections}) == 3
+    assert len({tuple(part.get_facecolor()[0]) for part in axis.collections}) == 3
 
 
 def test_the_matrix_is_ordered_by_class(clusters):
@@ -87,11 +90,10 @@ def test_the_matrix_is_ordered_by_class(clusters):
     axis = figures.draw_similarity_matrix(features, groups, 'abc').axes[0]
     shown = axis.images[0].get_array()
     order = [n for group in range(3) for n in range(12) if groups[n] == group]
-    for row, first in enumerate(order):
-        for column, second in enumerate(order):
-            wanted = float(np.dot(features[first], features[second]))
-            assert shown[row, column] == pytest.approx(wanted, abs=1e-5)
-            assert (shown[row, column] > 0.8) == (row // 4 == column // 4)
+    for (row, column), value in np.ndenumerate(shown):
+        wanted = float(np.dot(features[order[row]], features[order[column]]))
+        assert value == pytest.approx(wanted, abs=1e-5)
+        assert (value > 0.8) == (row // 4 == column // 4)
     assert [text.get_text() for text in axis.get_yticklabels()] == ['a', 'b', 'c']
     assert axis.get_yticks() == pytest.approx([1.5, 5.5, 9.5])
 
@@ -145,6 +147,38 @@ def test_a_sample_has_at_most_20_classes():
     assert len(classes) == 20 and {0, 29} <= classes
     assert choose_images([None] * 5, 40) == [0, 1, 2, 3, 4]
     assert choose_images([None] * 10, 5) == [0, 2, 4, 6, 8]
+
+
+def draw_extreme_features():
+    """Draw each figure of features that are alike, not finite, or few; all are in one class."""
+    features = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    alike, nan, infinite = torch.ones(12, 8), features.clone(), features.clone()
+    nan[2:], infinite[:, 2] = torch.nan, torch.inf
+    nearly = alike + 1e-6 * features
+    for rows in (alike, nearly, nan, infinite, 1e30 * features, features[:1], features[:2]):
+        groups = torch.zeros(len(rows)).long()
+        figures.draw_map(rows, groups, 'a')
+        if rows is infinite or len(rows) == 1:
+            unit, pictures = F.normalize(rows, dim=1), torch.rand(len(rows), 3, 8, 8)
+            sample = Sample(pictures, pictures, unit, groups, 'a', True)
+            for figure in (
+                figures.draw_map(unit, groups, 'a'),
+                figures.draw_similarity_matrix(unit, groups, 'a'),
+                figures.draw_neighbours(pictures, unit, groups, [0]),
+                figures.draw_attention(pictures, rows[:, :4].reshape(-1, 1, 2, 2)),
+                draw_similar_by({'': sample}),
+            ):
+                assert to_array(figure).std() > 0
+    curve = calibrate(torch.full((1, 2), 0.5), torch.full((1, 4, 2), torch.nan))
+    for curves in ({2: curve}, {}):  # one image cannot be mixed
+        to_array(figures.draw_similarity(curves, None))
+
+
+def test_figures_of_any_features_are_drawn():
+    process = SERVER.Process(target=draw_extreme_features)  # t-SNE may crash the interpreter
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 CURVE = [(0.1, 0.2, 0.05, 10), (0.6, 0.5, 0.1, 20)]

@@ -2,7 +2,6 @@
 
 import os
 import os.path as osp
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from sys import intern
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.datasets.image_list import (
+    find_class_folders,
     find_split,
     hash_name,
     is_list,
@@ -25,10 +25,6 @@ from mmpatchmix.datasets.image_list import (
 from mmpatchmix.datasets.skip_unreadable import SkipUnreadable
 from mmpatchmix.registry import DATASETS
 
-NUMBERED_PART = re.compile(
-    r'(part|shard|chunk|batch|block|bucket|dir|disk|folder|fold|set|split|vol|volume)s?[-_. ]?\d+',
-    re.IGNORECASE,
-)
 LOOSE = 'images in no folder'
 HOW_TO_SET = (
     'Set it with --data-root PATH, or with --cfg-options train_dataloader.dataset.data_root=PATH'
@@ -43,24 +39,20 @@ class ImageFolder(SkipUnreadable, BaseDataset):
     Hidden files, folders of the system, work dirs of runs, pipes and devices are left out. With
     labels, the class is the top-level folder of an image, classes are sorted by name, and a folder
     without images counts as a class. ``metainfo`` has ``labelled``, ``split``, and, with labels,
-    ``classes``; ``understood`` describes by topic what was found, and why.
-
-    A list is a text file of paths, relative to the list, with optional labels and splits
-    (:func:`read_image_list`). Labels that are whole numbers are sorted as numbers.
+    ``classes``; ``understood`` describes by topic what was found. Lists are text files of paths
+    with optional labels and splits (:func:`read_image_list`); whole numbers are sorted as numbers.
 
     Args:
         data_root: The folder, or the parent of ``data_prefix``, or a list.
         data_prefix: Folder of the images below ``data_root``.
-        labels: True, False, or 'auto': labelled when every image lies exactly one level down, in
-            two or more folders that are not named like splits, or at any depth in folders that
-            ``classes`` names.
+        labels: True, False, or 'auto': see :func:`find_class_folders`.
         split: 'train' or 'val': the folder of such a name ('Train', 'val2017', ...), or the lines
             of a list with that split. Without them, of labelled images 'val' takes a share and
             'train' the others, by a hash of the relative path; without labels both are all images.
         holdout: Share of the images in 'val', in (0, 1).
         extensions: File name endings of images, in any case.
-        **kwargs: ``max_unreadable``, the share of unreadable images that are skipped (0.01), and
-            the arguments of mmpretrain's ``BaseDataset``: ``pipeline``, ``classes``, ...
+        **kwargs: ``max_unreadable`` (:class:`SkipUnreadable`), and the arguments of mmpretrain's
+            ``BaseDataset``: ``pipeline``, ``classes``, ...
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -112,16 +104,13 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         # Read again by adopt_classes: from the folder that was given.
         self._given_prefix = getattr(self, '_given_prefix', self.img_prefix)
         self.data_prefix['img_path'] = self._given_prefix
-        read = self._read_list if self.list_file else self._read_folder
-        names, labels, classes, is_split = read()
+        names, labels, is_split = self._read_list() if self.list_file else self._read_folder()
         self._metainfo.update(labelled=labels is not None, split=self.split)
         if labels is not None:
-            number_of = self._number_classes(set(labels), classes)
-            self.understood.setdefault('labels', f'{len(number_of)} classes')
-            rows = range(len(names))
-            if not is_split:
+            self.understood.setdefault('labels', f'{len(self.CLASSES)} classes')
+            if self.split and not is_split:
                 rows = self._choose_split(map(hash_name, names), len(names))
-            names, labels = [names[row] for row in rows], [number_of[labels[row]] for row in rows]
+                names, labels = [names[row] for row in rows], [labels[row] for row in rows]
         paths = np.array([os.fsencode(name) for name in names])
         data_list = np.empty(len(names), [('path', paths.dtype), ('label', np.int32)])
         data_list['path'], data_list['label'] = paths, -1 if labels is None else labels
@@ -149,13 +138,16 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         path, label = row
         return osp.join(self.img_prefix, os.fsdecode(path)), int(label)
 
-    def _read_folder(self) -> tuple[list[str], list[str] | None, Sequence[str], bool]:
-        """Return paths, labels if any, class names, and whether the paths are those of a split."""
-        names, folders = self._list_files()
-        names, folders, is_split = self._enter_split(names, folders)
-        if not (self._has_classes(names) if self.labels == 'auto' else self.labels):
-            self.understood.setdefault('labels', f'none (labels={self.labels})')
-            return names, None, (), is_split
+    def _read_folder(self) -> tuple[list[str], list[int] | None, bool]:
+        """Return paths, class numbers if any, and whether the paths are those of a split."""
+        names, folders, is_split = self._enter_split(*self._list_files())
+        has_classes = self.labels
+        if has_classes == 'auto':
+            found = find_class_folders(self.img_prefix, names, self.CLASSES or ())
+            has_classes, self.understood['labels'] = found
+        if not has_classes:
+            self.understood.setdefault('labels', 'none (labels=False)')
+            return names, None, is_split
         labels = [intern(name.partition('/')[0]) for name in names]
         num_loose = sum('/' not in name for name in names)
         if num_loose or (len(set(labels)) < 2 and not self.CLASSES):
@@ -165,9 +157,10 @@ class ImageFolder(SkipUnreadable, BaseDataset):
                 f'two or more class folders, but {found}. Use labels=False, or set data_root to '
                 'the folder of the class folders'
             )
-        return names, labels, [name[:-1] for name in folders if name.count('/') == 1], is_split
+        classes = [name[:-1] for name in folders if name.count('/') == 1]
+        return names, self._number_labels(labels, classes), is_split
 
-    def _read_list(self) -> tuple[list[str], list[str] | None, Sequence[str], bool]:
+    def _read_list(self) -> tuple[list[str], list[int] | None, bool]:
         """Do the same for a list."""
         names, labels, splits, self.understood['columns'] = read_image_list(self.list_file)
         if self.labels is True and labels is None:
@@ -180,13 +173,14 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             classes.sort(key=int)
         if num_repeated := len(names) - len(set(names)):
             self.understood['repeated'] = f'{num_repeated} lines repeat an image'
-        if splits and self.split:
+        is_split = bool(splits and self.split)
+        if is_split:
             rows = [row for row, split in enumerate(splits) if split == self.split]
             if not rows:
                 raise ValueError(f'ImageFolder: no line of {self.list_file} is of {self.split!r}')
             self._note_held_out(len(rows), len(names), 'as the list says')
             names, labels = [names[row] for row in rows], labels and [labels[row] for row in rows]
-        return names, labels, classes, bool(splits and self.split)
+        return names, labels and self._number_labels(labels, classes), is_split
 
     def _list_files(self) -> tuple[list[str], list[str]]:
         """Return relative paths of the images, and of all folders with '/' at the end, sorted."""
@@ -208,9 +202,8 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             elif name.lower().endswith(self.extensions):
                 names.append(name)
             else:
-                left_out.setdefault(osp.splitext(name)[1].lower() or 'no extension', []).append(
-                    name
-                )
+                kind = osp.splitext(name)[1].lower() or 'no extension'
+                left_out.setdefault(kind, []).append(name)
         kinds = sorted(left_out.items(), key=lambda item: -len(item[1]))[:6]
         counts = '; '.join(f'{len(each):,} x {kind}, such as {each[0]}' for kind, each in kinds)
         if counts:
@@ -232,21 +225,16 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         counts = Counter(name.partition('/')[0] if '/' in name else LOOSE for name in names)
         # The plain names first, test sets last.
         parts = sorted(counts, key=lambda name: ('te' in name.lower(), len(name), name))
-        splits = [find_split(name) for name in parts]
-        train, val = (
-            parts[splits.index(wanted)] if wanted in splits else None for wanted in ('train', 'val')
-        )
+        split_of = {find_split(name): name for name in reversed(parts)}
+        train, val = split_of.get('train'), split_of.get('val')
         # A train folder beside others, none of them held out, may be a class.
         if self.split is None or train is None or (val is None and len(parts) > 1):
             return names, folders, False
-        part = val if val and self.split == 'val' else train
+        part = split_of.get(self.split, train)
         self.data_prefix['img_path'] = osp.join(self.img_prefix, part)
         if val:
-            unused = ''.join(
-                f', {name} not used ({counts[name]:,} images)'
-                for name in parts
-                if name not in (train, val)
-            )
+            others = [name for name in parts if name not in (train, val)]
+            unused = ''.join(f', {name} not used ({counts[name]:,} images)' for name in others)
             self.understood['folders'] = f'{train} is trained on, {val} held out{unused}'
         inside = (
             [path.removeprefix(f'{part}/') for path in paths if path.startswith(f'{part}/')]
@@ -254,42 +242,11 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         )
         return *inside, val is not None
 
-    def _has_classes(self, names: list[str]) -> bool:
-        """Decide about labels='auto'; note the reason."""
-        folders = sorted({name.partition('/')[0] for name in names})
-        listed = ', '.join(folders[:4]) + (' ...' if len(folders) > 4 else '')
-        depths = sorted({name.count('/') for name in names})
-        if depths[0] and set(folders) <= set(self.CLASSES or ()):
-            self.understood['labels'] = f'{listed} are folders of the given classes'
-            return True
-        if depths == [0]:
-            reason = 'images lie in no folder'
-        elif len(folders) < 2:
-            reason = f'all images lie in {listed}'
-        elif len(depths) > 1:
-            reason = 'images lie at several depths'
-        elif depths != [1]:
-            reason = f'images lie {depths[0]} folders deep; data_root is not the folder of classes'
-        elif (splits := {*map(find_split, folders)}) >= {'train', 'val'} or None not in splits:
-            reason = f'{listed} are splits'
-            MMLogger.get_current_instance().warning(
-                f'{self.img_prefix} holds {listed}: read as one unlabelled set. Use one of them '
-                "with data_prefix='train'; labels=True makes them classes"
-            )
-        elif all(NUMBERED_PART.fullmatch(name) for name in folders):
-            reason = f'{listed} are numbered parts; labels=True makes them classes'
-        else:
-            numbered = all(name.isdecimal() for name in folders)
-            note = '  <- only numbered: labels=False if they are not classes' if numbered else ''
-            self.understood['labels'] = f'{len(folders)} folders are classes: {listed}{note}'
-            return True
-        self.understood['labels'] = f'none: {reason}'
-        return False
-
-    def _number_classes(self, used: set[str], found: Sequence[str]) -> dict[str, int]:
-        """Return the number of each class; set ``metainfo['classes']`` unless they are given."""
+    def _number_labels(self, labels: Sequence[str], found: Sequence[str]) -> list[int]:
+        """Return class numbers; set ``metainfo['classes']`` to those found unless it is given."""
         source = self.list_file or self.img_prefix
         classes = self._metainfo.setdefault('classes', tuple(found))
+        used = set(labels)
         if unknown := sorted(used.difference(classes)):
             raise ValueError(
                 f'{type(self).__name__}: {source} has images of {", ".join(unknown[:5])}, and the '
@@ -300,12 +257,11 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             MMLogger.get_current_instance().warning(
                 f'{len(empty)} classes of {source} have no image: {", ".join(empty[:5])}'
             )
-        return {name: number for number, name in enumerate(classes)}
+        number_of = {name: number for number, name in enumerate(classes)}
+        return [number_of[label] for label in labels]
 
-    def _choose_split(self, hashes: Iterable[int], num_images: int) -> Sequence[int]:
+    def _choose_split(self, hashes: Iterable[int], num_images: int) -> np.ndarray:
         """Return the rows of the split: the hashes below ``holdout * 2**64`` are held out."""
-        if self.split is None:
-            return range(num_images)
         is_held_out = np.fromiter(hashes, np.uint64, num_images) / 2.0**64 < self.holdout
         rows = np.flatnonzero(is_held_out == (self.split == 'val'))
         if len(rows) == 0:

@@ -8,15 +8,19 @@ import os.path as osp
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple
+from itertools import islice, zip_longest
+
+from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.files import LOCK
 
-LIST_ENDINGS = ('.csv', '.tsv', '.txt')
 NUM_SAMPLED = 100  # first lines, which decide about the separator and the column of paths
 
+NUMBERED_PART = re.compile(
+    r'(part|shard|chunk|batch|block|bucket|dir|disk|folder|fold|set|split|vol|volume)s?[-_. ]?\d+',
+    re.IGNORECASE,
+)
 # A path; after a tab, or after blanks if it is a whole number, a label.
 TEXT_LINE = re.compile(r'(.+?)(?:\t+(.+)|\s+(\d+))?')
 
@@ -40,31 +44,58 @@ RUN_FOLDER = re.compile(r'\d{8}_\d{6}')
 WORK_DIR = 'work dirs of runs'
 
 
-class ImageList(NamedTuple):
-    """The columns of a list; ``splits`` are 'train' or 'val', ``note`` says what they are."""
-
-    paths: list[str]
-    labels: list[str] | None
-    splits: list[str] | None
-    note: str
-
-
 def find_split(name: str) -> str | None:
     """Return 'train' or 'val' for names such as 'Train', 'train2017' and 'held-out', else None."""
     return next((split for split, form in SPLITS.items() if form.fullmatch(_letters(name))), None)
 
 
+def find_class_folders(root: str, names: list[str], classes: Sequence[str]) -> tuple[bool, str]:
+    """Return whether the top-level folders of images are classes, and the reason.
+
+    They are if every image lies exactly one level down, in two or more folders that are not named
+    like splits or numbered parts, or at any depth in folders that ``classes`` names.
+    """
+    folders = sorted({name.partition('/')[0] for name in names})
+    listed = ', '.join(folders[:4]) + (' ...' if len(folders) > 4 else '')
+    depths = sorted({name.count('/') for name in names})
+    if depths[0] and set(folders) <= set(classes):
+        return True, f'{listed} are folders of the given classes'
+    if depths == [0]:
+        reason = 'images lie in no folder'
+    elif len(folders) < 2:
+        reason = f'all images lie in {listed}'
+    elif len(depths) > 1:
+        reason = 'images lie at several depths'
+    elif depths != [1]:
+        reason = f'images lie {depths[0]} folders deep; data_root is not the folder of classes'
+    elif (splits := {*map(find_split, folders)}) >= {'train', 'val'} or None not in splits:
+        reason = f'{listed} are splits'
+        MMLogger.get_current_instance().warning(
+            f'{root} holds {listed}: read as one unlabelled set. Use one of them with '
+            "data_prefix='train'; labels=True makes them classes"
+        )
+    elif all(NUMBERED_PART.fullmatch(name) for name in folders):
+        reason = f'{listed} are numbered parts; labels=True makes them classes'
+    else:
+        numbered = all(name.isdecimal() for name in folders)
+        note = '  <- only numbered: labels=False if they are not classes' if numbered else ''
+        return True, f'{len(folders)} folders are classes: {listed}{note}'
+    return False, f'none: {reason}'
+
+
 def is_list(path: str) -> bool:
     """Return whether a path has the ending of a list and is not a folder."""
-    return path.lower().endswith(LIST_ENDINGS) and not osp.isdir(path)
+    return path.lower().endswith(('.csv', '.tsv', '.txt')) and not osp.isdir(path)
 
 
-def read_image_list(path: str) -> ImageList:
-    """Read paths and, if there are any, labels and splits of a list.
+def read_image_list(
+    path: str,
+) -> tuple[list[str], Sequence[str] | None, list[str] | None, str]:
+    """Read paths and, if there are any, labels and splits ('train' or 'val') of a list.
 
     Paths are the column of existing files. A first line without a file is a header; without one,
     the columns are path, label and split. The separator is a comma, semicolon, tab or bar, the
-    encoding UTF-8, UTF-16 or Latin-1.
+    encoding UTF-8, UTF-16 or Latin-1. The fourth value describes the columns.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'ImageFolder: there is no list {path}')
@@ -76,46 +107,48 @@ def read_image_list(path: str) -> ImageList:
         spellings = [cell, cell.replace('\\', '/')]
         if encoding == 'latin-1':
             spellings.insert(0, os.fsdecode(cell.encode(encoding)))
-        different = dict.fromkeys(spellings)
-        if len(different) == 1:
+        if len(set(spellings)) == 1:
             return cell
-        return next((each for each in different if osp.exists(osp.join(folder, each))), cell)
+        return next((each for each in spellings if osp.exists(osp.join(folder, each))), cell)
 
     def is_file(cell: str) -> bool:
         return cell != '' and osp.isfile(osp.join(folder, spell(cell)))
 
     try:
         separator, place = _find_paths(path, text, is_file)
-        rows = list(_parse(text, separator))
+        lines = list(_parse(text, separator))
     except csv.Error as error:
         raise ValueError(f'ImageFolder: {path} is not a CSV file: {error}') from error
-    is_data = rows and any(
-        is_file(cell) or cell.lower().endswith(EXTENSIONS) for cell in rows[0][1]
-    )
-    header = [] if is_data else [cell.strip() for cell in rows.pop(0)[1]] if rows else []
-    if not rows:
+    header = []
+    if lines and not any(is_file(c) or c.lower().endswith(EXTENSIONS) for c in lines[0][1]):
+        header = lines.pop(0)[1]
+    if not lines:
         raise ValueError(f'ImageFolder: the list {path} names no image')
+    numbers, rows = zip(*lines, strict=True)
     if place is None:
-        line, cells = rows[0]
         raise ValueError(
             f'ImageFolder: none of the first lines of {path} names an existing file, such as '
-            f'column 1 of line {line}, {cells[0]!r}. Paths are relative to the list, or absolute'
+            f'column 1 of line {numbers[0]}, {rows[0][0]!r}. Paths are relative to the list, or '
+            'absolute'
         )
-    numbers = [number for number, _ in rows]
-    width = max(len(cells) for _, cells in rows)
-    table = [[cells[n] if n < len(cells) else '' for _, cells in rows] for n in range(width)]
-    names = [f'{n + 1} ({header[n]})' if n < len(header) else f'{n + 1}' for n in range(width)]
+    table = list(zip_longest(*rows, fillvalue=''))
+    names = [f'{n + 1} ({header[n]})' if n < len(header) else f'{n + 1}' for n in range(len(table))]
     label, split = _find_columns(header, table, place)
-    for kind, n in (('path', place), ('label', label), ('split', split)):
-        if n is not None and '' in table[n]:
+    used = dict(path=place, label=label, split=split)
+    used = {kind: n for kind, n in used.items() if n is not None}
+    for kind, n in used.items():
+        if '' in table[n]:
             raise ValueError(
                 f'ImageFolder: line {numbers[table[n].index("")]} of {path} has no {kind} in '
                 f'column {names[n]}: fill it in, or remove the line or the column'
             )
     splits = None
     if split is not None:
-        read = _split_reader(_letters(header[split]) if header else '')
-        splits = [read(cell) for cell in table[split]]
+        # Of a column such as is_valid, the cells are true or false.
+        kind = find_split(_letters(header[split]).removeprefix('is')) if header else None
+        other = 'train' if kind == 'val' else 'val'
+        values = dict.fromkeys(TRUE, kind) | dict.fromkeys(FALSE, other)
+        splits = [values.get(cell.lower()) if kind else find_split(cell) for cell in table[split]]
         if None in splits:
             row = splits.index(None)
             raise ValueError(
@@ -123,13 +156,12 @@ def read_image_list(path: str) -> ImageList:
                 f'{table[split][row]!r} in column {names[split]}; it must be train, val, test or '
                 'another name of these'
             )
-    unused = [names[n] for n in range(width) if n not in (place, label, split) and any(table[n])]
-    used = dict(paths=place, labels=label, splits=split)
-    note = ', '.join(f'{kind} {names[n]}' for kind, n in used.items() if n is not None)
+    note = ', '.join(f'{kind}s {names[n]}' for kind, n in used.items())
+    unused = [names[n] for n, cells in enumerate(table) if n not in used.values() and any(cells)]
     if unused:
         note += f'; not used: {", ".join(unused)} (name a column label or split to use it)'
     labels = None if label is None else table[label]
-    return ImageList([spell(cell) for cell in table[place]], labels, splits, note)
+    return [spell(cell) for cell in table[place]], labels, splits, note
 
 
 def _letters(name: str) -> str:
@@ -165,8 +197,8 @@ def _parse(text: str, separator: str | None) -> Iterator[tuple[int, list[str]]]:
         return
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, skipinitialspace=True)
     for row in reader:
-        if cells := [cell.strip() for cell in row] if any(map(str.strip, row)) else None:
-            yield reader.line_num, cells
+        if any(map(str.strip, row)):
+            yield reader.line_num, [cell.strip() for cell in row]
 
 
 def _find_paths(
@@ -189,41 +221,26 @@ def _find_columns(
     if header:
         names = {n: _letters(header[n]) for n in others if n < len(header)}
         label = next((n for n, name in names.items() if LABEL_COLUMN.fullmatch(name)), None)
-        splits = [n for n, name in names.items() if SPLIT_COLUMN.fullmatch(name)]
-        splits += [n for n, name in names.items() if find_split(name.removeprefix('is'))]
         # Numbered folds do not say which one is held out.
-        folds = [n for n in splits if SPLIT_COLUMN.fullmatch(names[n]) and _are_numbers(table[n])]
-        return label, next((n for n in splits if n not in folds and n != label), None)
+        splits = [
+            n
+            for n, name in names.items()
+            if SPLIT_COLUMN.fullmatch(name) and not all(map(str.isdecimal, table[n]))
+        ]
+        splits += [n for n, name in names.items() if find_split(name.removeprefix('is'))]
+        return label, next((n for n in splits if n != label), None)
     split = next((n for n in others if all(map(find_split, table[n]))), None)
     label = next((n for n in others if n != split), None)
     third = next((n for n in others if n != label and any(map(find_split, table[n]))), None)
-    return label, split if split is not None else third
+    return label, third if split is None else split
 
 
-def _are_numbers(column: Sequence[str]) -> bool:
-    return all(cell.isdecimal() for cell in column)
-
-
-def _split_reader(name: str) -> Callable[[str], str | None]:
-    """Return the function that reads a cell of a split column; 'is_valid' holds true or false."""
-    kind = find_split(name.removeprefix('is'))
-    if kind is None or SPLIT_COLUMN.fullmatch(name):
-        return find_split
-    other = 'train' if kind == 'val' else 'val'
-    values = dict.fromkeys(TRUE, kind) | dict.fromkeys(FALSE, other)
-    return lambda cell: values.get(cell.lower())
-
-
-def walk(root: str, left_out: dict[str, list[str]]) -> Iterator[str]:
+def walk(root: str, left_out: dict, folder: str = '', above: tuple = ()) -> Iterator[str]:
     """Yield relative paths of all files and, with '/' at the end, of all folders.
 
-    Hidden ones, folders of the system, work dirs of runs, pipes and devices are added to
-    ``left_out``, by kind. Links to folders are followed, except to a folder above (a cycle).
+    Hidden ones, folders of the system, work dirs of runs, pipes and devices are added to the lists
+    of ``left_out``, by kind. Links to folders are followed, except to a folder above (a cycle).
     """
-    return _walk(root, '', (), left_out)
-
-
-def _walk(root: str, folder: str, above: tuple, left_out: dict) -> Iterator[str]:
     status = os.stat(osp.join(root, folder))
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -237,11 +254,11 @@ def _walk(root: str, folder: str, above: tuple, left_out: dict) -> Iterator[str]
             if kind := _find_kind(entry, is_dir):
                 left_out.setdefault(kind, []).append(name)
                 num_runs += kind == WORK_DIR
-            elif is_dir:
-                num_others += 1
-                yield from _walk(root, f'{name}/', (*above, here), left_out)
+                continue
+            num_others += 1
+            if is_dir:
+                yield from walk(root, left_out, f'{name}/', (*above, here))
             else:
-                num_others += 1
                 yield name
     if folder and (num_others or not num_runs):  # a folder of runs alone is not an empty class
         yield folder

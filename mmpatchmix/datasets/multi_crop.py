@@ -48,10 +48,8 @@ class MultiCrop(BaseTransform):
     (C, height, width); with ``num_local > 0`` also ``local_views``, (num_local, C, height, width).
 
     Args:
-        global_size: Side of the two global crops in pixels, or (height, width).
-        global_scale: Smallest and largest share of the image's area that a global crop covers.
-        local_size: Side of the local crops in pixels, or (height, width).
-        local_scale: The same share for local crops.
+        global_size, local_size: Side of these crops in pixels, or (height, width).
+        global_scale, local_scale: Smallest and largest share of the image's area that they cover.
         num_local: Number of local crops.
         ratio: Smallest and largest width / height of a box, relative to that of the crop: (1, 1)
             keeps proportions.
@@ -118,18 +116,17 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
     """Load an image and cut crops out of it, with large JPEGs decoded at a reduced size.
 
     Boxes are drawn first, from the size in the file's header. A JPEG is then decoded at 1/2, 1/4
-    or 1/8 of its size if every box still has at least the pixels of its crop in both directions;
-    libjpeg reduces it in the inverse cosine transform. Box edges are rounded to pixels of the
-    reduced image. Without reduction, and for other formats, crops equal those of
-    ``LoadImageFromFile`` and :class:`MultiCrop` bit for bit. Boxes and random numbers always do.
+    or 1/8 of its size if every box still has at least the pixels of its crop in both directions.
+    Box edges are rounded to pixels of the reduced image. Without reduction, and for other formats,
+    crops equal those of ``LoadImageFromFile`` and :class:`MultiCrop` bit for bit. Boxes and random
+    numbers always do.
 
     **Required keys**: ``img_path``. **Added keys**: those of :class:`MultiCrop`, channels in BGR
     order, and ``ori_shape``, (H, W) of the whole image. The decoded image is not kept.
 
     Args:
         reduced_decoding: Whether to reduce where possible. Only the 'cv2' backend can.
-        imdecode_backend: As in mmcv's ``LoadImageFromFile``.
-        backend_args: As in mmcv's ``LoadImageFromFile``.
+        imdecode_backend, backend_args: As in mmcv's ``LoadImageFromFile``.
         **kwargs: As in :class:`MultiCrop`.
 
     Raises:
@@ -144,9 +141,8 @@ class LoadMultiCrop(MultiCrop, LoadImageFromFile):
         backend_args: dict | None = None,
         **kwargs,
     ) -> None:
-        LoadImageFromFile.__init__(
-            self, imdecode_backend=imdecode_backend, backend_args=backend_args
-        )
+        base = dict(imdecode_backend=imdecode_backend, backend_args=backend_args)
+        LoadImageFromFile.__init__(self, **base)
         MultiCrop.__init__(self, **kwargs)
         self.reduced_decoding = reduced_decoding
 

@@ -7,7 +7,7 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -32,21 +32,21 @@ PREFETCH = 16  # images per worker
 
 
 class Packed(NamedTuple):
-    """One encoded image; without ``content`` it is left out for ``reason``."""
+    """One encoded image, or, without ``content``, the ``reason`` why it is left out."""
 
     source: str
     label: int
-    content: bytes | None
-    ending: str
-    reason: str
+    content: bytes | None = None
+    ending: str = ''
+    reason: str = ''
 
 
 @dataclass
 class Sources(Dataset):
-    """Images of a folder in an order, checked and, if requested, resized and encoded."""
+    """Images of a folder in an order (N,), checked and, if requested, resized and encoded."""
 
     folder: ImageFolder
-    order: np.ndarray  # (N,)
+    order: np.ndarray
     size: int | None
     quality: int | None
 
@@ -57,8 +57,8 @@ class Sources(Dataset):
             content = Path(self.folder.img_prefix, source).read_bytes()
             ending, content = self._encode(source, content)
         except ERRORS as error:
-            return Packed(source, label, None, '', f'{type(error).__name__}: {error}')
-        return Packed(source, label, content, ending, '')
+            return Packed(source, label, reason=f'{type(error).__name__}: {error}')
+        return Packed(source, label, content, ending)
 
     def _encode(self, source: str, content: bytes) -> tuple[str, bytes]:
         values, _, high = decode_image(content, source)  # (H, W, C)
@@ -105,27 +105,24 @@ def pack_shards(
             no image can be read.
         OSError: If a shard reads back differently.
     """
-    for name, value, is_valid in (
-        ('size', size, size is None or size >= 1),
-        ('quality', quality, quality is None or 1 <= quality <= 100),
-        ('per_shard', per_shard, per_shard >= 1),
-        ('num_workers', num_workers, num_workers >= 0),
-    ):
-        if not is_valid:
+    given = dict(size=size, quality=quality, per_shard=per_shard, num_workers=num_workers)
+    smallest = dict(size=1, quality=1, per_shard=1, num_workers=0)
+    for name, value in given.items():
+        if value is not None and (value < smallest[name] or (name == 'quality' and value > 100)):
             raise ValueError(f'pack-shards: {name}={value} is out of range')
     folder = ImageFolder(str(images))
     hashes = [hash_name(os.fsdecode(path)) for path in folder.data_list['path']]
     order = np.argsort(np.array(hashes, np.uint64), kind='stable')
     name = re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
-    plan = {
-        'name': name or 'images',
-        'num_images': len(order),
-        'image_names': blake2b(folder.data_list.tobytes(), digest_size=8).hexdigest(),
-        'classes': folder.metainfo.get('classes'),
-        'size': size,
-        'quality': quality,
-        'per_shard': per_shard,
-    }
+    plan = dict(
+        name=name or 'images',
+        num_images=len(order),
+        image_names=blake2b(folder.data_list.tobytes(), digest_size=8).hexdigest(),
+        classes=folder.metainfo.get('classes'),
+        size=size,
+        quality=quality,
+        per_shard=per_shard,
+    )
     out = Path(out)
     shards = {
         out / f'{plan["name"]}-{number:06d}.tar': range(start, min(start + per_shard, len(order)))
@@ -138,7 +135,7 @@ def pack_shards(
         skipped = _write_all(todo, sources, plan['classes'], num_workers, say)
         samples, _ = read_index([str(path.absolute()) for path in shards], EXTENSIONS)
     if len(samples) == 0:
-        example = ''.join(f', such as {name} ({why})' for name, why in [*skipped.items()][:1])
+        example = next((f', such as {name} ({why})' for name, why in skipped.items()), '')
         raise ValueError(f'none of the {len(order)} images in {images} can be packed{example}')
     say(
         f'{len(samples):,} of {len(order):,} images are in {len(shards)} shards in {out}, '
@@ -156,13 +153,13 @@ def _check_plan(file: Path, plan: dict) -> None:
         write_text(file, json.dumps(plan, indent=1))
         return
     former = json.loads(file.read_text(encoding='utf-8'))
-    changed = {
-        key: '' if key == 'classes' else f': {former.get(key)} before, {value} now'
+    changed = [
+        f'  {key}' + ('' if key == 'classes' else f': {former.get(key)} before, {value} now')
         for key, value in plan.items()
         if former.get(key) != value
-    }
+    ]
     if changed:
-        lines = '\n'.join(f'  {key}{values}' for key, values in changed.items())
+        lines = '\n'.join(changed)
         raise ValueError(
             f'{file.parent} holds shards packed differently:\n{lines}\nContinue with the same '
             'images and settings, use a new folder, or delete this one'
@@ -170,23 +167,20 @@ def _check_plan(file: Path, plan: dict) -> None:
 
 
 def _write_all(
-    todo: dict[Path, range],
-    sources: Sources,
-    classes: Sequence[str] | None,
-    num_workers: int,
-    say: Callable[[str], None],
+    todo: dict[Path, range], sources: Sources, classes: Sequence[str] | None, num_workers: int, say
 ) -> dict[str, str]:
     """Write the missing shards; return the images left out, and why."""
     places = [place for part in todo.values() for place in part]
-    loader = DataLoader(
-        sources,
-        batch_size=None,
-        sampler=places,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH if num_workers else None,
-        worker_init_fn=lambda worker: cv2.setNumThreads(0),
+    images = iter(
+        DataLoader(
+            sources,
+            batch_size=None,
+            sampler=places,
+            num_workers=num_workers,
+            prefetch_factor=PREFETCH if num_workers else None,
+            worker_init_fn=lambda worker: cv2.setNumThreads(0),
+        )
     )
-    images = iter(loader)
     skipped, done, began = {}, 0, time.monotonic()
     for path, part in todo.items():
         skipped |= write_shard(path, zip(part, islice(images, len(part)), strict=True), classes)
@@ -220,7 +214,13 @@ def write_shard(
         os.fsync(file.fileno())
         # Drop the page cache, so that reading back reads the disk.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if list(_read_back(written)) != expected:
+    samples, _ = scan_shard(str(written), EXTENSIONS)
+    with open(written, 'rb') as file:
+        found = [
+            (label, zlib.crc32(os.pread(file.fileno(), size, offset)))
+            for _, offset, size, _, label in samples.tolist()
+        ]
+    if found != expected:
         raise OSError(f'{written} reads back differently from how it was written: check the disk')
     move_into_place(written, path)
     return skipped
@@ -230,12 +230,3 @@ def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(content), 0o444
     shard.addfile(member, io.BytesIO(content))
-
-
-def _read_back(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the label and the CRC of each image."""
-    samples, _ = scan_shard(str(path), EXTENSIONS)
-    with open(path, 'rb') as file:
-        for sample in samples:
-            content = os.pread(file.fileno(), int(sample['size']), int(sample['offset']))
-            yield int(sample['label']), zlib.crc32(content)

@@ -33,14 +33,9 @@ PREFIX = 'shard://'
 VERSION = 2  # of the index: former files are made anew
 NUM_THREADS = 16  # for scanning, which is limited by the disk
 NUM_OPEN = 128  # shards that a process keeps open; the limit of open files is often 1,024
+# hash: of the name, for the split; label: -1 for none
 SAMPLE = np.dtype(
-    [
-        ('hash', np.uint64),  # of the name, for the split
-        ('offset', np.int64),
-        ('size', np.uint32),
-        ('shard', np.int32),
-        ('label', np.int32),  # -1: none
-    ]
+    [('hash', 'u8'), ('offset', 'i8'), ('size', 'u4'), ('shard', 'i4'), ('label', 'i4')]
 )
 
 
@@ -142,9 +137,7 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                     file = files.get(f'{stem}.cls') or files.get('cls')
                     label = shard.extractfile(file).read().strip() if file else b'-1'
                     if file and not label.isdigit():
-                        raise ValueError(
-                            f'a .cls file holds {label[:20]!r}, not a class number >= 0'
-                        )
+                        raise ValueError(f'a .cls file holds {label[:20]!r}, not a number >= 0')
                     rows.append((0, image.offset_data, image.size, 0, int(label)))
                     keys.append(f'{key}.{stem}' if stem else key)
             # tarfile reads a damaged header as the end of the archive.
@@ -200,7 +193,7 @@ def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.Ta
 
 @register_backend('shard', prefixes='shard')
 class ShardBackend(BaseStorageBackend):
-    """Read a path of :func:`name_part`, so that every transform with an ``img_path`` can."""
+    """Read ``shard://SHARD/OFFSET+SIZE``, the bytes of an image, as any ``img_path``."""
 
     def get(self, filepath: str) -> bytes:
         """Read the bytes of a path; OSError if the shard is missing or too short."""
@@ -217,11 +210,6 @@ class ShardBackend(BaseStorageBackend):
 @lru_cache(NUM_OPEN)
 def _open(path: str) -> BinaryIO:
     return open(path, 'rb', buffering=0)  # closed when the cache drops it
-
-
-def name_part(shard: str, offset: int, size: int) -> str:
-    """Return the ``img_path`` of ``size`` bytes of a shard from byte ``offset``."""
-    return f'{PREFIX}{shard}/{offset}+{size}'
 
 
 def list_shards(location: str) -> list[str]:
@@ -255,13 +243,15 @@ def list_shards(location: str) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
     """Expand ranges such as ``{000..009}``."""
-    found = RANGE.search(pattern)
-    if not found:
+    before, *numbers = RANGE.split(pattern, maxsplit=1)
+    if not numbers:
         return [pattern]
-    first, last = found.groups()
-    numbers = [f'{number:0{len(first)}d}' for number in range(int(first), int(last) + 1)]
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    return [path for number in numbers for path in _expand(before + number + after)]
+    first, last, after = numbers
+    return [
+        path
+        for number in range(int(first), int(last) + 1)
+        for path in _expand(f'{before}{number:0{len(first)}d}{after}')
+    ]
 
 
 def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None) -> list[str]:
@@ -277,9 +267,8 @@ def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None)
         paths.append(path)
         if osp.isfile(path):
             continue
-        MMLogger.get_current_instance().info(
-            f'copying shard {number} of {len(urls)}: {url} to {path}'
-        )
+        note = f'copying shard {number} of {len(urls)}: {url} to {path}'
+        MMLogger.get_current_instance().info(note)
         os.makedirs(osp.dirname(path), exist_ok=True)
         try:
             content = fileio.get(url, backend_args=backend_args)

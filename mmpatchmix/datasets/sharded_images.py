@@ -8,12 +8,7 @@ import numpy as np
 from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.image_folder import ImageFolder
-from mmpatchmix.datasets.shard_index import (
-    fetch_shards,
-    list_shards,
-    name_part,
-    read_index,
-)
+from mmpatchmix.datasets.shard_index import PREFIX, fetch_shards, list_shards, read_index
 from mmpatchmix.files import locked
 from mmpatchmix.registry import DATASETS
 
@@ -31,16 +26,16 @@ class ShardedImages(ImageFolder):
     ``pack-shards`` stored them or the argument is given.
 
     Args:
-        data_root: The folder of the tar files, or their path or URL with ranges
-            (``train-{000000..000009}.tar``) or, for local ones, wildcards.
+        data_root: The folder of the tar files, or their path or URL with ranges or wildcards
+            (:func:`list_shards`).
         data_prefix: Joined to ``data_root``: the folder or pattern below it.
         cache_dir: Folder for copies of remote shards, made at the first start and not checked
             later, and for the index file. By default ``$PATCHMIX_CACHE``; without both, the index
             file lies beside the shards.
         backend_args: Arguments of mmengine's file backend for remote shards.
         **kwargs: As in :class:`ImageFolder`. ``labels='auto'``: labelled when every image has a
-            class. ``split``: shards of ``pack-shards`` hold out the same images as their folder;
-            others are split by the key.
+            class. ``split``: by the key, or by the source for shards of ``pack-shards``, which
+            hold out the same images as their folder.
 
     Raises:
         FileNotFoundError: If there are no shards, or one of a range is missing.
@@ -68,7 +63,15 @@ class ShardedImages(ImageFolder):
         labelled = self.labels is not False and self._has_labels(samples['label'])
         self._metainfo.update(labelled=labelled, split=self.split)
         if labelled:
-            samples['label'] = self._number_labels(samples['label'], classes)
+            names = classes or self.CLASSES or ()
+            if names and (largest := samples['label'].max()) >= len(names):
+                raise ValueError(
+                    f'ShardedImages: {self.img_prefix} has an image of class {largest}, but there '
+                    f'are names for {len(names)} classes only'
+                )
+            if classes:
+                labels = [classes[number] for number in samples['label']]
+                samples['label'] = self._number_labels(labels, classes)
             if self.split:
                 samples = samples[self._choose_split(samples['hash'], len(samples))]
         data_list = np.empty(len(samples), [(name, samples.dtype[name]) for name in HELD])
@@ -78,7 +81,7 @@ class ShardedImages(ImageFolder):
 
     def _locate(self, row: np.void) -> tuple[str, int]:
         offset, size, shard, label = row.item()
-        return name_part(self.shards[shard], offset, size), label
+        return f'{PREFIX}{self.shards[shard]}/{offset}+{size}', label
 
     def name_sample(self, idx: int) -> str:
         """Return shard and member of a sample, read from the member's header."""
@@ -107,8 +110,6 @@ class ShardedImages(ImageFolder):
                 f'{self.img_prefix} is remote: set PATCHMIX_CACHE=FOLDER before the command, or '
                 'cache_dir of the data set, to a folder with room for all shards'
             )
-        if self.cache_dir:
-            os.makedirs(self.cache_dir, exist_ok=True)
         # One rank of a machine copies and scans; the others wait and use its files.
         with locked(self.cache_dir or osp.dirname(self.shards[0]), wait=True):
             if is_remote:
@@ -122,7 +123,7 @@ class ShardedImages(ImageFolder):
         return samples, classes
 
     def _has_labels(self, labels: np.ndarray) -> bool:
-        """Return whether all images have a class; raise if labels=True and some have none."""
+        """Return whether all images have a class; ValueError if labels=True and some have none."""
         num_without = int((labels < 0).sum())
         message = f'{num_without} of the {len(labels)} images in {self.img_prefix} have no .cls'
         if num_without and self.labels is True:
@@ -132,17 +133,3 @@ class ShardedImages(ImageFolder):
         if 0 < num_without < len(labels):
             MMLogger.get_current_instance().warning(f'{message}: all are read without labels')
         return num_without == 0
-
-    def _number_labels(self, labels: np.ndarray, packed: list[str] | None) -> np.ndarray:
-        """Return labels as numbers of ``metainfo['classes']``: by name, if names were packed."""
-        classes = packed or self.CLASSES or ()
-        if classes and labels.max() >= len(classes):
-            raise ValueError(
-                f'ShardedImages: {self.img_prefix} has an image of class {labels.max()}, but '
-                f'there are names for {len(classes)} classes only'
-            )
-        if not packed:
-            return labels
-        used = np.unique(labels)
-        number_of = self._number_classes({packed[number] for number in used}, packed)
-        return np.array([number_of.get(name, -1) for name in packed], np.int32)[labels]

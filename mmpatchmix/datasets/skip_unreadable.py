@@ -22,11 +22,7 @@ NUM_SHOWN = 5
 
 
 class UnreadableImagesError(ValueError):
-    """Too many images cannot be read.
-
-    A DataLoader re-raises the error of a worker with the worker's traceback in the message; only
-    the original message is kept.
-    """
+    """Too many images cannot be read. The traceback that a worker adds is removed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].rstrip())
@@ -50,7 +46,7 @@ class SkipUnreadable(BaseDataset):
         super().__init__(*args, **kwargs)
 
     def filter_data(self) -> Sequence:
-        """Allocate the counters; called once, by ``full_init``."""
+        """Allocate the counters; ``full_init`` calls this."""
         self._is_unreadable = torch.zeros(len(self.data_list), dtype=torch.bool).share_memory_()
         return super().filter_data()
 
@@ -119,7 +115,6 @@ class SkipUnreadable(BaseDataset):
 class CustomDataset(SkipUnreadable, UpstreamDataset):
     """mmpretrain's ``CustomDataset`` with unreadable images skipped and counted.
 
-    For configs with an ``ann_file``, or images on a backend that is not a file system. For folders
-    and lists use :class:`~mmpatchmix.datasets.ImageFolder`. Takes the arguments of mmpretrain's
-    class and ``max_unreadable``, as in :class:`SkipUnreadable`.
+    For configs with an ``ann_file``, or images on a backend that is not a file system. Takes the
+    arguments of mmpretrain's class and ``max_unreadable``.
     """

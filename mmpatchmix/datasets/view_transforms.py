@@ -59,7 +59,7 @@ class ResizeCentre(BaseTransform):
 class TransformViews(BaseTransform):
     """Make two global views by applying a list of random transforms twice.
 
-    For example, to shift, resize and rotate the image within a black border::
+    For example, to shift and rotate the image within a black border::
 
         dict(type='mmpatchmix.TransformViews', transforms=[
             dict(type='NumpyToPIL'),

@@ -43,21 +43,18 @@ def read(dataset, num_workers: int) -> list[int]:
     return [int(view[0, 0, 0]) for batch in loader for view in batch['inputs']['view_1']]
 
 
-def test_images_of_an_lmdb_and_missing_keys(tmp_path):
+def test_images_of_an_lmdb_and_a_remote_backend_and_missing_keys(tmp_path):
     backend_args = make_database(tmp_path / 'images.lmdb', 6)
     lines = [f'a/{number}.png' for number in range(6)]
     dataset = open_list(tmp_path, lines, backend_args=backend_args)
     assert read(dataset, 0) == read(dataset, 2) == list(range(6))
+    remote = open_list(tmp_path, [f'library://{number}' for number in range(6)])
+    assert read(remote, 2) == list(range(6))
     dataset = open_list(tmp_path, ['a/0.png', 'a/none.png', 'a/2.png'], backend_args=backend_args)
     assert [dataset.prepare_data(number) is None for number in range(3)] == [False, True, False]
     assert dataset.num_unreadable == 1
     with pytest.raises(OSError, match=r'there is no b\.png in .*images\.lmdb'):
         LoadMultiCrop(backend_args=backend_args)({'img_path': 'b.png'})
-
-
-def test_remote_images_of_a_list(tmp_path):
-    dataset = open_list(tmp_path, [f'library://{number}' for number in range(6)])
-    assert read(dataset, 0) == read(dataset, 2) == list(range(6))
 
 
 def test_annotation_files_and_the_limit_of_unreadable_images(tmp_path):
@@ -74,5 +71,3 @@ def test_annotation_files_and_the_limit_of_unreadable_images(tmp_path):
         dataset.prepare_data(3)
     dataset = CustomDataset(**settings, pipeline=PIPELINE)
     assert dataset.prepare_data(3) is None and dataset.num_unreadable == 1
-    with pytest.raises(ValueError, match=r'max_unreadable must be in \[0, 1\]; got 2'):
-        CustomDataset(**settings, max_unreadable=2)

@@ -1,4 +1,4 @@
-"""Lists of images: what is a path, a label, a split, and what is refused with its line."""
+"""Lists of images: columns of paths, labels and splits; errors name the line."""
 
 import os
 
@@ -54,16 +54,10 @@ def test_labels_are_names_or_numbers(folder):
     assert list_labels(ignored) == [None] * 4
 
 
-def test_paths_are_relative_to_the_list_or_absolute(folder, tmp_path):
+def test_missing_and_repeated_images_are_counted(folder):
     (folder / 'lists').mkdir()
-    path = write(folder / 'lists', f'../{NAMES[0]}\n{folder}/{NAMES[2]}\n')
-    dataset = ImageFolder(path)
-    paths = [dataset.get_data_info(n)['img_path'] for n in range(2)]
-    assert [os.path.samefile(p, folder / n) for p, n in zip(paths, NAMES[::2], strict=True)]
-
-
-def test_whatever_a_list_names_is_tried_and_counted(folder):
-    path = write(folder, '\n'.join([*NAMES, 'no.jpg', 'images.csv']))
+    paths = [f'../{name}' for name in NAMES[:2]] + [f'{folder}/{name}' for name in NAMES[2:]]
+    path = write(folder / 'lists', '\n'.join([*paths, 'no.jpg', 'images.csv']))
     dataset = ImageFolder(path, pipeline=PIPELINE)
     assert len(dataset) == 6
     assert [dataset.prepare_data(n) is None for n in range(6)] == [False] * 4 + [True] * 2
@@ -85,8 +79,8 @@ def test_splits_of_the_list(folder):
 
 
 def test_without_splits_names_decide_as_in_a_folder(folder):
-    make_folder(folder, *(f'{c}/{n:03d}.jpg' for c in ('ant', 'bee') for n in range(60)))
-    names = [f'{c}/{n:03d}.jpg' for c in ('ant', 'bee') for n in range(60)]
+    names = [f'{c}/{n:03d}.jpg' for c in ('ant', 'bee') for n in range(20)]
+    make_folder(folder, *names)
     path = write(folder, '\n'.join(f'{name},{name[:3]}' for name in names))
     listed, found = (ImageFolder(p, split='val', holdout=0.3) for p in (path, str(folder)))
     assert list_names(listed) == [name for name in list_names(found) if name in names]
@@ -96,12 +90,11 @@ def test_without_splits_names_decide_as_in_a_folder(folder):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('', 'names no image'),
         ('path,label\n', 'names no image'),
         ('ant/1.jpg,x\nant/2.jpg\n', 'line 2 of .* has no label in column 2: fill it in'),
-        ('ant/1.jpg,x,train\nant/2.jpg,y,\n', 'line 2 of .* has no split in column 3'),
         ('ant/1.jpg,x,val\nant/2.jpg,x,some\n', "line 2 of .* has the split 'some' in column 3; "),
         ('path,label\nant/1.jpg,x\n,y\n', r'line 3 of .* has no path in column 1 \(path\)'),
+        ('path,split\nant/1.jpg,a', r"line 2 .* split 'a' in column 2 \(split\); it must be"),
         ('path\nno.jpg\n', r"such as column 1 of line 2, 'no\.jpg'\. Paths are relative to the"),
     ],
 )
@@ -110,7 +103,7 @@ def test_incomplete_lists_are_refused_with_their_line(folder, text, message):
         read_image_list(write(folder, text))
 
 
-def test_what_a_list_cannot_be(folder):
+def test_lists_that_contradict_the_arguments_are_refused(folder):
     with pytest.raises(FileNotFoundError, match=r'there is no list .*none\.csv'):
         ImageFolder(str(folder / 'none.csv'))
     path = write(folder, '\n'.join(NAMES))
@@ -118,34 +111,27 @@ def test_what_a_list_cannot_be(folder):
         ImageFolder(path, labels=True)
     with pytest.raises(ValueError, match="data_prefix='train' is a folder"):
         ImageFolder(path, data_prefix='train')
-    with pytest.raises(ValueError, match='has images of ant, and the classes of'):
-        ImageFolder(write(folder, f'{NAMES[0]},ant'), classes=['bee'])
     with pytest.raises(ValueError, match=r"no line of .* is of 'val'"):
         ImageFolder(write(folder, f'{NAMES[0]},ant,train'), split='val')
 
 
-# Other people's lists
-
-
 @pytest.mark.parametrize(
-    'header', ['image_id,label', 'path,class_name', 'Image Path,Labels', 'x,y']
+    ('separator', 'header'),
+    [(',', 'image_id,label'), (';', 'path,class_name'), ('\t', 'Image Path,Labels'), ('|', 'x,y')],
 )
-@pytest.mark.parametrize('separator', ',;\t|')
 def test_headers_and_separators_are_found_by_the_files(folder, header, separator):
     rows = [f'"{name}",{name[:3]}' for name in NAMES]
     text = '\r\n'.join([header, *rows]).replace(',', separator)
-    dataset = ImageFolder(write(folder, text))
-    assert list_names(dataset) == [*NAMES]
-    assert dataset.metainfo['classes'] == ('ant', 'bee') and list_labels(dataset) == [0, 0, 1, 1]
-    assert dataset.understood['columns'].startswith('paths 1 (')
-    as_text = ImageFolder(write(folder, text, 'images.txt'))
-    assert list_labels(as_text) == [0, 0, 1, 1]
+    for name in ('images.csv', 'images.txt'):
+        dataset = ImageFolder(write(folder, text, name))
+        assert list_names(dataset) == [*NAMES] and list_labels(dataset) == [0, 0, 1, 1]
+        assert dataset.metainfo['classes'] == ('ant', 'bee')
+        assert dataset.understood['columns'].startswith('paths 1 (')
 
 
 @pytest.mark.parametrize(
     ('column', 'values'),
     [
-        ('split', ('train', 'TEST', 'Training', 'dev')),
         ('Subset', ('train2017', 'val2017', 'train2017', 'validation')),
         ('is_valid', ('False', 'True', 'false', 'true')),
         ('is_train', ('1', '0', '1', '0')),
@@ -167,13 +153,7 @@ def test_numbered_folds_are_named_as_not_used(folder):
     assert len(dataset) == 4 and '; not used: 2 (fold) (name' in dataset.understood['columns']
 
 
-def test_a_split_of_another_name_is_refused_with_its_line(folder):
-    lines = [f'{name},{value}' for name, value in zip(NAMES, 'abab', strict=True)]
-    with pytest.raises(ValueError, match=r"line 2 .* split 'a' in column 2 \(split\); it must be"):
-        ImageFolder(write(folder, '\n'.join(['path,split', *lines])))
-
-
-@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'latin-1'])
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be', 'latin-1'])
 def test_encodings_of_lists(tmp_path, encoding):
     make_folder(tmp_path, 'größe/1.jpg', 'maß/2.jpg')
     path = tmp_path / 'images.csv'

@@ -1,8 +1,7 @@
-"""Tar shards: images, labels and splits; every image once per epoch."""
+"""ShardedImages: images, labels and splits; every image once per epoch."""
 
 import pickle
 import tarfile
-from itertools import chain, product
 
 import pytest
 import torch
@@ -10,17 +9,15 @@ import webdataset
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import get
 from mmengine.runner import Runner
-from torch.utils.data import BatchSampler
 
 from mmpatchmix.datasets import ShardedImages
-from mmpatchmix.engine.exact_order import ExactSampler, make_exact, skip_batches
+from mmpatchmix.engine.exact_order import make_exact, skip_batches
 from tests.datasets.folders import PIPELINE
 from tests.datasets.shards import (
     encode_image,
     make_shards,
     open_shards,
     read_all,
-    read_number,
     write_tar,
 )
 
@@ -35,22 +32,19 @@ def shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     monkeypatch.delenv('PATCHMIX_CACHE', raising=False)
-    monkeypatch.setenv('no_proxy', '*')
-
-
-# What is read
 
 
 def test_images_and_labels_are_those_that_the_webdataset_library_reads(shards):
-    dataset = open_shards(shards)
+    dataset = pickle.loads(pickle.dumps(open_shards(shards)))
     pattern = str(shards / 'train-{000000..000006}.tar')
     expected = list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False))
-    assert len(dataset) == len(expected) == NUM
+    assert len(dataset) == len(expected) == NUM and dataset.data_list.nbytes == 20 * NUM
     for index, sample in enumerate(expected):
         info = dataset.get_data_info(index)
         assert get(info['img_path']) == sample['png']
         assert info['gt_label'] == int(sample['cls'])
         assert info['sample_idx'] == index
+    assert (LoadImageFromFile().transform(dataset.get_data_info(33))['img'] == 33).all()
 
 
 def test_shards_that_the_webdataset_library_wrote(tmp_path):
@@ -66,54 +60,13 @@ def test_shards_that_the_webdataset_library_wrote(tmp_path):
 @pytest.mark.parametrize('format', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_all_formats_of_tar(tmp_path, format):
     names = ['a/1.PNG', 'a/2.seg.png', 'a/2.png', './3.png', '._4.png', 'größe.png', 'notes.txt']
-    if format != tarfile.USTAR_FORMAT:
-        names.append('x' * 200 + '.png')
+    names += ['x' * 200 + '.png'] if format != tarfile.USTAR_FORMAT else []
     members = {name: encode_image(number) for number, name in enumerate(names)}
     write_tar(tmp_path / 'a.tar', members, format=format)
     assert read_all(open_shards(tmp_path)) == [0, 2, 3, 5, 7][: 4 + (len(names) == 8)]
 
 
-def test_images_need_twenty_bytes_and_no_setting_of_transforms(shards):
-    dataset = open_shards(shards)
-    assert dataset.data_list.nbytes == 20 * NUM
-    assert (LoadImageFromFile().transform(dataset.get_data_info(33))['img'] == 33).all()
-
-
-# Epochs
-
-
-def read_epoch(dataset, ranks, workers, skipped=0) -> list[list[int]]:
-    """Read an epoch as ranks and workers would, or what is left of it; numbers by rank."""
-    rows = []
-    for rank in range(ranks):
-        sampler = ExactSampler(dataset, seed=5)
-        sampler.rank, sampler.world_size = rank, ranks
-        sampler.num_samples, sampler.total_size = NUM // ranks, NUM
-        sampler.set_epoch(3)
-        sampler.num_skipped = skipped // ranks
-        batches = list(BatchSampler(sampler, 2, drop_last=False))
-        numbers = [[] for _ in batches]
-        for worker in range(workers):
-            copy = pickle.loads(pickle.dumps(dataset))  # as in a process of its own
-            for batch in range(worker, len(batches), workers):  # as torch deals them out
-                numbers[batch] = [read_number(copy, index) for index in batches[batch]]
-        rows.append([*chain(*numbers)])
-    return rows
-
-
-@pytest.mark.parametrize(('ranks', 'workers'), [(1, 1), (2, 4), (4, 2)])
-def test_every_image_comes_once_per_epoch_with_and_without_resuming(shards, ranks, workers):
-    dataset = open_shards(shards)
-    rows = read_epoch(dataset, ranks, workers)
-    assert sorted(chain(*rows)) == list(range(NUM))
-    assert rows != [sorted(row) for row in rows]  # shuffled
-    for consumed, ranks_after in product((8, 40), (1, 2, 4)):
-        before = chain(*(row[: consumed // ranks] for row in rows))
-        after = read_epoch(dataset, ranks_after, workers, skipped=consumed)
-        assert sorted(chain(before, *after)) == list(range(NUM))
-
-
-def test_a_loader_with_workers_goes_on_in_the_middle(shards):
+def test_a_loader_with_workers_reads_every_image_once_and_resumes(shards):
     cfg = dict(
         batch_size=8,
         num_workers=2,
@@ -133,10 +86,7 @@ def test_a_loader_with_workers_goes_on_in_the_middle(shards):
     assert read(3) == whole[24:]
 
 
-# Labels and splits
-
-
-def test_labels(tmp_path, shards):
+def test_labels_and_classes(tmp_path, shards):
     make_shards(tmp_path, 6, per_shard=3, labelled=False)
     assert open_shards(shards).metainfo['labelled'] is True
     unlabelled = open_shards(shards, labels=False)
@@ -145,9 +95,6 @@ def test_labels(tmp_path, shards):
     assert open_shards(tmp_path).metainfo['labelled'] is False
     with pytest.raises(ValueError, match=r'labels=True, but 6 of the 6 images .* have no \.cls'):
         open_shards(tmp_path, labels=True)
-
-
-def test_classes_must_fit(shards):
     assert open_shards(shards, classes=['a', 'b', 'c']).metainfo['classes'] == ('a', 'b', 'c')
     with pytest.raises(ValueError, match=r'of class 2, but .* for 2 classes only'):
         open_shards(shards, classes=['a', 'b'])

@@ -35,9 +35,6 @@ def test_views_are_the_outputs_of_the_transforms():
     results = transform(dict(img=image()))
     expected = torch.from_numpy(image()[:, ::-1].copy()).permute(2, 0, 1)
     assert torch.equal(results['view_1'], expected) and torch.equal(results['view_2'], expected)
-
-
-def test_views_that_are_no_uint8_images_are_refused():
     with pytest.raises(ValueError, match='TransformViews needs a uint8 or float32 image'):
         TransformViews(AFFINE[:1])(dict(img=image()))
 

@@ -139,12 +139,16 @@ def test_one_rank_trains_with_ddp_and_sync_batch_norm(monkeypatch):
     try:
         alone, together = (tiny_model().train().to(DEVICE) for _ in range(2))
         together = nn.SyncBatchNorm.convert_sync_batchnorm(together)
-        ids = dict(device_ids=[0]) if DEVICE == 'cuda' else {}
-        wrapped = PatchMixDDP(together, broadcast_buffers=False, **ids)
+        trained = [[p for p in m.parameters() if p.requires_grad] for m in (alone, together)]
+        # As mmengine's Runner wraps. An optimizer built before still trains the parameters.
+        wrapped = PatchMixDDP(together, device_ids=[0], broadcast_buffers=False)
+        is_synchronised = any(isinstance(m, nn.SyncBatchNorm) for m in wrapped.modules())
+        assert is_synchronised == (DEVICE == 'cuda')
+        assert wrapped.device_ids == ([0] if DEVICE == 'cuda' else None)
+        assert wrapped.module.state_dict().keys() == alone.state_dict().keys()
         found = []
-        for model, owner in ((alone, alone), (wrapped, together)):
-            trained = [p for p in owner.parameters() if p.requires_grad]
-            wrapper = OptimWrapper(torch.optim.SGD(trained, lr=0.1))
+        for model, parameters in zip((alone, wrapped), trained, strict=True):
+            wrapper = OptimWrapper(torch.optim.SGD(parameters, lr=0.1))
             batch = uint8_batch(6)
             torch.manual_seed(0)
             found.append([model.train_step(batch, wrapper)['loss'].item() for _ in range(3)])

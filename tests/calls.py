@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 240  # seconds
+TIMEOUT = 300  # seconds
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['tests.preloaded'])
 
@@ -25,11 +25,11 @@ def plain_text(cfg):
     return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
 
 
-def call(*command, ok=True, **env):
-    """Run a command and return its output."""
+def call(*command, ok=True, cwd=ROOT, **env):
+    """Run a command in a folder and return its output."""
     done = subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(**env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

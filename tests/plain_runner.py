@@ -13,21 +13,18 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-# To save time: a Runner formats its config seven times.
-Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
-
 # Widths of networks, and counts of samples and boxes.
 LARGE = (192, 256, 384, 512, 768, 1024, 1280, 1536, 3072, 4096, 5120)
 
 
-def narrow(node):
-    """Return a part of a model's config with widths replaced by 48."""
+def narrow(node, width):
+    """Return a part of a model's config with widths replaced."""
     if isinstance(node, dict):
         for key, value in node.items():
-            node[key] = narrow(value)
+            node[key] = narrow(value, width)
     elif isinstance(node, list | tuple):
-        return type(node)(narrow(value) for value in node)
-    return 48 if node in LARGE else node  # which 3, 12 and 16 heads divide
+        return type(node)(narrow(value, width) for value in node)
+    return width if node in LARGE else node
 
 
 def use_images(dataset, images):
@@ -52,9 +49,9 @@ def use_scenes(dataset, split, scenes):
         step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
 
 
-def shrink(cfg, images, scenes):
-    """Change sizes only; all types stay."""
-    narrow(cfg.model)
+def shrink(cfg, images, scenes, width=48):
+    """Change sizes only; all types stay. The number of heads, 3, 12 or 16, divides the width."""
+    narrow(cfg.model, width)
     # Without labels there is nothing to evaluate.
     loaders = [*filter(None, (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader))]
     loops = [*filter(None, (cfg.val_cfg, cfg.test_cfg))]
@@ -80,6 +77,8 @@ def shrink(cfg, images, scenes):
 
 
 def main():
+    # To save time: a Runner formats its config seven times.
+    Config.pretty_text = property(lambda cfg: f'{cfg.to_dict()}')
     images, scenes, work_dir = map(Path, sys.argv[1:4])
     trained = set()
     for path in map(Path, sys.argv[4:]):

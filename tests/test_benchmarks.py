@@ -78,8 +78,7 @@ class Net:
     """Two products in marked methods and one outside."""
 
     def __init__(self):
-        self.first, self.second = (torch.nn.Linear(3, 3, bias=False) for _ in range(2))
-        self.last = torch.nn.Linear(3, 3, bias=False)
+        self.first, self.second, self.last = (torch.nn.Linear(3, 3, bias=False) for _ in range(3))
 
     def left(self, x):
         return self.first(x)

@@ -1,15 +1,12 @@
 """What `pip install` brings along: the command, the recipes and the tools."""
 
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.calls import ROOT, call
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +18,7 @@ def wheel(tmp_path_factory):
     )
     shutil.copytree(ROOT, folder / 'source', ignore=left_out)
     command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--quiet']
-    subprocess.run([*command, '--wheel-dir', folder, folder / 'source'], check=True)
+    call(*command, '--wheel-dir', folder, folder / 'source')
     (path,) = folder.glob('*.whl')
     return path
 
@@ -44,14 +41,8 @@ def test_a_recipe_runs_by_its_name_from_an_empty_folder(wheel, tmp_path):
         archive.extractall(tmp_path / 'installed')
     empty = tmp_path / 'empty'
     empty.mkdir()
-    done = subprocess.run(
-        [sys.executable, '-m', 'mmpatchmix', 'train', 'patchmix_vit-digits', '--dry-run'],
-        cwd=empty,
-        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'installed'), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'Everything builds and trains; nothing was written.' in done.stdout
-    assert 'OneDL' not in done.stdout + done.stderr
+    command = [sys.executable, '-m', 'mmpatchmix', 'train', 'patchmix_vit-digits', '--dry-run']
+    text = call(*command, cwd=empty, PYTHONPATH=tmp_path / 'installed')
+    assert 'Everything builds and trains; nothing was written.' in text
+    assert 'OneDL' not in text
     assert list(empty.iterdir()) == []

@@ -44,11 +44,6 @@ def walk(node, path=''):
         yield path, node
 
 
-def test_all_folders_of_configs_are_found():
-    folders = {Path(path).parent.as_posix() for path in CONFIGS}
-    assert folders >= {'configs', 'configs/linear', 'configs/finetune', 'configs/coco'}
-
-
 @pytest.mark.parametrize('path', CONFIGS)
 def test_every_config_has_the_shared_runtime(path):
     cfg = read(path)
@@ -61,6 +56,7 @@ def test_every_config_has_the_shared_runtime(path):
     fsdp = dict(type='mmpatchmix.PatchMixFSDP')
     assert cfg.model_wrapper_cfg == (fsdp if '_fsdp' in path else shared.model_wrapper_cfg)
     assert ('momentum' in cfg.default_hooks) == (cfg.model.type == 'mmpatchmix.PatchMix')
+    assert set(cfg) <= set(inspect.signature(Runner.__init__).parameters) | ALSO_READ
 
 
 # Benchmarks that train with a config of their own.
@@ -72,32 +68,17 @@ def test_header_has_the_command(path):
     header = (ROOT / path).read_text().split('\n_base_')[0]
     scripts = [f'python benchmarks/{name}.py' for name in SCRIPTS]
     assert any(command in header for command in (path, 'make demo-coco', *scripts))
-    if path.startswith('configs/'):
-        assert 'eant for' in header
-    if path.startswith('configs/patchmix_'):
-        assert '%' in header
-        assert 'arxiv.org/abs/2306.12243' in header or 'No paper has figures' in header
-
-
-@pytest.mark.parametrize('path', CONFIGS)
-def test_top_level_keys_are_arguments_of_the_runner(path):
-    known = set(inspect.signature(Runner.__init__).parameters) | ALSO_READ
-    assert set(read(path)) <= known
 
 
 # Config, its size, another one, and the test views' shorter edge, size * 256 / 224.
 SIZES = [
     ('configs/patchmix_vit-s_in1k.py', 224, 160, {256: 182}),
-    ('configs/patchmix_vit-b_in1k.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-s_folder.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-s_any.py', 224, 160, {}),
-    ('configs/linear/vit-s_in1k.py', 224, 160, {256: 182}),
     ('configs/finetune/vit-b_in1k.py', 224, 160, {256: 182}),
     ('configs/patchmix_vit-t_cifar100.py', 32, 48, {36: 54}),
     ('configs/linear/vit-b_cifar10.py', 32, 48, {36: 54}),
-    ('configs/finetune/vit-s_cifar100.py', 32, 48, {36: 54}),
     ('configs/patchmix_vit-digits.py', 32, 48, {}),
-    ('configs/finetune/vit-digits.py', 32, 48, {}),
 ]
 
 
@@ -124,12 +105,8 @@ def test_digits_have_one_mean_and_standard_deviation():
     train, _ = train_test_split(
         np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0
     )
-    large = [
-        cv2.resize(
-            np.float32(digits.images[index] * 255 / 16), (32, 32), interpolation=cv2.INTER_CUBIC
-        )
-        for index in train
-    ]
+    small = np.float32(digits.images[train] * 255 / 16)
+    large = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_CUBIC) for image in small]
     pixels = np.clip(np.rint(large), 0, 255)  # (1437, 32, 32)
     for path in (
         'configs/patchmix_vit-digits.py',

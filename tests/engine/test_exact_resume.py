@@ -9,6 +9,7 @@ import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils._pytree import tree_map
 
 from mmpatchmix.cli.arguments import set_epochs
 from mmpatchmix.engine.exact_order import (
@@ -16,7 +17,6 @@ from mmpatchmix.engine.exact_order import (
     ExactSampler,
     SampleIndex,
     SeededSamples,
-    SkippableBatches,
     make_exact,
 )
 from tests.engine.tiny_run import tiny_run_config
@@ -66,12 +66,8 @@ def assert_same_end(path, expected_path):
         assert torch.equal(*histories), name
 
 
-def to_lists(value):
-    if isinstance(value, dict):
-        return {key: to_lists(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_lists(each) for each in value]
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+def to_lists(state):
+    return tree_map(lambda leaf: leaf.tolist() if torch.is_tensor(leaf) else leaf, state)
 
 
 @pytest.mark.parametrize(
@@ -169,18 +165,14 @@ def test_a_checkpoint_of_mmengine_continues_with_a_warning(whole, tmp_path):
     assert 'not exactly as an uninterrupted one' in log
 
 
-KEYS = ['meta', 'message_hub', 'optimizer', 'param_schedulers']
-
-
-@pytest.mark.parametrize('lost', [['optimizer'], ['param_schedulers'], ['meta'], KEYS, 'nested'])
+@pytest.mark.parametrize('lost', ['optimizer', 'nested'])
 def test_a_checkpoint_without_states_is_refused_with_the_remedy(whole, tmp_path, lost):
     content = read(whole / 'iter_5.pth')
+    content.pop('optimizer')
     if lost == 'nested':  # the weights without any key around them
-        content, lost = content['state_dict'], KEYS
-    for key in lost:
-        content.pop(key, None)
+        content, lost = content['state_dict'], 'meta, message_hub, optimizer, param_schedulers'
     torch.save(content, tmp_path / 'part.pth')
-    message = rf'part\.pth cannot be resumed, it has no {", ".join(lost)}\. .*--init.*load_from'
+    message = rf'part\.pth cannot be resumed, it has no {lost}\. .*--init.*load_from'
     with pytest.raises(ValueError, match=message):
         build(tmp_path, tmp_path / 'part.pth').train()
 
@@ -218,8 +210,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only():
     assert samples.metainfo is Noise.metainfo
 
 
-@pytest.mark.parametrize('num_ranks', [2, 4])
-def test_a_batch_over_all_ranks_has_the_same_samples_on_any_number_of_ranks(num_ranks):
+def test_a_batch_over_all_ranks_has_the_same_samples_on_any_number_of_ranks():
     def order(ranks, skipped=0):
         rows = []
         for rank in range(ranks):
@@ -231,25 +222,12 @@ def test_a_batch_over_all_ranks_has_the_same_samples_on_any_number_of_ranks(num_
             rows.append(list(sampler))
         return [index for step in zip(*rows, strict=True) for index in step]
 
-    assert order(num_ranks) == order(1)
-    assert order(num_ranks, skipped=8) == order(1)[8:]
+    assert order(2) == order(1)
+    assert order(4, skipped=8) == order(1)[8:]
     assert sorted(order(1)) == list(range(32))
 
 
-def test_a_batch_sampler_starts_in_the_middle():
-    sampler = ExactSampler(range(10), shuffle=False, seed=0)
-    cfg = dict(type=torch.utils.data.BatchSampler, drop_last=False)
-    batches = SkippableBatches(sampler, 4, cfg)
-    batches.num_skipped = 1
-    assert list(batches) == [[4, 5, 6, 7], [8, 9]]
-    assert list(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # the next epoch is whole
-    assert len(batches) == 3
-
-
-@pytest.mark.parametrize(
-    ('options', 'timeout'),
-    [({'num_workers': 2}, WORKER_SECONDS), ({'num_workers': 2, 'timeout': 5}, 5), ({}, None)],
-)
-def test_data_workers_have_a_timeout(options, timeout):
-    loader = dict(dataset={}, sampler=dict(type='DefaultSampler'), **options)
-    assert make_exact(loader).get('timeout') == timeout
+def test_data_workers_have_a_timeout():
+    for options, timeout in (({'num_workers': 2}, WORKER_SECONDS), ({}, None)):
+        loader = dict(dataset={}, sampler=dict(type='DefaultSampler'), **options)
+        assert make_exact(loader).get('timeout') == timeout

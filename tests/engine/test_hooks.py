@@ -1,4 +1,4 @@
-"""Strict loading, weight decay groups, bfloat16, and models without momentum encoder."""
+"""Strict loading, weight decay groups and bfloat16."""
 
 import pytest
 import torch
@@ -79,13 +79,3 @@ def test_the_backbone_runs_in_bfloat16(monkeypatch, enabled, capabilities, dtype
     assert not torch.equal(model.neck.fc0.weight, before)
     with pytest.raises(ValueError, match="enabled='yes'"):
         build_optim_wrapper(model, ConfigDict(cfg, enabled='yes'))
-
-
-def test_a_model_without_momentum_encoder_trains(tmp_path):
-    cfg = tiny_run_config(tmp_path, epochs=1, num_images=8)
-    cfg.train_cfg.val_begin = 9
-    cfg.model.momentum_encoder = None
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    assert 'train/momentum' not in runner.message_hub.log_scalars
-    assert (tmp_path / 'epoch_1.pth').is_file()

@@ -57,19 +57,16 @@ def test_the_code_in_the_docs_repeats_a_failed_step(tmp_path):
         assert found['losses'][name].item() == found['step']['losses'][name] == hook.outputs[name]
 
 
-class SetWeights(Hook):
-    """Fill a weight with one value before an iteration."""
-
-    def __init__(self, iteration, value):
-        self.iteration, self.value = iteration, value
+class NaNWeights(Hook):
+    """Fill a weight with NaN before an iteration."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            runner.model.neck.fc0.weight.data.fill_(self.value)
+        if runner.iter == ITERATION:
+            runner.model.neck.fc0.weight.data.fill_(float('nan'))
 
 
 def test_a_nan_loss_stops_the_run(tmp_path):
-    runner = build(tmp_path, SetWeights(ITERATION, float('nan')))
+    runner = build(tmp_path, NaNWeights())
     with pytest.raises(FloatingPointError, match='iteration 9 of epoch 2') as stop:
         runner.train()
     assert runner.iter == ITERATION
@@ -96,8 +93,6 @@ def step_with(gradients, is_guarded):
 def test_no_step_is_taken_from_a_gradient_that_is_not_finite(bad):
     good = [[0.3, -0.1], [0.2, 0.5]]
     plain, plain_state, _ = step_with(good, is_guarded=False)
-    guarded, state, wrapper = step_with(good, is_guarded=True)
-    assert torch.equal(guarded, plain) and not wrapper.broken
     stopped, state, wrapper = step_with([*good, [bad, 1.0], [0.1, 0.1]], is_guarded=True)
     assert wrapper.broken and torch.equal(stopped, plain)
     for name in ('step', 'exp_avg', 'exp_avg_sq'):

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from mmengine.runner import Runner
 
 from mmpatchmix.engine.run_logs import format_seconds
@@ -25,8 +24,5 @@ def test_the_console_has_short_lines_and_the_log_file_all_values(tmp_path, capfd
         assert re.search('.*'.join(map(re.escape, ('DEBUG - Epoch', *parts))), log)
 
 
-@pytest.mark.parametrize(
-    ('seconds', 'text'), [(9, '0m 9s'), (310, '5m 10s'), (7500, '2h 5m'), (93700, '1d 2h')]
-)
-def test_durations_have_two_units(seconds, text):
-    assert format_seconds(seconds) == text
+def test_durations_have_two_units():
+    assert [format_seconds(s) for s in (9, 7500, 93700)] == ['0m 9s', '2h 5m', '1d 2h']

@@ -86,17 +86,15 @@ def test_with_accumulation_the_momentum_counts_optimizer_steps(tmp_path):
         assert row['momentum'] == pytest.approx(cosine_momentum(i // 3, steps))
 
 
-@pytest.mark.parametrize('epochs', [1, 7, 600])
+@pytest.mark.parametrize('epochs', [1, 600])
 def test_set_epochs_scales_all_schedules(epochs):
     cfg = Config.fromfile('configs/patchmix_vit-s_in1k.py')
-    total = cfg.train_cfg.max_epochs
-    before = [(s.begin / total, s.end / total) for s in cfg.param_scheduler]
+    scale = epochs / cfg.train_cfg.max_epochs
+    before = [(s.begin * scale, s.end * scale) for s in cfg.param_scheduler]
     set_epochs(cfg, epochs)
-    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.train_cfg.max_epochs == epochs == max(s.end for s in cfg.param_scheduler)
     for scheduler, (begin, end) in zip(cfg.param_scheduler, before, strict=True):
-        assert scheduler.begin == pytest.approx(begin * epochs, abs=1e-6)
-        assert scheduler.end == pytest.approx(end * epochs, abs=1e-6)
-    assert max(s.end for s in cfg.param_scheduler) == epochs
+        assert (scheduler.begin, scheduler.end) == pytest.approx((begin, end), abs=1e-6)
     with pytest.raises(ValueError, match='at least 1'):
         set_epochs(cfg, 0)
 

@@ -18,14 +18,11 @@ from mmpatchmix.files import find_config
 # Optimizer wrappers whose precision --amp and --no-amp can change.
 FLOAT32, BF16 = 'OptimWrapper', 'mmpatchmix.BF16OptimWrapper'
 WRAPPERS = (FLOAT32, BF16, 'AmpOptimWrapper')
-
 # Data sets that --data-root chooses between.
 FOLDER, SHARDS = 'mmpatchmix.ImageFolder', 'mmpatchmix.ShardedImages'
-
 SHARD_ENDINGS = {'.tar', '.npz', '.json', '.txt', '.partial'}  # in a folder of shards
 
 SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)  # names of variables
-
 TRACKERS = ('mlflow', 'wandb')  # as their packages are called
 
 
@@ -112,10 +109,8 @@ def find_launcher(launcher: str) -> str:
 def warn_about_secrets(cfg: Any) -> None:
     """Print which environment variables of a config look like secrets."""
     for name in filter(SECRET.search, cfg.env_variables):
-        print(
-            f'${name}, which the config reads, will be in the log and in every checkpoint.',
-            file=sys.stderr,
-        )
+        text = f'${name}, which the config reads, will be in the log and in every checkpoint.'
+        print(text, file=sys.stderr)
 
 
 def set_data_root(cfg: Any, data_root: str) -> None:

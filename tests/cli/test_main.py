@@ -42,13 +42,10 @@ def test_choices_equal_those_of_the_implementations():
     assert convert.TARGETS == TARGETS
 
 
-def test_the_command_without_verb_lists_the_verbs(capsys):
+def test_listed_verbs_version_and_unknown_verbs(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(f'  {verb} ' in text and line in text for verb, line in VERBS.items())
-
-
-def test_version_and_unknown_verbs(capsys):
     with pytest.raises(SystemExit):
         main(['--version'])
     assert capsys.readouterr().out.strip() == f'mmpatchmix {mmpatchmix.__version__}'
@@ -74,16 +71,9 @@ def test_recipes_are_found_by_name_from_anywhere(monkeypatch, tmp_path):
     own = tmp_path / 'patchmix_vit-digits.py'
     own.touch()
     assert find_config('patchmix_vit-digits.py') == Path(own.name)
-
-
-@pytest.mark.parametrize(
-    ('name', 'near'),
-    [
-        ('patchmix_vit-digit', 'patchmix_vit-digits'),
+    for name, near in (
         ('configs/patchmix_vit-digit.py', 'patchmix_vit-digits'),
         ('vit-s_in1k', 'finetune/vit-s_in1k or linear/vit-s_in1k'),
-    ],
-)
-def test_an_unknown_recipe_lists_near_ones(name, near):
-    with pytest.raises(FileNotFoundError, match=f'no config {name}, .* did you mean {near}'):
-        find_config(name)
+    ):
+        with pytest.raises(FileNotFoundError, match=f'no config {name}, .* did you mean {near}'):
+            find_config(name)

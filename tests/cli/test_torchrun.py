@@ -1,4 +1,4 @@
-"""Signals to torchrun reach the processes it started, and their exit code comes back."""
+"""torchrun.sh passes signals and exit codes on; slurm_train.sh restarts a run on exit code 75."""
 
 import os
 import signal
@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pytest
 
 TORCHRUN = Path(__file__).parents[2] / 'tools/torchrun.sh'
 # In the place of a run: exit code 75 asks for a restart.
@@ -43,10 +41,27 @@ def test_usr1_to_torchrun_is_passed_on_and_asks_for_another_start(tmp_path):
         agent.wait()
 
 
-@pytest.mark.parametrize(('code', 'expected'), [('75', 75), ('3', 1)])
-def test_the_exit_code_of_the_processes_counts(tmp_path, code, expected):
-    agent = start(tmp_path, code)
+def test_other_exit_codes_end_in_one_line(tmp_path):
+    agent = start(tmp_path, '3')
     output = agent.communicate(timeout=60)[1]
-    assert agent.returncode == expected
-    assert ('rank 0 ended first, exit code 3' in output) == (code == '3')
-    assert 'Traceback' not in output
+    assert agent.returncode == 1
+    assert 'rank 0 ended first, exit code 3' in output and 'Traceback' not in output
+
+
+SRUN = """#!/usr/bin/env bash
+echo "$*" >>{log}
+[ "$(wc -l <{log})" -lt 3 ] && exit 75
+exit 3
+"""
+
+
+def test_exit_code_75_is_started_again_with_resume(tmp_path):
+    srun, log = tmp_path / 'srun', tmp_path / 'log'
+    srun.write_text(SRUN.format(log=log))
+    srun.chmod(0o755)
+    command = ['bash', 'tools/slurm_train.sh', 'gpu', 'job', 'CONFIG', 'work', '--amp']
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SIGNAL': 'USR1@60'}
+    assert subprocess.run(command, env=env, timeout=60).returncode == 3
+    calls = log.read_text().splitlines()
+    assert [call.endswith('--amp --resume') for call in calls] == [False, True, True]
+    assert all('--signal USR1@60' in call for call in calls)

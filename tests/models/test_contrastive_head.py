@@ -135,7 +135,11 @@ def test_keys_are_normalised_and_carry_no_gradient():
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [({'temperature': 0}, 'temperature'), ({'label_smoothing': 1.0}, 'label_smoothing')],
+    [
+        ({'temperature': 0}, '=0'),
+        ({'temperature': None}, '=None'),
+        ({'label_smoothing': 1.0}, '=1'),
+    ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

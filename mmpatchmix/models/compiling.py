@@ -18,13 +18,7 @@ def choose_compile_options(
 
     A recorded graph writes its outputs and gradients to the same memory each time, so
     micro-batches, which accumulate gradients of several calls, cannot use it. Logs a warning.
-
-    Args:
-        compile: ``model.compile`` of the config: whether, or options.
-        micro_batch_size: ``model.micro_batch_size`` of the config.
-
-    Returns:
-        dict: The options; None without compilation.
+    The arguments are those of :class:`mmpatchmix.models.PatchMix`.
     """
     if not compile:
         return None

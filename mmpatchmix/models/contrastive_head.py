@@ -25,10 +25,8 @@ class ContrastiveHead(BaseModule):
     """Contrast predicted queries with the keys of all ranks.
 
     ``ce(q, k, Y) = -mean_n sum_m Y_nm * log softmax_m(q_n . k_m / tau)`` with
-    normalised ``q`` and ``k``, in float32. The target ``Y`` is not stored as a matrix:
-    its rows are ``(offsets, weights)``, see :mod:`mmpatchmix.models.mixing`.
-
-    Source: https://arxiv.org/abs/2306.12243.
+    normalised ``q`` and ``k``, in float32 (https://arxiv.org/abs/2306.12243). The rows of the
+    target ``Y`` are ``(offsets, weights)``, see :mod:`mmpatchmix.models.mixing`.
 
     Args:
         predictor: Config of the predictor (a neck of mmpretrain).
@@ -59,11 +57,7 @@ class ContrastiveHead(BaseModule):
     def predict(self, projections: Tensor) -> Tensor:
         """Predict the queries of one view group, whose BatchNorm statistics are its own.
 
-        Args:
-            projections: ``(B, D)``, projector outputs of one view group.
-
-        Returns:
-            Tensor: ``(B, D)`` float32, L2-normalised.
+        Takes projector outputs ``(B, D)``; returns ``(B, D)`` float32, L2-normalised.
         """
         return F.normalize(self.predictor((projections,))[0].float(), dim=-1)
 
@@ -71,11 +65,8 @@ class ContrastiveHead(BaseModule):
     def gather(self, keys: list[Tensor]) -> list[Tensor]:
         """Normalise the keys of all views and gather them from all ranks in one collective.
 
-        Args:
-            keys: One ``(N, D)`` tensor per view, the same ``N`` on every rank.
-
-        Returns:
-            list[Tensor]: One ``(W * N, D)`` float32 tensor per view, rank by rank.
+        Takes one ``(N, D)`` tensor per view, the same ``N`` on every rank; returns one
+        ``(W * N, D)`` float32 tensor per view, rank by rank.
         """
         stacked = F.normalize(torch.stack(keys).float(), dim=-1)  # (V, N, D)
         if dist.get_world_size() > 1:
@@ -94,12 +85,8 @@ class ContrastiveHead(BaseModule):
         Args:
             queries: ``(V * n, D)``, from :meth:`predict`: V views of n images, view by view.
             keys: ``(W * N, D)``, one view of :meth:`gather`.
-            target: Soft target on the host; None is the identity, each image itself.
-            images: Indices among the rank's ``N`` images of the ``n`` that the queries are of; all
-                by default.
-
-        Returns:
-            Contrast: Loss, accuracy and KL divergence.
+            target: Soft target on the host; by default each image itself.
+            images: Indices of the ``n`` images among the rank's ``N``; all by default.
         """
         num_images = len(keys) // dist.get_world_size()
         images = images or range(num_images)
@@ -131,15 +118,9 @@ class ContrastiveHead(BaseModule):
     def measure_similarity(
         self, queries: Tensor, keys: Tensor, images: range | None = None
     ) -> dict[str, Tensor]:
-        """Compare queries with the keys of their own images and of all others.
+        """Compute mean cosines of queries with the keys of their own images and of all others.
 
-        Args:
-            queries: ``(N, D)``, normalised, of one view.
-            keys: ``(W * N, D)``, normalised, of another view.
-            images: As in :meth:`contrast`.
-
-        Returns:
-            dict: Mean cosines, ``health/positive_similarity`` and ``health/negative_similarity``.
+        Takes normalised queries ``(N, D)`` of one view and keys ``(W * N, D)`` of another.
         """
         first = len(keys) // dist.get_world_size() * dist.get_rank()
         first += images.start if images else 0

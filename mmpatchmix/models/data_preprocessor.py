@@ -23,46 +23,34 @@ from mmpatchmix.registry import FUNCTIONS, MODELS
 class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     """Move crops to the device, augment, normalise and mix them.
 
-    Workers decode and crop. Photometric augmentation happens here: batched on an accelerator,
-    image by image in threads on the CPU, see :class:`mmpatchmix.ViewAugment`. In training the batch
-    ``inputs`` (uint8, or float32 from 0 to 255, from ``mmpatchmix.PackViews``, or with the channels
-    before height and width)
+    A training batch of ``mmpatchmix.PackViews``, uint8, or float32 from 0 to 255, with the channels
+    last or first,
 
     - ``view_1``, ``view_2``: ``(N, H, W, C)``
     - ``local_views``, with local crops: ``(N, L, h, w, C)``
 
-    becomes (float32, or on an accelerator under autocast of its type; normalised, three channels as
-    RGB)
+    becomes, normalised, three channels as RGB (float32; on an accelerator the type of autocast)
 
     - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, C, H, W)``
     - ``local_views``, ``mixed_local_views``: ``(L, N, C, h, w)``
     - ``mix_to_source``, ``mix_to_mix``, ``local_mix_to_source``: soft targets, see
       :mod:`mmpatchmix.models.mixing`
-    - ``groups``: groups of the mix by view, ``(T,)`` int64, ``(L, T)`` for local crops; not with
-      another ``mixing``
+    - ``groups`` of PatchMix by view: ``(T,)`` int64, ``(L, T)`` for local crops
 
-    Every mix draws its own permutation, from torch's generator on the CPU. In
-    evaluation ``inputs`` is one ``(N, C, H, W)`` tensor, which is normalised only.
-    ``data_samples`` of a training batch are passed on.
-
-    Source: https://arxiv.org/abs/2306.12243.
+    Every mix draws its own permutation, on the CPU. In evaluation ``inputs`` is one
+    ``(N, C, H, W)`` tensor, which is normalised only. Source: https://arxiv.org/abs/2306.12243.
 
     Args:
         mean: One mean per channel of the images, of three in RGB order, on the scale 0-255.
         std: Standard deviations, likewise.
-        num_mix: ``M``, images per mix: an integer of at least 1 or a list to draw
-            from, one draw per batch. 1 mixes nothing.
-        patch_size: Patch size of the mix in pixels. It must divide the views; it
-            may differ from the ViT's.
-        mix_prob: Probability of mixing a batch, in [0, 1]; otherwise its
-            mixtures are the images themselves.
+        num_mix: ``M``, images per mix, or a list to draw from once per batch. 1 mixes nothing.
+        patch_size: Patch size of the mix in pixels, which must divide the views.
+        mix_prob: Probability of mixing a batch; otherwise mixtures are the images themselves.
         mixing: Another mixing as a dict: ``type`` is a function of
             :data:`mmpatchmix.registry.FUNCTIONS` (``mmpatchmix.mix_up``, ``mmpatchmix.cut_mix``,
             ``mmpatchmix.resize_mix``), the rest its arguments.
-        augment: Configs of ``mmpatchmix.ViewAugment`` by view: ``view_1``, ``view_2``,
-            ``local_views``. Views left out are not augmented.
-        to_rgb: Whether three channels arrive in BGR order (as mmcv loads them, but not
-            ``mmpatchmix.LoadAnyImage``).
+        augment: Configs of ``mmpatchmix.ViewAugment`` by the names of the views to augment.
+        to_rgb: Whether three channels arrive in BGR order, as mmcv loads them.
         non_blocking: Whether copies to the device may overlap with the host.
 
     Raises:
@@ -95,8 +83,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         )
         _require(
             choices and all(isinstance(m, int) and m >= 1 for m in choices),
-            f'num_mix={num_mix} must be an integer of at least 1 (2 in the paper), or a list of '
-            'such integers.',
+            f'num_mix={num_mix} must be an integer of at least 1, or a list of such integers.',
         )
         _require(
             isinstance(patch_size, int) and patch_size >= 1,
@@ -128,15 +115,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
 
     @torch.no_grad()
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Prepare one batch.
-
-        Args:
-            data: ``inputs`` and ``data_samples``, as collated.
-            training: Whether to augment and mix.
-
-        Returns:
-            dict: ``inputs`` and ``data_samples``, as described above.
-        """
+        """Prepare ``inputs`` of a batch as described above; pass on its ``data_samples``."""
         inputs, samples = data['inputs'], data.get('data_samples')
         if isinstance(inputs, Tensor):
             return super().forward(dict(inputs=inputs, data_samples=samples), training)
@@ -149,15 +128,13 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         return {'inputs': inputs, 'data_samples': samples}
 
     def photometric(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Augment and normalise the views of the batch.
+        """Augment and normalise views.
 
         Args:
-            views: ``view_1``, ``view_2`` ``(N, C, H, W)`` and perhaps ``local_views``
-                ``(N, L, C, h, w)``, uint8 or float32, on the device, of any strides.
+            views: Views on the device, ``(N, C, H, W)`` or ``(N, L, C, h, w)``, of any strides.
 
         Returns:
-            dict: ``(N, C, H, W)`` or ``(L, N, C, h, w)``, normalised; float32, or on an
-            accelerator under autocast of its type.
+            dict: ``(N, C, H, W)`` or ``(L, N, C, h, w)``.
 
         Raises:
             ValueError: If a view has another number of channels.
@@ -175,14 +152,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         return done
 
     def mix(self, views: dict[str, Tensor]) -> dict:
-        """Mix every view by itself and derive the soft targets.
-
-        Args:
-            views: ``view_1``, ``view_2`` and perhaps ``local_views``, normalised.
-
-        Returns:
-            dict: Mixtures, targets and groups, as described above.
-        """
+        """Mix normalised views, each by itself; return mixtures, soft targets and groups."""
         num_mix = self.num_mix_choices[int(torch.randint(len(self.num_mix_choices), ()))]
         if torch.rand(()) >= self.mix_prob:
             num_mix = 1

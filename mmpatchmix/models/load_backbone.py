@@ -21,16 +21,11 @@ def load_backbone(
 
     Args:
         backbone: A ViT derived from mmpretrain's. A position embedding of another size is
-            interpolated by mmpretrain; a patch embedding of 3 channels is fitted to another
-            number by :func:`fit_channels`.
+            interpolated, a patch embedding of 3 channels fitted by :func:`fit_channels`.
         path: See :func:`mmpatchmix.checkpoints.read_backbone`.
-        prefix: Prefix of the encoder's keys, ``'backbone.'`` for the query encoder of our
-            checkpoints. None takes the momentum encoder if there is one.
+        prefix: Prefix of the encoder's keys; by default of the momentum encoder if there is one.
         drop: Prefixes of keys that ``backbone`` does not use.
         new: Suffixes of keys that ``backbone`` has and the file may lack.
-
-    Returns:
-        KeyReport: The use of every key.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -65,22 +60,17 @@ def load_backbone(
             f'LayerNorm adds {norms[0]:g} to the variance, as in the model, and not {eps:g}, as in '
             f"the file; set model.backbone.norm_cfg=dict(type='LN', eps={eps:g}) for the latter"
         )
-    layout = source.layout
-    MMLogger.get_current_instance().info(
-        f'backbone loaded from {path} (layout {layout.name!r}, {layout.prefix or "no prefix"}):\n'
-        f'{report}'
-    )
+    name, prefix = source.layout.name, source.layout.prefix or 'no prefix'
+    logger = MMLogger.get_current_instance()
+    logger.info(f'backbone loaded from {path} (layout {name!r}, {prefix}):\n{report}')
     return report
 
 
 def fit_channels(weights: dict[str, Tensor], num_channels: int) -> list[str]:
     """Fit a patch embedding of 3 channels to another number in place, as timm does.
 
-    For one channel the three kernels are added, so a grey image gives the output of three equal
-    channels. For N they are repeated and scaled by 3 / N.
-
-    Returns:
-        list[str]: The note for the report, if the embedding was fitted.
+    For one channel the three kernels are added, for N they are repeated and scaled by 3 / N.
+    Returns the note for the report, if the embedding was fitted.
     """
     key = 'patch_embed.projection.weight'  # (D, C, p, p)
     if weights[key].shape[1] != 3 or num_channels == 3:

@@ -12,14 +12,13 @@ def train_in_micro_batches(
 ) -> dict[str, Tensor]:
     """Take one optimizer step on a batch whose queries do not fit into memory at once.
 
-    Keys carry no gradient, so those of the whole batch are computed first; then the
-    queries of each micro-batch are contrasted with all of them, and gradients accumulate.
-    Losses and gradients are those of the whole batch, except that BatchNorm normalises the
-    queries by the statistics of the micro-batch (the keys by those of the whole batch).
-    Plain gradient accumulation would contrast every micro-batch with its own keys only.
+    Keys carry no gradient, so those of the whole batch are computed first; then the queries of
+    each micro-batch are contrasted with all of them, and gradients accumulate. Losses and
+    gradients are those of the whole batch, except that BatchNorm normalises the queries by the
+    statistics of the micro-batch (the keys by those of the whole batch).
 
     Args:
-        wrapper: The module that the Runner trains: the model, or DDP around it. Ranks reduce
+        wrapper: The module that the Runner trains: the model, or DDP around it, which reduces
             gradients once, in the last micro-batch.
         model: The :class:`~mmpatchmix.models.PatchMix`.
         data: A batch as collated.
@@ -52,10 +51,7 @@ def train_in_micro_batches(
 
 
 def split_images(inputs: dict, size: int) -> Iterator[dict]:
-    """Yield the ``inputs`` of micro-batches of ``size`` images with the batch's keys and targets.
-
-    Each has ``images``, the range of its images in the batch.
-    """
+    """Yield inputs of ``size`` images each; ``images`` is the range of their indices."""
     num_images = len(inputs['view_1'])
     for first in range(0, num_images, size):
         images = range(first, min(first + size, num_images))

@@ -1,17 +1,15 @@
 """PatchMix mixing and its soft targets, as pure tensor functions.
 
-Source: Shen et al., *Inter-Instance Similarity Modeling for Contrastive
-Learning*, https://arxiv.org/abs/2306.12243. This file needs torch alone, so it
-can be copied and used on its own::
+Source: https://arxiv.org/abs/2306.12243. This file needs torch alone, so it can be used without
+the others::
 
     groups = draw_groups(num_patches=196, num_mix=2)
     mixed = mix_patches(images, groups, patch_size=16)
     offsets, weights = mix_to_source(groups, num_mix=2)
 
-Notation: a batch holds ``N`` images of ``T = (H/p) * (W/p)`` patches of ``p``
-pixels; ``M`` images go into each mixed one. A *target* is a sparse row shared
-by the whole batch: with ``(offsets, weights)``, query ``n`` matches image
-``(n + offsets[i]) mod N`` with ``weights[i]``.
+Notation: a batch holds ``N`` images of ``T = (H/p) * (W/p)`` patches of ``p`` pixels; ``M`` images
+go into each mixed one. A *target* is a sparse row shared by the whole batch: with ``(offsets,
+weights)``, query ``n`` matches image ``(n + offsets[i]) mod N`` with ``weights[i]``.
 """
 
 import torch
@@ -24,8 +22,8 @@ Target = tuple[Tensor, Tensor]
 def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | None = None) -> Tensor:
     """Assign each patch position to one of ``M`` groups of equal size.
 
-    The first ``M * (T // M)`` positions of one random permutation form ``M``
-    equal groups; left-over positions belong to group 0.
+    The first ``M * (T // M)`` positions of one random permutation form ``M`` equal groups; the
+    others belong to group 0.
 
     Args:
         num_patches: ``T``, the number of patch positions of an image.
@@ -33,8 +31,7 @@ def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | Non
         generator: Source of randomness on the CPU; torch's global one if None.
 
     Returns:
-        Tensor: ``(T,)`` int64 on the CPU, the group ``0..M-1`` of each position
-        in row-major order.
+        Tensor: ``(T,)`` int64 on the CPU, the group ``0..M-1`` of each position, row by row.
 
     Raises:
         ValueError: If ``num_mix`` is below 1 or above ``num_patches``.
@@ -56,8 +53,7 @@ def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | Non
 def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
     """Mix a batch: image ``n`` takes patch ``t`` of image ``(n + groups[t]) mod N``.
 
-    Every patch stays at its position. The images are read and written once for any number
-    of images per mix.
+    Every patch stays at its position. Images are read and written once, whatever ``M`` is.
 
     Args:
         images: ``(N, C, H, W)``, any dtype and device; or ``(L, N, C, H, W)``, L batches, each
@@ -69,8 +65,7 @@ def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:
         Tensor: Shape, dtype and device of ``images``, new memory.
 
     Raises:
-        ValueError: If the patch size does not divide the image, or ``groups``
-            does not have one entry per position.
+        ValueError: If the patch size or the number of groups does not fit the image.
     """
     num_images, channels, height, width = images.shape[-4:]
     if height % patch_size or width % patch_size:
@@ -119,9 +114,8 @@ def mix_to_source(groups: Tensor, num_mix: int) -> Target:
         num_mix: ``M``.
 
     Returns:
-        tuple: ``offsets`` ``(M,)`` int64 = ``0..M-1`` and ``weights`` ``(M,)``
-        float32, which sum to 1. Offsets that wrap onto the same image (``N < M``)
-        add up.
+        tuple: ``offsets`` ``(M,)`` int64 = ``0..M-1`` and ``weights`` ``(M,)`` float32, which sum
+        to 1. Offsets that wrap onto the same image (``N < M``) add up.
     """
     return shares_to_source(group_shares(groups, num_mix))
 
@@ -129,9 +123,8 @@ def mix_to_source(groups: Tensor, num_mix: int) -> Target:
 def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target:
     """Compute the soft target of mixed images against the images of another mix.
 
-    Mixed ``n`` of one mix matches mixed ``(n + d) mod N`` of the other with
-    ``sum over j - j' = d of share_j * share'_j'``, which is
-    ``(1 - |d| / M) / M`` if all shares are equal.
+    Mixed ``n`` of one mix matches mixed ``(n + d) mod N`` of the other with ``sum over j - j' = d
+    of share_j * share'_j'``, which is ``(1 - |d| / M) / M`` if all shares are equal.
 
     Args:
         query_groups: ``(T,)`` int64, the groups of the queries' mix.
@@ -139,8 +132,7 @@ def mix_to_mix(query_groups: Tensor, key_groups: Tensor, num_mix: int) -> Target
         num_mix: ``M``, the same in both mixes.
 
     Returns:
-        tuple: ``offsets`` ``(2M-1,)`` int64 = ``-(M-1)..(M-1)`` and ``weights``
-        ``(2M-1,)`` float32, as for :func:`mix_to_source`.
+        tuple: ``offsets`` ``-(M-1)..(M-1)`` int64 and ``weights`` float32, each ``(2M-1,)``.
     """
     return shares_to_mix(group_shares(query_groups, num_mix), group_shares(key_groups, num_mix))
 

@@ -14,19 +14,10 @@ from mmpatchmix.registry import MODELS
 class MomentumEncoder(BaseModule):
     """Momentum copy of a backbone and its projector.
 
-    ``theta_k <- m * theta_k + (1 - m) * theta_q`` over *parameters* only:
-    BatchNorm uses the statistics of its own batch, so the copy stays in train
-    mode and has its own running statistics. Stochastic depth is disabled, because the
-    keys are targets. No parameter receives a gradient.
-
-    ``m`` is the share that is *kept*, 0.996 as in the paper. In mmengine's moving
-    averages ``momentum`` is the other share, ``1 - m``.
-
-    Source: https://arxiv.org/abs/2306.12243; MoCo, https://arxiv.org/abs/1911.05722.
-
-    Args:
-        backbone: The query backbone; copied.
-        neck: The projector of the queries; copied.
+    ``theta_k <- m * theta_k + (1 - m) * theta_q`` over *parameters* only (MoCo,
+    https://arxiv.org/abs/1911.05722). The copy stays in train mode and has BatchNorm statistics of
+    its own; stochastic depth is disabled, because the keys are targets. No parameter receives a
+    gradient. ``m`` is the share *kept*; ``momentum`` of mmengine's moving averages is ``1 - m``.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Mixup, CutMix and ResizeMix with PatchMix's soft targets, for comparison.
 
-Each function mixes a batch and returns the shares of the images: mixed ``n`` holds ``shares[j]``
-of image ``(n + j) mod N``. One draw serves the whole batch, as in PatchMix. Select one with
+Each function mixes ``(N, C, H, W)`` floating point images, ``num_mix=M`` in each, and returns the
+mixed images and shares ``(M,)``, which sum to 1: mixed ``n`` holds ``shares[j]`` of image
+``(n + j) mod N``. One draw serves the whole batch, as in PatchMix. Select one with
 ``data_preprocessor.mixing=dict(type='mmpatchmix.cut_mix')``; register a function of your own, with
 the same arguments and results, in :data:`mmpatchmix.registry.FUNCTIONS`.
 """
@@ -18,13 +19,7 @@ from mmpatchmix.registry import FUNCTIONS
 def mix_up(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mix by weighted sums of whole images (Mixup, https://arxiv.org/abs/1710.09412).
 
-    Args:
-        images: ``(N, C, H, W)`` floating point.
-        num_mix: ``M``.
-        alpha: Parameter of the Dirichlet distribution of the shares; 1 is uniform.
-
-    Returns:
-        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)``, which sum to 1.
+    ``alpha`` is the parameter of the Dirichlet distribution of the shares; 1 is uniform.
     """
     shares = draw_shares(num_mix, alpha)
     mixed = sum(share * images.roll(-j, 0) for j, share in enumerate(shares.tolist()))
@@ -35,16 +30,9 @@ def mix_up(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Te
 def cut_mix(images: Tensor, num_mix: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mix by boxes cut out at the same place (CutMix, https://arxiv.org/abs/1905.04899).
 
-    Box ``j`` has the drawn share of the area before it is cut at the border; a later box covers an
-    earlier one. The returned shares are those of the visible pixels.
-
-    Args:
-        images: ``(N, C, H, W)``.
-        num_mix: ``M``, so ``M - 1`` boxes.
-        alpha: As for :func:`mix_up`.
-
-    Returns:
-        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)``.
+    Box ``j`` of ``M - 1`` has the drawn share of the area before it is cut at the border; a later
+    box covers an earlier one. The returned shares are those of the visible pixels. ``alpha`` is
+    that of :func:`mix_up`.
     """
     height, width = images.shape[-2:]
     owner = torch.zeros(height, width, dtype=torch.int64)
@@ -60,13 +48,8 @@ def resize_mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix by pasting other images, whole and smaller (ResizeMix, https://arxiv.org/abs/2012.11101).
 
-    Args:
-        images: ``(N, C, H, W)`` floating point.
-        num_mix: ``M``, so ``M - 1`` images are pasted; a later one covers an earlier one.
-        scale: Range of the pasted side, as a share of the image's.
-
-    Returns:
-        tuple: The mixed images ``(N, C, H, W)`` and the shares ``(M,)`` of the pixels.
+    ``M - 1`` images are pasted; a later one covers an earlier one. ``scale`` is the range of the
+    pasted side, as a share of the image's.
     """
     height, width = images.shape[-2:]
     owner = torch.zeros(height, width, dtype=torch.int64)

@@ -29,25 +29,18 @@ class PatchMix(BaseSelfSupervisor):
         neck: Config of the projector; its width is the ``embed_dims`` of the backbone, the
             predictor's its ``out_channels``.
         head: Config of the :class:`~mmpatchmix.models.ContrastiveHead`.
-        momentum_encoder: Config of the :class:`~mmpatchmix.models.MomentumEncoder`,
-            which copies backbone and neck. None (the ViT-T recipes) computes keys with the
-            query encoder, without gradient.
-        data_preprocessor: Config of the
-            :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
-        loss_weights: Weights of terms by name that differ from the paper's (``source`` 1,
-            ``mix_source`` and ``mix_mix`` 1/2, ``local`` and ``mix_local`` 1). 0 removes a term.
-        micro_batch_size: Images per rank whose queries are in memory at once. Keys, contrasts and
-            steps remain those of the whole batch, see
-            :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`. None takes
-            the whole batch at once.
-        compile: Whether to compile the backbones with ``torch.compile``, one graph per
-            resolution and role; or its options as a dict, ``dict(mode='reduce-overhead')`` for
-            CUDA graphs. Evaluation stays eager.
+        momentum_encoder: Config of the :class:`~mmpatchmix.models.MomentumEncoder`. None (the ViT-T
+            recipes) computes keys with the query encoder, without gradient.
+        data_preprocessor: Config of the :class:`~mmpatchmix.models.PatchMixDataPreprocessor`.
+        loss_weights: Weights of terms by name that differ from ``LOSS_WEIGHTS``. 0 removes a term.
+        micro_batch_size: Images per rank whose queries are in memory at once, see
+            :func:`~mmpatchmix.models.micro_batches.train_in_micro_batches`; by default all.
+        compile: Whether to compile the backbones for training with ``torch.compile``, or its
+            options: ``dict(mode='reduce-overhead')`` for CUDA graphs.
         init_cfg: As in mmengine, but without a checkpoint.
 
     Raises:
-        ValueError: If ``micro_batch_size`` is below 1, ``loss_weights`` name an unknown term,
-            are negative or all 0, or ``init_cfg`` names a checkpoint.
+        ValueError: If an argument is out of range, or ``init_cfg`` names a checkpoint.
     """
 
     def __init__(
@@ -64,8 +57,7 @@ class PatchMix(BaseSelfSupervisor):
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(
-                f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None for '
-                'the whole batch at once.'
+                f'model.micro_batch_size={micro_batch_size} must be at least 1 image, or None.'
             )
         if find_pretrained(init_cfg):
             raise ValueError(
@@ -111,24 +103,17 @@ class PatchMix(BaseSelfSupervisor):
             self.momentum_encoder.copy_from(self.backbone, self.neck)
 
     def update_momentum_encoder(self, momentum: float) -> None:
-        """Move the momentum encoder; call it once per optimizer step, before the forward.
+        """Move the momentum encoder, before the forward of each optimizer step.
 
         Under the Runner :class:`~mmpatchmix.engine.MomentumScheduleHook` calls it.
-
-        Args:
-            momentum: The share kept, in [0, 1].
         """
         if self.momentum_encoder is not None:
             self.momentum_encoder.update(self.backbone, self.neck, momentum)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        """Compute features for evaluation and transfer: the class token after the last norm.
+        """Compute class tokens ``(N, D)`` of normalised images ``(N, C, H, W)``.
 
-        Args:
-            inputs: ``(N, 3, H, W)`` normalised images.
-
-        Returns:
-            Tensor: ``(N, D)``, of the momentum backbone where there is one.
+        They are of the momentum backbone if there is one.
         """
         encoder = self.momentum_encoder if self.momentum_encoder is not None else self
         if self.compile_options is None:
@@ -147,8 +132,7 @@ class PatchMix(BaseSelfSupervisor):
         """Compute the terms of the loss; PatchMix minimises the sum of all ``loss_*``.
 
         Args:
-            inputs: Views, mixtures and targets of the
-                :class:`~mmpatchmix.models.PatchMixDataPreprocessor`. A micro-batch also has
+            inputs: See :class:`~mmpatchmix.models.PatchMixDataPreprocessor`. A micro-batch also has
                 ``keys`` of the whole batch and ``images``, the range of its images in it.
             data_samples: Not used.
 
@@ -200,15 +184,10 @@ class PatchMix(BaseSelfSupervisor):
 
     @torch.no_grad()
     def keys(self, inputs: dict, z1: Tensor | None = None) -> list[Tensor]:
-        """Project view 1, view 2 and mixed view 1, without gradient.
+        """Project view 1, view 2 and mixed view 1 to ``(N, D)`` each, without gradient.
 
-        Args:
-            inputs: As in :meth:`loss`.
-            z1: ``(N, D)``, the query encoder's projection of view 1, if it is computed already:
-                the key of view 1 without a momentum encoder.
-
-        Returns:
-            list[Tensor]: Three ``(N, D)`` tensors.
+        Without momentum encoder the query encoder's projection ``z1`` of view 1, ``(N, D)``, is its
+        key.
         """
         names = ['view_1', 'view_2', 'mixed_view_1']
         encoder, known = self.momentum_encoder, []
@@ -232,14 +211,9 @@ def encode(
 ) -> list[Tensor]:
     """Call the backbone once for all ``views`` and the projector once for each.
 
-    Args:
-        backbone: Encoder without statistics over the batch.
-        neck: Projector, whose BatchNorm uses the statistics of one view group.
-        views: View groups of one length and resolution, each ``(N, C, H, W)``.
-        size: Images of each view per call of the backbone; all by default.
-
-    Returns:
-        list[Tensor]: One ``(N, D)`` per view.
+    BatchNorm of the projector uses the statistics of one view group. Views are ``(N, C, H, W)``, of
+    one resolution; ``size`` is the number of images of each per call of the backbone, by default
+    all. Returns one ``(N, D)`` per view.
     """
     chunks = zip(*(view.split(size or len(view)) for view in views), strict=True)
     features = [backbone(torch.cat(chunk))[-1].chunk(len(views)) for chunk in chunks]
@@ -247,11 +221,7 @@ def encode(
 
 
 def summarise(terms: dict[str, Sequence[Contrast]], weights: dict[str, float]) -> dict[str, Tensor]:
-    """Name the losses and metrics of the terms.
-
-    Args:
-        terms: Contrasts of each term, by its name.
-        weights: Weight of each term, by its name; terms with 0 are left out.
+    """Name the losses and metrics of the contrasts of each term, without terms of weight 0.
 
     Returns:
         dict: ``loss_<term>``, which mmengine adds up; ``acc_<term>``, the share of

@@ -20,27 +20,21 @@ from mmpatchmix.registry import MODELS
 class PatchMixViT(VisionTransformer):
     """mmpretrain's ViT with the initialisation of MoCo v3, or with all weights of a checkpoint.
 
-    Linear layers are xavier-uniform, with query, key and value as three matrices; the patch
-    embedding is xavier-uniform and trained; the class token has a standard deviation of 1e-6.
-    Unlike in MoCo v3 the position embedding is learned, from a truncated normal distribution of
-    0.02.
+    Linear layers are xavier-uniform, with query, key and value as three matrices, and so is the
+    patch embedding, which is trained; the class token has a standard deviation of 1e-6. Unlike in
+    MoCo v3 (https://arxiv.org/abs/2104.02057) the position embedding is learned, from a truncated
+    normal distribution of 0.02.
 
     If the class token of the last block is the only output, the last block computes keys and
     values of all tokens, but query, projection and feed-forward of the class token alone. The
     result is the same with a fifteenth less arithmetic.
 
-    Parameter names are those of mmpretrain's ViT, so weights can be exchanged. Give ``arch`` as a
-    dict: mmpretrain's ``small`` (768 wide, 8 layers) and ``deit-small`` (6 heads) are other
-    networks than the paper's.
-
-    Sources: https://arxiv.org/abs/2306.12243 and MoCo v3, https://arxiv.org/abs/2104.02057.
-
     Args:
-        arch: Width, layers, heads and feed-forward width as a dict.
+        arch: Width, layers, heads and feed-forward width as a dict: mmpretrain's ``small`` (768
+            wide, 8 layers) and ``deit-small`` (6 heads) are other networks than the paper's.
         img_size: Side in pixels of the images for which the position embedding is learned.
         patch_size: Side of a patch, in pixels.
-        with_cp: Recompute the blocks in the backward: one more forward of them, without
-            storing their activations.
+        with_cp: Recompute the blocks in the backward instead of storing their activations.
         num_registers: Tokens between class token and patch tokens, without positions and in no
             output (DINOv2 with registers, https://arxiv.org/abs/2309.16588).
         **kwargs: Those of :class:`mmpretrain.models.VisionTransformer`. Unlike there,
@@ -50,8 +44,7 @@ class PatchMixViT(VisionTransformer):
             backbone with ``frozen_stages`` equal to the number of layers stays in evaluation mode.
 
     Raises:
-        ValueError: If the patch size does not divide the image size, or the
-            number of heads does not divide the width.
+        ValueError: If the image cannot be split into patches, or the width into heads.
     """
 
     # Key prefixes of a checkpoint that are not loaded, and key suffixes that it may lack.
@@ -87,10 +80,9 @@ class PatchMixViT(VisionTransformer):
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
 
     def init_weights(self) -> None:
-        """Initialise as described above, or load the checkpoint of ``init_cfg``.
+        """Draw weights as described above, or load the checkpoint of ``init_cfg``.
 
         Raises:
-            FileNotFoundError: If the file does not exist.
             ValueError: If the file does not fit.
         """
         pretrained = find_pretrained(self.init_cfg)
@@ -135,11 +127,7 @@ class PatchMixViT(VisionTransformer):
         super().train(mode and self.frozen_stages < self.num_layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Encode images of any size that the patch size divides.
-
-        Args:
-            x: ``(N, C, H, W)``. The position embedding is interpolated if
-                ``H x W`` is not ``img_size``.
+        """Encode images ``(N, C, H, W)``, interpolating positions if they are not of ``img_size``.
 
         Returns:
             tuple: One output per index of ``out_indices``; with the default ``out_type`` a class

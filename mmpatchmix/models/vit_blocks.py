@@ -13,13 +13,10 @@ PLAIN_UP_TO = 512
 
 
 class Block(TransformerEncoderLayer):
-    """Pre-norm transformer block.
+    """Pre-norm transformer block, made of the submodules of mmpretrain's ``layer``.
 
     The backward of attention concatenates the gradients of query, key and value once; mmpretrain's
     adds three zero-filled tensors of the size of all three.
-
-    Args:
-        layer: Encoder layer of mmpretrain, whose submodules the block takes.
     """
 
     def __init__(self, layer: TransformerEncoderLayer) -> None:
@@ -31,16 +28,7 @@ class Block(TransformerEncoderLayer):
             self.ffn.dropout_layer = DropPathInOnePass(self.ffn.dropout_layer.drop_prob)
 
     def forward(self, x: Tensor, class_token_only: bool = False) -> Tensor:
-        """Encode tokens.
-
-        Args:
-            x: ``(N, T, D)``, the class token first.
-            class_token_only: Whether to compute query, projection and feed-forward of the class
-                token alone.
-
-        Returns:
-            Tensor: ``(N, T, D)``; ``(N, 1, D)`` for the class token alone.
-        """
+        """Encode tokens ``(N, T, D)``, the class token first; return them or ``(N, 1, D)``."""
         normed = self.ln1(x)
         if class_token_only:
             x = x[:, :1] + self._attend_class_token(normed)
@@ -91,17 +79,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
     """Compute scaled dot-product attention in the faster of two ways.
 
     In bfloat16 on CPUs two plain matrix products take 0.7 of the time of torch's fused attention
-    forward and 0.4 with the backward (``benchmarks/attention.py``). They store a weight for each
-    query and key, hence the limit of ``PLAIN_UP_TO`` keys. Elsewhere fused attention is faster.
+    forward and 0.4 with the backward. They store a weight for each query and key, hence the limit
+    of ``PLAIN_UP_TO`` keys. Elsewhere fused attention is faster.
 
     Args:
         query: ``(N, heads, Q, D)``.
         key: ``(N, heads, T, D)``.
         value: ``(N, heads, T, D)``.
         dropout_p: Probability of dropping a weight, in [0, 1].
-
-    Returns:
-        Tensor: ``(N, heads, Q, D)``.
     """
     is_slow = query.device.type == 'cpu' and query.dtype == torch.bfloat16
     if is_slow and key.shape[-2] <= PLAIN_UP_TO:

@@ -33,15 +33,9 @@ class Crops(torch.utils.data.Dataset):
         return self.pack(self.cut(index))
 
 
-def make_views(num_local=2, global_size=8, local_size=4) -> dict:
-    views = {
-        'view_1': torch.randint(0, 256, (3, global_size, global_size), dtype=torch.uint8),
-        'view_2': torch.randint(0, 256, (3, global_size, global_size), dtype=torch.uint8),
-    }
-    if num_local:
-        shape = (num_local, 3, local_size, local_size)
-        views['local_views'] = torch.randint(0, 256, shape, dtype=torch.uint8)
-    return views
+def make_views() -> dict:
+    shapes = dict(view_1=(3, 8, 8), view_2=(3, 8, 8), local_views=(2, 3, 4, 4))
+    return {name: torch.randint(0, 256, shape).byte() for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -100,10 +94,8 @@ def test_the_preprocessor_takes_channels_first_and_last():
 
 
 def test_meta_information_is_kept_and_images_are_not():
-    sample = PackViews().transform({**make_views(0), 'sample_idx': 7})
+    sample = PackViews().transform({**make_views(), 'sample_idx': 7, 'img': np.zeros((8, 8, 3))})
     assert sample['data_samples'].sample_idx == 7
-    assert set(sample['inputs']) == {'view_1', 'view_2'}
-    sample = PackViews().transform({**make_views(), 'img': np.zeros((8, 8, 3))})
     assert set(sample['inputs']) == {'view_1', 'view_2', 'local_views'}
 
 
@@ -115,9 +107,5 @@ def test_wrong_samples_are_refused():
         PackViews().transform({'img': np.zeros((8, 8, 3))})
     with pytest.raises(ValueError, match='global crops of one shape'):
         PackViews().transform({**views, 'view_2': views['view_2'][:, :4, :4]})
-    with pytest.raises(ValueError, match='global crops of one shape'):
-        PackViews().transform({**views, 'view_1': views['view_1'][:1]})
-    with pytest.raises(ValueError, match=r'got .*view_2 of torch\.float64'):
-        PackViews().transform({**views, 'view_2': views['view_2'].double()})
     with pytest.raises(ValueError, match=r'view_1 of torch\.uint8, view_2 of torch\.float32'):
         PackViews().transform({**views, 'view_2': views['view_2'].float()})

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 import warnings
 from functools import partial
 from unittest import mock
@@ -15,7 +14,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import tests.calls  # noqa: F401  to be imported by the fork server
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
-from mmpatchmix.engine.stop_requests import RankAgreement
 from tests.engine.tiny_run import tiny_run_config
 from tests.models.test_micro_batches import Recorder, freeze_statistics
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
@@ -61,29 +59,8 @@ def work(rank, num_ranks, port, folder):
         run_runners(folder, records)
     else:
         records['fsdp'] = train(partial(PatchMixFSDP, ranks_per_copy=2), rank)
-    records['heard'] = hear_a_signal(rank, num_ranks)
     torch.save(records, f'{folder}/rank{rank}.pth')
     torch.distributed.destroy_process_group()
-
-
-def hear_a_signal(rank, num_ranks):
-    """Take iterations of at least 10 ms; the last rank gets a signal in the 30th."""
-    ranks, asked, heard = RankAgreement(), 0, 0
-    agree = ranks.agree
-
-    def counted(*numbers):
-        nonlocal asked
-        asked += 1
-        return agree(*numbers)
-
-    ranks.agree = counted
-    for iteration in range(400):
-        time.sleep(0.01 * (1 + rank))
-        mine = 10 if rank == num_ranks - 1 and iteration >= 30 else 0
-        (heard,) = ranks.listen(mine, at_once=iteration == 20)
-        if heard:
-            break
-    return dict(iteration=iteration, signal=heard, asked=asked)
 
 
 def prepare(model, rank, step):

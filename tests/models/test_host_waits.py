@@ -77,23 +77,22 @@ def as_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(LossLogHook, '_lie_on_host', lambda hook, outputs: False)
 
 
-def train_with(hook, length, *hooks):
+def train_with(hook, losses, *hooks):
     """Call a hook like a Runner in an epoch; also return the number of logged values."""
     hub = MessageHub(f'test-{id(hook)}')
     runner = SimpleNamespace(
         hooks=hooks,
-        train_dataloader=range(length),
-        iter=0,
-        epoch=0,
+        train_dataloader=losses,
+        epoch=4,
         message_hub=hub,
         work_dir='nowhere',
         optim_wrapper=None,
         log_processor=LogProcessor(),
     )
     logged = []
-    for index in range(length):
+    for index, loss in enumerate(losses):
         runner.iter = index
-        loss = torch.tensor(float(index), requires_grad=True) * 2
+        loss = torch.tensor(float(loss), requires_grad=True) * 2
         hook.after_train_iter(runner, index, None, dict(loss=loss, acc=torch.tensor(0.5)))
         logged.append(len(hub.log_scalars['train/loss'].data[0]) if hub.log_scalars else 0)
     return hub, logged
@@ -101,7 +100,7 @@ def train_with(hook, length, *hooks):
 
 def test_losses_are_copied_once_per_log_interval(as_on_an_accelerator):
     with CountReads() as counter:
-        hub, logged = train_with(LossLogHook(), 10, LoggerHook(interval=4))
+        hub, logged = train_with(LossLogHook(), range(10), LoggerHook(interval=4))
     assert logged == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]  # every fourth and the last
     assert counter.num_reads == 0  # in one copy, not one by one
     assert hub.log_scalars['train/loss'].data[0].tolist() == [2.0 * i for i in range(10)]
@@ -109,32 +108,19 @@ def test_losses_are_copied_once_per_log_interval(as_on_an_accelerator):
 
 
 def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerator):
-    _, logged = train_with(LossLogHook(), 7, CheckpointHook(interval=3, by_epoch=False))
+    _, logged = train_with(LossLogHook(), range(7), CheckpointHook(interval=3, by_epoch=False))
     assert logged == [0, 0, 3, 3, 3, 6, 7]
 
 
 def test_a_deferred_nan_is_reported_with_its_own_iteration(as_on_an_accelerator):
-    hook = LossLogHook()
-    runner = SimpleNamespace(
-        hooks=[],
-        train_dataloader=range(3),
-        epoch=4,
-        work_dir='nowhere',
-        optim_wrapper=None,
-        message_hub=MessageHub('x'),
-    )
-    for index, value in enumerate([1.0, float('nan')]):
-        runner.iter = 12 + index
-        hook.after_train_iter(runner, index, None, dict(loss=torch.tensor(value)))
-    runner.iter = 14
-    with pytest.raises(FloatingPointError, match='iteration 14 of epoch 5: loss=nan'):
-        hook.after_train_iter(runner, 2, None, dict(loss=torch.tensor(2.0)))
+    with pytest.raises(FloatingPointError, match='iteration 2 of epoch 5: loss=nan'):
+        train_with(LossLogHook(), [1.0, float('nan'), 2.0])
 
 
 def test_history_does_not_grow_with_the_run(monkeypatch):
     """mmengine copies all of it for every figure."""
     monkeypatch.setattr('mmpatchmix.engine.loss_log_hook.HISTORY', 12)
-    hub, _ = train_with(LossLogHook(), 10)
+    hub, _ = train_with(LossLogHook(), range(10))
     assert hub.log_scalars['train/loss'].max_length == 12
-    hub, _ = train_with(LossLogHook(), 20)
+    hub, _ = train_with(LossLogHook(), range(20))
     assert hub.log_scalars['train/loss'].max_length == 20  # an epoch

@@ -89,23 +89,6 @@ def test_no_encoder_sees_more_than_a_micro_batch(num_local):
     assert queries == ([4, 8] if num_local else [4]) * 3
 
 
-def test_plain_accumulation_gives_other_losses():
-    """Without the keys of the whole batch."""
-    whole = tiny_model().train()
-    freeze_statistics(whole)
-    inputs = preprocess(whole)
-    losses = whole.loss(inputs)
-    halves = [
-        {
-            n: v[part] if torch.is_tensor(v) and len(v) == NUM_IMAGES else v
-            for n, v in inputs.items()
-        }
-        for part in (slice(0, 3), slice(3, 6))
-    ]
-    plain = sum(whole.loss(half)['loss_source'] for half in halves) / 2
-    assert abs(plain - losses['loss_source']) > 0.1
-
-
 def test_schedules_count_optimizer_steps(tmp_path):
     cfg = tiny_run_config(tmp_path, epochs=1, num_images=24)
     cfg.model.micro_batch_size = 4

@@ -53,15 +53,6 @@ def test_update_sees_modules_that_were_replaced_and_moves_shared_parameters_once
         assert (parameter == expected).all(), name
 
 
-@pytest.mark.parametrize(('momentum', 'source'), [(1.0, 'momentum'), (0.0, 'query')])
-def test_the_ends_of_the_scale_keep_all_or_nothing(momentum, source):
-    model = tiny_model()
-    kept = model.momentum_encoder.backbone.cls_token.clone()
-    model.update_momentum_encoder(momentum)
-    expected = kept if source == 'momentum' else model.backbone.cls_token
-    assert torch.equal(model.momentum_encoder.backbone.cls_token, expected)
-
-
 def test_stochastic_depth_is_off_in_the_copy_only():
     backbone = tiny_config().backbone
     backbone.drop_path_rate = 0.3

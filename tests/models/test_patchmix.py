@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mmpatchmix.registry import MODELS
 from tests.models.test_contrastive_head import naive_contrast, naive_rows
-from tests.models.tiny import tiny_model, uint8_batch
+from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
 
 def prepare(model, **kwargs):
@@ -116,25 +117,6 @@ def test_batchnorm_sees_each_view_group_by_itself(num_local):
     assert [len(batch) for batch in predictions] == [len(batch) for batch in seen]
 
 
-@pytest.mark.parametrize('num_local', [0, 2])
-@pytest.mark.parametrize('momentum', [True, False])
-def test_backbone_is_called_once_per_resolution_and_role(num_local, momentum):
-    changes = {} if momentum else {'momentum_encoder': None}
-    model = tiny_model(**changes).train()
-    inputs = prepare(model, num_local=num_local)
-    sizes = []
-    backbones = [model.backbone] + ([model.momentum_encoder.backbone] if momentum else [])
-    for backbone in backbones:
-        backbone.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape)))
-    model.loss(inputs)
-    # Queries: view 1 + mixed view 2. Keys: three views, or two where view 1 is reused.
-    # A momentum encoder goes first, while no activations are kept; without one view 1's
-    # query has to be known.
-    expected = [(18, 3, 16, 16), (12, 3, 16, 16)] if momentum else [(12, 3, 16, 16)] * 2
-    expected += [(6 * num_local * 2, 3, 8, 8)] if num_local else []
-    assert sizes == expected
-
-
 def test_features_are_the_class_token_of_the_momentum_backbone():
     images = torch.randn(3, 3, 16, 16)
     model = tiny_model().eval()
@@ -146,9 +128,6 @@ def test_features_are_the_class_token_of_the_momentum_backbone():
 
 
 def test_momentum_encoder_starts_as_a_copy():
-    from mmpatchmix.registry import MODELS
-    from tests.models.tiny import tiny_config
-
     model = MODELS.build(tiny_config())
     model.init_weights()
     for part in ('backbone', 'neck'):

@@ -1,13 +1,12 @@
 """Colour jitter and greyscale of a batch: one formula, compiled on CUDA devices, eager elsewhere.
 
-The formula suits a compiler: each channel is a tensor of its own, so everything but one mean is
-arithmetic on single pixels. All images go through the same steps; a step that an image does not
-take has weights that leave it unchanged.
+Each channel is a tensor of its own, so everything but one mean is arithmetic on single pixels. All
+images of a batch take the same steps; the weights of idle steps leave an image unchanged.
 """
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -18,6 +17,8 @@ from mmpatchmix.models.mixing import copy_to_device
 
 COMPILED_ON = ('cuda',)  # types of devices
 PIXELS_AT_ONCE = 2**16  # of a channel, on the CPU
+IDLE = torch.tensor([1.0, 0, 0]).view(3, 1)  # weights of a step that changes nothing
+ALL_STEPS = ((True,) * 7,) * 2  # by pass: six steps and the hue
 
 _works = True  # False once compiling has failed in this process
 
@@ -43,17 +44,23 @@ def change_colours(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor:
             _stop_compiling(error)
     if images.device.type != 'cpu':
         return apply(images, weights, to_rgb)
-    # Parts whose planes stay in the cache.
+    # Large images are grouped by their steps, so that idle ones are skipped, in parts that fit the
+    # cache. Small ones take all steps, because many calls would cost more.
     num = max(1, PIXELS_AT_ONCE // images.shape[-2:].numel())
-    parts = zip(images.split(num), weights.split(num, 1), strict=True)
-    return torch.cat([apply(*part, to_rgb) for part in parts])
+    is_step = (weights[:36].unflatten(0, (2, 6, 3)) != IDLE).any(2)  # (2, 6, N)
+    is_step = torch.cat([is_step, weights[36:38, None] != 0], 1) | (num > 8)
+    patterns, pattern = is_step.unique(dim=2, return_inverse=True)
+    out = torch.empty_like(images, dtype=choose_work_dtype(images))
+    for number, steps in enumerate(patterns.unbind(2)):
+        for rows in (pattern == number).nonzero()[:, 0].split(num):
+            out[rows] = apply(images[rows], weights[:, rows], to_rgb, steps.tolist())
+    return out
 
 
 def choose_work_dtype(images: Tensor) -> torch.dtype:
     """Return the type of the images between operations.
 
-    Half precision represents 0 to 255 to an eighth of a level at half the traffic, enough for
-    bytes, which transforms of images round to whole levels. CPUs are slow in it.
+    Half precision represents 0 to 255 to an eighth of a level. CPUs are slow in it.
     """
     is_half = images.dtype == torch.uint8 and images.device.type != 'cpu'
     return torch.float16 if is_half else torch.float32
@@ -82,9 +89,8 @@ def arrange(plan: Plan) -> Tensor:
     """Arrange the numbers that :func:`apply` needs in one tensor.
 
     Brightness, contrast and saturation have the form ``own * image + grey * greys + mean * mean
-    grey``. Hue takes more operations than the others, so it happens once for all images, between
-    three steps before it and three after it. Contrast needs the mean grey of its own place in the
-    order: a first pass takes only the operations before contrast.
+    grey``. Hue is turned once, between three steps before it and three after it. Contrast needs the
+    mean grey of its own place in the order: a first pass takes the operations before it.
 
     Returns:
         Tensor: (39, N) float32: 2 passes x 6 steps x 3 weights (own, grey, mean); 2 turns of the
@@ -93,7 +99,7 @@ def arrange(plan: Plan) -> Tensor:
     factors = plan.factors.gather(1, plan.order)  # (N, 4), by place
     own = torch.where(plan.order == HUE, 1.0, factors)
     grey, mean = ((1 - own) * (plan.order == operation) for operation in (SATURATION, CONTRAST))
-    idle = torch.tensor([1.0, 0, 0]).view(3, 1, 1)
+    idle = IDLE[..., None]
     weights = torch.where(plan.jitter[:, None], torch.stack([own, grey, mean]), idle)  # (3, N, 4)
     turns = torch.where(plan.jitter, plan.factors[:, HUE], 0.0)  # (N,)
 
@@ -113,45 +119,55 @@ def arrange(plan: Plan) -> Tensor:
     return torch.cat([arrange_steps(first), arrange_steps(weights), others])
 
 
-def apply(images: Tensor, arranged: Tensor, to_rgb: bool) -> Tensor:
-    """Jitter and grey a batch; see :func:`change_colours` and :func:`arrange`."""
+def apply(
+    images: Tensor, arranged: Tensor, to_rgb: bool, steps: Sequence[Sequence[bool]] = ALL_STEPS
+) -> Tensor:
+    """Jitter and grey a batch; see :func:`change_colours` and :func:`arrange`.
+
+    ``steps`` are those that change an image; the others may be skipped.
+    """
     channels = [channel.float() for channel in images.unbind(1)]  # (N, H, W) each
     channels = channels[::-1] if to_rgb else channels
     arranged = arranged[..., None, None]
     weights, turns, grey = arranged[:36].unflatten(0, (2, 6, 3)), arranged[36:38], arranged[38]
     no_means = [torch.zeros_like(grey)] * len(channels)  # the first pass ends before contrast
-    first = _jitter(channels, weights[0], turns[0], no_means)
+    first = _jitter(channels, weights[0], turns[0], no_means, steps[0])
     means = [part.mean((1, 2), keepdim=True) for part in _find_greys(first)]
-    channels = _jitter(channels, weights[1], turns[1], means)
+    channels = _jitter(channels, weights[1], turns[1], means, steps[1])
     if len(channels) == 3:
-        greys = _find_greys(channels)
-        channels = [
-            torch.where(grey > 0, own, channel)
-            for own, channel in zip(greys, channels, strict=True)
-        ]
+        (own,) = _find_greys(channels)
+        channels = [torch.where(grey > 0, own, channel) for channel in channels]
     dtype = choose_work_dtype(images)
     return torch.stack([channel.to(dtype) for channel in channels], 1)
 
 
 def _find_greys(channels: list[Tensor]) -> list[Tensor]:
-    """Return the grey that belongs to each channel; of other than three the channel itself."""
+    """Return the grey of three channels; of other than three the channels themselves."""
     if len(channels) != 3:
         return channels
     red, green, blue = channels  # two passes, in which three equal values stay as they are
-    return [red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp(blue, LUMA[2])] * 3
+    return [red.lerp(green, LUMA[1] / (LUMA[0] + LUMA[1])).lerp(blue, LUMA[2])]
 
 
 def _jitter(
-    channels: list[Tensor], weights: Tensor, turns: Tensor, means: list[Tensor]
+    channels: list[Tensor],
+    weights: Tensor,
+    turns: Tensor,
+    means: list[Tensor],
+    steps: Sequence[bool],
 ) -> list[Tensor]:
     """Take three steps, turn the hue and take three more steps."""
     for step in range(6):
-        if step == 3 and len(channels) == 3:
+        if step == 3 and steps[6] and len(channels) == 3:
             channels = _turn_hue(*channels, turns)
+        if not steps[step]:
+            continue
         own, grey, mean = weights[step]  # (N, 1, 1) each
+        parts = zip(_find_greys(channels), means, strict=False)
+        shifts = [grey * greys + mean * each for greys, each in parts] * len(channels)
         channels = [
-            (own * channel + (grey * greys + mean * each)).clamp(0, 255)
-            for channel, greys, each in zip(channels, _find_greys(channels), means, strict=True)
+            (own * channel + shift).clamp(0, 255)
+            for channel, shift in zip(channels, shifts, strict=False)
         ]
     return channels
 

@@ -19,23 +19,14 @@ LEVELS = np.arange(256, dtype=np.float32)
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-    """Augment and normalise a batch.
+    """Augment and normalise (..., 3, H, W) uint8, fastest with the channels last in memory.
 
-    Args:
-        images: (..., 3, H, W) uint8; fastest with the channels last in memory. Not modified.
-        plan: Operations on each image.
-        mean: (3, 1, 1), in RGB order, on the scale 0-255.
-        std: (3, 1, 1), likewise.
-        to_rgb: Whether the channels come in BGR order.
-
-    Returns:
-        Tensor: (..., 3, H, W) float32, RGB, normalised.
+    Arguments and result are those of :func:`.on_device.augment`; the result is float32.
     """
     sources = images.movedim(-3, -1).flatten(0, -4).numpy()  # (N, H, W, 3)
     out = torch.empty(images.shape)
     planes = out.flatten(0, -4).numpy()  # (N, 3, H, W), the same memory
     normalised = ((torch.arange(256) - mean[:, 0]) / std[:, 0]).numpy()  # (3, 256)
-    # Python's numbers are read faster than those of tensors.
     plan = Plan(*(part.tolist() if isinstance(part, Tensor) else part for part in plan))
 
     def augment_one(index: int) -> None:

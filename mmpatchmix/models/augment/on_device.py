@@ -14,10 +14,7 @@ CONVOLVES = ('cpu',)  # types of devices on which convolutions blur faster than 
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-    """Augment and normalise a batch.
-
-    The plan is on the host, so only the images that an operation applies to are processed, and no
-    value is copied from the device.
+    """Augment and normalise a batch; no value is copied from the device.
 
     Args:
         images: (..., C, H, W), uint8, or float32 from 0 to 255, of any strides. Not modified.
@@ -80,11 +77,7 @@ def _blur(images: Tensor, plan: Plan) -> Tensor:
 
 
 def _as_matrices(kernels: Tensor, size: int) -> Tensor:
-    """Return matrices (K, size, size) whose products are convolutions with kernels (K, side).
-
-    Row ``i`` holds the weights of the input positions of output position ``i``; positions beyond
-    the ends are reflected.
-    """
+    """Return matrices (K, size, size) whose products are convolutions with kernels (K, side)."""
     side = kernels.shape[1]
     positions = torch.arange(-(side // 2), size + side // 2).abs()
     positions = (size - 1) - ((size - 1) - positions).abs()  # reflected, 0 to size - 1

@@ -13,9 +13,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Plan(NamedTuple):
-    """Operations on N images, in the order in which they are applied.
-
-    All tensors are on the CPU, so the host needs no value of the device.
+    """Operations on N images, in the order in which they are applied, on the CPU.
 
     Attributes:
         flip: (N,) bool, which images are mirrored left to right. It commutes with all others.

@@ -12,20 +12,17 @@ from mmpatchmix.registry import MODELS
 class ViewAugment(nn.Module):
     """Colour jitter, greyscale, blur, solarize and flip, drawn per image, then normalisation.
 
-    The distribution is that of torchvision's transforms: probabilities, factors, blur and the order
-    of the jitter operations are drawn for each image. The formulas agree too, to 1e-4 of full
+    Distribution and formulas are those of torchvision's transforms, the formulas to 1e-4 of full
     scale (grey weighs red by 0.299 here, by 0.2989 there).
 
     uint8 images with three channels on the CPU are augmented image by image by :mod:`.on_cpu`,
     which rounds to whole grey levels between operations, as transforms of images do. All others
     are augmented as a batch by :mod:`.on_device`, which does not round, but keeps bytes in half
-    precision on accelerators.
-
-    Images of other than three channels get brightness and contrast of the jitter, and no greyscale
-    and no solarize.
+    precision on accelerators. Images of other than three channels get brightness and contrast of
+    the jitter, blur and flip.
 
     All random numbers come from torch's global generator on the CPU, so a seed draws the same on
-    every device, and the host does not synchronise with it. Train and eval mode are the same.
+    every device. Train and eval mode are the same.
 
     Args:
         color_jitter: Strength of brightness, contrast, saturation and hue, as in
@@ -121,12 +118,7 @@ class ViewAugment(nn.Module):
         return place.augment(images, plan, mean, std, to_rgb)
 
     def draw(self, num_images: int, size: int) -> Plan:
-        """Draw the operations on each image.
-
-        Args:
-            num_images: N.
-            size: The shorter side of the images in pixels.
-        """
+        """Draw the operations on each image; ``size`` is the shorter side in pixels."""
         uniform = torch.rand(num_images, 14)  # in [0, 1), so a probability of 1 always applies
         probs = [
             self.flip_prob,

@@ -14,18 +14,14 @@ class ViTPyramid(BaseModule):
     """Resize maps of several blocks to the strides of a pyramid; an FPN follows.
 
     As in BEiT and iBOT, shallow blocks give the fine levels, by transposed convolutions, and the
-    last one gives the coarsest, by max pooling. Each map passes a LayerNorm first, because blocks
-    of a pre-norm ViT add to an unnormalised sum, whose scale grows with depth and with pre-training
-    (3 to 5 times that of random weights in the digits demo), and FPN has no norm.
+    last one gives the coarsest, by max pooling. Each map passes a LayerNorm first, because the
+    scale of a pre-norm ViT's maps grows with depth and pre-training, and FPN has no norm.
 
     Args:
         in_channels: Width of the backbone.
         patch_size: Pixels per patch, the stride of every incoming map.
-        strides: Pixels per cell of the outgoing maps.
+        strides: Pixels per cell of the outgoing maps, the patch size times powers of two.
         init_cfg: As in mmengine.
-
-    Raises:
-        ValueError: If a stride is not the patch size times a power of two.
     """
 
     def __init__(
@@ -60,19 +56,16 @@ class ViTPyramid(BaseModule):
 class SimpleFeaturePyramid(BaseModule):
     """The pyramid of ViTDet (https://arxiv.org/abs/2203.16527): every level from the last map.
 
-    Each level: transposed convolutions or max pooling to its stride, a 1x1 and a
-    3x3 convolution, each followed by a LayerNorm over channels.
+    Each level: transposed convolutions or max pooling to its stride, a 1x1 and a 3x3 convolution,
+    each followed by a LayerNorm over channels.
 
     Args:
         in_channels: Width of the backbone.
         out_channels: Channels of every level.
         patch_size: Pixels per patch, the stride of the incoming map.
-        strides: Pixels per cell of the levels.
+        strides: Pixels per cell of the levels, the patch size times powers of two.
         num_outs: Number of levels; those beyond ``strides`` halve the last one.
         init_cfg: As in mmengine.
-
-    Raises:
-        ValueError: If a stride is not the patch size times a power of two.
     """
 
     def __init__(
@@ -90,10 +83,9 @@ class SimpleFeaturePyramid(BaseModule):
         norm = {'type': 'mmpretrain.LN2d', 'eps': 1e-6}
         for stride in strides:
             resize, channels = _resize(in_channels, patch_size, stride, narrow=True)
-            one = ConvModule(channels, out_channels, 1, norm_cfg=norm, act_cfg=None)
-            three = ConvModule(
-                out_channels, out_channels, 3, padding=1, norm_cfg=norm, act_cfg=None
-            )
+            options = dict(norm_cfg=norm, act_cfg=None)
+            one = ConvModule(channels, out_channels, 1, **options)
+            three = ConvModule(out_channels, out_channels, 3, padding=1, **options)
             self.levels.append(nn.Sequential(resize, one, three))
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,11 +1,7 @@
 """Self-attention over a map, global or in windows, with or without relative position."""
 
 import torch
-from mmpretrain.models.backbones.vit_sam import (
-    get_rel_pos,
-    window_partition,
-    window_unpartition,
-)
+from mmpretrain.models.backbones.vit_sam import get_rel_pos, window_partition, window_unpartition
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,22 +10,19 @@ from torch.nn import functional as F
 class SpatialAttention(MultiheadAttention):
     """mmpretrain's attention of a ViT block, on maps instead of token lists.
 
-    With ``window_size`` the map is split into windows that attend to themselves
-    (ViTDet, https://arxiv.org/abs/2203.16527). A map whose sides the window does not
-    divide is padded with zeros, which take part in the attention as in ViTDet.
-
-    The decomposed relative position of ViTDet adds ``q . r_h + q . r_w`` to the
-    logit of a query and a key that lie ``h`` rows and ``w`` columns apart. This sum is a
-    scalar product of ``[q . r_h for every row, q . r_w for every column]`` with the
-    one-hot row and column of the key. These are appended to query and key, so a fused
-    kernel that takes queries wider than values stores no matrix of all pairs.
+    As in ViTDet (https://arxiv.org/abs/2203.16527), maps that a window does not divide are padded
+    with zeros, which take part in the attention. The decomposed relative position adds
+    ``q . r_h + q . r_w`` to the logit of a query and a key that lie ``h`` rows and ``w`` columns
+    apart. This sum is the product of ``[q . r_h for every row, q . r_w for every column]`` with the
+    one-hot row and column of the key. These are appended to query and key, so a fused kernel that
+    takes queries wider than values stores no matrix of all pairs.
 
     Args:
         embed_dims: Width of the ViT.
         num_heads: Number of heads; must divide the width.
         window_size: Cells per side of a window; 0 attends globally.
-        rel_pos_size: Cells per side for which the relative position is learned; it is
-            interpolated for other sizes. 0 disables it.
+        rel_pos_size: Cells per side for which the relative position is learned, before it is
+            interpolated; 0 disables it.
         **kwargs: Those of :class:`mmpretrain.models.utils.MultiheadAttention`.
     """
 

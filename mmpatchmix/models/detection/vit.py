@@ -18,18 +18,14 @@ class DetectionViT(PatchMixViT):
     """A plain ViT that returns maps of several blocks, for images of any size.
 
     ``forward`` takes ``(N, C, H, W)``, pads sides that the patch size does not divide, and returns
-    a tuple of maps, ``(N, D, H / patch, W / patch)`` for each of ``out_indices``. Every block
-    attends globally, the class token included. The position embedding is interpolated to the size
-    of each batch. There is no final LayerNorm. Random weights are drawn as in mmpretrain.
+    a map ``(N, D, H / patch, W / patch)`` for each of ``out_indices``. Every block attends
+    globally, the class token included. The position embedding is interpolated to the size of each
+    batch. There is no final LayerNorm. Random weights are drawn as in mmpretrain.
 
     Args:
-        arch: Width, layers, heads and feed-forward width as a dict; mmpretrain's
-            ``small`` and ``deit-small`` are other networks than the paper's.
+        arch: As in :class:`mmpatchmix.models.PatchMixViT`.
         out_indices: Blocks that return a map, from 0.
         **kwargs: Those of :class:`mmpatchmix.models.PatchMixViT`.
-
-    Raises:
-        ValueError: If the number of heads does not divide the width.
     """
 
     # The last norm is not used (ln2 if patch tokens were averaged).
@@ -52,17 +48,13 @@ class WindowedViT(DetectionViT):
     """The backbone of ViTDet (https://arxiv.org/abs/2203.16527) on mmpretrain's blocks.
 
     Most blocks attend within windows, a few globally. There is no class token.
-    Parameters are those of mmpretrain's ViT, and ``attn.rel_pos_h``,
-    ``attn.rel_pos_w`` of each block where relative position is on.
 
     Args:
         arch: As in :class:`DetectionViT`.
         window_size: Cells per side of a window.
-        global_blocks: Blocks that attend globally, from 0; by default the last
-            of each quarter.
+        global_blocks: Blocks that attend globally, from 0; by default the last of each quarter.
         use_rel_pos: Whether to learn ViTDet's decomposed relative position.
-        rel_pos_size: Cells per side of the map for which global blocks learn it,
-            64 for images of 1024 pixels.
+        rel_pos_size: Cells per side of the map for which global blocks learn it.
         layer_scale_init_value: As in :class:`mmpretrain.models.VisionTransformer`.
         drop_path_rate: Of the last block; blocks before it have linearly less.
         out_indices: Blocks that return a map; by default the last.

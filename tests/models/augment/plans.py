@@ -67,18 +67,6 @@ class AsOnCuda:
         return out
 
 
-class InHalf:
-    """The operations of accelerators on bytes, in half precision."""
-
-    @staticmethod
-    def augment(*args, **kwargs) -> Tensor:
-        with (
-            mock.patch.object(on_device, 'CONVOLVES', ()),
-            mock.patch.object(colours, 'choose_work_dtype', lambda images: torch.float16),
-        ):
-            return on_device.augment(*args, **kwargs)
-
-
 def run(place, images: Tensor, plan: Plan, is_bgr: bool = False) -> Tensor:
     """What a place, such as ``on_cpu``, makes of RGB images, as levels from 0 to 255."""
     stored = images.flip(1) if is_bgr else images

@@ -65,12 +65,6 @@ def test_a_pretraining_checkpoint_gives_the_momentum_encoder(pretraining, kind, 
     assert_equals(load(kind, file, prefix='backbone.', **kwargs), query)
 
 
-def test_without_momentum_encoder_the_only_one_is_taken(tmp_path):
-    state = {f'module.backbone.{key}': value for key, value in vit(0).items()}
-    torch.save(state, tmp_path / 'a.pth')
-    assert_equals(load(DetectionViT, tmp_path / 'a.pth'), vit(0))
-
-
 @pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
 @pytest.mark.parametrize(('kind', 'kwargs'), KINDS)
 def test_a_bare_backbone_loads(tmp_path, kind, kwargs, out_type):
@@ -94,8 +88,3 @@ def test_a_missing_key_is_an_error_and_changes_nothing(pretraining, kind):
     with pytest.raises(ValueError, match=r'missing.*layers\.1\.ln2\.bias'):
         model.init_weights()
     assert not torch.equal(model.layers[0].attn.qkv.weight, vit(1)['layers.0.attn.qkv.weight'])
-
-
-def test_an_unknown_prefix_is_refused(pretraining):
-    with pytest.raises(ValueError, match=r'teacher\.'):
-        load(DetectionViT, pretraining[0], prefix='teacher.')

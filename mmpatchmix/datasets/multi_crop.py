@@ -1,8 +1,4 @@
-"""Multi-crop in the workers: ``MultiCrop``, ``LoadMultiCrop``, and the boxes of random crops.
-
-Photometric augmentation and flips follow in the data preprocessor
-(:class:`mmpatchmix.models.augment.ViewAugment`).
-"""
+"""Multi-crop in the workers: ``MultiCrop``, ``LoadMultiCrop``, and the boxes of random crops."""
 
 import io
 import math

@@ -101,8 +101,7 @@ def pack_shards(
     Unreadable images, and those that a JPEG cannot hold, are left out, and returned with reasons.
 
     Raises:
-        ValueError: If an argument is out of range, ``out`` holds other files or another packing, or
-            no image can be read.
+        ValueError: If an argument is out of range, ``out`` holds other files, or no image is read.
         OSError: If a shard reads back differently.
     """
     given = dict(size=size, quality=quality, per_shard=per_shard, num_workers=num_workers)

@@ -158,11 +158,8 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
 def _choose_images(
     files: dict[str, tarfile.TarInfo], endings: Sequence[str]
 ) -> dict[str, tarfile.TarInfo]:
-    """Return the images among the members of one key, by the part between key and ending.
-
-    ``KEY.jpg``, or else ``KEY.1.jpg`` and ``KEY.2.jpg`` (names with further dots), one sample each.
-    """
-    # Other members of a sample with KEY.jpg, such as KEY.mask.png, are ignored.
+    """Return the images among the members of one key, by the part between key and ending."""
+    # KEY.jpg, without others such as KEY.mask.png; else KEY.1.jpg, KEY.2.jpg, one sample each.
     chosen = [ending for ending in files if f'.{ending}' in endings]
     chosen = chosen or [each for each in files if f'.{each.rpartition(".")[2]}' in endings]
     stems, kinds = ({each.rpartition('.')[part] for each in chosen} for part in (0, 2))
@@ -173,11 +170,9 @@ def _choose_images(
 
 
 def _list_members(shard: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Yield key, ending in lower case, and member of all files with an ending.
-
-    Nothing is unpacked here; names that lead out of the archive are refused for other programs.
-    """
+    """Yield key, ending in lower case, and member of all files with an ending."""
     while (member := shard.next()) is not None:
+        # Nothing is unpacked here, but other programs unpack shards.
         if member.name.startswith('/') or '..' in member.name.split('/'):
             raise ValueError(f'the name {member.name!r} leads out of the archive')
         if member.isdir():
@@ -215,7 +210,7 @@ def _open(path: str) -> BinaryIO:
 def list_shards(location: str) -> list[str]:
     """Return absolute paths, or URLs, of the shards at a location.
 
-    That is a folder of tar files, or the path or URL of one, with ranges
+    A location is a folder of tar files, or the path or URL of one, with ranges
     (``train-{000000..000009}.tar``) or, for local ones, wildcards (``train-*.tar``).
     """
     is_remote = '://' in location

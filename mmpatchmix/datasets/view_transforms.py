@@ -16,10 +16,9 @@ MAX_ASPECT = 8  # of an image that is resized whole
 class ResizeCentre(BaseTransform):
     """Resize an image to cover 256/224 of a size, and keep the centre.
 
-    Equals ``ResizeEdge`` and ``CenterCrop`` on a square, and supports any number of channels,
-    float32 and rectangles. The resize is antialiased bicubic, as in training. The required and
-    modified key ``img``, (H, W, C) uint8 or float32 from 0 to 255, becomes (height, width, C);
-    ``img_shape`` is added.
+    Equals ``ResizeEdge`` and ``CenterCrop`` for a square; also takes any channels and rectangles.
+    The resize is antialiased bicubic, as in training. The key ``img``, (H, W, C) uint8 or float32
+    from 0 to 255, becomes (height, width, C); ``img_shape`` is added.
 
     Args:
         size: Side in pixels, or (height, width).

@@ -57,17 +57,14 @@ def test_images_of_an_lmdb_and_a_remote_backend_and_missing_keys(tmp_path):
         LoadMultiCrop(backend_args=backend_args)({'img_path': 'b.png'})
 
 
-def test_annotation_files_and_the_limit_of_unreadable_images(tmp_path):
+def test_annotation_files_with_an_unreadable_image(tmp_path):
     names = [f'{number}.jpg' for number in range(20)]
     make_folder(tmp_path / 'photos', *names)
     (tmp_path / 'photos/3.jpg').write_bytes(b'')
     lines = (f'{name} {number % 2}' for number, name in enumerate(names))
     (tmp_path / 'train.txt').write_text('\n'.join(lines))
     settings = dict(data_root=str(tmp_path), ann_file='train.txt', data_prefix='photos')
-    dataset = CustomDataset(**settings, pipeline=PIPELINE, max_unreadable=0)
+    dataset = CustomDataset(**settings, pipeline=PIPELINE)
     assert [dataset.get_data_info(n)['gt_label'] for n in range(4)] == [0, 1, 0, 1]
     assert dataset.prepare_data(0) is not None
-    with pytest.raises(ValueError, match=r'1 of 20 images cannot be read'):
-        dataset.prepare_data(3)
-    dataset = CustomDataset(**settings, pipeline=PIPELINE)
     assert dataset.prepare_data(3) is None and dataset.num_unreadable == 1

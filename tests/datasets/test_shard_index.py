@@ -1,11 +1,8 @@
-"""Shards: the index file, names, remote shards, and which ones are refused."""
+"""Shards: the index file, names, remote shards, and errors of damaged ones."""
 
 import json
 import os
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mmengine.fileio import BaseStorageBackend, register_backend
@@ -34,27 +31,16 @@ def shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     monkeypatch.delenv('PATCHMIX_CACHE', raising=False)
-    monkeypatch.setenv('no_proxy', '*')
-
-
-# The index file
-
-
-def scans(monkeypatch) -> list[str]:
-    """Collect the names of the shards that are scanned from now on."""
-    names, scan = [], shard_index.scan_shard
-
-    def note(path, endings):
-        names.append(os.path.basename(path))
-        return scan(path, endings)
-
-    monkeypatch.setattr(shard_index, 'scan_shard', note)
-    return names
 
 
 def test_shards_are_scanned_once_and_again_when_they_change(tmp_path, monkeypatch):
     make_shards(tmp_path, 9, per_shard=3)
-    names = scans(monkeypatch)
+    names, scan = [], shard_index.scan_shard
+    monkeypatch.setattr(
+        shard_index,
+        'scan_shard',
+        lambda path, endings: names.append(os.path.basename(path)) or scan(path, endings),
+    )
     assert read_all(open_shards(tmp_path)) == list(range(9))
     assert sorted(names) == [f'train-00000{i}.tar' for i in range(3)]
     names.clear()
@@ -78,18 +64,15 @@ def test_a_change_that_keeps_the_size_is_detected(tmp_path):
     assert _digest_images(dataset) != before
 
 
-@pytest.mark.parametrize('content', [b'', b'no zip', None])
-def test_a_damaged_index_in_the_cache_is_replaced(tmp_path, monkeypatch, content):
+def test_a_damaged_index_in_the_cache_is_replaced(tmp_path, monkeypatch):
     make_shards(tmp_path / 'shards', 4, per_shard=2)
     monkeypatch.setenv('PATCHMIX_CACHE', str(tmp_path / 'cache'))
     open_shards(tmp_path / 'shards')
     (file,) = tmp_path.rglob('*.npz')
     assert file.parent == tmp_path / 'cache'
-    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
-    assert read_all(open_shards(tmp_path / 'shards')) == list(range(4))
-
-
-# Names of shards
+    for content in (b'', b'no zip', file.read_bytes()[:-20]):
+        file.write_bytes(content)
+        assert read_all(open_shards(tmp_path / 'shards')) == list(range(4))
 
 
 def test_folders_ranges_and_wildcards(shards, monkeypatch):
@@ -112,60 +95,30 @@ def test_missing_shards_are_named(shards, tmp_path):
         open_shards('http://localhost/shards')
 
 
-# Remote shards
+def test_remote_shards_are_copied_once(shards, tmp_path, monkeypatch):
+    requested = []
 
-
-@pytest.fixture
-def server(shards):
-    """A web server of the shards' folder; yields its address and the paths it was asked for."""
-    asked = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_request(self, *args):
-            asked.append(self.path)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(shards)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}', asked
-    server.shutdown()
-    server.server_close()
-
-
-def test_remote_shards_are_copied_once(server, tmp_path, monkeypatch):
-    address, asked = server
-    location = f'{address}/train-{{000000..000006}}.tar'
-    with pytest.raises(ValueError, match='PATCHMIX_CACHE=FOLDER'):
-        open_shards(location)
-    monkeypatch.setenv('PATCHMIX_CACHE', str(tmp_path))
-    assert read_all(open_shards(location)) == list(range(NUM))
-    assert asked == [f'/train-{number:06d}.tar' for number in range(7)]
-    assert read_all(open_shards(location)) == list(range(NUM))
-    assert len(asked) == 7
-    with pytest.raises(ConnectionError, match=r'train-000007\.tar cannot be read: .*404'):
-        open_shards(f'{address}/train-{{000000..000007}}.tar')
-
-
-def test_any_backend_of_mmengine_copies(shards, tmp_path):
     class Bucket(BaseStorageBackend):
         def __init__(self, token):
             assert token == 'mine'
 
         def get(self, filepath):
-            return (shards / filepath.removeprefix('bucket://there/')).read_bytes()
+            requested.append(filepath.removeprefix('bucket://there/'))
+            return (shards / requested[-1]).read_bytes()
 
         get_text = None
 
     register_backend('bucket', Bucket, prefixes='bucket', force=True)
-    dataset = open_shards(
-        'bucket://there',
-        data_prefix='train-{000001..000002}.tar',
-        cache_dir=str(tmp_path),
-        backend_args=dict(backend='bucket', token='mine'),
-    )
-    assert read_all(dataset) == list(range(3, 9))
+    settings = dict(backend_args=dict(backend='bucket', token='mine'))
+    location = dict(data_prefix='train-{000000..000006}.tar')
+    with pytest.raises(ValueError, match='PATCHMIX_CACHE=FOLDER'):
+        open_shards('bucket://there', **location, **settings)
+    monkeypatch.setenv('PATCHMIX_CACHE', str(tmp_path))
+    for _ in range(2):
+        assert read_all(open_shards('bucket://there', **location, **settings)) == list(range(NUM))
+        assert requested == [f'train-{number:06d}.tar' for number in range(7)]
+    with pytest.raises(ConnectionError, match=r'train-000007\.tar cannot be read: .*No such file'):
+        open_shards('bucket://there/train-{000000..000007}.tar', **settings)
 
 
 def test_members_with_further_dots_are_read(tmp_path):
@@ -180,16 +133,6 @@ def test_members_with_further_dots_are_read(tmp_path):
     labels = [dataset.get_data_info(n)['gt_label'] for n in range(len(dataset))]
     assert labels == [0, 1, 2, 2, 1]
     assert [int(dataset[n]['inputs']['view_1'].max()) for n in range(5)] == [0, 1, 2, 7, 9]
-
-
-# Refused shards
-
-
-@pytest.mark.parametrize('name', ['/etc/1.png', '../1.png', 'a/../../1.png'])
-def test_names_outside_the_archive_are_refused(tmp_path, name):
-    write_tar(tmp_path / 'a.tar', {'0.png': encode_image(0), name: encode_image(1)})
-    with pytest.raises(ValueError, match=r'shard .*a\.tar is refused.*leads out of the archive'):
-        open_shards(tmp_path)
 
 
 @pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -207,10 +150,10 @@ def test_links_are_refused(tmp_path, kind):
     [
         ({'1.png': b'', '1.cls': b'cat'}, "a .cls file holds b'cat'"),
         ({'1.png': b'', '1.jpg': b''}, '1.png and 1.jpg are one sample'),
-        ({'1.rgb.png': b'', '1.depth.jpg': b''}, '1.rgb.png and 1.depth.jpg are one sample'),
         ({'1.png': b'', '1.PNG': b''}, '1.PNG comes twice'),
         ({'1.txt': b''}, 'no image in the 1 shards'),
-        ({'__pack__': b'no json'}, 'is refused'),
+        ({'/etc/1.png': b''}, 'leads out of the archive'),
+        ({'a/../../1.png': b''}, 'leads out of the archive'),
         ({'__pack__': b'{"sources": ["a", "b"]}', '1.png': b'1'}, 'is refused'),
     ],
 )
@@ -229,31 +172,24 @@ def test_shards_of_different_packings_are_refused(tmp_path):
         open_shards(tmp_path)
 
 
-def test_shards_cut_anywhere_are_named(tmp_path):
+def test_cut_and_damaged_shards_are_named(tmp_path):
     make_shards(tmp_path, 6, per_shard=3)
     path = tmp_path / 'train-000001.tar'
     whole = path.read_bytes()
     end = whole.rindex(b'ustar') // 512 * 512 + 1024  # of the last member
-    for size in (0, 1, 511, 512, 700, 1024, 1500, 2048, end - 512, end - 1, end):
+    for size in (0, 511, 512, 700, 2048, end - 1, end):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r'shard .*train-000001\.tar is refused'):
             open_shards(tmp_path)
+    for at in range(0, end, 512):
+        if whole[at + 257 : at + 262] == b'ustar':  # a header
+            path.write_bytes(whole[: at + 3] + b'?' + whole[at + 4 :])
+            with pytest.raises(ValueError, match=r'train-000001\.tar is refused'):
+                open_shards(tmp_path)
     path.write_bytes(whole[: end + 512])  # complete without padding
     assert read_all(open_shards(tmp_path)) == list(range(6))
     with tarfile.open(path, 'w:gz'), pytest.raises(ValueError, match='uncompressed tar files'):
         open_shards(tmp_path)
-
-
-def test_damaged_headers_are_named(tmp_path):
-    make_shards(tmp_path, 3, per_shard=3)
-    path = tmp_path / 'train-000000.tar'
-    whole = path.read_bytes()
-    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b'ustar']
-    assert len(headers) == 6
-    for at in headers:
-        path.write_bytes(whole[: at + 3] + b'?' + whole[at + 4 :])
-        with pytest.raises(ValueError, match=r'train-000000\.tar is refused'):
-            open_shards(tmp_path)
 
 
 def test_images_that_cannot_be_read_are_named_by_shard_and_member(tmp_path):
@@ -262,11 +198,6 @@ def test_images_that_cannot_be_read_are_named_by_shard_and_member(tmp_path):
     with pytest.raises(UnreadableImagesError, match=r'a\.tar: 2\.png'):
         for index in range(2, 9):
             dataset.prepare_data(index)
-
-
-def test_a_shard_cut_while_it_is_read(tmp_path):
-    make_shards(tmp_path, 3, per_shard=3)
-    dataset = open_shards(tmp_path)
-    os.truncate(tmp_path / 'train-000000.tar', 2048)
-    with pytest.raises(OSError, match=r'train-000000\.tar ends before byte'):
+    os.truncate(tmp_path / 'a.tar', 2048)  # while it is read
+    with pytest.raises(OSError, match=r'a\.tar ends before byte'):
         read_number(dataset, 2)

@@ -125,10 +125,9 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed blocks instead of returning them, so that a step gets no new pages.
+    """Make glibc keep freed blocks, so that a step gets no new pages; the process stays large.
 
-    The process stays at its largest size. Returns False without glibc, or if the user has set one
-    of its variables.
+    Returns False without glibc, or if the user has set one of its variables.
     """
     if sys.platform != 'linux' or any(name in os.environ for name in USERS_OWN_SETTINGS):
         return False

@@ -44,8 +44,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add('--val-root', metavar='PATH', help='images for evaluation, if --data-root has none')
     add('--workers', type=int, metavar='N', help='data loading processes per rank; 0 for none')
     about = 'change config values, e.g. train_dataloader.batch_size=64'
-    options = dict(nargs='+', action='extend', default=[], metavar='KEY=VALUE', help=about)
-    add('--cfg-options', **options)
+    many = dict(nargs='+', action='extend', default=[])
+    add('--cfg-options', metavar='KEY=VALUE', help=about, **many)
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='how the ranks were started')
     add_trust_checkpoint(parser)
@@ -114,10 +114,7 @@ def warn_about_secrets(cfg: Any) -> None:
 
 
 def set_data_root(cfg: Any, data_root: str) -> None:
-    """Apply ``--data-root`` to every data set below a config node, and to their annotation files.
-
-    ``ImageFolder`` becomes ``ShardedImages`` where the root holds tar shards, and vice versa.
-    """
+    """Apply ``--data-root`` to all data sets and annotation files; shards change the type."""
     from mmpatchmix.datasets.image_list import is_list
 
     nodes = [node for _, node in walk_dicts(cfg)]
@@ -210,15 +207,11 @@ def set_epochs(cfg: Any, epochs: int) -> None:
 
 
 def set_trackers(cfg: Any, names: Sequence[str]) -> None:
-    """Apply ``--track``: add mmengine's back ends for some of :data:`TRACKERS`.
-
-    Their environment variables apply. Without any, MLflow writes into the current folder.
-    """
-    for name in names:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(
-                f"--track needs {name}, which is not installed: pip install 'mmpatchmix[track]'"
-            )
+    """Apply ``--track``: add mmengine's back ends, which follow their environment variables."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise ModuleNotFoundError(
+            f"--track needs {missing[0]}, which is not installed: pip install 'mmpatchmix[track]'"
+        )
     if names and not (cfg.get('visualizer') or {}).get('vis_backends'):
         raise ValueError('--track needs a config with visualizer.vis_backends.')
     project, run = Path(cfg.filename).stem, Path(cfg.work_dir).name
@@ -265,8 +258,8 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
     backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
     model.neck.in_channels = spec.embed_dims
     if begun is None and int(os.environ.get('RANK', 0)) == 0:
-        print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')
-        for line in (*source.report.assumed, *source.report.notes):
-            print(f'  {line}')
         if changes:
-            print(f'  the network becomes that of the file: {", ".join(changes)}')
+            changes = [f'the network becomes that of the file: {", ".join(changes)}']
+        print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')
+        for line in (*source.report.assumed, *source.report.notes, *changes):
+            print(f'  {line}')

@@ -63,9 +63,7 @@ def prepare_training(runner: Runner) -> None:
 def run_one_step(runner: Runner) -> dict[str, float]:
     """Build all parts of a run, including evaluation, and train on one batch; save nothing.
 
-    Returns:
-        dict[str, float]: The losses of the step, its duration in ``seconds``, and on a GPU
-        ``peak_gib``, the peak memory in GiB.
+    Returns the losses of the step, its duration in ``seconds``, and on a GPU ``peak_gib``.
     """
     prepare_training(runner)
     _ = runner.val_loop, runner.test_loop if runner._test_loop else None
@@ -215,25 +213,21 @@ def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
     num_channels, height, width = view.shape[-3:]  # (C, H, W), or (L, C, H, W)
     # Other backbones may lack these attributes.
     projection = getattr(getattr(model.backbone, 'patch_embed', None), 'projection', None)
-    channels = {
-        'len(model.data_preprocessor.mean)': model.data_preprocessor.num_channels,
-        'model.backbone.in_channels': getattr(projection, 'in_channels', num_channels),
-    }
-    for key, expected in channels.items():
+    for key, expected in (
+        ('len(model.data_preprocessor.mean)', model.data_preprocessor.num_channels),
+        ('model.backbone.in_channels', getattr(projection, 'in_channels', num_channels)),
+    ):
         if num_channels != expected:
             raise ValueError(
                 f'{name} of shape {tuple(view.shape)} does not have the channels of {key}='
                 f'{expected}: change one of them.'
             )
-    patch_sizes = {
-        'backbone.patch_size': getattr(model.backbone, 'patch_size', 1),
-        'data_preprocessor.patch_size': model.data_preprocessor.patch_size,
-    }
-    for key, patch_size in patch_sizes.items():
+    for key in ('backbone', 'data_preprocessor'):
+        patch_size = getattr(getattr(model, key), 'patch_size', 1)
         if height % patch_size or width % patch_size:
             raise ValueError(
-                f'{name} is {height}x{width} pixels, which model.{key}={patch_size} does not '
-                'divide: change the size in the pipeline or the patch size.'
+                f'{name} is {height}x{width} pixels, which model.{key}.patch_size={patch_size} '
+                'does not divide: change the size in the pipeline or the patch size.'
             )
     learned = getattr(model.backbone, 'img_size', None)
     if learned and name != 'local_views' and height * learned[1] != width * learned[0]:
@@ -246,9 +240,6 @@ def _check_view(name: str, view: torch.Tensor, model: PatchMix) -> None:
 def _check_schedule_end(runner: Runner) -> None:
     schedulers = runner.cfg.get('param_scheduler') or []
     end = max((s['end'] for s in schedulers if s.get('by_epoch', True) and 'end' in s), default=0)
-    max_epochs = runner.train_loop.max_epochs
-    if end not in (0, max_epochs):
-        warnings.warn(
-            f'the schedules end at epoch {end}, the run at epoch {max_epochs}; --epochs N changes '
-            'both together.'
-        )
+    if end not in (0, last := runner.train_loop.max_epochs):
+        text = f'the schedules end at epoch {end}, the run at epoch {last}; --epochs N sets both.'
+        warnings.warn(text)

@@ -27,23 +27,19 @@ from torch.utils.data import DataLoader
 from mmpatchmix.cli.verb import walk_dicts
 
 PREFIX = 'mmpatchmix.'
-
 # Keys that mmengine reads wherever it builds a config dict.
 ALWAYS_KNOWN = {'type', '_scope_', '_delete_', 'priority', 'init_cfg', 'convert_to_iter_based'}
 ALWAYS_KNOWN |= {'constructor', 'paramwise_cfg'}  # of every optimizer wrapper
-
 # Top-level keys that the Runner takes, or that it or the tools read in its config.
 TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 TOP_LEVEL |= {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
 TOP_LEVEL |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model'}
 
 REGISTRIES = [each for each in vars(root).values() if isinstance(each, Registry)]
-
 # Without a type, these are built or called.
 DEFAULTS = dict(
     optim_wrapper=OptimWrapper, log_processor=LogProcessor, randomness=Runner.set_randomness
 )
-
 # Keys that an argument sets in all places.
 ARGUMENTS = {'data_root': '--data-root', 'max_epochs': '--epochs', 'num_workers': '--workers'}
 
@@ -84,11 +80,8 @@ def _check_type(key: str, name: Any) -> Iterator[str]:
 
 
 def _check_node(path: str, node: Any, built: list[Callable]) -> Iterator[str]:
-    """Yield a line per key that its types do not take, or value that does not fit its annotation.
-
-    Upstream code may remove keys before it builds a type, or pass ``**kwargs`` on: other types
-    than ours are checked for misspelt keys only, and those with ``**kwargs`` not at all.
-    """
+    """Yield a line per key that the types do not take, and per value of another type."""
+    # Upstream code may remove keys before it builds a type, or pass **kwargs on.
     ours = all(each.__module__.startswith(PREFIX) for each in built)
     known, takes_more = _merge_parameters(built)
     own = _merge_parameters(built, PREFIX)[0] if ours else {}
@@ -155,12 +148,8 @@ def _look_up(scope: str | None, name: str) -> list[Callable]:
 
 
 def _merge_parameters(built: list[Callable], prefix: str = '') -> tuple[dict[str, Parameter], bool]:
-    """Return the arguments of classes or functions, and whether one takes ``**kwargs``.
-
-    ``**kwargs`` are followed into base classes, of modules that begin with ``prefix``.
-    """
-    known: dict[str, Parameter] = {}
-    takes_more = False
+    """Return the arguments of types, with those of bases by ``**kwargs``, and if one has those."""
+    known, takes_more = {}, False
     for each in built:
         bases = inspect.getmro(each) if inspect.isclass(each) else ()
         bases = [base for base in bases if base.__module__.startswith(prefix)]

@@ -7,6 +7,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
+from mmpatchmix.cli.arguments import BF16, FLOAT32
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
@@ -16,7 +17,6 @@ from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process
 
 LINEAR = {'mmpatchmix.LinearWarmupLR': 0, 'LinearLR': 1 / 3}  # start_factor by default
-
 NUM_SAMPLED, SECONDS = 50, 10  # of the training images; a large image may take a second
 
 
@@ -42,8 +42,8 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     start = (find_pretrained(start.get('init_cfg')) or {}).get('checkpoint')
     evaluation = 'none during training'
     if runner.val_loop is not None:
-        interval = runner.train_loop.val_interval
-        evaluation = f'{type(runner.val_loop).__name__} every {interval} epochs'
+        kind = type(runner.val_loop).__name__
+        evaluation = f'{kind} every {runner.train_loop.val_interval} epochs'
     facts = {
         'data': data,
         **describe_images(loader.dataset, model.data_preprocessor),
@@ -139,13 +139,11 @@ def _describe_views(pipeline: list) -> dict[str, str]:
 
 
 def _describe_precision(optim_wrapper: dict) -> str:
-    wrapper = str(optim_wrapper.get('type', 'OptimWrapper'))
-    if not wrapper.endswith('BF16OptimWrapper'):
-        return 'float32' if wrapper.rpartition('.')[2] == 'OptimWrapper' else wrapper
-    enabled = optim_wrapper.get('enabled', True)
-    if enabled == 'auto':
-        enabled = computes_bf16(get_device())
-    return 'bfloat16 autocast' if enabled else 'float32'
+    wrapper, enabled = str(optim_wrapper.get('type', FLOAT32)), optim_wrapper.get('enabled', True)
+    if wrapper != BF16:
+        return 'float32' if wrapper.rpartition('.')[2] == FLOAT32 else wrapper
+    is_enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
+    return 'bfloat16 autocast' if is_enabled else 'float32'
 
 
 def describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
@@ -156,8 +154,7 @@ def describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
         return {'learning rate': 'set by the optimizer'}
     if rate is None:
         raise ValueError(f'optim_wrapper.optimizer.lr: {optimizer["type"]} has no default; set it.')
-    note = ''
-    scaling = cfg.get('auto_scale_lr') or {}
+    note, scaling = '', cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if base and scaling.get('enable'):
         rate *= batch / base

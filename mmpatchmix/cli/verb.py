@@ -15,7 +15,6 @@ from typing import Any
 # Texts that the stack prints about optional packages that are not used here; dropped if equal.
 # print_log(..., level=DEBUG) without a logger prints them at every level.
 PRINTED = ('Could not import OneDL', 'Could not import OneDL. Skipping OneDL datasets.')
-
 # Beginnings, as regular expressions, of warnings that need no action by the user.
 WARNED = (
     'faster_coco_eval is not installed, metrics will not be computed',
@@ -23,10 +22,8 @@ WARNED = (
     'Setting MKL_NUM_THREADS environment variable for each process',
     '`broadcast_buffers` is deprecated',
 )
-
 # Likewise, of every data loader.
 WARNED_BY_LOADERS = ("'pin_memory' argument is set as", 'This DataLoader will create .* worker')
-
 # Beginnings of records that go to the log file only.
 FILE_ONLY = (
     '\n------------------------------------------------------------\nSystem environment',
@@ -43,18 +40,14 @@ FILE_ONLY = (
     'The length of test_evaluator',
     'Please make sure that the mlflow server is running',  # also logged for a local file
 )
-
 # A data worker's error arrives as text: "Caught ValueError in DataLoader worker process 0."
 WORKER_ERROR = re.compile(r'Caught \w+ in DataLoader worker.*\n\w*(?:Error|Exception): ', re.DOTALL)
-
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
-
 # Functions of mmengine that build a part, and their argument that is its config.
 BUILDERS = {'build_from_cfg': 'cfg', 'build_dataloader': 'dataloader'}
 
 # mallopt(3): https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
 MALLOC = ('MALLOC_MMAP_MAX_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')
 USERS_OWN_SETTINGS = ('GLIBC_TUNABLES', *MALLOC)
 
@@ -132,10 +125,9 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed blocks instead of returning them, so that a step gets no new pages.
+    """Make glibc keep freed blocks, so that a step gets no new pages; the process stays large.
 
-    The process stays at its largest size. Returns False without glibc, or if the user has set one
-    of its variables.
+    Returns False without glibc, or if the user has set one of its variables.
     """
     if sys.platform != 'linux' or any(name in os.environ for name in USERS_OWN_SETTINGS):
         return False

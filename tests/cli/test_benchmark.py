@@ -1,5 +1,6 @@
 """``benchmark``: rates of a simulated machine, verdicts, and the verb in one process and two."""
 
+import itertools
 import json
 import signal
 import tempfile
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -21,13 +23,6 @@ from tests.engine.tiny_run import tiny_run_config
 
 BATCH = 8
 ROOT = Path(__file__).parents[2]
-TINY_NETWORK = """
-    backbone=dict(
-        arch=dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24), {backbone}
-    ),
-    neck=dict(in_channels=12, hid_channels=16, out_channels=8),
-    head=dict(predictor=dict(in_channels=8, hid_channels=16, out_channels=8)),
-"""
 
 
 class Machine:
@@ -57,24 +52,16 @@ class Loader:
     def __iter__(self):
         machine, workers = self.machine, self.num_workers
         free_at = [machine.now + self.startup_seconds] * workers
-        ready_at = []
-
-        def dispatch():
-            worker = len(ready_at) % workers
-            free_at[worker] = max(machine.now, free_at[worker]) + self.cost
-            ready_at.append(free_at[worker])
-
-        for _ in range(2 * workers):
-            dispatch()
-        asked = 0
-        while True:
+        taken_at = [0.0] * 2 * workers  # a batch is requested when an earlier one is taken
+        for index in itertools.count():
             if workers:
-                machine.now = max(machine.now, ready_at[asked])
-                dispatch()
+                requested, worker = taken_at[index], index % workers
+                free_at[worker] = max(requested, free_at[worker]) + self.cost
+                machine.now = max(machine.now, free_at[worker])
             else:
                 machine.now += self.cost
-            asked += 1
-            yield asked
+            taken_at.append(machine.now)
+            yield index
 
 
 @pytest.fixture
@@ -230,13 +217,8 @@ def scratch(monkeypatch):
 @pytest.fixture
 def digits(tmp_path):
     """The digits recipe with a toy network and 6 iterations an epoch."""
-    path = tmp_path / 'digits.py'
-    path.write_text(f"""
-_base_ = '{ROOT}/configs/patchmix_vit-digits.py'
-model = dict({TINY_NETWORK.format(backbone='')})
-train_dataloader = dict(batch_size=8, dataset=dict(indices=48))
-""")
-    return path
+    tiny_run_config('', epochs=80).dump(tmp_path / 'digits.py')
+    return tmp_path / 'digits.py'
 
 
 def read_figures(text):
@@ -264,11 +246,12 @@ def test_benchmark_prints_figures_and_leaves_no_files(scratch, digits, capfd):
 
 def test_synthetic_images_stand_for_imagenet(scratch, tmp_path, capfd):
     config = tmp_path / 'folder.py'
-    config.write_text(f"""
-_base_ = '{ROOT}/configs/patchmix_vit-s_folder.py'
-model = dict({TINY_NETWORK.format(backbone='img_size=224, patch_size=32')})
-model['data_preprocessor'] = dict(patch_size=32)
-""")
+    cfg = Config.fromfile('configs/patchmix_vit-s_folder.py')
+    toy = tiny_run_config('').model
+    cfg.model.update(neck=toy.neck, head=toy.head)
+    cfg.model.backbone.update(arch=toy.backbone.arch, patch_size=32)
+    cfg.model.data_preprocessor.patch_size = 32
+    cfg.dump(config)
     options = ['--synthetic', '--seconds', '0.2', '--batch-size', '4', '--workers', '0', '--no-amp']
     benchmark.main([str(config), *options, '--json'])
     figures = read_figures(capfd.readouterr().out)

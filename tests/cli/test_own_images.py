@@ -216,11 +216,11 @@ def test_stats_auto_reads_images_as_the_recipe_does(tmp_path):
     rgb = np.stack([cv2.imread(str(root / f'{n}.png'))[:, :, ::-1] for n in range(6)]) / 1.0
     np.testing.assert_allclose(cfg.model.data_preprocessor.mean, rgb.mean((0, 1, 2)), atol=0.006)
     np.testing.assert_allclose(cfg.model.data_preprocessor.std, rgb.std((0, 1, 2)), atol=0.006)
-    for to_rgb in (True, False):  # of what mmcv loads, in the order in which it is normalised
-        cfg.train_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile')
+    cfg.train_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile')
+    for to_rgb, step in ((True, 1), (False, -1)):  # in the order in which it is normalised
         cfg.model.data_preprocessor.to_rgb = to_rgb
         stats.set_stats(cfg)
-        expected = rgb.mean((0, 1, 2))[:: 1 if to_rgb else -1]
+        expected = rgb.mean((0, 1, 2))[::step]
         np.testing.assert_allclose(cfg.model.data_preprocessor.mean, expected, atol=0.006)
     with pytest.raises(ValueError, match=r'this config trains on mmpatchmix\.Digits'):
         stats.set_stats(tiny_run_config(tmp_path))

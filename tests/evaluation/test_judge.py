@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_knn_loop import make_config, make_loader
 
 from mmpatchmix.cli import evaluate
+from mmpatchmix.cli.evaluate import make_table
 from mmpatchmix.evaluation.features import extract_features
 from mmpatchmix.evaluation.judge import finetune, load_features
 
@@ -73,6 +74,30 @@ def test_configs_without_knn_or_pretrained_backbone_raise(tmp_path):
         load_features(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
 
 
+def test_table():
+    groups = dict(
+        knn=dict(top1=50.0, top1_k5=50.0, top5_k5=90.0),
+        pixels=dict(top1_k5=40.0, top5_k5=80.0),
+        knn_turned=dict(top1_k5=30.0, top5_k5=70.0),
+        lowshot_1pct=dict(top1=30.04, top1_std=2.0, num_images=10.0),
+        similarity=dict(auroc=0.75, share_error_m2=0.1234),
+        geometry=dict(rank_me=12.34, width=96.0),
+    )
+    flat = {f'{group}/{n}': v for group, part in groups.items() for n, v in part.items()}
+    rows = list(zip(*(column.cells for column in make_table(flat).columns), strict=True))
+    assert rows == [
+        ('kNN on raw pixels, k=5', '40.0', '80.0'),
+        ('kNN on features, k=5', '50.0', '90.0'),
+        ('kNN on features, k=5, queries turned', '30.0', '70.0'),
+        ('1 % of labels (10 images)', '30.0 ± 2.0', ''),
+        ('', '', ''),
+        ('AUROC, same class nearer than another (chance 0.5)', '0.75', ''),
+        ('share of a mix of 2, error of the curve', '0.123', ''),
+        ('', '', ''),
+        ('RankMe, of 96 dimensions', '12.3', ''),
+    ]
+
+
 def test_the_verb_runs_all_evaluations(tmp_path, capsys):
     """On digits, from random weights: figures near chance."""
     config = Config.fromfile(ROOT / 'configs' / 'patchmix_vit-digits.py')
@@ -99,14 +124,6 @@ def test_the_verb_runs_all_evaluations(tmp_path, capsys):
     assert 1 < metrics['geometry/rank_me'] < 96 and metrics['geometry/uniformity'] < 0
     assert 0 < metrics['geometry/alignment'] < 4
     assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
-    for row, name in (
-        ('kNN on raw pixels, k=10', 'pixels/top1'),
-        ('kNN on features, k=10, queries changed', 'knn_changed/top1'),
-        ('linear on features, lr', 'linear/top1'),
-        ('1 % of labels', 'lowshot_1pct/top1'),
-        ('fine-tuned, 2 epochs', 'finetune/top1'),
-        ('RankMe, of 96 dimensions', 'geometry/rank_me'),
-    ):
-        (line,) = (line for line in text.splitlines() if row in line)
-        assert f'{metrics[name]:.1f}' in line
+    for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
+        assert row in text
     assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()

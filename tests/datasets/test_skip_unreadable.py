@@ -101,9 +101,8 @@ def load_epoch(dataset, num_workers: int) -> list[str]:
 
 def test_bad_files_are_replaced_and_counted_once_by_workers(tmp_path):
     make_classes(tmp_path, 17)
-    bad = [
-        tmp_path / f'{name}.jpg' for name in ('ant/003', 'ant/004', 'bee/001', 'bee/002', 'cow/016')
-    ]
+    names = ('ant/003', 'ant/004', 'bee/001', 'bee/002', 'cow/016')
+    bad = [tmp_path / f'{name}.jpg' for name in names]
     for path, how in zip(bad[:3], ('text', 'empty', 'cut'), strict=True):
         spoil(path, how)
     torch.manual_seed(0)

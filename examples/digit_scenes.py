@@ -49,18 +49,12 @@ def write_digit_scenes(
             size = {'width': image_size, 'height': image_size}
             images.append({'id': number, 'file_name': file, **size})
             for label, mask in objects:
+                ids = {'id': len(annotations) + 1, 'image_id': number, 'category_id': label + 1}
                 encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-                annotations.append(
-                    {
-                        'id': len(annotations) + 1,
-                        'image_id': number,
-                        'category_id': label + 1,
-                        'iscrowd': 0,
-                        'area': float(rle.area(encoded)),
-                        'bbox': rle.toBbox(encoded).tolist(),  # x, y, width, height in pixels
-                        'segmentation': {**encoded, 'counts': encoded['counts'].decode()},
-                    }
-                )
+                measures = {'iscrowd': 0, 'area': float(rle.area(encoded))}
+                measures['bbox'] = rle.toBbox(encoded).tolist()  # x, y, width, height in pixels
+                encoded['counts'] = encoded['counts'].decode()
+                annotations.append({**ids, **measures, 'segmentation': encoded})
         content = {
             'info': {'description': 'scenes of scikit-learn digits', 'seed': seed},
             'images': images,
@@ -71,20 +65,14 @@ def write_digit_scenes(
 
 
 def _compose(
-    generator: np.random.Generator,
-    digits: Digits,
-    image_size: int,
-    num_digits: tuple[int, int],
-    digit_size: tuple[int, int],
+    generator: np.random.Generator, digits: Digits, image_size: int, num_digits, digit_size
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Compose a scene, (S, S) uint8; also return label and visible mask, (S, S) bool, per digit."""
     canvas = np.zeros((image_size, image_size), np.uint8)
     wanted = int(generator.integers(num_digits[0], num_digits[1] + 1))
-    labels: list[int] = []
-    visible: list[np.ndarray] = []
-    areas: list[int] = []  # of whole digits
+    objects: list[tuple] = []  # label, number of pixels of the whole digit, visible mask
     for _ in range(20 * wanted):
-        if len(labels) == wanted:
+        if len(objects) == wanted:
             break
         sample = digits.get_data_info(int(generator.integers(len(digits))))
         side = int(generator.integers(digit_size[0], digit_size[1] + 1))
@@ -93,14 +81,11 @@ def _compose(
         window = np.s_[top : top + side, left : left + side]
         mask = np.zeros_like(canvas, dtype=bool)
         mask[window] = ink > INK
-        covered = [old & ~mask for old in visible]
-        if any(new.sum() < MIN_VISIBLE * area for new, area in zip(covered, areas, strict=True)):
-            continue
-        canvas[window] = np.where(mask[window], ink, canvas[window])
-        visible = [*covered, mask]
-        areas.append(int(mask.sum()))
-        labels.append(sample['gt_label'])
-    return canvas, list(zip(labels, visible, strict=True))
+        covered = [(label, area, old & ~mask) for label, area, old in objects]
+        if all(new.sum() >= MIN_VISIBLE * area for _, area, new in covered):
+            canvas[window] = np.where(mask[window], ink, canvas[window])
+            objects = [*covered, (sample['gt_label'], mask.sum(), mask)]
+    return canvas, [(label, mask) for label, _, mask in objects]
 
 
 def write_ink_crops(scenes: str | Path, folder: str | Path) -> int:
@@ -127,12 +112,10 @@ def crop_ink(
     _, _, boxes, _ = cv2.connectedComponentsWithStats((scene > INK).astype(np.uint8))
     crops = []
     for left, top, width, height, _ in boxes[1:]:  # the first is the background
-        side = max(width, height)
-        if not smallest <= side <= largest:
-            continue
-        square = round(1.2 * side)
-        padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
-        centre = (square + left + width / 2 - 0.5, square + top + height / 2 - 0.5)
-        crop = cv2.getRectSubPix(padded, (square, square), centre)
-        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+        if smallest <= max(width, height) <= largest:
+            square = round(1.2 * max(width, height))
+            padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
+            centre = (square + left + width / 2 - 0.5, square + top + height / 2 - 0.5)
+            crop = cv2.getRectSubPix(padded, (square, square), centre)
+            crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
     return crops

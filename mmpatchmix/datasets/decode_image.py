@@ -92,12 +92,8 @@ def _decode_tiff(content: bytes) -> DecodedImage:
         if page.photometric == PALETTE:
             raise UnfitImageError('holds indices of a palette, not colours (convert it to RGB)')
         # tifffile reads zeros beyond the end of the file.
-        segments = [
-            offset + count
-            for each in image.pages
-            for offset, count in zip(each.dataoffsets, each.databytecounts, strict=True)
-        ]
-        if max(segments) > len(content):
+        ends = (np.add(each.dataoffsets, each.databytecounts).max() for each in image.pages)
+        if max(ends) > len(content):
             raise OSError('it ends too early')
         try:
             values = image.asarray()
@@ -121,11 +117,9 @@ def _decode_dicom(content: bytes) -> DecodedImage:
     dataset = pydicom.dcmread(io.BytesIO(content))
     if dataset.PhotometricInterpretation == 'PALETTE COLOR' or 'ModalityLUTSequence' in dataset:
         raise UnfitImageError('holds indices of a lookup table, not values')
-    values = pixel_array(dataset)  # RGB
-    axes = 'YXS' if dataset.SamplesPerPixel > 1 else 'YX'
-    if int(dataset.get('NumberOfFrames') or 1) > 1:
-        axes = f'Q{axes}'
-    decoded = _add_range(_channels_last(values, axes), dataset.BitsStored)
+    is_movie = int(dataset.get('NumberOfFrames') or 1) > 1
+    axes = f'{"Q" * is_movie}YX{"S" * (dataset.SamplesPerPixel > 1)}'
+    decoded = _add_range(_channels_last(pixel_array(dataset), axes), dataset.BitsStored)  # RGB
     if dataset.PhotometricInterpretation == 'MONOCHROME1':
         decoded = _invert(decoded)
     slope = float(dataset.get('RescaleSlope', 1))
@@ -163,17 +157,13 @@ def _add_range(values: np.ndarray, num_bits: int | None = None) -> DecodedImage:
 def _invert(decoded: DecodedImage) -> DecodedImage:
     """Make larger values brighter in a file whose smallest value is white."""
     values, low, high = decoded
-    if high is None:
-        return decoded
-    return decoded._replace(values=(low + high - values.astype(np.int64)).astype(values.dtype))
+    if high is not None:
+        values = (low + high - values.astype(np.int64)).astype(values.dtype)
+    return decoded._replace(values=values)
 
 
 def _rotate(values: np.ndarray, orientation: int) -> np.ndarray:
     """Apply an EXIF orientation, 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values
+    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
+    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return values[::-1] if orientation in (3, 4, 7, 8) else values

@@ -13,10 +13,10 @@ from mmpatchmix.registry import DATASETS
 class Digits(BaseDataset):
     """The 1,797 handwritten digits of scikit-learn, enlarged.
 
-    The originals are 8x8 with values 0..16 (https://archive.ics.uci.edu/dataset/80, test part).
-    They are scaled to 0..255 and enlarged with OpenCV's bicubic interpolation. A fifth of them is
-    the test split, stratified by class and always the same. A sample holds ``img``, (image_size,
-    image_size, 3) uint8 with equal channels, ``gt_label``, ``img_shape`` and ``ori_shape``.
+    The originals are 8x8 with values 0..16 (https://archive.ics.uci.edu/dataset/80, test part). A
+    fifth of them is the test split, stratified by class and always the same. A sample holds
+    ``img``, (image_size, image_size, 3) uint8 with equal channels, ``gt_label``, ``img_shape`` and
+    ``ori_shape``.
 
     Args:
         split: 'train' or 'test'; they share no image.
@@ -46,11 +46,9 @@ class Digits(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Enlarge the images of the split; called once, by ``full_init``."""
         digits = load_digits()  # images: (1797, 8, 8) float64, 0..16
-        indices = np.arange(len(digits.target))
-        train, test = train_test_split(
-            indices, test_size=0.2, stratify=digits.target, random_state=0
-        )
-        chosen = np.sort(train if self.split == 'train' else test)
+        numbers, classes = np.arange(len(digits.target)), digits.target
+        splits = train_test_split(numbers, test_size=0.2, stratify=classes, random_state=0)
+        chosen = np.sort(splits[self.split == 'test'])
         generator = np.random.default_rng(0)
         shape = (self.image_size, self.image_size)
         samples = []

@@ -30,8 +30,7 @@ class LoadAnyImage(LoadImageFromFile):
         value_range: Values that become 0 and 255.
 
             - ``(low, high)`` or ``'low,high'``: an image with values outside is refused.
-            - ``'dtype'``: the range of the file's type, such as 0 to 65535, or 0 to 4095 where the
-              file declares 12 bits.
+            - ``'dtype'``: the range of the file's type, such as 0 to 4095 for 12 bits.
             - ``('percentile', low, high)`` or ``'percentile,low,high'``: percentiles of each
               channel of each image. Values outside are clipped.
         backend_args: As in mmcv's ``LoadImageFromFile``.
@@ -70,8 +69,8 @@ class LoadAnyImage(LoadImageFromFile):
         height, width, num_channels = values.shape
         if num_channels != self.channels:
             raise UnfitImageError(
-                f'{num_channels} channel{"" if num_channels == 1 else "s"} of {height} x {width} '
-                f'pixels, the config says channels={self.channels}'
+                f'{num_channels} channel{"s" * (num_channels > 1)} of {height} x {width} pixels, '
+                f'the config says channels={self.channels}'
             )
         if values.dtype.kind == 'f' and not np.isfinite(values).all():
             raise UnfitImageError('values that are NaN or infinite')
@@ -118,9 +117,8 @@ def parse_value_range(value_range: str | Sequence) -> tuple[str, float | None, f
     parts = value_range.split(',') if isinstance(value_range, str) else list(value_range)
     if parts == ['dtype']:
         return 'dtype', None, None
-    kind = 'given'
-    if parts and isinstance(parts[0], str) and parts[0].strip() == 'percentile':
-        kind, parts = 'percentile', parts[1:]
+    kind = 'percentile' if str(*parts[:1]).strip() == 'percentile' else 'given'
+    parts = parts[1:] if kind == 'percentile' else parts
     try:
         low, high = map(float, parts)
         if not (low < high and (kind == 'given' or 0 <= low < high <= 100)):

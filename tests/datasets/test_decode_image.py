@@ -26,14 +26,10 @@ def decode(content: bytes):
         (as_png(GREY), GREY, (0, 255)),
         (as_png(RGB), RGB, (0, 255)),
         (as_png(make_noise((20, 30, 4))), make_noise((20, 30, 4)), (0, 255)),
-        (as_png(make_levels(4081)), make_levels(4081), (0, 65535)),
         (as_png(FIVE[:, :, :3]), FIVE[:, :, :3], (0, 65535)),
-        (as_pillow(RGB, 'BMP'), RGB, (0, 255)),
         (as_pillow(GREY > 99, 'PNG'), (GREY > 99) * 255, (0, 255)),
         (as_pillow(RGB, 'WEBP', lossless=True), RGB, (0, 255)),
-        (as_tiff(GREY), GREY, (0, 255)),
         (as_tiff(RGB), RGB, (0, 255)),
-        (as_tiff(make_levels(4081)), make_levels(4081), (0, 65535)),
         (as_tiff(FIVE, **CONTIG), FIVE, (0, 65535)),
         (
             as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack', planarconfig='separate'),
@@ -42,7 +38,6 @@ def decode(content: bytes):
         ),
         (as_tiff(FIVE.transpose(2, 0, 1), photometric='minisblack'), FIVE, (0, 65535)),  # pages
         (as_tiff(FIVE, **CONTIG, compression='zlib'), FIVE, (0, 65535)),
-        (as_tiff(FIVE.transpose(2, 0, 1), imagej=True), FIVE, (0, 65535)),
         (as_tiff(FLOATS), FLOATS, (None, None)),
         (as_tiff(FLOATS.astype(np.int16)), FLOATS.astype(np.int16), (-32768, 32767)),
         (as_tiff(GREY > 99, photometric='minisblack'), GREY > 99, (0, 1)),
@@ -68,23 +63,20 @@ def test_orientations_are_applied(orientation):
     image.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(decode(as_pillow(RGB, 'PNG', orientation)).values, expected)
+    webp = as_pillow(RGB, 'WEBP', orientation, lossless=True)
+    assert np.array_equal(decode(webp).values, expected)
     tags = [(274, 'H', 1, orientation, True)]
     assert np.array_equal(decode(as_tiff(RGB, extratags=tags)).values, expected)
     jpeg = as_pillow(RGB, 'JPEG', orientation)
     theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg))))
-    difference = np.abs(decode(jpeg).values.astype(int) - theirs)
-    assert difference.mean() < 1  # two decoders
+    assert np.abs(decode(jpeg).values.astype(int) - theirs).mean() < 1  # two decoders
 
 
-def test_overviews_of_a_tiff_are_ignored():
+@pytest.mark.parametrize('subifds', [0, 1])  # 0: as GDAL writes them
+def test_overviews_of_a_tiff_are_ignored(subifds):
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
-        writer.write(FIVE, **CONTIG, subifds=1)
-        writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
-    assert np.array_equal(decode(file.getvalue()).values, FIVE)
-    file = io.BytesIO()
-    with tifffile.TiffWriter(file) as writer:  # as GDAL writes them
-        writer.write(FIVE, **CONTIG)
+        writer.write(FIVE, **CONTIG, subifds=subifds)
         writer.write(FIVE[::2, ::2].copy(), **CONTIG, subfiletype=1)
     assert np.array_equal(decode(file.getvalue()).values, FIVE)
 
@@ -112,14 +104,12 @@ def movie() -> bytes:
         (as_png(RGB)[:100], 'not an image'),
         (as_tiff(FIVE, **CONTIG)[:-100], 'it ends too early'),
         (as_tiff(FIVE, **CONTIG, compression='zlib')[:-1], 'it ends too early'),
-        (as_tiff(RGB)[:20], 'not an image'),
         (as_npy(FIVE)[:-100], 'not an image'),
         (as_npy(np.zeros((2, 3, 4, 5))), r'float64 of shape \(2, 3, 4, 5\)'),
         (as_npy(np.zeros((2, 3), complex)), 'complex128 of shape'),
         (two_sizes(), r'2 images of shapes \(20, 30\), \(10, 30\)'),
         (as_tiff(make_noise((4, 20, 30, 3)), photometric='rgb'), r'\(4, 20, 30, 3\)'),
         (as_tiff(make_noise((4, 3, 20, 30), 'uint16'), imagej=True), r'\(4, 3, 20, 30\)'),
-        (as_pillow(RGB, 'TIFF', quality=1)[:50], 'not an image'),
         (movie(), '3 frames'),
     ],
 )

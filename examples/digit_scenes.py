@@ -46,45 +46,26 @@ def write_digit_scenes(
             canvas, objects = _compose(generator, digits, image_size, num_digits, digit_size)
             file = f'{number:06d}.png'
             cv2.imwrite(str(root / name / file), canvas)
-            size = {'width': image_size, 'height': image_size}
-            images.append({'id': number, 'file_name': file, **size})
-            for label, mask in objects:
+            images.append(dict(id=number, file_name=file, width=image_size, height=image_size))
+            for label, mask, _ in objects:
                 encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-                annotations.append(
-                    {
-                        'id': len(annotations) + 1,
-                        'image_id': number,
-                        'category_id': label + 1,
-                        'iscrowd': 0,
-                        'area': float(rle.area(encoded)),
-                        'bbox': rle.toBbox(encoded).tolist(),  # x, y, width, height in pixels
-                        'segmentation': {**encoded, 'counts': encoded['counts'].decode()},
-                    }
-                )
-        content = {
-            'info': {'description': 'scenes of scikit-learn digits', 'seed': seed},
-            'images': images,
-            'annotations': annotations,
-            'categories': [{'id': label + 1, 'name': str(label)} for label in range(10)],
-        }
+                one = dict(id=len(annotations) + 1, image_id=number, category_id=label + 1)
+                one |= dict(area=float(rle.area(encoded)), bbox=rle.toBbox(encoded).tolist())
+                encoded['counts'] = encoded['counts'].decode()
+                annotations.append(one | dict(iscrowd=0, segmentation=encoded))
+        info = dict(description='scenes of scikit-learn digits', seed=seed)
+        categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
+        content = dict(info=info, images=images, annotations=annotations, categories=categories)
         (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
 
 
-def _compose(
-    generator: np.random.Generator,
-    digits: Digits,
-    image_size: int,
-    num_digits: tuple[int, int],
-    digit_size: tuple[int, int],
-) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Compose a scene, (S, S) uint8; also return label and visible mask, (S, S) bool, per digit."""
+def _compose(generator, digits, image_size: int, num_digits: tuple, digit_size: tuple) -> tuple:
+    """Return a scene, (S, S) uint8; per digit label, visible mask, (S, S) bool, and whole area."""
     canvas = np.zeros((image_size, image_size), np.uint8)
     wanted = int(generator.integers(num_digits[0], num_digits[1] + 1))
-    labels: list[int] = []
-    visible: list[np.ndarray] = []
-    areas: list[int] = []  # of whole digits
+    objects = []
     for _ in range(20 * wanted):
-        if len(labels) == wanted:
+        if len(objects) == wanted:
             break
         sample = digits.get_data_info(int(generator.integers(len(digits))))
         side = int(generator.integers(digit_size[0], digit_size[1] + 1))
@@ -93,14 +74,11 @@ def _compose(
         window = np.s_[top : top + side, left : left + side]
         mask = np.zeros_like(canvas, dtype=bool)
         mask[window] = ink > INK
-        covered = [old & ~mask for old in visible]
-        if any(new.sum() < MIN_VISIBLE * area for new, area in zip(covered, areas, strict=True)):
-            continue
-        canvas[window] = np.where(mask[window], ink, canvas[window])
-        visible = [*covered, mask]
-        areas.append(int(mask.sum()))
-        labels.append(sample['gt_label'])
-    return canvas, list(zip(labels, visible, strict=True))
+        covered = [(label, old & ~mask, area) for label, old, area in objects]
+        if all(rest.sum() >= MIN_VISIBLE * area for _, rest, area in covered):
+            canvas[window] = np.where(mask[window], ink, canvas[window])
+            objects = [*covered, (sample['gt_label'], mask, int(mask.sum()))]
+    return canvas, objects
 
 
 def write_ink_crops(scenes: str | Path, folder: str | Path) -> int:

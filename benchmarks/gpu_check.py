@@ -46,7 +46,7 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple]:
     step = 'benchmarks/step.py --precision bf16'
     profile = f'benchmarks/device_cost.py --table profile {sized}'
     ours = f'{step} {sized} --table ours'
-    twice = f'{step} {rounds} --batch {2 * batch} --table ours'
+    twice = f'{step} {rounds} --batch {2 * batch} --table ours --crops'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
     loader = 'configs/patchmix_vit-s_folder.py --synthetic --json --seconds 8'
@@ -71,10 +71,8 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple]:
         'step-vit-b-2': (60, f'{ours} --model vit-b --crops 2'),
         'mixing': (60, f'benchmarks/mixing.py --sizes {batch}x224/16 {rounds}'),
         'graphs-vit-s-2': (120, f'{ours} --crops 2 --compile graphs'),
-        'step-vit-s-10-twice': (60, f'{twice} --crops 10'),
-        'step-vit-s-2-twice': (60, f'{twice} --crops 2'),
-        'step-vit-b-10-twice': (60, f'{twice} --model vit-b --crops 10'),
-        'step-vit-b-2-twice': (60, f'{twice} --model vit-b --crops 2'),
+        **{f'step-vit-s-{n}-twice': (60, f'{twice} {n}') for n in (10, 2)},
+        **{f'step-vit-b-{n}-twice': (60, f'{twice} {n} --model vit-b') for n in (10, 2)},
         'profile-vit-b-10': (90, f'{profile} --model vit-b --crops 10'),
         'graphs-vit-s-10': (120, f'{ours} --crops 10 --compile graphs'),
         'compiled-vit-b-10': (150, f'{ours} --model vit-b --crops 10 --compile yes'),

@@ -67,10 +67,9 @@ def main() -> None:
     starts = {'pretrained': ('PatchMix backbone', backbone), 'random': ('random weights', None)}
     for folder, (name, start) in starts.items():
         print(f'\nMask R-CNN from {start or name}', flush=True)
-        option = f'model.backbone.init_cfg.checkpoint={start}'
-        work_dir = args.work_dir / folder
-        detectors.append(train(DETECTOR, work_dir, data_root, '--cfg-options', option))
-        metrics = read_scalars(work_dir)[1][-1]
+        options = ['--cfg-options', f'model.backbone.init_cfg.checkpoint={start}']
+        detectors.append(train(DETECTOR, args.work_dir / folder, data_root, *options))
+        metrics = read_scalars(args.work_dir / folder)[1][-1]
         table.add_row(name, *(f'{100 * metrics[key]:.1f}' for key in METRICS.values()))
     figure = args.work_dir / 'detections.png'
     folder = args.work_dir / 'pretrained/show'

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 from data_peers import mmpretrain_pipeline, torchvision_pipeline
-from harness import make_rows, measure, parse_args, report, set_up
+from harness import CONFIGS, make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
@@ -36,24 +36,12 @@ from mmpatchmix.datasets import LoadMultiCrop
 from mmpatchmix.datasets.pack_shards import pack_shards
 from mmpatchmix.registry import MODELS, TRANSFORMS
 
-CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
-LARGE = (2000, 1500)
-
 
 def find_images(folder: Path, num_images: int) -> list[Path]:
     """Find as many JPEGs of a folder, evenly spread over their names."""
     paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
     num_images = min(num_images, len(paths))
     return [paths[index * len(paths) // num_images] for index in range(num_images)]
-
-
-def write_large_photos(folder: Path) -> list[Path]:
-    """Write scikit-learn's two photos, enlarged."""
-    folder.mkdir()
-    for number, array in enumerate(load_sample_images().images):
-        image = Image.fromarray(array).resize(LARGE, Image.Resampling.BICUBIC)
-        image.save(folder / f'{number}.jpg', quality=90)
-    return sorted(folder.iterdir())
 
 
 def run_all(function: Callable, items: Sequence) -> None:
@@ -69,9 +57,8 @@ def find_crops(cfg: Config, num_local: int) -> list[dict]:
     for view, settings in cfg.model.data_preprocessor.augment.items():
         kind, num = ('local', num_local) if view == 'local_views' else ('global', 1)
         if num:
-            settings = {key: value for key, value in settings.items() if key != 'type'}
             size, scale = load[f'{kind}_size'], load[f'{kind}_scale']
-            crops.append(dict(size=size, scale=scale, num=num, **settings))
+            crops.append(dict(settings, size=size, scale=scale, num=num))
     return crops
 
 
@@ -121,7 +108,7 @@ def build_preprocessors(cfg: Config, batch: dict) -> dict[str, Callable[[], obje
 
 def compare_workers(usual: list[Path], large: list[Path], repeats: int) -> list[dict]:
     """Measure pipelines and preprocessors for usual and large photos."""
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(CONFIGS / 'patchmix_vit-s_in1k.py')
     init_default_scope(cfg.default_scope)
     rows = []
     for photos, paths, num_local in (('usual', usual, 0), ('usual', usual, 8), ('large', large, 8)):
@@ -161,27 +148,24 @@ def build_decoders() -> dict[str, Callable[[bytes], object]]:
     }
 
 
-def store(images: Path, folder: Path) -> list[Path]:
-    """Pack images at 512 pixels into shards; return the stored files, unpacked."""
-    pack_shards(str(images), str(folder / 'shards'), size=512, quality=90)
-    for path in folder.glob('shards/*.tar'):
-        with tarfile.open(path) as shard:
-            shard.extractall(folder / 'stored', filter='data')
-    return sorted(folder.glob('stored/**/*.jpg'))
-
-
 def compare_decoders(usual: list[Path], large: list[Path], repeats: int) -> list[dict]:
-    """Measure decoders, and a worker's whole work, on usual, large and stored photos."""
+    """Measure decoders, and a worker's whole work, on usual, large and packed photos."""
     rows, load = [], LoadMultiCrop(global_size=224)
+
+    def load_crops(path: Path) -> dict:
+        return load({'img_path': str(path)})
+
     with tempfile.TemporaryDirectory() as folder:
-        stored = store(large[0].parent, Path(folder))
+        pack_shards(str(large[0].parent), f'{folder}/shards', size=512, quality=90)
+        for path in Path(folder).glob('shards/*.tar'):
+            with tarfile.open(path) as shard:
+                shard.extractall(folder, filter='data')
+        stored = sorted(Path(folder).rglob('*.jpg'))
         for photos, paths in (('usual', usual), ('large', large), ('stored', stored)):
             files = [path.read_bytes() for path in paths]
-            candidates = {
-                name: partial(run_all, run, files) for name, run in build_decoders().items()
-            }
-            records = [{'img_path': str(path)} for path in paths]
-            candidates['ours, 2 crops'] = partial(run_all, lambda record: load({**record}), records)
+            decoders = build_decoders().items()
+            candidates = {name: partial(run_all, run, files) for name, run in decoders}
+            candidates['ours, 2 crops'] = partial(run_all, load_crops, paths)
             seconds = measure(candidates, repeats)
             num, size = len(files), sum(map(len, files)) / len(files) / 1000
             for name, value in seconds.items():
@@ -209,7 +193,11 @@ def main() -> None:
         if not args.images:
             write_sample_photos(Path(folder, 'photos'), args.num_images)
         usual = find_images(Path(args.images or folder), args.num_images)
-        large = write_large_photos(Path(folder, 'large'))
+        large = [Path(folder, 'large', f'{number}.jpg') for number in range(2)]
+        large[0].parent.mkdir()
+        for path, array in zip(large, load_sample_images().images, strict=True):
+            image = Image.fromarray(array).resize((2000, 1500), Image.Resampling.BICUBIC)
+            image.save(path, quality=90)
         sizes = {'usual photos': describe(usual), 'large photos': describe(large)}
         rows = compare(usual, large, args.repeats)
     source = args.images or "variations of scikit-learn's"

@@ -16,17 +16,19 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
-from harness import DEVICE, make_rows, measure, parse_args, report, set_up
+from harness import CONFIGS, DEVICE, make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from paper import Kernel, Paper, Parts, use_compiled_colours
-from step import CONFIGS, OurStep, make_batch
+from step import OurStep, make_batch
 from torch._inductor import metrics
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -41,8 +43,7 @@ DEVICES = {'A100': (2.04e12, 312e12), 'H100': (3.35e12, 989e12), 'H200': (4.8e12
 CROPS = {2: '2', 10: '2 + 8'}
 LOG_INTERVAL = 50  # iterations of the recipes between two log lines, which share its cost
 # Kernels of compiled colours for views of one size, and bytes per value. `--table compiled` gives
-# one and 3 for CPU cores: a byte read, two written. A GPU computes the mean in a kernel of its own,
-# which reads the images once more.
+# 1 and 3 for CPU cores; a GPU reads the images once more, in a kernel that computes the mean.
 COMPILED = (2, 4)
 PARTS = ('preprocessor', 'joining views', 'heads', 'losses', 'momentum encoder', 'optimizer')
 PARTS += ('logging', 'encoders')
@@ -51,19 +52,14 @@ MARK, BACKWARD = 'part: ', 'autograd::engine::evaluate_function: '
 
 def find_parts(step: OurStep) -> list[tuple[object, str, str]]:
     """Return owner, method and part of the marked methods of a step."""
-    net = step.model
+    net, slow = step.model, step.model.momentum_encoder
     return [
         (net.data_preprocessor, 'forward', 'preprocessor'),
         (net, 'parse_losses', 'losses'),
         (net, 'update_momentum_encoder', 'momentum encoder'),
-        (net.head, 'predict', 'losses'),
-        (net.head, 'gather', 'losses'),
-        (net.head, 'contrast', 'losses'),
-        (net.head.predictor, 'forward', 'heads'),
-        (net.neck, 'forward', 'heads'),
-        (net.momentum_encoder.neck, 'forward', 'heads'),
-        (net.backbone, 'forward', 'encoders'),
-        (net.momentum_encoder.backbone, 'forward', 'encoders'),
+        *((net.head, method, 'losses') for method in ('predict', 'gather', 'contrast')),
+        *((each, 'forward', 'heads') for each in (net.head.predictor, net.neck, slow.neck)),
+        *((each, 'forward', 'encoders') for each in (net.backbone, slow.backbone)),
         (step.optimizer, 'step', 'optimizer'),
     ]
 
@@ -97,41 +93,39 @@ def take_step(
         paper.mark(owner, method, part)
     for module, part in ((net.backbone, 'encoders'), (net.neck, 'heads'), (net.head, 'heads')):
         paper.mark_parameters(module, part)
-    logs, parse_losses = [], net.parse_losses
-
-    def parse(losses: dict):
-        logs.append(parse_losses(losses))
-        return logs[-1]
-
-    net.parse_losses = parse
     autocast = functools.partial(torch.autocast, 'cpu', dtype=torch.bfloat16)
     compiled = use_compiled_colours(paper, *COMPILED) if is_compiled else nullcontext()
-    with paper, compiled:
+    with paper.recording(), compiled:
         for _ in range(2):  # the first step creates the optimizer's moments
             paper.kernels.clear()
-            step.step({'inputs': inputs, 'data_samples': None}, autocast, are_crops=True)
+            batch = {'inputs': inputs, 'data_samples': None}
+            log_vars = step.step(batch, autocast, are_crops=True)
         with paper.part('logging'):
-            stack_numbers(LOG_INTERVAL * [*logs[-1][1].values(), step.optimizer.broken])
+            stack_numbers(LOG_INTERVAL * [*log_vars.values(), step.optimizer.broken])
     return tuple(paper.kernels)
 
 
-def sum_parts(kernels: tuple[Kernel, ...]) -> dict[str, list[float]]:
-    """Return kernels, small kernels, bytes and operations of a step by part."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+def sum_parts(kernels: tuple[Kernel, ...], cost: Callable) -> dict:
+    """Sum a cost of kernels by part of the step."""
+    sums = defaultdict(float)
     for kernel in kernels:
         share = 1 / LOG_INTERVAL if kernel.part == 'logging' else 1
-        numbers = (not kernel.is_small, kernel.is_small, kernel.num_bytes, kernel.flops)
-        sums[kernel.part] = [a + share * b for a, b in zip(sums[kernel.part], numbers, strict=True)]
+        sums[kernel.part] += share * cost(kernel)
     return sums
 
 
 def count_parts(args) -> list[dict]:
     """Return the table of kernels and bytes."""
+
+    def cost(kernel: Kernel) -> np.ndarray:
+        return np.array([not kernel.is_small, kernel.is_small, kernel.num_bytes, kernel.flops])
+
     rows = []
     for num_crops, crops in CROPS.items():
         sums = {}
         for title, is_compiled in (('preprocessor', False), ('preprocessor, compiled', True)):
-            by_part = sum_parts(count_step(args.model, num_crops, args.batch, is_compiled))
+            kernels = count_step(args.model, num_crops, args.batch, is_compiled)
+            by_part = sum_parts(kernels, cost)
             sums[title] = by_part.pop('preprocessor')
         values = 3 * (2 * 224**2 + (num_crops - 2) * 96**2)  # of an image's crops
         sums |= {part: by_part[part] for part in PARTS[1:]}
@@ -146,29 +140,24 @@ def count_parts(args) -> list[dict]:
 def model_seconds(kernels: tuple[Kernel, ...], device: str, launch: float) -> dict[str, float]:
     """Return the modelled seconds of a step by part."""
     bandwidth, rate = DEVICES[device]
-    seconds: dict[str, float] = defaultdict(float)
-    for kernel in kernels:
-        share = 1 / LOG_INTERVAL if kernel.part == 'logging' else 1
-        slowest = max(kernel.num_bytes / bandwidth, kernel.flops / rate, launch / 1e6)
-        seconds[kernel.part] += share * slowest
-    return seconds
+    return sum_parts(
+        kernels, lambda each: max(each.num_bytes / bandwidth, each.flops / rate, launch / 1e6)
+    )
 
 
 def model_steps(args) -> list[dict]:
     """Return the table of modelled times."""
     rows = []
-    for model in ('vit-s', 'vit-b'):
-        for num_crops, crops in CROPS.items():
-            for way in ('eager', 'compiled'):
-                kernels = count_step(model, num_crops, args.batch, way == 'compiled')
-                row = {'model': model, 'crops': crops, 'preprocessor': way}
-                for device in DEVICES:
-                    seconds = model_seconds(kernels, device, args.launch)
-                    step = sum(seconds.values())
-                    row[f'{device}: step (ms)'] = 1000 * step
-                    row[f'{device}: views (ms)'] = 1000 * seconds['preprocessor']
-                    row[f'{device}: x encoders'] = round(step / seconds['encoders'], 3)
-                rows.append(row)
+    for model, num_crops, way in product(('vit-s', 'vit-b'), CROPS, ('eager', 'compiled')):
+        kernels = count_step(model, num_crops, args.batch, way == 'compiled')
+        row = {'model': model, 'crops': CROPS[num_crops], 'preprocessor': way}
+        for device in DEVICES:
+            seconds = model_seconds(kernels, device, args.launch)
+            step = sum(seconds.values())
+            row[f'{device}: step (ms)'] = 1000 * step
+            row[f'{device}: views (ms)'] = 1000 * seconds['preprocessor']
+            row[f'{device}: x encoders'] = round(step / seconds['encoders'], 3)
+        rows.append(row)
     return rows
 
 
@@ -270,12 +259,9 @@ def profile_step(args) -> list[dict]:
     return make_rows(('part', *columns), [(part, *row) for part, row in numbers.items()])
 
 
-TABLES = {
-    'counted': count_parts,
-    'modelled': model_steps,
-    'compiled': count_compiled,
-    'profile': profile_step,
-}
+TABLES = dict(
+    counted=count_parts, modelled=model_steps, compiled=count_compiled, profile=profile_step
+)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """The tables of docs/evidence.md, from the lines of the .jsonl files of benchmarks/results/."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
+from runs import read_results
 from scipy.stats import ttest_rel
 
 BASELINE = 'mocov3'
@@ -45,8 +46,7 @@ Rows = dict[str, dict[int, dict]]  # the run of each row and seed
 def read(path: Path) -> Rows:
     """Read the last line of each row and seed."""
     rows = defaultdict(dict)
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        run = json.loads(line)
+    for run in read_results(path):
         rows[run['row']][run['seed']] = run
     return rows
 
@@ -68,22 +68,16 @@ def figure(name: str, digits: int = 1, of: Callable[[dict], dict] = judged) -> C
     return lambda rows, row: spread((of(run)[name] for run in rows[row].values()), digits)
 
 
-def difference(name: str) -> Callable:
-    """Return a column: the mean difference to (``<kind>-``)MoCo v3, with a paired t-test."""
-
-    def column(rows: Rows, row: str) -> str:
-        kind = row.removesuffix('patchmix-2') + BASELINE
-        runs, base = rows[row], rows.get(kind if kind in TITLES else BASELINE, {})
-        seeds = sorted(set(runs) & set(base))
-        if not seeds or runs is base:
-            return ''
-        pairs = [(judged(runs[seed])[name], judged(base[seed])[name]) for seed in seeds]
-        text = f'{statistics.mean(a - b for a, b in pairs):+.1f}'
-        if len(pairs) < 2:
-            return text
-        return f'{text} (p = {ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g})'
-
-    return column
+def difference(name: str, rows: Rows, row: str) -> str:
+    """Return a cell: the mean difference to (``<kind>-``)MoCo v3, with a paired t-test."""
+    kind = row.removesuffix('patchmix-2') + BASELINE
+    runs, base = rows[row], rows.get(kind if kind in TITLES else BASELINE, {})
+    seeds = set(runs) & set(base)
+    if not seeds or runs is base:
+        return ''
+    ours, theirs = ([judged(each[seed])[name] for seed in sorted(seeds)] for each in (runs, base))
+    text = f'{statistics.mean(ours) - statistics.mean(theirs):+.1f}'
+    return f'{text} (p = {ttest_rel(ours, theirs).pvalue:.2g})' if len(seeds) > 1 else text
 
 
 def make_table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
@@ -92,18 +86,11 @@ def make_table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in [header, ['---'] * len(header), *body])
 
 
-def table(columns: list[tuple[str, Callable]], wanted: Iterable[str] = tuple(TITLES), corner=''):
-    """Return a function that makes a table with a line for each row that has runs."""
-
-    def make(rows: Rows) -> str:
-        body = [
-            [TITLES[row], *(column(rows, row) for _, column in columns)]
-            for row in wanted
-            if rows.get(row)
-        ]
-        return make_table([corner, *(title for title, _ in columns)], body)
-
-    return make
+def table(columns: list, wanted: Iterable[str], rows: Rows, corner: str = '') -> str:
+    """Format a table with a line for each wanted row that has runs."""
+    lines = filter(rows.get, wanted)
+    body = [[TITLES[row], *(column(rows, row) for _, column in columns)] for row in lines]
+    return make_table([corner, *(title for title, _ in columns)], body)
 
 
 def detection_table(rows: Rows) -> str:
@@ -166,9 +153,9 @@ ACCURACY = [
     SEEDS,
     ('kNN 20', figure('knn20')),
     ('kNN 200', figure('knn200')),
-    ('to MoCo v3', difference('knn20')),
+    ('to MoCo v3', partial(difference, 'knn20')),
     ('linear', figure('linear')),
-    ('to MoCo v3', difference('linear')),
+    ('to MoCo v3', partial(difference, 'linear')),
     ('linear, query encoder', figure('linear', of=lambda run: run['query'])),
 ]
 SUMMARY = [
@@ -192,11 +179,13 @@ SHARES = [
 ]
 FEW_LABELS = [(str(count), figure(f'labels{count}')) for count in LABELS]
 TABLES = {
-    'summary': table(SUMMARY, ('untrained', *MAIN)),
-    'accuracy': table(ACCURACY),
-    'geometry': table(GEOMETRY),
-    'shares': table(SHARES, ('untrained', *MAIN, 'mixup', 'cutmix', 'resizemix')),
-    'labels': table(FEW_LABELS, ('untrained', 'mocov3', 'patchmix-2'), 'labels per class'),
+    'summary': partial(table, SUMMARY, ('untrained', *MAIN)),
+    'accuracy': partial(table, ACCURACY, TITLES),
+    'geometry': partial(table, GEOMETRY, TITLES),
+    'shares': partial(table, SHARES, ('untrained', *MAIN, 'mixup', 'cutmix', 'resizemix')),
+    'labels': partial(
+        table, FEW_LABELS, ('untrained', 'mocov3', 'patchmix-2'), corner='labels per class'
+    ),
     'tuning': tuning_table,
     'detection': detection_table,
     'detection-tuning': detection_tuning_table,

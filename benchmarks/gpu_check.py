@@ -32,8 +32,6 @@ ROOT = HERE.parent
 LOGS = ROOT / 'work_dirs/gpu_check'
 # The last two fill the compiler's cache for parts that are timed.
 UNTIMED = ('tests', 'training', 'memory', 'compiles-vit-s-10', 'compiles-vit-s-2')
-MINUTES = 8
-GIB = 2**30
 # Images of a step, by the memory of the GPU in GiB.
 BATCHES = {70: 128, 35: 64, 18: 32, 0: 16}
 # The line to keep of commands that print no JSON.
@@ -48,7 +46,7 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple]:
     step = 'benchmarks/step.py --precision bf16'
     profile = f'benchmarks/device_cost.py --table profile {sized}'
     ours = f'{step} {sized} --table ours'
-    twice = f'{step} {rounds} --batch {2 * batch} --table ours'
+    twice = f'{step} {rounds} --batch {2 * batch} --table ours --crops'
     once = f'{step} --repeats 1 --batch {batch} --table ours --compile yes'
     digits = f'configs/patchmix_vit-digits.py --epochs 20 --work-dir {scratch}/digits'
     loader = 'configs/patchmix_vit-s_folder.py --synthetic --json --seconds 8'
@@ -73,10 +71,8 @@ def plan(batch: int, scratch: Path) -> dict[str, tuple]:
         'step-vit-b-2': (60, f'{ours} --model vit-b --crops 2'),
         'mixing': (60, f'benchmarks/mixing.py --sizes {batch}x224/16 {rounds}'),
         'graphs-vit-s-2': (120, f'{ours} --crops 2 --compile graphs'),
-        'step-vit-s-10-twice': (60, f'{twice} --crops 10'),
-        'step-vit-s-2-twice': (60, f'{twice} --crops 2'),
-        'step-vit-b-10-twice': (60, f'{twice} --model vit-b --crops 10'),
-        'step-vit-b-2-twice': (60, f'{twice} --model vit-b --crops 2'),
+        **{f'step-vit-s-{n}-twice': (60, f'{twice} {n}') for n in (10, 2)},
+        **{f'step-vit-b-{n}-twice': (60, f'{twice} {n} --model vit-b') for n in (10, 2)},
         'profile-vit-b-10': (90, f'{profile} --model vit-b --crops 10'),
         'graphs-vit-s-10': (120, f'{ours} --crops 10 --compile graphs'),
         'compiled-vit-b-10': (150, f'{ours} --model vit-b --crops 10 --compile yes'),
@@ -140,16 +136,12 @@ def tabulate(lines: list[dict]) -> list[dict]:
 
 def check(args: argparse.Namespace) -> None:
     """Run the chosen parts that are not done, and write the table."""
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     batch = next(batch for least, batch in BATCHES.items() if memory >= least)
     machine, code = (torch.cuda.get_device_name(), torch.__version__), describe_code()
     print(f'{machine[0]}, {memory:.0f} GiB, torch {machine[1]}: steps of {batch} images')
     end, left = time.monotonic() + 60 * args.minutes, []
     done = {} if args.again else find_done(read_results(RESULTS), machine, code)
-
-    def keep(line: dict) -> None:
-        append_result(RESULTS, {'batch': batch} | line)
-
     with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as scratch:
         parts = plan(batch, Path(scratch))
         todo = {part: parts[part] for part in parts if part in args.parts and part not in done}
@@ -160,12 +152,13 @@ def check(args: argparse.Namespace) -> None:
                 for part, (limit, command) in untimed.items()
             ]
             for future in as_completed(futures):
-                keep(future.result())
+                append_result(RESULTS, future.result() | {'batch': batch})
         for part, (limit, command) in todo.items():
             if end - time.monotonic() < limit / 2:
                 left.append(part)
             else:
-                keep(run(part, command, min(limit, end - time.monotonic())))
+                line = run(part, command, min(limit, end - time.monotonic()))
+                append_result(RESULTS, line | {'batch': batch})
     done = find_done(read_results(RESULTS), machine)
     if done:
         with RESULTS.with_suffix('.txt').open('w') as file, redirect_stdout(file):
@@ -179,7 +172,7 @@ def main() -> None:
     names = list(plan(0, Path()))
     parser.add_argument('--parts', nargs='+', choices=names, default=names, metavar='PART')
     parser.add_argument('--again', action='store_true', help='run parts again that are done')
-    parser.add_argument('--minutes', type=float, default=MINUTES, help='time limit of all parts')
+    parser.add_argument('--minutes', type=float, default=8, help='time limit of all parts')
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print(f'There is no GPU that torch {torch.__version__} can use: nothing to check here.')

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
@@ -25,6 +26,7 @@ from mmpatchmix.cli.verb import keep_freed_memory  # noqa: E402
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16  # noqa: E402
 from mmpatchmix.report.run_record import describe_machine  # noqa: E402
 
+CONFIGS = Path(__file__).parents[1] / 'configs'
 MOMENTUM = 0.996
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 

@@ -45,19 +45,6 @@ RUNS = {
 COLUMNS = ('kl', 'kl_source', 'health/rank_me', 'health/lidar', 'health/data_share')
 
 
-class Remembered(TrainingFeatures):
-    """The features of one step, for every call."""
-
-    def __init__(self, groups: list[torch.Tensor], model: torch.nn.Module) -> None:
-        super().__init__(model)
-        self.groups = groups
-
-    def take(self) -> torch.Tensor | None:
-        """Return them as after a step."""
-        self._groups = list(self.groups)
-        return super().take()
-
-
 def measure_cost(args) -> None:
     """Print the table of the costs."""
     autocast, precision = set_up(args.precision)
@@ -66,8 +53,15 @@ def measure_cost(args) -> None:
     inputs = ours.prepare(make_batch(args.batch, 0))
     width = ours.model.backbone.embed_dims
     groups = [torch.randn(args.batch, width) for _ in range(3)]
+    features = TrainingFeatures(ours.model)
+
+    def take() -> torch.Tensor | None:
+        features._groups = list(groups)  # as after a step
+        return TrainingFeatures.take(features)
+
+    features.take = take
     health, probe = HealthHook(), OnlineProbeHook()
-    health._features = probe._features = Remembered(groups, ours.model)
+    health._features = probe._features = features
     probe._num_classes = 1000
     samples = [DataSample().set_gt_label(index) for index in range(args.batch)]
     queries, keys = (torch.randn(args.batch, 256) for _ in range(2))

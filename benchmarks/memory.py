@@ -11,17 +11,15 @@ import gc
 import json
 import resource
 import sys
-from pathlib import Path
 
 import torch
-from harness import DEVICE, MOMENTUM, make_rows, measure_apart, parse_args, report, set_up
+from harness import CONFIGS, DEVICE, MOMENTUM, make_rows, measure_apart, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from step import make_batch
 
 from mmpatchmix.registry import MODELS
 
-CONFIG = Path(__file__).parents[1] / 'configs/patchmix_vit-s_in1k.py'
 COLUMNS = ('batch', 'crops', 'images per mix', 'checkpointing', 'micro-batch', 'precision')
 ROWS = [
     *((batch, 2, 2, False, None, 'fp32') for batch in (4, 8, 16)),
@@ -41,7 +39,7 @@ def measure_here(batch, crops, num_mix, with_cp, micro_batch, precision) -> int:
     """Return the bytes that two training steps need beyond the memory in use before them."""
     set_up()
     on_gpu = DEVICE == 'cuda'
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(CONFIGS / 'patchmix_vit-s_in1k.py')
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.model.backbone.with_cp = with_cp
     cfg.model.micro_batch_size = micro_batch

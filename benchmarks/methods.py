@@ -14,6 +14,7 @@ import torch
 from harness import make_rows, measure, report, set_up
 from mmengine.optim import build_optim_wrapper
 from runs import HERE, parse_runs, run_all
+from step import make_batch
 
 from mmpatchmix.registry import MODELS
 
@@ -70,14 +71,12 @@ def build_step(cfg):
     model.train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     crops, num = cfg.train_dataloader.dataset.pipeline[-2], cfg.train_dataloader.batch_size
-    shapes = dict.fromkeys(('view_1', 'view_2'), (num, 3, crops.global_size, crops.global_size))
-    if num_local := crops.get('num_local', 0):
-        shapes['local_views'] = (num, num_local, 3, crops.local_size, crops.local_size)
-    inputs = {n: torch.randint(0, 256, shape, dtype=torch.uint8) for n, shape in shapes.items()}
+    sizes = crops.global_size, crops.get('local_size', 0)
+    batch = make_batch(num, crops.get('num_local', 0), *sizes)
 
     def step():
         model.update_momentum_encoder(0.99)
-        model.train_step({'inputs': inputs, 'data_samples': None}, wrapper)
+        model.train_step(batch, wrapper)
 
     return step
 

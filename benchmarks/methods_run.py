@@ -86,21 +86,18 @@ def build_config(row: str, changes: dict, seed: int, shrink: int) -> tuple[Confi
 
     def part(name: str, pipeline: list) -> dict:
         split, start, num = PARTS[name]
+        photos = dict(type='mmpatchmix.PhotosInMemory', path=str(IMAGES), split=split)
         rows = (start, start + num // shrink)
-        photos = dict(type='mmpatchmix.PhotosInMemory', path=str(IMAGES), split=split, rows=rows)
-        return dict(photos, pipeline=copy.deepcopy(pipeline))
+        return dict(photos, rows=rows, pipeline=copy.deepcopy(pipeline))
 
     cfg.train_dataloader.dataset = part('train', cfg.train_dataloader.dataset.pipeline)
     # Copies: the config's val and test nodes may be one object.
     loader = cfg.val_cfg.bank_dataloader.to_dict()
-
-    def load(name: str) -> dict:
-        return dict(copy.deepcopy(loader), dataset=part(name, view))
-
     queries = 'tune' if row.startswith('tune-') else 'test'
     for name, bank, judged in (('val', 'curve_bank', 'curve'), ('test', 'bank', queries)):
-        cfg[f'{name}_dataloader'] = load(judged)
-        cfg[f'{name}_cfg'] = dict(type='mmpatchmix.KNNLoop', bank_dataloader=load(bank))
+        cfg[f'{name}_dataloader'] = dict(copy.deepcopy(loader), dataset=part(judged, view))
+        bank_loader = dict(copy.deepcopy(loader), dataset=part(bank, view))
+        cfg[f'{name}_cfg'] = dict(type='mmpatchmix.KNNLoop', bank_dataloader=bank_loader)
     digest = digest_config(cfg, cfg.test_cfg.bank_dataloader.dataset.to_dict())
     cfg.work_dir = f'work_dirs/methods/{row}-{seed}'
     return cfg, digest
@@ -125,11 +122,10 @@ def run(row: str, seed: int, cfg: Config) -> dict:
 
 
 def count_views(cfg: Config) -> float:
-    """Return the views of full size that are encoded per image, queries and keys."""
+    """Return the views of full size that are encoded per image: queries, keys and local crops."""
     crops = cfg.train_dataloader.dataset.pipeline[-2]
     local = 2 * crops.get('num_local', 0) * (crops.get('local_size', 0) / crops.global_size) ** 2
-    keys = 3 if cfg.model.get('momentum_encoder') else 2
-    return 2 + keys + local
+    return 2 + (3 if cfg.model.get('momentum_encoder') else 2) + local
 
 
 def judge(runner: Runner, seed: int) -> dict:
@@ -138,8 +134,15 @@ def judge(runner: Runner, seed: int) -> dict:
     encoders = dict(query=model.backbone)
     if model.momentum_encoder:
         encoders['momentum'] = model.momentum_encoder.backbone
-    views, images = paired_views(runner), first_images(loop.dataloader.dataset, 256)
-    images = model.data_preprocessor(dict(inputs=images), False)['inputs']
+    # Two augmented, unmixed views of training images, and test images at equal distances.
+    dataset, tests = runner.train_dataloader.dataset, loop.dataloader.dataset
+    torch.manual_seed(0)
+    batch = default_collate([dataset[i] for i in range(min(2048, len(dataset)))])
+    inputs = model.data_preprocessor(batch, training=False)['inputs']
+    views = inputs['view_1'], inputs['view_2']
+    numbers = range(0, len(tests), max(1, len(tests) // 256))[:256]
+    batch = dict(inputs=torch.stack([tests[i]['inputs'] for i in numbers]))
+    images = model.data_preprocessor(batch, training=False)['inputs']
     result = {}
     for name, backbone in encoders.items():
         bank, queries = (
@@ -172,18 +175,3 @@ def judge_features(backbone, bank, queries, views, seed: int) -> dict:
     result['uniformity'] = uniformity(queries.features)
     result['rank_me'] = rank_me(queries.features)
     return result
-
-
-def paired_views(runner: Runner, num_images: int = 2048) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two augmented, unmixed views of training images, normalised."""
-    dataset = runner.train_dataloader.dataset
-    torch.manual_seed(0)
-    batch = default_collate([dataset[i] for i in range(min(num_images, len(dataset)))])
-    inputs = runner.model.data_preprocessor(batch, training=False)['inputs']
-    return inputs['view_1'], inputs['view_2']
-
-
-def first_images(dataset, num_images: int) -> torch.Tensor:
-    """Return images of a test set at equal distances, as its pipeline gives them."""
-    step = max(1, len(dataset) // num_images)
-    return torch.stack([dataset[i]['inputs'] for i in range(0, len(dataset), step)][:num_images])

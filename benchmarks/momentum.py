@@ -7,10 +7,8 @@ call; *loop* calls `lerp_` for each parameter; *CosineEMA* is mmpretrain's, whic
 BatchNorm buffers. Goal: ours takes at most 1.25 x the floor.
 """
 
-from pathlib import Path
-
 import torch
-from harness import DEVICE, MOMENTUM, measure, parse_args, report
+from harness import CONFIGS, DEVICE, MOMENTUM, measure, parse_args, report
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmpretrain.models.utils import CosineEMA
@@ -18,8 +16,6 @@ from torch import nn
 
 from mmpatchmix.models import MomentumEncoder
 from mmpatchmix.registry import MODELS
-
-CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def compare(config: str, repeats: int) -> dict:

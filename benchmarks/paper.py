@@ -8,7 +8,7 @@ import bisect
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 from unittest import mock
 
@@ -48,19 +48,17 @@ class Parts:
     """Name the parts of a step; operations outside of all marked methods belong to ``default``."""
 
     def __init__(self, default: str = 'other') -> None:
-        self.default = self._part = default
-        self._starts, self._parts = [0], [default]
+        self.default, self._starts, self._parts = default, [0], [default]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Assign the body and its backward to a part."""
-        before = self._part
+        before = self._parts[-1]
         self._enter(name)
         yield
         self._enter(before)
 
     def _enter(self, name: str) -> None:
-        self._part = name
         self._starts.append(torch._C._autograd._get_sequence_nr())
         self._parts.append(name)
 
@@ -81,7 +79,7 @@ class Parts:
 
 
 class Paper(Parts):
-    """Record the kernels of the body of ``with paper:``."""
+    """Record the kernels of the body of ``with paper.recording():``."""
 
     def __init__(self, default: str = 'other') -> None:
         super().__init__(default)
@@ -89,25 +87,21 @@ class Paper(Parts):
         self.kernels: list[Kernel] = []
         self.part_of_variable: dict[int, str] = {}
 
-    def __enter__(self) -> 'Paper':
-        self._stack = ExitStack()
+    @contextmanager
+    def recording(self) -> Iterator[None]:
         # Fake tensors are on the CPU, whose autograd runs in this thread; the code that depends on
         # the device takes the branches of an accelerator.
-        for where, name, value in [
-            (view_augment, 'goes_to_cpu', lambda images: False),
-            (on_device, 'CONVOLVES', ()),
-            (colours, 'choose_work_dtype', choose_half_for_bytes),
-            (colours, 'PIXELS_AT_ONCE', 2**62),
-            (vit_blocks, 'PLAIN_UP_TO', 0),
-            (clip_grad, '_has_foreach_support', lambda tensors, device: True),
-        ]:
-            self._stack.enter_context(mock.patch.object(where, name, value))
-        self._stack.enter_context(_Transfers(self))
-        self._stack.enter_context(_Operations(self))
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stack.close()
+        with (
+            mock.patch.object(view_augment, 'goes_to_cpu', lambda images: False),
+            mock.patch.object(on_device, 'CONVOLVES', ()),
+            mock.patch.object(colours, 'choose_work_dtype', choose_half_for_bytes),
+            mock.patch.object(colours, 'PIXELS_AT_ONCE', 2**62),
+            mock.patch.object(vit_blocks, 'PLAIN_UP_TO', 0),
+            mock.patch.object(clip_grad, '_has_foreach_support', lambda tensors, device: True),
+            _Transfers(self),
+            _Operations(self),
+        ):
+            yield
 
     def put(self, values: Tensor, name: str | None = None) -> Tensor:
         """Move a tensor of the host to the accelerator; record the copy if it has a name."""
@@ -123,7 +117,7 @@ class Paper(Parts):
 
     def record(self, name: str, tensors: list[Tensor], num_bytes: int, flops: int = 0) -> None:
         """Append a kernel, which belongs to the running part or to that of its forward."""
-        node, part = torch._C._current_autograd_node(), self._part
+        node, part = torch._C._current_autograd_node(), self._parts[-1]
         if node is not None and node.name().endswith('AccumulateGrad'):
             part = self.part_of_variable.get(id(node.variable), part)
         elif node is not None:
@@ -143,9 +137,8 @@ class _Transfers(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         is_sent = func is Tensor.to and any(isinstance(each, torch.device) for each in args)
-        if not isinstance(out, Tensor) or isinstance(out, FakeTensor):
-            return out
-        if not is_sent and kwargs.get('device') is None:
+        is_on_host = isinstance(out, Tensor) and not isinstance(out, FakeTensor)
+        if not is_on_host or (not is_sent and kwargs.get('device') is None):
             return out
         name = 'copy to device' if is_sent else func.__name__
         return self.paper.put(out, None if func is torch.empty else name)
@@ -179,13 +172,11 @@ def find_tensors(values: object) -> list[Tensor]:
 
 def count_bytes(values: object) -> int:
     """Return the bytes of tensors in memory; broadcast dimensions count once."""
-    return sum(
-        tensor.element_size()
-        * math.prod(
-            n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not n
-        )
-        for tensor in find_tensors(values)
-    )
+    total = 0
+    for tensor in find_tensors(values):
+        dims = zip(tensor.shape, tensor.stride(), strict=True)
+        total += tensor.element_size() * math.prod(n for n, stride in dims if stride or not n)
+    return total
 
 
 def count_traffic(func, args: tuple, kwargs: dict, out: object) -> int:

@@ -9,10 +9,9 @@ speeds of devices and networks are options, assumed and not measured.
 
 import functools
 from argparse import Namespace
-from pathlib import Path
 
 import torch
-from harness import parse_args, report
+from harness import CONFIGS, parse_args, report
 from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
 PLANNED = ['vit-s_in1k', 'vit-b_in1k', 'vit-l_in1k_fsdp', 'vit-h_in1k_fsdp']
 GLOBAL_SIDE, LOCAL_SIDE = 224, 96
 NUM_KEYS = 3  # views 1 and 2 and mixed view 1

@@ -12,34 +12,26 @@ docs/performance.md explains the tables.
 """
 
 import json
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
-from harness import DEVICE, MOMENTUM, make_rows, measure, parse_args, report, set_up, synchronize
+from harness import CONFIGS, DEVICE, MOMENTUM, make_rows, measure, parse_args, report, set_up
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.models.backbones import VisionTransformer
-from paper import Parts
 from step_peers import NaivePatchMix, lightly_step, mocov3_step
 from torch import Tensor, nn
 
 from mmpatchmix.models.patchmix import PatchMix
 from mmpatchmix.registry import MODELS
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
 
-
-def make_batch(num_images: int, num_local: int) -> dict:
+def make_batch(num_images: int, num_local: int, size: int = 224, local_size: int = 96) -> dict:
     """Return random crops as the workers would collate them."""
-    shapes = dict.fromkeys(('view_1', 'view_2'), (num_images, 3, 224, 224))
+    shapes = dict.fromkeys(('view_1', 'view_2'), (num_images, 3, size, size))
     if num_local:
-        shapes['local_views'] = (num_images, num_local, 3, 96, 96)
+        shapes['local_views'] = (num_images, num_local, 3, local_size, local_size)
     inputs = {n: torch.randint(0, 256, shape, dtype=torch.uint8) for n, shape in shapes.items()}
     return {'inputs': inputs, 'data_samples': None}
 
@@ -61,15 +53,16 @@ class OurStep:
         with torch.device('cpu'):
             return self.model.data_preprocessor(batch, training=True)['inputs']
 
-    def step(self, inputs: dict, autocast: Callable, are_crops: bool = False) -> None:
-        """Train on the preprocessor's outputs, or on the workers' crops."""
+    def step(self, inputs: dict, autocast: Callable, are_crops: bool = False) -> dict:
+        """Train on the preprocessor's outputs, or on the workers' crops; return the log values."""
         self.model.update_momentum_encoder(MOMENTUM)
         with autocast():
             if are_crops:
                 inputs = self.model.data_preprocessor(inputs, training=True)['inputs']
             losses = self.model(inputs, mode='loss')
-        loss, _ = self.model.parse_losses(losses)
+        loss, log_vars = self.model.parse_losses(losses)
         self.optimizer.update_params(loss)
+        return log_vars
 
 
 def make_floor(
@@ -113,26 +106,20 @@ def compare_peers(args, autocast: Callable) -> list[dict]:
         compiled = OurStep(dict(mode='reduce-overhead') if is_graph else True, args.model)
         name = 'ours, CUDA graphs' if is_graph else 'ours, compiled'
         candidates[name] = lambda: compiled.step(inputs, autocast)
-    own_floor, sizes = {}, {}
+    others, own, size = {}, None, None
     if args.table == 'peers':
         others, own, size = build_peers(args, plain, autocast)
         naive = NaivePatchMix(OurStep(model=args.model).model)
         candidates['naive PatchMix'] = lambda: naive.step(inputs, autocast)
         candidates |= others
-        own_floor, sizes = dict.fromkeys(others, own), dict.fromkeys(others, size)
     torch.set_default_device(None)  # in training, too, the host makes its tensors on the host
     seconds = measure(candidates, args.repeats)
     ours_floor, plain_floor = (seconds[name] for name in list(candidates)[:2])
-    return [
-        {
-            'step': name,
-            'images of the batch': sizes.get(name, args.batch),
-            's': value,
-            'of our floor': value / ours_floor,
-            'of own floor': value / seconds.get(own_floor.get(name), plain_floor),
-        }
-        for name, value in seconds.items()
-    ]
+    rows = []
+    for name, value in seconds.items():
+        floor, num = (seconds[own], size) if name in others else (plain_floor, args.batch)
+        rows.append((name, num, value, value / ours_floor, value / floor))
+    return make_rows(('step', 'images of the batch', 's', 'of our floor', 'of own floor'), rows)
 
 
 def build_peers(args, plain: nn.Module, autocast: Callable) -> tuple[dict, str, int]:
@@ -152,80 +139,13 @@ def build_peers(args, plain: nn.Module, autocast: Callable) -> tuple[dict, str, 
     return steps | {own: make_floor(plain, queries, queries[:1], autocast)}, own, size
 
 
-class Clock(Parts):
-    """Seconds of the marked methods, by part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def part(self, name: str):
-        """Time the body."""
-        began = time.perf_counter()
-        yield
-        synchronize()
-        self.seconds[name].append(time.perf_counter() - began)
-
-    def median_ms(self, num_steps: int) -> dict[str, float]:
-        """Return the median milliseconds per step of each part, without the first step."""
-        medians = {}
-        for name, each in self.seconds.items():
-            calls = len(each) // (num_steps + 1)
-            sums = [sum(each[i : i + calls]) for i in range(calls, len(each), calls)]
-            medians[name] = 1000 * statistics.median(sums)
-        return medians
-
-
-def compare_parts(args, autocast: Callable) -> list[dict]:
-    """Measure the parts of our step with 2 crops, and of its floor."""
-    torch.set_default_device(DEVICE)
-    ours, backbone = OurStep(), OurStep().model.backbone
-    inputs = ours.prepare(make_batch(args.batch, 0))
-    pair = [torch.randn(args.batch, 3, 224, 224) for _ in range(2)]
-    torch.set_default_device(None)  # as in training
-    model, optimizer, step_clock, floor_clock = ours.model, ours.optimizer, Clock(), Clock()
-    for owner, method, part in (
-        (model, 'update_momentum_encoder', 'momentum update'),
-        (model.momentum_encoder.backbone, 'forward', 'keys: backbone'),
-        (model.momentum_encoder.neck, 'forward', 'keys: projector'),
-        (model.backbone, 'forward', 'queries: backbone'),
-        (model.neck, 'forward', 'queries: projector, predictor'),
-        (model.head.predictor, 'forward', 'queries: projector, predictor'),
-        (model.head, 'contrast', 'losses'),
-        (optimizer, 'backward', 'backward'),
-        (optimizer, 'step', 'AdamW'),
-        (optimizer, 'zero_grad', 'freeing gradients'),
-    ):
-        step_clock.mark(owner, method, part)
-
-    def take_floor() -> None:
-        with autocast():
-            with floor_clock.part('queries: backbone'):
-                total = backbone(torch.cat(pair))[-1].sum()
-            with floor_clock.part('backward'):
-                total.backward()
-            with torch.no_grad(), floor_clock.part('keys: backbone'):
-                backbone(torch.cat([*pair, pair[0]]))
-        with floor_clock.part('freeing gradients'):
-            backbone.zero_grad()
-
-    for _ in range(1 + args.repeats):
-        ours.step(inputs, autocast)
-        take_floor()
-    step, floor = (clock.median_ms(args.repeats) for clock in (step_clock, floor_clock))
-    rows = [(name, value, floor.get(name)) for name, value in step.items()]
-    rows.append(('sum', sum(step.values()), sum(floor.values())))
-    return make_rows(('part', 'step (ms)', 'floor (ms)'), rows)
-
-
 def main() -> None:
     import step_tables
 
     tables = {
         'peers': ('training step', compare_peers),
         'ours': ('training step', compare_peers),
-        'parts': ('parts of a step', compare_parts),
+        'parts': ('parts of a step', step_tables.compare_parts),
         'freed-memory': ('keeping freed memory', step_tables.compare_freed_memory),
         'published': ('a step beside the published code', step_tables.compare_published),
         'detector': ('a step of a detector', step_tables.measure_detector),

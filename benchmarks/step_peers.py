@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 
 import timm
 import torch
@@ -144,7 +143,7 @@ def lightly_step(views: list[Tensor], crops: Tensor | None = None) -> Step:
     return step
 
 
-def import_published(folder: str) -> SimpleNamespace:
+def import_published(folder: str) -> tuple:
     """Import the parts of a step from a clone; without a GPU ``.cuda()`` does nothing."""
     sys.path.insert(0, folder)
     warnings.filterwarnings('ignore', category=FutureWarning, module='timm')
@@ -156,25 +155,24 @@ def import_published(folder: str) -> SimpleNamespace:
     if not torch.cuda.is_available():
         Tensor.cuda = lambda self, *args, **kwargs: self
         PatchMixer._one_hot.__defaults__ = (*PatchMixer._one_hot.__defaults__[:2], 'cpu')
-    return SimpleNamespace(
-        frame=ContrastMomentum_ViT, criterion=MultiTempContrastiveLoss(), mixer=PatchMixer, vit=ViT
-    )
+    return ViT, ContrastMomentum_ViT, PatchMixer, MultiTempContrastiveLoss()
 
 
-def build_published(theirs: SimpleNamespace, is_fused: bool, views: dict[str, Tensor]) -> Step:
+def build_published(theirs: tuple, is_fused: bool, views: dict[str, Tensor]) -> Step:
     """Return a step of the published code, in the order of its ``main_pretrain.py``."""
     batch = len(views['view_1'])
-    query, key = theirs.vit(drop_path_rate=0.1, **VIT_S), theirs.vit(**VIT_S)
-    model = theirs.frame(query, key, 3, 2, 256, 4096).train()
+    vit, frame, mixer, criterion = theirs
+    query, key = vit(drop_path_rate=0.1, **VIT_S), vit(**VIT_S)
+    model = frame(query, key, 3, 2, 256, 4096).train()
     for block in [*query.blocks, *key.blocks]:
         block.attn.fused_attn = is_fused
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, others = ([p for p in trained if (p.ndim > 1) is wide] for wide in (True, False))
     groups = [dict(params=matrices), dict(params=others, weight_decay=0.0)]
     optimizer = torch.optim.AdamW(groups, lr=5e-4, weight_decay=0.04)
-    mix = theirs.mixer(num_classes=batch, mix_s=16, mix_p=1.0, mix_n=2, smoothing=0.0)
-    keep = theirs.mixer(num_classes=batch, mix_s=16, mix_p=0.0, mix_n=1)
-    contrast = partial(theirs.criterion, temperature=0.2)
+    mix = mixer(num_classes=batch, mix_s=16, mix_p=1.0, mix_n=2, smoothing=0.0)
+    keep = mixer(num_classes=batch, mix_s=16, mix_p=0.0, mix_n=1)
+    contrast = partial(criterion, temperature=0.2)
 
     def step(autocast: Callable) -> None:
         model.update_momentum_encoder(MOMENTUM)

@@ -36,13 +36,6 @@ HEAD = ['config', 'for', 'network', 'data', 'input', 'epochs', 'batch', 'learnin
 HEAD += ['paper', 'ours']
 
 
-def make_recipe_table() -> str:
-    """Return a table with a row for every shipped config, pre-training first."""
-    recipes = sorted(list_recipes().items(), key=lambda item: ('/' in item[0], item[0]))
-    rows = [HEAD, ['---'] * len(HEAD), *(describe(name, path) for name, path in recipes)]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
-
-
 def describe(name: str, path: Path) -> list[str]:
     """Return the cells of a config."""
     cfg = Config.fromfile(path)
@@ -84,7 +77,10 @@ def fill(document: str) -> str:
 
     def make(match: re.Match) -> str:
         if match[2] is None:
-            made = make_recipe_table()
+            # Pre-training first.
+            recipes = sorted(list_recipes().items(), key=lambda item: ('/' in item[0], item[0]))
+            rows = [HEAD, ['---'] * len(HEAD), *(describe(*item) for item in recipes)]
+            made = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
         else:
             code = (ROOT / match[2]).read_text().rstrip()
             made = f'[`{match[2]}`](../{match[2]}):\n\n```python\n{code}\n```'

@@ -6,6 +6,7 @@ Sphinx's roles in docstrings become code.
 
 import os
 import re
+from html import unescape
 from pathlib import Path
 
 import griffe
@@ -55,7 +56,7 @@ def on_page_content(html: str, page, config, files) -> str:
     """Convert formulas, which arithmatex has marked."""
 
     def draw(match: re.Match) -> str:
-        formula = match[1].replace('&lt;', '<').replace('&gt;', '>').replace('&amp;', '&')
+        formula = unescape(match[1])
         display = 'block' if formula.startswith('\\[') else 'inline'
         return convert(formula[2:-2].strip(), display=display)
 
@@ -68,12 +69,8 @@ class PlainRoles(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         """Rewrite one docstring."""
-
-        def name(role: re.Match) -> str:
-            return f'`{role[2].rpartition(".")[2] if role[1] else role[2]}`'
-
         if obj.docstring:
-            text = re.sub(r':\w+:`(~?)([\w.]+)`', name, obj.docstring.value)
+            text = re.sub(r':\w+:`(?:~(?:\w+\.)*)?([\w.]+)`', r'`\1`', obj.docstring.value)
             obj.docstring.value = text.replace('::\n', ':\n')
 
 

@@ -7,7 +7,6 @@ The backbone is pre-trained on 2,000 scenes without their annotations.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli import show
 from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.report.run_record import read_scalars
 
 ROOT = Path(__file__).parents[1]
 PRETRAINING = ROOT / 'configs/patchmix_vit-digits_scenes.py'
@@ -50,13 +50,6 @@ def pretrain(work_dir: Path) -> str:
     return train(PRETRAINING, work_dir / 'pretraining', crops)
 
 
-def read_metrics(work_dir: Path) -> dict[str, float]:
-    """Read the metrics of the last evaluation of a run."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [record for record in records if METRICS['mask AP'] in record][-1]
-
-
 def main() -> None:
     """Train both detectors on generated scenes, print the table and draw detections."""
     parser = argparse.ArgumentParser(
@@ -74,10 +67,9 @@ def main() -> None:
     starts = {'pretrained': ('PatchMix backbone', backbone), 'random': ('random weights', None)}
     for folder, (name, start) in starts.items():
         print(f'\nMask R-CNN from {start or name}', flush=True)
-        option = f'model.backbone.init_cfg.checkpoint={start}'
-        work_dir = args.work_dir / folder
-        detectors.append(train(DETECTOR, work_dir, data_root, '--cfg-options', option))
-        metrics = read_metrics(work_dir)
+        options = ['--cfg-options', f'model.backbone.init_cfg.checkpoint={start}']
+        detectors.append(train(DETECTOR, args.work_dir / folder, data_root, *options))
+        metrics = read_scalars(args.work_dir / folder)[1][-1]
         table.add_row(name, *(f'{100 * metrics[key]:.1f}' for key in METRICS.values()))
     figure = args.work_dir / 'detections.png'
     folder = args.work_dir / 'pretrained/show'

@@ -46,31 +46,24 @@ def write_digit_scenes(
             canvas, objects = _compose(generator, digits, image_size, num_digits, digit_size)
             file = f'{number:06d}.png'
             cv2.imwrite(str(root / name / file), canvas)
-            size = {'width': image_size, 'height': image_size}
-            images.append({'id': number, 'file_name': file, **size})
-            for label, mask in objects:
-                ids = {'id': len(annotations) + 1, 'image_id': number, 'category_id': label + 1}
+            images.append(dict(id=number, file_name=file, width=image_size, height=image_size))
+            for label, mask, _ in objects:
                 encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-                measures = {'iscrowd': 0, 'area': float(rle.area(encoded))}
-                measures['bbox'] = rle.toBbox(encoded).tolist()  # x, y, width, height in pixels
+                one = dict(id=len(annotations) + 1, image_id=number, category_id=label + 1)
+                one |= dict(area=float(rle.area(encoded)), bbox=rle.toBbox(encoded).tolist())
                 encoded['counts'] = encoded['counts'].decode()
-                annotations.append({**ids, **measures, 'segmentation': encoded})
-        content = {
-            'info': {'description': 'scenes of scikit-learn digits', 'seed': seed},
-            'images': images,
-            'annotations': annotations,
-            'categories': [{'id': label + 1, 'name': str(label)} for label in range(10)],
-        }
+                annotations.append(one | dict(iscrowd=0, segmentation=encoded))
+        info = dict(description='scenes of scikit-learn digits', seed=seed)
+        categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
+        content = dict(info=info, images=images, annotations=annotations, categories=categories)
         (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
 
 
-def _compose(
-    generator: np.random.Generator, digits: Digits, image_size: int, num_digits, digit_size
-) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Compose a scene, (S, S) uint8; also return label and visible mask, (S, S) bool, per digit."""
+def _compose(generator, digits, image_size: int, num_digits: tuple, digit_size: tuple) -> tuple:
+    """Return a scene, (S, S) uint8; per digit label, visible mask, (S, S) bool, and whole area."""
     canvas = np.zeros((image_size, image_size), np.uint8)
     wanted = int(generator.integers(num_digits[0], num_digits[1] + 1))
-    objects: list[tuple] = []  # label, number of pixels of the whole digit, visible mask
+    objects = []
     for _ in range(20 * wanted):
         if len(objects) == wanted:
             break
@@ -81,11 +74,11 @@ def _compose(
         window = np.s_[top : top + side, left : left + side]
         mask = np.zeros_like(canvas, dtype=bool)
         mask[window] = ink > INK
-        covered = [(label, area, old & ~mask) for label, area, old in objects]
-        if all(new.sum() >= MIN_VISIBLE * area for _, area, new in covered):
+        covered = [(label, old & ~mask, area) for label, old, area in objects]
+        if all(rest.sum() >= MIN_VISIBLE * area for _, rest, area in covered):
             canvas[window] = np.where(mask[window], ink, canvas[window])
-            objects = [*covered, (sample['gt_label'], mask.sum(), mask)]
-    return canvas, [(label, mask) for label, _, mask in objects]
+            objects = [*covered, (sample['gt_label'], mask, int(mask.sum()))]
+    return canvas, objects
 
 
 def write_ink_crops(scenes: str | Path, folder: str | Path) -> int:
@@ -112,10 +105,12 @@ def crop_ink(
     _, _, boxes, _ = cv2.connectedComponentsWithStats((scene > INK).astype(np.uint8))
     crops = []
     for left, top, width, height, _ in boxes[1:]:  # the first is the background
-        if smallest <= max(width, height) <= largest:
-            square = round(1.2 * max(width, height))
-            padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
-            centre = (square + left + width / 2 - 0.5, square + top + height / 2 - 0.5)
-            crop = cv2.getRectSubPix(padded, (square, square), centre)
-            crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+        side = max(width, height)
+        if not smallest <= side <= largest:
+            continue
+        square = round(1.2 * side)
+        padded = cv2.copyMakeBorder(scene, *[square] * 4, cv2.BORDER_CONSTANT)
+        centre = (square + left + width / 2 - 0.5, square + top + height / 2 - 0.5)
+        crop = cv2.getRectSubPix(padded, (square, square), centre)
+        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
     return crops

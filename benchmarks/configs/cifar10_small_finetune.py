@@ -17,13 +17,8 @@ load = dict(type='LoadImageFromFile')
 folder = dict(_delete_=True, type='mmpatchmix.ImageFolder', data_root='data/cifar10', labels=True)
 steps = [load, *_base_.train_dataloader.dataset.pipeline]
 view = [load, *_base_.val_dataloader.dataset.pipeline]
-few = dict(data_prefix='train', indices=list(range(0, 50000, 10)))
-train_dataloader = dict(
-    batch_size=64,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(folder, **few, pipeline=steps),
-)
+few = dict(folder, data_prefix='train', indices=list(range(0, 50000, 10)), pipeline=steps)
+train_dataloader = dict(batch_size=64, num_workers=0, persistent_workers=False, dataset=few)
 val_dataloader = test_dataloader = dict(
     num_workers=0, dataset=dict(folder, data_prefix='test', pipeline=view, test_mode=True)
 )

@@ -17,18 +17,11 @@ model = dict(
 load = dict(type='LoadImageFromFile')
 images = dict(type='mmpatchmix.ImageFolder', data_root='work_dirs/continuing/animals', labels=True)
 loader = dict(batch_size=128, num_workers=0, collate_fn=dict(type='default_collate'))
-steps = [
-    load,
-    dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.3, 1.0)),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-view = [
-    load,
-    dict(type='ResizeEdge', scale=27, backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=24),
-    dict(type='PackInputs'),
-]
+crop = dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.3, 1.0))
+flip = dict(type='RandomFlip', prob=0.5, direction='horizontal')
+steps = [load, crop, flip, dict(type='PackInputs')]
+resize = dict(type='ResizeEdge', scale=27, backend='pillow', interpolation='bicubic')
+view = [load, resize, dict(type='CenterCrop', crop_size=24), dict(type='PackInputs')]
 train_dataloader = dict(
     **loader,
     drop_last=True,
@@ -40,7 +33,7 @@ val_dataloader = test_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(**images, split='val', test_mode=True, pipeline=view),
 )
-del load, images, loader, steps, view
+del load, images, loader, crop, flip, resize, steps, view
 
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -4,9 +4,7 @@
 _base_ = '../../configs/patchmix_vit-digits.py'
 
 model = dict(
-    backbone=dict(
-        arch=dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96),
-    ),
+    backbone=dict(arch=dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)),
     neck=dict(in_channels=48, hid_channels=128, out_channels=64),
     head=dict(predictor=dict(in_channels=64, hid_channels=128, out_channels=64)),
 )

@@ -16,27 +16,19 @@ model = dict(
     neck=dict(in_channels=64, hid_channels=512, out_channels=128),
     head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)),
 )
+crops = dict(type='mmpatchmix.MultiCrop', global_size=24, global_scale=(0.2, 1.0))
 train_dataloader = dict(
     batch_size=128,
     num_workers=0,
     persistent_workers=False,
     pin_memory=False,
-    dataset=dict(
-        pipeline=[
-            dict(type='mmpatchmix.MultiCrop', global_size=24, global_scale=(0.2, 1.0)),
-            dict(type='mmpatchmix.PackViews'),
-        ]
-    ),
+    dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]),
 )
-for loader in (
-    _base_.val_dataloader,
-    _base_.test_dataloader,
-    _base_.val_cfg.bank_dataloader,
-    _base_.test_cfg.bank_dataloader,
-):
+banks = (_base_.val_cfg.bank_dataloader, _base_.test_cfg.bank_dataloader)
+for loader in (_base_.val_dataloader, _base_.test_dataloader, *banks):
     loader.dataset.pipeline[0].scale = 27
     loader.dataset.pipeline[1].crop_size = 24
-del loader
+del loader, banks, crops
 val_dataloader = test_dataloader = dict(num_workers=0, pin_memory=False)
 val_cfg = test_cfg = dict(bank_dataloader=dict(num_workers=0, pin_memory=False))
 val_evaluator = test_evaluator = dict(num_neighbors=(20, 200))

@@ -146,7 +146,7 @@ def test_two_ranks_restart_and_resume_from_the_last_checkpoint(config, tmp_path)
 _base_ = '{config}'
 custom_imports = dict(imports=['mmpatchmix.registry', 'dying_hook'])
 custom_hooks = [dict(type='DyingHook')]
-default_hooks = dict(report=None)
+default_hooks = dict(report=dict(evaluate_untrained=False))
 """)
     command = ['bash', 'tools/dist_train.sh', broken, 2, '--max-restarts', '1', '--epochs', '2']
     path = f'{tmp_path}{os.pathsep}{ROOT}'

@@ -95,7 +95,7 @@ def test_set_epochs_scales_all_schedules(epochs):
     assert cfg.train_cfg.max_epochs == epochs == max(s.end for s in cfg.param_scheduler)
     for scheduler, (begin, end) in zip(cfg.param_scheduler, before, strict=True):
         assert (scheduler.begin, scheduler.end) == pytest.approx((begin, end), abs=1e-6)
-    with pytest.raises(ValueError, match='at least 1'):
+    with pytest.raises(ValueError, match='at least one epoch'):
         set_epochs(cfg, 0)
 
 

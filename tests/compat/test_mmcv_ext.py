@@ -56,7 +56,7 @@ def slow_roi_align(images, rois, size, scale, samples, aligned):
         for start, end, side in zip((y1, x1), (y2, x2), images.shape[2:], strict=True):
             extent = end - start if aligned else max(end - start, 1)
             count = size * (samples or math.ceil(extent / size))
-            centres = start + (torch.arange(count) + 0.5) * extent / count
+            centres = start + (torch.arange(count).double() + 0.5) * extent / count
             points.append(2 * centres / (side - 1) - 1)
         grid = torch.stack(torch.meshgrid(*points, indexing='ij')[::-1], -1)[None].to(images)
         options = dict(padding_mode='border', align_corners=True)

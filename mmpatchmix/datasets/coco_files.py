@@ -119,7 +119,7 @@ def read_coco(dataset: UpstreamDataset, path: str) -> dict:
     transforms = dataset.pipeline.transforms
     with_mask = any(getattr(each, 'with_mask', False) for each in transforms)
     notes = check_entries(data, path, with_mask, dataset.test_mode)
-    for load in [each for each in transforms if isinstance(each, LoadImageFromFile)][:1]:
+    if load := next((each for each in transforms if isinstance(each, LoadImageFromFile)), None):
         _check_sizes(data['images'], path, dataset.data_prefix['img'], load)
     MMLogger.get_current_instance().info(f'Classes of config and annotation file:{both}{notes}')
     return data
@@ -199,7 +199,6 @@ def _check_sizes(images: list[dict], path: str, folder: str, load: LoadImageFrom
     if wrong:
         raise ValueError(
             f'{path}: {len(wrong)} of {len(sample)} images have another (width, height) when '
-            f'decoded, so boxes do not fit: {wrong[0]}. Record the decoded size and boxes, or, if '
-            "an EXIF orientation is to be ignored, set color_type='color_ignore_orientation' of "
-            'LoadImageFromFile.'
+            f'decoded, so boxes do not fit: {wrong[0]}. Record the decoded size, or, to ignore an '
+            "EXIF orientation, set color_type='color_ignore_orientation' of LoadImageFromFile."
         )

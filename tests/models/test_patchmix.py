@@ -171,7 +171,6 @@ def test_weights_for_local_crops_alone_need_local_crops():
     'weights',
     [
         dict(sorce=1.0),
-        dict(source=-1.0),
         dict(source=0, mix_source=0, mix_mix=0, local=0, mix_local=0),
     ],
 )

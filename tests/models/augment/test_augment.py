@@ -63,7 +63,6 @@ def test_factors_never_become_negative():
         (dict(solarize_prob=0.3), 0.3),
         (dict(flip_prob=1.0), 1.0),
         (dict(blur_prob=0.9, blur_sigma=None, flip_prob=None), 0.0),
-        (dict(color_jitter=None, color_jitter_prob=0.8), 0.0),
     ],
     ids=lambda value: '-'.join(value) if isinstance(value, dict) else str(value),
 )

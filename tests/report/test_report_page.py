@@ -47,9 +47,9 @@ def work_dir(trained):
     (data,) = folder.glob('*/vis_data')
     (data / 'health.jsonl').write_text(json.dumps(WARNING) + '\n{"cut')
     with open(data / 'scalars.json', 'a', encoding='utf-8') as file:
+        file.write('{"iter": 3, "loss": NaN, "epoch": 2}\n')
         for step in (1, 2, 3):
             file.write(json.dumps({'health/rank_me': 2.5 * step, 'step': step}) + '\n')
-        file.write('{"iter": 3, "loss": NaN, "epoch": 2}\n')
     return folder
 
 

@@ -73,6 +73,8 @@ def shrink(cfg, images, scenes, width=48):
             evaluator.num_neighbors = (3,)
     if cfg.default_scope == 'mmdet':
         cfg.model.data_preprocessor.pad_size_divisor = 64
+        for head in ('bbox_head', 'mask_head'):
+            cfg.model.roi_head[head].num_classes = 10  # digits
     cfg.train_cfg.update(max_epochs=1, val_begin=2)
 
 

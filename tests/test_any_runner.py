@@ -4,14 +4,15 @@ import re
 import sys
 from pathlib import Path
 
+import cv2
 import mmdet
 import mmpretrain
+import numpy as np
 import pytest
 import torch
 
 from examples.digit_scenes import write_digit_scenes
 from tests.calls import ROOT, call
-from tests.datasets.folders import make_folder
 from tests.faults.processes import free_port
 
 CONFIGS = {
@@ -55,8 +56,13 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    names = ('train/a/0', 'train/a/1', 'train/b/0', 'train/b/1', 'val/a/0', 'val/b/0')
-    return make_folder(tmp_path_factory.mktemp('images'), *(f'{name}.png' for name in names))
+    folder = tmp_path_factory.mktemp('images')
+    for name in ('train/a/0', 'train/a/1', 'train/b/0', 'train/b/1', 'val/a/0', 'val/b/0'):
+        path = folder / f'{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # 32 pixels: the recipe of pieces of ink does not crop.
+        cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    return folder
 
 
 @pytest.mark.parametrize('scope', CONFIGS)

@@ -45,10 +45,12 @@ def guarded(folder, epochs=2, report=False, **guard):
 
 def without_labels(cfg, folder):
     """Evaluate on digits in an unlabelled folder."""
+    images = folder / 'images'  # the work dir itself is never data
+    images.mkdir(exist_ok=True)
     for number, image in enumerate(load_digits().images[:60]):
         large = cv2.resize((image * 15).astype('uint8'), (32, 32))
-        cv2.imwrite(f'{folder}/{number:02}.png', large)
-    dataset = dict(type='mmpatchmix.ImageFolder', data_root=str(folder), labels=False)
+        cv2.imwrite(f'{images}/{number:02}.png', large)
+    dataset = dict(type='mmpatchmix.ImageFolder', data_root=str(images), labels=False)
     dataset.update(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
     cfg.val_dataloader.dataset = cfg.val_cfg.bank_dataloader.dataset = dataset
     cfg.default_hooks.checkpoint.save_best = None

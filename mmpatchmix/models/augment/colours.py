@@ -44,11 +44,15 @@ def change_colours(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor:
             _stop_compiling(error)
     if images.device.type != 'cpu':
         return apply(images, weights, to_rgb)
-    # Large images are grouped by their steps, so that idle ones are skipped, in parts that fit the
-    # cache. Small ones take all steps, because many calls would cost more.
-    num = max(1, PIXELS_AT_ONCE // images.shape[-2:].numel())
+    num = max(1, PIXELS_AT_ONCE // images.shape[-2:].numel())  # images that fit the cache together
+    if num > 8:  # small images take all steps, because many calls would cost more
+        if len(images) <= num:
+            return apply(images, weights, to_rgb)
+        parts = zip(images.split(num), weights.split(num, dim=1), strict=True)
+        return torch.cat([apply(part, each, to_rgb) for part, each in parts])
+    # Large images are grouped by their steps, so that idle ones are skipped.
     is_step = (weights[:36].unflatten(0, (2, 6, 3)) != IDLE).any(2)  # (2, 6, N)
-    is_step = torch.cat([is_step, weights[36:38, None] != 0], 1) | (num > 8)
+    is_step = torch.cat([is_step, weights[36:38, None] != 0], 1)
     patterns, pattern = is_step.unique(dim=2, return_inverse=True)
     out = torch.empty_like(images, dtype=choose_work_dtype(images))
     for number, steps in enumerate(patterns.unbind(2)):

@@ -1,10 +1,13 @@
 """Initialisation and sizes of the ViT."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from mmpretrain.models.backbones import VisionTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpatchmix.models import PatchMixViT
 from mmpatchmix.models.vit_blocks import attend
@@ -167,3 +170,77 @@ def test_attention_drops_weights_at_the_given_rate():
     drawn = [attend(query.requires_grad_(), key, value, 0.25)[0, 0, 0, 0] for _ in range(400)]
     kept = torch.stack(drawn).count_nonzero() / 400
     assert 0.67 < kept < 0.83  # 0.75 and four standard deviations
+
+
+def test_everything_is_trained():
+    assert all(parameter.requires_grad for parameter in make_vit().parameters())
+
+
+def test_weights_fit_mmpretrains_vit_with_the_same_features():
+    vit = make_vit()
+    upstream = VisionTransformer(arch=dict(ARCH), img_size=32, patch_size=8)
+    upstream.eval()
+    upstream.load_state_dict(vit.state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(vit(images)[0], upstream(images)[0], atol=1e-5, rtol=1e-5)
+    assert vit(images)[0].shape == (2, 48)
+
+
+def test_a_pickled_or_copied_vit_computes_the_same():
+    vit = PatchMixViT(arch=dict(ARCH), img_size=32, patch_size=8, drop_path_rate=0.5)
+    vit.train()
+    images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(1)
+    expected = vit(images)[0]
+    for twin in (pickle.loads(pickle.dumps(vit)), copy.deepcopy(vit)):
+        torch.manual_seed(1)
+        assert torch.equal(twin(images)[0], expected)
+        with torch.no_grad():
+            twin.layers[0].attn.proj.weight.zero_()  # of its own
+        torch.manual_seed(1)
+        assert torch.equal(vit(images)[0], expected)
+
+
+class Written(TorchDispatchMode):
+    """Count the values that operations write."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and isinstance(result, torch.Tensor):
+            self.values += result.numel()
+        return result
+
+
+def test_the_backward_of_a_block_makes_no_gradients_of_zeros():
+    """Ours and mmpretrain's attention alone, by what their backward writes."""
+    written = []
+    for make in (PatchMixViT, VisionTransformer):
+        attn = make(arch=dict(ARCH), img_size=32, patch_size=8).layers[0].attn
+        result = attn(torch.randn(4, 17, 48))
+        with Written() as count:
+            result.sum().backward()
+        written.append(count.values / result.numel())
+    # Three gradients of three tensors each and two sums of them, for one gradient of three: 12.
+    assert written[1] - written[0] >= 12
+
+
+@pytest.mark.parametrize('size', [(8, 8), (16, 16), (24, 40), (32, 32), (64, 64)])
+def test_positions_are_interpolated_at_every_size(size):
+    """As bicubic interpolation of the grid says; the class token keeps its own."""
+    vit = make_vit()
+    seen = []
+    vit.drop_after_pos.register_forward_hook(lambda *args: seen.append(args[-1]))
+    images = torch.zeros(1, 3, *size)
+    features = vit(images)[0]
+    assert features.shape == (1, 48) and torch.isfinite(features).all()
+    grid = vit.pos_embed[:, 1:].reshape(1, 4, 4, 48).permute(0, 3, 1, 2)
+    rows, columns = size[0] // 8, size[1] // 8
+    if (rows, columns) != (4, 4):
+        grid = torch.nn.functional.interpolate(
+            grid, (rows, columns), mode='bicubic', align_corners=False
+        )
+    expected = grid.flatten(2).transpose(1, 2) + vit.patch_embed(images)[0]
+    torch.testing.assert_close(seen[0][:, 1:], expected)
+    torch.testing.assert_close(seen[0][:, :1], vit.cls_token + vit.pos_embed[:, :1])

@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(args)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Build and check a run, print its recipe, and train, or take one step."""
+def train(args: argparse.Namespace) -> Path | None:
+    """Build, check and describe a run; train and return the last checkpoint, or take one step."""
     from mmengine.dist import is_main_process
 
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
@@ -161,7 +161,7 @@ def train(args: argparse.Namespace) -> None:
                 text = ', '.join(f'{name} {value:.4g}' for name, value in result.items())
                 written = args.contact_sheet or 'nothing'
                 print(f'one step: {text}\nEverything builds and trains; {written} was written.')
-            return
+            return None
     for hook in runner.hooks:
         if isinstance(hook, RunReportHook):
             hook.described = facts
@@ -171,3 +171,4 @@ def train(args: argparse.Namespace) -> None:
         last, _ = find_good_checkpoint(work_dir)
         hint = f': --resume continues from {last}' if last else ' before any checkpoint'
         raise KeyboardInterrupt(hint) from error
+    return find_good_checkpoint(work_dir)[0]

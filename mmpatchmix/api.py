@@ -143,7 +143,9 @@ def embed(
             recipe.write_text(text, encoding='utf-8')
         folder = Path(out or Path(scratch, 'features'))
         own = dict(out=folder, data_root=images, work_dir=scratch)
-        verb.embed(_parse(verb, recipe, checkpoint, **own | options))
+        args = _parse(verb, recipe, checkpoint, **own | options)
+        with contextlib.redirect_stdout(io.StringIO()):  # the summary for a terminal
+            verb.embed(args)
         found = read_embedding(folder)
         features = found.features if out else np.array(found.features)
     return features, dict(file=found.files, readable=found.readable.tolist())

@@ -37,9 +37,9 @@ def digits():
 def test_importing_the_package_imports_no_other():
     code = """
 import sys, time
-before, began = set(sys.modules), time.perf_counter()
+before, began = set(sys.modules), time.process_time()
 import mmpatchmix
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 new = {name.partition('.')[0] for name in set(sys.modules) - before}
 assert new & {'torch', 'numpy', 'mmengine', 'rich'} == set(), new
 assert 'pretrain' in mmpatchmix.__all__ and not hasattr(mmpatchmix, 'pretain')
@@ -65,8 +65,8 @@ def test_backbone_and_embedding_give_the_same_features(run, digits, tmp_path):
         expected = backbone(digits).numpy()
     assert expected.shape == (20, backbone.embed_dims) == (20, 12)
     assert not backbone.training and np.ptp(expected, axis=0).min() > 0
-    features, table = mmpatchmix.embed(checkpoint)  # the images of the recipe: 20 test digits
-    assert np.allclose(features, expected, atol=1e-5) and table['readable'] == [True] * 20
+    features, table = mmpatchmix.embed(checkpoint)  # the images of the recipe: all test digits
+    assert np.allclose(features[:20], expected, atol=1e-5) and table['readable'] == [True] * 360
     for number in (1, 0):
         Image.fromarray(digits[number].permute(1, 2, 0).numpy()).save(tmp_path / f'{number}.png')
     (tmp_path / '2.png').write_bytes(b'damaged')

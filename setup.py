@@ -48,7 +48,9 @@ TEST = [
     'pytest-randomly>=3.16',
     'pytest-xdist>=3.5',
     'hypothesis>=6.100',
+    'ipykernel>=6.29',
     'lmdb>=1.4',
+    'nbclient>=0.10',
     'patchmix==0.1',
     'playwright>=1.40',
     'ruff>=0.8',
@@ -83,7 +85,7 @@ setup(
     description='PatchMix contrastive pre-training of Vision Transformers on OpenMMLab',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     author='The mmpatchmix authors',
     # Of this package itself there is no public address yet.

@@ -27,19 +27,18 @@ $(STAMP)-%: $(PINS)  # with an extra of setup.py
 	@touch $(STAMP) $@
 
 DIGITS := work_dirs/digits
-PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
 
-demo: setup  ## pre-train a small ViT on digits (4 to 6 minutes on 2 cores)
-	@$(PRETRAIN_DIGITS)
+demo: setup  ## pre-train a small ViT on digits with and without mixing (about 90 seconds on 2 cores)
+	@$(PY) examples/demo.py --work-dir $(DIGITS)
 
 $(DIGITS)/last_checkpoint: | setup
-	@$(PRETRAIN_DIGITS)
+	@$(PY) examples/demo.py --work-dir $(DIGITS)
 
 evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, linear, few labels, fine-tuning
-	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
-	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
+	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits_plain.py "$$(cat $(DIGITS)/last_checkpoint)" \
+	  --finetune configs/finetune/vit-digits_plain.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 6 minutes)
+demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 4 minutes)
 	@$(PY) examples/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.

@@ -1,4 +1,4 @@
-# Two epochs of fine-tuning on scikit-learn's digits: the last step of `make evaluate`.
+# Two epochs of fine-tuning on scikit-learn's digits.
 #
 # Meant for 2 CPU cores, a few seconds.
 #

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: kNN, linear, few labels, similarity, geometry, fine-tuning.
 
-mmpatchmix evaluate patchmix_vit-digits work_dirs/digits --finetune finetune/vit-digits
+mmpatchmix evaluate patchmix_vit-digits_plain work_dirs/digits --finetune finetune/vit-digits_plain
 
 Features are extracted once and kept in the work dir; they are used again only for the same
 checkpoint, data and transform. Writes evaluation.json and similarity.png, prints one table.

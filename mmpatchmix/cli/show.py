@@ -2,7 +2,7 @@
 
 mmpatchmix show mix patchmix_vit-digits                    # sources, mixtures, origins, target
 mmpatchmix show views patchmix_vit-s_folder --data-root PATH
-mmpatchmix show map patchmix_vit-digits work_dirs/digits   # of a checkpoint or work dir
+mmpatchmix show map patchmix_vit-digits_plain work_dirs/digits   # of a checkpoint or work dir
 mmpatchmix show similar patchmix_vit-digits RUN/epoch_20.pth RUN/epoch_80.pth
 
 mix, views: training images, mixed and augmented as in training.

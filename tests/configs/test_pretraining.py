@@ -67,7 +67,7 @@ def test_model_builds_at_full_size(path):
     check_config(cfg)
     with torch.device('meta'):  # shapes without memory
         model = MODELS.build(cfg.model)
-    widths = {'vit-t': 192, 'vit-s': 384, 'vit-b': 768, 'vit-digits': 96}
+    widths = {'vit-t': 192, 'vit-s': 384, 'vit-b': 768, 'digits_plain': 64, 'vit-digits': 96}
     widths |= {'vit-l': 1024, 'vit-h': 1280}
     width = next(width for name, width in widths.items() if name in path.stem)
     assert model.backbone.cls_token.shape == (1, 1, width)

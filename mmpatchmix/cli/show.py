@@ -17,29 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
+from mmpatchmix.cli.arguments import add_common_arguments, load_config
+from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
 
 INPUTS = ('mix', 'views')
 OF_FEATURES = ('neighbours', 'attention', 'similar', 'map', 'similarity_matrix', 'shares')
 OF_DETECTORS = ('detections', 'class_precision')
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('show', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     parser.add_argument('what', choices=INPUTS + OF_FEATURES + OF_DETECTORS, help='see above')
     add_common_arguments(parser)
     parser.add_argument('checkpoints', nargs='*', metavar='checkpoint', help='file or work dir')
     parser.add_argument('--out', metavar='FILE', help='the PNG file; default: WHAT.png')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw, write, and print the path."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        show(args)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -87,3 +78,6 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> Any:
     if what == 'similar':
         return pictures.draw_similar_by(samples)
     return next(figure for _, figure in pictures.draw_pictures(runner, [what]))
+
+
+parse_args, main = make_verb('show', __doc__, add_arguments, show)

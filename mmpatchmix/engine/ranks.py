@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -56,6 +56,20 @@ def compare_ranks(cfg: Any) -> None:
     reports = exchange('preflight', {'digest': digest})
     if len({report['digest'] for report in reports}) > 1:
         _refuse_differences('differences', facts)
+
+
+def call_on_first_rank(function: Callable, *args: Any) -> Any:
+    """Return the result of a function that the first rank calls, or raise its error, on all."""
+    outcome: list[Any] = [None, None]  # result and error
+    if dist.is_main_process():
+        try:
+            outcome[0] = function(*args)
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def compare_data(dataset: Any) -> None:

@@ -1,4 +1,4 @@
-"""The plan of a run (length, batch, schedules): describe, compare, and change it on resuming."""
+"""The plan of a run (start, length, batch, schedules): describe, compare, change on resuming."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
 from mmpatchmix.models import unwrap_model
+from mmpatchmix.models.vit import find_pretrained
 
 # Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
 CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
@@ -52,6 +53,13 @@ def global_batch(runner: Runner) -> int:
     """Return the number of images of an iteration, over all ranks."""
     loader = runner.train_dataloader
     return (loader.batch_size or loader.batch_sampler.batch_size) * get_world_size()
+
+
+def find_start(runner: Runner) -> str | None:
+    """Return the file whose weights a run starts from, or started from; None for random weights."""
+    backbone = getattr(unwrap_model(runner.model), 'backbone', None)
+    pretrained = find_pretrained(getattr(backbone, 'init_cfg', None)) or {}
+    return pretrained.get('checkpoint') or (None if runner._resume else runner._load_from)
 
 
 def compare_plans(before: dict[str, str], now: dict[str, str]) -> tuple[list[str], bool]:

@@ -127,13 +127,9 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config.
+    """Return the file of a config, given by its path or as the name of a shipped one.
 
-    Args:
-        name: A path, or the name of a shipped config.
-
-    Raises:
-        FileNotFoundError: If it is neither; lists similar names.
+    ``FileNotFoundError`` with similar names if it is neither.
     """
     if Path(name).is_file():
         return Path(name)

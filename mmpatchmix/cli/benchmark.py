@@ -26,12 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import (
-    add_common_arguments,
-    load_config,
-    set_data_root,
-    set_precision,
-)
+from mmpatchmix.cli.arguments import add_common_arguments, load_config, set_data_root, set_precision
 from mmpatchmix.cli.verb import build_runner, make_verb
 
 IMAGENET_IMAGES = 1_281_167

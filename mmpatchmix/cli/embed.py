@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def set_images(cfg: Any, data_root: str | None) -> None:
-    """Set ``cfg.test_dataloader`` to the images of a folder in the test view, or its own for None.
-
-    Raises:
-        ValueError: If the config has neither a ``test_dataloader`` nor a ``val_dataloader``.
-    """
+    """Set ``cfg.test_dataloader`` to the images of a folder in the test view, or to its own."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader:
         raise ValueError(f'{cfg.filename} describes no test view (test_dataloader).')

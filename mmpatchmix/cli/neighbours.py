@@ -83,16 +83,9 @@ def neighbours(args: argparse.Namespace) -> None:
 def find_nearest(
     found: Any, files: Sequence[str], source: Any, k: int
 ) -> list[tuple[str, str, float]]:
-    """Find the k nearest images of given ones; an image is no neighbour of itself.
+    """Return image, neighbour and cosine of the k nearest in an ``Embedding`` of given images.
 
-    Args:
-        found: ``Embedding`` to search.
-        files: Names or paths of the given images if ``source`` is ``found``.
-        source: ``Embedding`` of the given images: all, if it is another one.
-        k: Neighbours of each image, at most.
-
-    Returns:
-        list: Image, neighbour and cosine.
+    These are ``files``, names or paths, if ``source`` is ``found``, else all images of ``source``.
     """
     import torch
     from mmengine.device import get_device

@@ -52,11 +52,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> Any:
-    """Return the ``Figure`` of one picture of a Runner's model with the weights of checkpoints.
-
-    Raises:
-        ValueError: If the model has no such picture.
-    """
+    """Return the ``Figure`` of one picture of a Runner's model with the weights of checkpoints."""
     from mmpatchmix.evaluation.features import load_model
     from mmpatchmix.report import pictures
     from mmpatchmix.report.detection_figure import draw_class_precision, is_detection

@@ -78,11 +78,7 @@ def show_progress(paths: Sequence[str]) -> Iterable[str]:
 
 
 def set_stats(cfg: Any) -> None:
-    """Apply ``--stats auto``: set mean and std in a config to those of a sample of its images.
-
-    Raises:
-        ValueError: If the config does not train on a folder or list of images.
-    """
+    """Apply ``--stats auto``: set mean and std in a config to those of a sample of its images."""
     from mmengine.registry import init_default_scope
 
     from mmpatchmix.datasets.survey import NUM_SAMPLED, as_rgb8, sample_paths, survey_images

@@ -25,8 +25,7 @@ class _LastOutput(nn.Module):
 def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
     """Write a ViT in evaluation mode as ``.onnx`` or ``.pt2``, for images of ``img_size`` pixels.
 
-    Raises:
-        ModuleNotFoundError: If the packages for ONNX are not installed.
+    ``ModuleNotFoundError`` if the packages for ONNX are not installed.
     """
     model = nn.Sequential(vit, _LastOutput()).eval()
     images = torch.zeros(2, vit.patch_embed.projection.in_channels, img_size, img_size)

@@ -118,8 +118,7 @@ def _replace(path: str) -> Iterator[BinaryIO]:
 def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
     """Return the images of an uncompressed tar file and the notes of ``pack-shards``, if any.
 
-    Raises:
-        ValueError: If the shard is damaged or refused; names the member or byte.
+    ``ValueError``, with the member or byte, if the shard is damaged or refused.
     """
     rows, keys, meta = [], [], {}
     try:

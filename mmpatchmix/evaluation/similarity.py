@@ -90,9 +90,7 @@ def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
 
 
 def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -> dict[str, float]:
-    """Measure how well the similarity of images orders them by class.
-
-    Each image is compared with all others. Time grows with N squared: 10,000 take some seconds.
+    """Measure how well the similarities of each image to all others order these by class.
 
     Returns:
         dict: ``auroc``, the probability that an image of the same class is more similar than one

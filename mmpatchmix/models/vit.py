@@ -80,11 +80,7 @@ class PatchMixViT(VisionTransformer):
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
 
     def init_weights(self) -> None:
-        """Draw weights as described above, or load the checkpoint of ``init_cfg``.
-
-        Raises:
-            ValueError: If the file does not fit.
-        """
+        """Draw weights, or load the checkpoint of ``init_cfg``; ``ValueError`` if it is unfit."""
         pretrained = find_pretrained(self.init_cfg)
         if pretrained is None:
             self._draw_weights()
@@ -97,12 +93,9 @@ class PatchMixViT(VisionTransformer):
         if file:
             load_backbone(self, file, prefix, self.dropped, self.new)
         else:
-            print_log(
-                'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is '
-                'not set.',
-                'current',
-                logging.WARNING,
-            )
+            message = 'model.backbone.init_cfg.checkpoint is not set.'
+            message = f'The backbone starts from random weights: {message}'
+            print_log(message, 'current', logging.WARNING)
 
     def _draw_weights(self) -> None:
         super().init_weights()  # the position embedding: truncated normal, 0.02
@@ -129,12 +122,8 @@ class PatchMixViT(VisionTransformer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images ``(N, C, H, W)``, interpolating positions if they are not of ``img_size``.
 
-        Returns:
-            tuple: One output per index of ``out_indices``; with the default ``out_type`` a class
-            token, ``(N, D)``.
-
-        Raises:
-            ValueError: If the patch size does not divide the image.
+        Returns one output per index of ``out_indices``; with the default ``out_type`` a class
+        token, ``(N, D)``. ``ValueError`` if the patch size does not divide the image.
         """
         tokens, size = self._embed(x)
         last = self.num_layers - 1
@@ -169,17 +158,9 @@ class PatchMixViT(VisionTransformer):
         tokens, size = self.patch_embed(images)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        tokens = self.drop_after_pos(
-            tokens
-            + resize_pos_embed(
-                self.pos_embed,
-                self.patch_resolution,
-                size,
-                mode=self.interpolate_mode,
-                num_extra_tokens=self.num_extra_tokens,
-            )
-        )
-        tokens = self.pre_norm(tokens)
+        options = self.interpolate_mode, self.num_extra_tokens
+        position = resize_pos_embed(self.pos_embed, self.patch_resolution, size, *options)
+        tokens = self.pre_norm(self.drop_after_pos(tokens + position))
         if self.register_tokens is not None:
             registers = self.register_tokens.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)

@@ -63,11 +63,7 @@ class RunRecord:
 
 
 def read_run(work_dir: str | Path) -> RunRecord:
-    """Read a work dir, also while the run is in progress.
-
-    Raises:
-        FileNotFoundError: If no run has logged anything there.
-    """
+    """Read a work dir, also of a run in progress; ``FileNotFoundError`` if nothing was logged."""
     work_dir = Path(work_dir)
     training, validation = read_scalars(work_dir)
     starts = sorted(work_dir.glob(f'*/{ABOUT}'))

@@ -90,15 +90,12 @@ def _stop_compiling(error: Exception) -> None:
 
 
 def arrange(plan: Plan) -> Tensor:
-    """Arrange the numbers that :func:`apply` needs in one tensor.
+    """Arrange the numbers that :func:`apply` needs in one tensor, ``(39, N)`` float32.
 
     Brightness, contrast and saturation have the form ``own * image + grey * greys + mean * mean
     grey``. Hue is turned once, between three steps before it and three after it. Contrast needs the
-    mean grey of its own place in the order: a first pass takes the operations before it.
-
-    Returns:
-        Tensor: (39, N) float32: 2 passes x 6 steps x 3 weights (own, grey, mean); 2 turns of the
-        hue; whether to grey, 1 or 0.
+    mean grey of its own place in the order: a first pass takes the operations before it. So there
+    are 2 passes x 6 steps x 3 weights (own, grey, mean), 2 turns of the hue, and 1 or 0 for grey.
     """
     factors = plan.factors.gather(1, plan.order)  # (N, 4), by place
     own = torch.where(plan.order == HUE, 1.0, factors)

@@ -38,11 +38,7 @@ class ViTPyramid(BaseModule):
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Normalise each map ``(N, C, H, W)`` and resize it to its stride.
-
-        Raises:
-            ValueError: If there are not as many maps as strides.
-        """
+        """Normalise maps ``(N, C, H, W)``, one per stride or ``ValueError``, and resize them."""
         if len(maps) != len(self.resize):
             raise ValueError(
                 f'the backbone returns {len(maps)} maps and the pyramid has {len(self.resize)} '

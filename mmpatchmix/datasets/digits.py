@@ -38,9 +38,7 @@ class Digits(BaseDataset):
             raise ValueError(f"Digits: split must be 'train' or 'test', got {split!r}")
         if not isinstance(image_size, int) or image_size < 8:
             raise ValueError(f'Digits: image_size must be a whole number >= 8, got {image_size!r}')
-        self.split = split
-        self.image_size = image_size
-        self.changed = changed
+        self.split, self.image_size, self.changed = split, image_size, changed
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:

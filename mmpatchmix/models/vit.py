@@ -73,9 +73,7 @@ class PatchMixViT(VisionTransformer):
             )
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.layers = ModuleList(Block(layer) for layer in self.layers)
-        self.patch_size = patch_size
-        self.with_cp = with_cp
-        self.register_tokens = None
+        self.patch_size, self.with_cp, self.register_tokens = patch_size, with_cp, None
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
 

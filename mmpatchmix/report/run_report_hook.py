@@ -47,8 +47,7 @@ class RunReportHook(Hook):
     ) -> None:
         if num_images < 2:
             raise ValueError(f'report.num_images={num_images} must be at least 2.')
-        self.evaluate_untrained = evaluate_untrained
-        self.num_images = num_images
+        self.evaluate_untrained, self.num_images = evaluate_untrained, num_images
         self.pictures = pictures
         self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
         self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch and its pictures

@@ -24,15 +24,10 @@ _works = True  # False once compiling has failed in this process
 
 
 def change_colours(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor:
-    """Jitter and grey images.
+    """Jitter and grey contiguous images ``(N, C, H, W)``, uint8 or float32, by a plan.
 
-    Args:
-        images: (N, C, H, W), uint8 or float32, contiguous. Not modified.
-        plan: Operations on each image; without colours unless C is 3.
-        to_rgb: Whether three channels come in BGR order.
-
-    Returns:
-        Tensor: (N, C, H, W), new memory, from 0 to 255, of the type of :func:`choose_work_dtype`.
+    The plan is without colours unless C is 3; ``to_rgb``: three channels come in BGR order. Returns
+    new memory, ``(N, C, H, W)`` from 0 to 255, of the type of :func:`choose_work_dtype`.
     """
     weights = copy_to_device(arrange(plan), images.device)  # (39, N)
     if images.device.type in COMPILED_ON and _works and not torch._dynamo.config.disable:
@@ -80,13 +75,12 @@ def _stop_compiling(error: Exception) -> None:
     global _works
     _works = False
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    print_log(
+    message = (
         f'Colours are not compiled on this device ({reason}). They are computed eagerly with the '
         'same result, which takes the device longer. The usual cause is that Triton finds no C '
-        'compiler: install gcc.',
-        'current',
-        logging.WARNING,
+        'compiler: install gcc.'
     )
+    print_log(message, 'current', logging.WARNING)
 
 
 def arrange(plan: Plan) -> Tensor:

@@ -36,13 +36,9 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
         for channel, plane in enumerate(planes[index]):
             cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
 
-    num_threads = torch.get_num_threads()
-    if num_threads == 1:
-        for index in range(len(sources)):
-            augment_one(index)
-    else:  # OpenCV releases the GIL, and no random numbers are drawn here
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(augment_one, range(len(sources))))
+    # OpenCV releases the GIL, and no random numbers are drawn here.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(augment_one, range(len(sources))))
     return out
 
 

@@ -92,12 +92,11 @@ class ViewAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-        """Augment and normalise a batch.
+        """Augment a batch, subtract ``mean (C, 1, 1)`` and divide by ``std (C, 1, 1)``.
 
         Args:
             images: (..., C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
-            mean: (C, 1, 1), subtracted in the end; of three in RGB order; on the scale 0-255.
-            std: (C, 1, 1), divided by after that.
+            mean, std: On the scale 0-255, of three channels in RGB order.
             to_rgb: Whether three channels come in BGR order.
 
         Returns:

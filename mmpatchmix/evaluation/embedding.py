@@ -76,20 +76,12 @@ def embed(
 ) -> int:
     """Write the features of all images of a data set; ranks share the images and the folder.
 
-    Rows that an interrupted run has left in ``folder.partial`` are kept, on any number of ranks.
-
-    Args:
-        model: See :func:`~mmpatchmix.evaluation.extract_features`. For patch tokens its backbone
-            is a ViT of mmpretrain, which returns all tokens afterwards, too.
-        dataloader: Its sampler is not used.
-        folder: Folder to write; ``FileExistsError`` if it exists.
-        about: Everything that determines the features, such as
-            :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. An
-            interrupted run continues only with the same, else ``ValueError``.
-        patch_tokens: Whether to write patch tokens, too.
-
-    Returns:
-        int: Number of unreadable images; their rows are NaN.
+    Rows that an interrupted run has left in ``folder.partial`` are kept, on any number of ranks, if
+    ``about`` is the same, else ``ValueError``: everything that determines the features, such as
+    :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. The sampler of the
+    loader is not used. For ``patch_tokens`` the backbone is a ViT of mmpretrain, which returns all
+    tokens afterwards, too. ``FileExistsError`` if the folder exists. Returns the number of
+    unreadable images, whose rows are NaN.
     """
     folder, dataset = Path(folder), dataloader.dataset
     forward, num_extra = feature_function(model), 0

@@ -137,11 +137,9 @@ def low_shot(
     """Evaluate features with a share of the training labels: logistic regression.
 
     scikit-learn's ``LogisticRegression`` with its default L2 strength, on features scaled to zero
-    mean and unit variance: a handful of images per class is too few to hold any out.
-
-    Returns:
-        dict: ``lowshot_1pct/top1`` (mean over the lists of images, one per seed),
-        ``.../top1_std`` over the lists, and ``.../num_images``.
+    mean and unit variance: a handful of images per class is too few to hold any out. Returns
+    ``lowshot_1pct/top1`` (mean over the lists of images, one per seed), ``.../top1_std`` over the
+    lists, and ``.../num_images``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

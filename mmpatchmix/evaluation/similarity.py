@@ -34,11 +34,8 @@ def predict_shares(
 
     The prediction is the softmax, at the head's temperature, of the similarities between the
     query of the mix and the keys of its ``M = num_mix`` sources, M at least 2. ``images``
-    ``(N, 3, H, W)`` are normalised and on the model's device, N at least M.
-
-    Returns:
-        tuple: On the CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones
-        of each draw and image ``(D, N, M)``.
+    ``(N, 3, H, W)`` are normalised and on the model's device, N at least M. Returned are, on the
+    CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones ``(D, N, M)``.
     """
     if not 2 <= num_mix <= len(images):
         raise ValueError(f'{len(images)} images cannot make mixes of {num_mix} of them.')

@@ -27,7 +27,8 @@ class PatchMixViT(VisionTransformer):
 
     If the class token of the last block is the only output, the last block computes keys and
     values of all tokens, but query, projection and feed-forward of the class token alone. The
-    result is the same with a fifteenth less arithmetic.
+    result is the same with a fifteenth less arithmetic. ``ValueError`` if the image cannot be split
+    into patches, or the width into heads.
 
     Args:
         arch: Width, layers, heads and feed-forward width as a dict: mmpretrain's ``small`` (768
@@ -42,9 +43,6 @@ class PatchMixViT(VisionTransformer):
             :func:`mmpatchmix.checkpoints.read_backbone` reads and loads all of it or raises;
             ``prefix=...`` selects one of several encoders, by default the momentum encoder. A
             backbone with ``frozen_stages`` equal to the number of layers stays in evaluation mode.
-
-    Raises:
-        ValueError: If the image cannot be split into patches, or the width into heads.
     """
 
     # Key prefixes of a checkpoint that are not loaded, and key suffixes that it may lack.

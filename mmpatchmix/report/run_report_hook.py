@@ -69,17 +69,19 @@ class RunReportHook(Hook):
         """Store the metrics, draw the repeated pictures, and write the report."""
         self.metrics.append((runner.epoch, dict(metrics or {})))
         self._attempt(runner, 'pictures', self._show_pictures, runner, REPEATED)
-        page = Path(runner.work_dir) / 'report.html'
-        self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
+        self._write_page(runner)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
         """Draw the missing pictures, write the report and log the summary."""
         self._attempt(runner, 'pictures', self._show_pictures, runner, PICTURES)
         self._attempt(runner, 'run.json', write_end, runner)
+        self._write_page(runner)
+        runner.logger.info('\n' + '\n'.join(self.summary(runner)))
+
+    def _write_page(self, runner: Runner) -> None:
         page = Path(runner.work_dir) / 'report.html'
         self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
-        runner.logger.info('\n' + '\n'.join(self.summary(runner)))
 
     @master_only
     def _attempt(self, runner: Runner, name: str, function: Callable, *args) -> None:

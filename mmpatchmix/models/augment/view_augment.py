@@ -22,7 +22,8 @@ class ViewAugment(nn.Module):
     the jitter, blur and flip.
 
     All random numbers come from torch's global generator on the CPU, so a seed draws the same on
-    every device. Train and eval mode are the same.
+    every device. Train and eval mode are the same. ``ValueError`` if an argument is out of its
+    range, or the images are of another kind.
 
     Args:
         color_jitter: Strength of brightness, contrast, saturation and hue, as in
@@ -38,9 +39,6 @@ class ViewAugment(nn.Module):
         solarize_threshold: Values at or above it are inverted; in [0, 1].
         solarize_prob: Share of the images that are solarized.
         flip_prob: Share of the images that are mirrored left to right.
-
-    Raises:
-        ValueError: If an argument is out of its range, or the images are of another kind.
     """
 
     def __init__(

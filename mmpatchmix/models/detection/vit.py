@@ -47,7 +47,8 @@ class DetectionViT(PatchMixViT):
 class WindowedViT(DetectionViT):
     """The backbone of ViTDet (https://arxiv.org/abs/2203.16527) on mmpretrain's blocks.
 
-    Most blocks attend within windows, a few globally. There is no class token.
+    Most blocks attend within windows, a few globally. There is no class token. ``ValueError`` if a
+    global block does not exist or a size is not positive.
 
     Args:
         arch: As in :class:`DetectionViT`.
@@ -59,9 +60,6 @@ class WindowedViT(DetectionViT):
         drop_path_rate: Of the last block; blocks before it have linearly less.
         out_indices: Blocks that return a map; by default the last.
         **kwargs: Those of :class:`DetectionViT`.
-
-    Raises:
-        ValueError: If a global block does not exist or a size is not positive.
     """
 
     dropped = ('ln1.', 'ln2.', 'cls_token')

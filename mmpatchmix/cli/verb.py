@@ -60,10 +60,8 @@ def make_verb(name: str, doc: str, add_arguments: Callable, run: Callable) -> tu
     """
 
     def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-        style = argparse.RawDescriptionHelpFormatter
-        parser = argparse.ArgumentParser(
-            f'mmpatchmix {name}', description=doc, formatter_class=style
-        )
+        options = dict(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(f'mmpatchmix {name}', **options)
         parser.register('type', None, os.path.expanduser)  # of all arguments without a type
         add_arguments(parser)
         about = 'print all records of the log file, and tracebacks'

@@ -111,10 +111,9 @@ def convert_checkpoint(
     original = _features_of_source(source, backbone)
     difference = _difference(original, hub, state, spec)
     source_difference = _verify(difference, f'{source} in {layout.library}', 'mmpretrain')
-    if img_size is not None and (img_size < 1 or img_size % spec.patch_size):
-        raise ValueError(
-            f'img_size={img_size} is not divisible by the patch size {spec.patch_size}.'
-        )
+    patch_size = spec.patch_size
+    if img_size is not None and (img_size < 1 or img_size % patch_size):
+        raise ValueError(f'img_size={img_size} is not divisible by the patch size {patch_size}.')
     if img_size not in (None, spec.img_size):
         spec = replace(spec, img_size=img_size)
         build_vit(spec)._prepare_pos_embed(state, prefix='')

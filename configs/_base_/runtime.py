@@ -38,5 +38,7 @@ visualizer = dict(
 )
 # The line in the log is short; scalars.json and TensorBoard have all figures.
 log_processor = dict(type='mmpatchmix.ShortLogProcessor', window_size=50)
+load_from = None
+resume = False
 # Each rank has its own augmentation seed.
 randomness = dict(seed=None, diff_rank_seed=True)

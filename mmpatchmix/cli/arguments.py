@@ -51,8 +51,11 @@ def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true', help=about)
 
 
-def load_config(args: argparse.Namespace) -> Any:
-    """Return mmengine's ``Config``, checked, with the common arguments applied."""
+def load_config(args: argparse.Namespace, below: str = '') -> Any:
+    """Return mmengine's ``Config``, checked, with the common arguments applied.
+
+    Without ``--work-dir`` the work dir is a folder ``below`` that of the config.
+    """
     from mmengine.config import Config
 
     from mmpatchmix.cli.config_checks import apply_options, check_config
@@ -76,7 +79,8 @@ def load_config(args: argparse.Namespace) -> Any:
     if args.workers is not None:
         set_workers(cfg, args.workers)
     cfg.launcher = find_launcher(args.launcher)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    work_dir = cfg.get('work_dir') or Path('work_dirs', path.stem)
+    cfg.work_dir = args.work_dir or str(Path(work_dir, below))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
 

@@ -58,10 +58,8 @@ def embed(args: argparse.Namespace) -> None:
     if out.exists():
         raise FileExistsError(f'{out} exists already; remove it or choose another --out.')
     data_root, args.data_root = args.data_root, None  # set_images applies it, to one data set
-    cfg = load_config(args)
+    cfg = load_config(args, below='embed')
     checkpoint = find_checkpoint(args.checkpoint)
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'embed')  # of the log
     set_images(cfg, data_root)
     runner = build_runner(cfg, args.verbose)
     load_model(runner, checkpoint)

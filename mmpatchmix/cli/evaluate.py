@@ -62,9 +62,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmpatchmix.evaluation import judge, linear_probe, low_shot
     from mmpatchmix.report.feature_figures import draw_similarity
 
-    cfg, checkpoint = load_config(args), find_checkpoint(args.checkpoint)
-    work_dir = Path(cfg.work_dir, '' if args.work_dir else 'evaluation')
-    cfg.work_dir, second = str(work_dir), None
+    cfg, checkpoint = load_config(args, below='evaluation'), find_checkpoint(args.checkpoint)
+    work_dir, second = Path(cfg.work_dir), None
     if args.finetune:  # read now, so that a wrong name is an error at once
         own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
         second = load_config(argparse.Namespace(**vars(args) | own))

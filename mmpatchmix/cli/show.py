@@ -14,7 +14,6 @@ detections, class_precision: annotated and detected objects, AP of each class, o
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmpatchmix.cli.arguments import add_common_arguments, load_config
@@ -42,9 +41,7 @@ def show(args: argparse.Namespace) -> None:
 
     path = check_picture_name(args.out or f'{args.what}.png')
     checkpoints = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
-    cfg = load_config(args)
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'show')  # of the log
+    cfg = load_config(args, below='show')
     if args.what == 'class_precision':
         cfg.test_evaluator.classwise = True
     save_picture(draw(build_runner(cfg, args.verbose), args.what, checkpoints), path)

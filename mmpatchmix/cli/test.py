@@ -21,12 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Load the checkpoint, evaluate, and print the metrics."""
-    cfg = load_config(args)
+    cfg = load_config(args, below='test')
     cfg.load_from, cfg.resume = find_checkpoint(args.checkpoint), False
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'test')  # a run of its own
     metrics = build_runner(cfg, args.verbose).test()
     if int(os.environ.get('RANK', 0)) != 0:
         return

@@ -96,10 +96,8 @@ def convert_checkpoint(
         img_size: Image size of the positions, which are interpolated by mmpretrain's rule.
 
     Raises:
-        FileNotFoundError: If there is no source.
-        ValueError: If it cannot be read, does not fit, or features differ by more than
-            :data:`TOLERANCE`.
-        FileExistsError: If the destination exists.
+        FileNotFoundError, FileExistsError: If there is no source, or the destination exists.
+        ValueError: If it cannot be read, does not fit, or features differ beyond :data:`TOLERANCE`.
         ModuleNotFoundError: If the library for the verification is not installed.
     """
     source, destination = Path(source), Path(destination)

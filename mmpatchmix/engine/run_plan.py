@@ -51,7 +51,7 @@ def _format_settings(settings: dict) -> str:
 
 def global_batch(runner: Runner) -> int:
     """Return the number of images of an iteration, over all ranks."""
-    loader = runner.train_dataloader
+    loader = runner.train_dataloader  # one of mmdet, with a batch sampler, has no batch size itself
     return (loader.batch_size or loader.batch_sampler.batch_size) * get_world_size()
 
 

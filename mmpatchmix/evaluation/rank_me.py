@@ -123,10 +123,9 @@ def measure_geometry(
 ) -> dict[str, float]:
     """Compute all figures that need no labels, of features ``(N, D)`` of test views, N at least 2.
 
-    Returns:
-        dict: ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
-        (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the
-        features also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
+    These are ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
+    (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the features
+    also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
     """
     metrics = {'rank_me': rank_me(features), 'uniformity': uniformity(features)}
     if dataset is not None and isinstance(model, PatchMix):

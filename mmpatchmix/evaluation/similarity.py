@@ -63,11 +63,10 @@ def predict_shares(
 def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
     """Compare the true and predicted shares of :func:`predict_shares`.
 
-    Returns:
-        dict: ``curve``, one ``(true, predicted, standard deviation of predicted, count)`` per
-        bin of the true share that is not empty; ``error``, the mean of the curve's distance from
-        the diagonal, weighted by count; ``mean_abs_error`` of single predictions; ``correlation``
-        (Pearson) of single predictions; ``constant_error``, the mean_abs_error of always ``1 / M``.
+    Returned are ``curve``, one ``(true, predicted, standard deviation of predicted, count)`` per
+    bin of the true share that is not empty; ``error``, the mean of the curve's distance from the
+    diagonal, weighted by count; ``mean_abs_error`` and ``correlation`` (Pearson) of single
+    predictions; ``constant_error``, the mean_abs_error of always ``1 / M``.
     """
     predicted = predicted.double()  # (D, N, M)
     true = true.double()[:, None].expand_as(predicted)
@@ -89,10 +88,9 @@ def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
 def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -> dict[str, float]:
     """Measure how well the similarities of each image to all others order these by class.
 
-    Returns:
-        dict: ``auroc``, the probability that an image of the same class is more similar than one
-        of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
-        ``precision_at_K``, the share of the K nearest that have the same class.
+    Returned are ``auroc``, the probability that an image of the same class is more similar than one
+    of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
+    ``precision_at_K``, the share of the K nearest that have the same class.
     """
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
     aurocs, precisions = [], {k: [] for k in ranks}

@@ -33,9 +33,8 @@ class ViTPyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.norms = ModuleList(LayerNorm2d(in_channels, eps=1e-6) for _ in strides)
-        self.resize = ModuleList(
-            _resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides
-        )
+        resized = (_resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides)
+        self.resize = ModuleList(resized)
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Normalise maps ``(N, C, H, W)``, one per stride or ``ValueError``, and resize them."""

@@ -22,10 +22,8 @@ class BF16OptimWrapper(OptimWrapper):
     ``enabled`` is True, False for float32, or ``'auto'``: if :func:`computes_bf16`.
     """
 
-    # () bool on the device: whether that has happened; None if the optimizer is not fused.
-    broken: Tensor | None = None
-    # (), norm of the gradients of the last step; None also if mmengine clips them.
-    grad_norm: Tensor | None = None
+    broken: Tensor | None = None  # () bool on the device: whether it happened; None if not fused
+    grad_norm: Tensor | None = None  # (), of the last step; None also if mmengine clips gradients
 
     def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
         if enabled not in (True, False, 'auto'):

@@ -39,10 +39,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
             f'num_mix {preprocessor.num_mix_choices}, patches of {preprocessor.patch_size}, '
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
         )
-    return {
-        name: f'{value:g}' if isinstance(value, float) else str(value)
-        for name, value in plan.items()
-    }
+    return {k: f'{v:g}' if isinstance(v, float) else str(v) for k, v in plan.items()}
 
 
 def _format_settings(settings: dict) -> str:

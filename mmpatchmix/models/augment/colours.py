@@ -160,10 +160,8 @@ def _jitter(
         own, grey, mean = weights[step]  # (N, 1, 1) each
         parts = zip(_find_greys(channels), means, strict=False)
         shifts = [grey * greys + mean * each for greys, each in parts] * len(channels)
-        channels = [
-            (own * channel + shift).clamp(0, 255)
-            for channel, shift in zip(channels, shifts, strict=False)
-        ]
+        pairs = zip(channels, shifts, strict=False)
+        channels = [(own * channel + shift).clamp(0, 255) for channel, shift in pairs]
     return channels
 
 

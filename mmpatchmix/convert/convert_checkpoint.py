@@ -28,9 +28,9 @@ from mmpatchmix.convert.features import (
     features_of_vit,
     load_transformers,
 )
-from mmpatchmix.convert.onnx import describe, preprocessing_file, write_program
+from mmpatchmix.convert.onnx import describe, write_program
 
-_PROGRAMS = ('onnx', 'torch-export')
+_PROGRAMS, _PREPROCESSING = ('onnx', 'torch-export'), '.preprocessing.json'
 # Endings of the file for each library; transformers has a folder.
 _SUFFIXES = {
     'mmpretrain': ('.pth',),
@@ -142,7 +142,8 @@ def _check_destination(destination: Path, target: str) -> list[Path]:
     if destination.suffix not in _SUFFIXES[target]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
-    files = [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
+    files = [destination]
+    files += [destination.with_suffix(_PREPROCESSING)] if target in _PROGRAMS else []
     if existing := [str(file) for file in files if file.exists()]:
         raise FileExistsError(f'{existing[0]} exists already; remove it or choose another name.')
     return files
@@ -181,7 +182,7 @@ def _write(
         vit = build_vit(spec, in_channels=_num_channels(state))
         vit.load_state_dict(state, strict=True)
         write_program(vit, path, spec.img_size)
-        _write_json(preprocessing_file(path), describe(preprocessing))
+        _write_json(path.with_suffix(_PREPROCESSING), describe(preprocessing))
         return
     metadata = asdict(spec) | about | {'preprocessing': asdict(preprocessing)}
     state = from_mmpretrain(state, target if target in ('timm', 'transformers') else 'mmpretrain')

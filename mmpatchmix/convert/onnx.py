@@ -56,13 +56,8 @@ def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
 
-def preprocessing_file(path: Path) -> Path:
-    """Return the path of the JSON file with the preprocessing of a program."""
-    return path.with_suffix('.preprocessing.json')
-
-
 def describe(preprocessing: Preprocessing) -> dict:
-    """Return the content of that file."""
+    """Return the content of the JSON file with the preprocessing of a program."""
     content, size = asdict(preprocessing), preprocessing.crop
     values = content.pop('values')
     return content | {

@@ -33,14 +33,7 @@ model = dict(
         # checkpoint: a pre-training checkpoint or a converted backbone
         init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
-    neck=dict(
-        _delete_=True,
-        type='mmpatchmix.SimpleFeaturePyramid',
-        in_channels=768,
-        out_channels=256,
-        strides=(4, 8, 16, 32),
-        num_outs=5,
-    ),
+    neck=dict(_delete_=True, type='mmpatchmix.SimpleFeaturePyramid', in_channels=768),
     rpn_head=dict(type='mmpatchmix.FullPrecisionRPNHead', num_convs=2),
     roi_head=dict(
         bbox_roi_extractor=dict(type='mmpatchmix.FullPrecisionRoIExtractor'),

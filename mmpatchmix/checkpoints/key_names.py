@@ -84,9 +84,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
     """Recognise a layout by its patch embeddings and find the wanted encoder.
 
     Names of ``state`` are without wrappers. For the others see :func:`read_backbone`.
-
-    Raises:
-        ValueError: If the layout is unknown, ``encoder`` is neither, or several encoders match.
+    ``ValueError`` if the layout is unknown, ``encoder`` is neither, or several encoders match.
     """
     if encoder not in ('momentum', 'query'):
         raise ValueError(f"encoder must be 'momentum' or 'query'; got {encoder!r}.")

@@ -9,6 +9,8 @@ import re
 import struct
 from pathlib import Path
 
+from mmengine.runner import Runner
+
 from mmpatchmix.compat.file_kinds import LENGTH, MARK, digest, find_damage
 
 
@@ -45,3 +47,23 @@ def find_good_checkpoint(folder: str | Path) -> tuple[Path | None, dict[Path, st
             return path, damaged
         damaged[path] = damage
     return None, damaged
+
+
+def choose_checkpoint(runner: Runner) -> str | None:
+    """Return the verified checkpoint that a Runner is to load, or None; refuse damaged ones."""
+    named = runner._load_from
+    if named and os.path.isfile(named) and (damage := find_damage(named)):
+        good, _ = find_good_checkpoint(Path(named).parent)
+        hint = f' {good} is a good one.' if good else ''
+        raise ValueError(f'{named} cannot be read: it is damaged ({damage}).{hint}')
+    if named or not runner._resume:
+        return named
+    good, damaged = find_good_checkpoint(runner.work_dir)
+    listed = ''.join(f'\n  {path}: {damage}' for path, damage in damaged.items())
+    if damaged and good is None:
+        raise ValueError(f'every checkpoint of {runner.work_dir} is damaged:{listed}')
+    if damaged:
+        runner.logger.warning(f'Skipped damaged checkpoints:{listed}')
+    elif good is not None and not Path(runner.work_dir, 'last_checkpoint').is_file():
+        runner.logger.warning(f'last_checkpoint is missing; {good} is the newest good one.')
+    return good and str(good)

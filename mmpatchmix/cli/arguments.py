@@ -26,14 +26,6 @@ SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)  # names 
 TRACKERS = ('mlflow', 'wandb')  # as their packages are called
 
 
-def new_parser(verb: str, doc: str) -> argparse.ArgumentParser:
-    """Return the parser of a verb, which describes itself by the docstring of its module."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f'mmpatchmix {verb}', description=doc, formatter_class=style)
-    parser.register('type', None, os.path.expanduser)  # of all arguments without a type
-    return parser
-
-
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every verb that builds a Runner."""
     add = parser.add_argument
@@ -49,7 +41,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='how the ranks were started')
     add_trust_checkpoint(parser)
-    add_verbose(parser)
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     add('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -60,14 +51,11 @@ def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true', help=about)
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add ``--verbose``, which every verb has."""
-    about = 'print all records of the log file, and tracebacks'
-    parser.add_argument('--verbose', action='store_true', help=about)
+def load_config(args: argparse.Namespace, below: str = '') -> Any:
+    """Return mmengine's ``Config``, checked, with the common arguments applied.
 
-
-def load_config(args: argparse.Namespace) -> Any:
-    """Return mmengine's ``Config``, checked, with the common arguments applied."""
+    Without ``--work-dir`` the work dir is a folder ``below`` that of the config.
+    """
     from mmengine.config import Config
 
     from mmpatchmix.cli.config_checks import apply_options, check_config
@@ -91,7 +79,8 @@ def load_config(args: argparse.Namespace) -> Any:
     if args.workers is not None:
         set_workers(cfg, args.workers)
     cfg.launcher = find_launcher(args.launcher)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    work_dir = cfg.get('work_dir') or Path('work_dirs', path.stem)
+    cfg.work_dir = args.work_dir or str(Path(work_dir, below))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
 

@@ -11,7 +11,6 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,16 @@ from mmpatchmix.cli.arguments import (
     TRACKERS,
     add_common_arguments,
     load_config,
-    new_parser,
     set_epochs,
     set_initial_weights,
     set_precision,
     set_trackers,
 )
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, make_verb
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('train', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_common_arguments(parser)
     add = parser.add_argument
     layouts = "ours, published PatchMix, MoCo v3, DINO, DINOv2, MAE, timm, a folder of HF's ViT"
@@ -50,7 +47,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--contact-sheet', metavar='FILE', help=about)
     add('--track', action='append', default=[], choices=TRACKERS, help='log to this tracker, too')
     add('--stats', choices=['auto'], help='set mean and std from a sample of the training images')
-    return parser.parse_args(argv)
 
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
@@ -117,13 +113,6 @@ def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
     clear_earlier_run(work_dir)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the verb."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        train(args)
-
-
 def train(args: argparse.Namespace) -> None:
     """Build and check a run, print its recipe, and train, or take one step."""
     from mmengine.dist import is_main_process
@@ -171,3 +160,6 @@ def train(args: argparse.Namespace) -> None:
         last, _ = find_good_checkpoint(work_dir)
         hint = f': --resume continues from {last}' if last else ' before any checkpoint'
         raise KeyboardInterrupt(hint) from error
+
+
+parse_args, main = make_verb('train', __doc__, add_arguments, train)

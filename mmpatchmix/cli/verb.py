@@ -1,5 +1,6 @@
 """The frame of every verb: one-line errors, a quiet console, the Runner, the memory of the host."""
 
+import argparse
 import ctypes
 import functools
 import logging
@@ -8,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +51,29 @@ BUILDERS = {'build_from_cfg': 'cfg', 'build_dataloader': 'dataloader'}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MALLOC = ('MALLOC_MMAP_MAX_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')
 USERS_OWN_SETTINGS = ('GLIBC_TUNABLES', *MALLOC)
+
+
+def make_verb(name: str, doc: str, add_arguments: Callable, run: Callable) -> tuple:
+    """Return ``parse_args(argv)`` and ``main(argv)`` of a verb, of which ``doc`` is the help.
+
+    ``add_arguments(parser)`` adds its arguments, ``run(args)`` does its work.
+    """
+
+    def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+        options = dict(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(f'mmpatchmix {name}', **options)
+        parser.register('type', None, os.path.expanduser)  # of all arguments without a type
+        add_arguments(parser)
+        about = 'print all records of the log file, and tracebacks'
+        parser.add_argument('--verbose', action='store_true', help=about)
+        return parser.parse_args(argv)
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        args = parse_args(argv)
+        with exit_on_user_error(args.verbose):
+            run(args)
+
+    return parse_args, main
 
 
 @contextmanager

@@ -1,11 +1,4 @@
-"""Changes to the OpenMMLab stack that let it run on today's torch, one reason per file.
-
-* :mod:`~mmpatchmix.compat.mmcv_ops`: mmdet without compiling mmcv.
-* :mod:`~mmpatchmix.compat.multimodal`: mmpretrain next to transformers 5.
-* :mod:`~mmpatchmix.compat.cpu_launcher`: ``--launcher pytorch`` without a GPU.
-* :mod:`~mmpatchmix.compat.safe_loading`: loading checkpoints without running code from them.
-* :mod:`~mmpatchmix.compat.yapf_cache`: ranks that start together on a new machine.
-"""
+"""Changes to the OpenMMLab stack that let it run on today's torch; each file states its reason."""
 
 
 def prepare_openmmlab() -> None:

@@ -28,9 +28,9 @@ from mmpatchmix.convert.features import (
     features_of_vit,
     load_transformers,
 )
-from mmpatchmix.convert.onnx import describe, preprocessing_file, write_program
+from mmpatchmix.convert.onnx import describe, write_program
 
-_PROGRAMS = ('onnx', 'torch-export')
+_PROGRAMS, _PREPROCESSING = ('onnx', 'torch-export'), '.preprocessing.json'
 # Endings of the file for each library; transformers has a folder.
 _SUFFIXES = {
     'mmpretrain': ('.pth',),
@@ -96,10 +96,8 @@ def convert_checkpoint(
         img_size: Image size of the positions, which are interpolated by mmpretrain's rule.
 
     Raises:
-        FileNotFoundError: If there is no source.
-        ValueError: If it cannot be read, does not fit, or features differ by more than
-            :data:`TOLERANCE`.
-        FileExistsError: If the destination exists.
+        FileNotFoundError, FileExistsError: If there is no source, or the destination exists.
+        ValueError: If it cannot be read, does not fit, or features differ beyond :data:`TOLERANCE`.
         ModuleNotFoundError: If the library for the verification is not installed.
     """
     source, destination = Path(source), Path(destination)
@@ -111,10 +109,9 @@ def convert_checkpoint(
     original = _features_of_source(source, backbone)
     difference = _difference(original, hub, state, spec)
     source_difference = _verify(difference, f'{source} in {layout.library}', 'mmpretrain')
-    if img_size is not None and (img_size < 1 or img_size % spec.patch_size):
-        raise ValueError(
-            f'img_size={img_size} is not divisible by the patch size {spec.patch_size}.'
-        )
+    patch_size = spec.patch_size
+    if img_size is not None and (img_size < 1 or img_size % patch_size):
+        raise ValueError(f'img_size={img_size} is not divisible by the patch size {patch_size}.')
     if img_size not in (None, spec.img_size):
         spec = replace(spec, img_size=img_size)
         build_vit(spec)._prepare_pos_embed(state, prefix='')
@@ -145,7 +142,8 @@ def _check_destination(destination: Path, target: str) -> list[Path]:
     if destination.suffix not in _SUFFIXES[target]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
-    files = [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
+    files = [destination]
+    files += [destination.with_suffix(_PREPROCESSING)] if target in _PROGRAMS else []
     if existing := [str(file) for file in files if file.exists()]:
         raise FileExistsError(f'{existing[0]} exists already; remove it or choose another name.')
     return files
@@ -184,7 +182,7 @@ def _write(
         vit = build_vit(spec, in_channels=_num_channels(state))
         vit.load_state_dict(state, strict=True)
         write_program(vit, path, spec.img_size)
-        _write_json(preprocessing_file(path), describe(preprocessing))
+        _write_json(path.with_suffix(_PREPROCESSING), describe(preprocessing))
         return
     metadata = asdict(spec) | about | {'preprocessing': asdict(preprocessing)}
     state = from_mmpretrain(state, target if target in ('timm', 'transformers') else 'mmpretrain')

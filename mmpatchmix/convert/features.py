@@ -76,9 +76,8 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         from transformers import AutoConfig, AutoModel, ViTModel
         from transformers.utils import logging
     except ImportError as error:
-        raise ModuleNotFoundError(
-            'Conversions from and to transformers are verified with it: pip install transformers'
-        ) from error
+        message = 'Conversions from and to transformers are verified with it'
+        raise ModuleNotFoundError(f'{message}: pip install transformers') from error
     logging.disable_progress_bar()
     options = dict(output_loading_info=True, local_files_only=True)
     if AutoConfig.from_pretrained(folder, local_files_only=True).model_type.startswith('dinov2'):

@@ -25,8 +25,7 @@ class _LastOutput(nn.Module):
 def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
     """Write a ViT in evaluation mode as ``.onnx`` or ``.pt2``, for images of ``img_size`` pixels.
 
-    Raises:
-        ModuleNotFoundError: If the packages for ONNX are not installed.
+    ``ModuleNotFoundError`` if the packages for ONNX are not installed.
     """
     model = nn.Sequential(vit, _LastOutput()).eval()
     images = torch.zeros(2, vit.patch_embed.projection.in_channels, img_size, img_size)
@@ -57,13 +56,8 @@ def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
 
-def preprocessing_file(path: Path) -> Path:
-    """Return the path of the JSON file with the preprocessing of a program."""
-    return path.with_suffix('.preprocessing.json')
-
-
 def describe(preprocessing: Preprocessing) -> dict:
-    """Return the content of that file."""
+    """Return the content of the JSON file with the preprocessing of a program."""
     content, size = asdict(preprocessing), preprocessing.crop
     values = content.pop('values')
     return content | {

@@ -147,7 +147,7 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
         for block in encoder.backbone.layers:
             fully_shard(block, **settings)
         # FSDP warns of outputs that are views: an in-place operation would remove its hook.
-        encoder.backbone.register_forward_hook(_copy_outputs)
+        encoder.backbone.register_forward_hook(lambda *args: tuple(x.clone() for x in args[-1]))
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)
@@ -155,7 +155,3 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
-
-
-def _copy_outputs(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...]) -> tuple:
-    return tuple(output.clone() for output in outputs)

@@ -12,8 +12,7 @@ from mmpatchmix.registry import MODELS, read_signature
 def complete(node: dict, key: str, **values: Any) -> dict:
     """Return the config of a part with values that follow from other parts, if its type takes them.
 
-    Raises:
-        ValueError: If the config has another value.
+    ``ValueError`` if the config has another value.
     """
     accepted = read_signature(MODELS, node['type'])
     values = {name: value for name, value in values.items() if value and name in accepted}

@@ -44,8 +44,7 @@ class MomentumEncoder(BaseModule):
     def update(self, backbone: nn.Module, neck: nn.Module, momentum: float) -> None:
         """Move the parameters towards the query encoder's, in one multi-tensor call.
 
-        Raises:
-            ValueError: If ``momentum``, the share kept, is outside [0, 1].
+        ``ValueError`` if ``momentum``, the share kept, is outside [0, 1].
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f'momentum={momentum} is the share kept and must be in [0, 1].')

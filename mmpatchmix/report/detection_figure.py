@@ -61,8 +61,7 @@ def _draw_objects(axis: Axes, image: np.ndarray, objects: Sequence[Object]) -> N
 def draw_class_precision(metrics: Mapping[str, float]) -> Figure:
     """Draw the average precision of boxes of each class, the best first.
 
-    Raises:
-        ValueError: Without ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
+    ``metrics`` have ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
     """
     found = {n: value for n, value in metrics.items() if n.endswith('_precision')}
     found = {n.removeprefix('coco/').removesuffix('_precision'): v for n, v in found.items()}

@@ -8,12 +8,8 @@ from importlib.util import find_spec
 from mmpatchmix.models.detection.pyramid import SimpleFeaturePyramid, ViTPyramid
 from mmpatchmix.models.detection.vit import DetectionViT, WindowedViT
 
-__all__ = ['DetectionViT', 'SimpleFeaturePyramid', 'ViTPyramid', 'WindowedViT']
-
 if find_spec('mmdet') is not None:
     from mmpatchmix.models.detection.full_precision import (
         FullPrecisionRoIExtractor,
         FullPrecisionRPNHead,
     )
-
-    __all__ += ['FullPrecisionRPNHead', 'FullPrecisionRoIExtractor']

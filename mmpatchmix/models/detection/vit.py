@@ -47,7 +47,8 @@ class DetectionViT(PatchMixViT):
 class WindowedViT(DetectionViT):
     """The backbone of ViTDet (https://arxiv.org/abs/2203.16527) on mmpretrain's blocks.
 
-    Most blocks attend within windows, a few globally. There is no class token.
+    Most blocks attend within windows, a few globally. There is no class token. ``ValueError`` if a
+    global block does not exist or a size is not positive.
 
     Args:
         arch: As in :class:`DetectionViT`.
@@ -56,12 +57,8 @@ class WindowedViT(DetectionViT):
         use_rel_pos: Whether to learn ViTDet's decomposed relative position.
         rel_pos_size: Cells per side of the map for which global blocks learn it.
         layer_scale_init_value: As in :class:`mmpretrain.models.VisionTransformer`.
-        drop_path_rate: Of the last block; blocks before it have linearly less.
         out_indices: Blocks that return a map; by default the last.
         **kwargs: Those of :class:`DetectionViT`.
-
-    Raises:
-        ValueError: If a global block does not exist or a size is not positive.
     """
 
     dropped = ('ln1.', 'ln2.', 'cls_token')
@@ -75,14 +72,12 @@ class WindowedViT(DetectionViT):
         use_rel_pos: bool = False,
         rel_pos_size: int = 64,
         layer_scale_init_value: float = 0.0,
-        drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (-1,),
         **kwargs,
     ) -> None:
         super().__init__(
             arch,
             layer_scale_init_value=layer_scale_init_value,
-            drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             with_cls_token=False,
             **kwargs,

@@ -33,7 +33,9 @@ model = dict(
         # checkpoint: a pre-training checkpoint or a converted backbone
         init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
-    neck=dict(_delete_=True, type='mmpatchmix.SimpleFeaturePyramid', in_channels=768),
+    neck=dict(
+        _delete_=True, type='mmpatchmix.SimpleFeaturePyramid', in_channels=768, out_channels=256
+    ),
     rpn_head=dict(type='mmpatchmix.FullPrecisionRPNHead', num_convs=2),
     roi_head=dict(
         bbox_roi_extractor=dict(type='mmpatchmix.FullPrecisionRoIExtractor'),

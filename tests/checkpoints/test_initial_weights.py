@@ -7,13 +7,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from vits import images, make_timm_vit
 
 from mmpatchmix.checkpoints import ViTSpec
 from mmpatchmix.cli import train
 from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
+from tests.checkpoints.vits import images, make_timm_vit
 from tests.engine.tiny_run import tiny_run_config
 
 # Other width, depth, heads, patch and image than the tiny run.
@@ -83,36 +83,15 @@ def test_the_dumped_config_starts_and_resumes_the_same_run(checkpoint, tmp_path)
         Runner.from_cfg(again).load_checkpoint(str(tmp_path / 'epoch_1.pth'))
 
 
-def test_assumed_heads_are_printed(tmp_path, capsys):
-    torch.save(make_timm_vit(SPEC).state_dict(), tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
-        cfg = tiny_run_config(tmp_path)
-        cfg.model.backbone.arch.num_heads = 5
-        apply(cfg, '--init', str(tmp_path / 'x.pth'))
-    cfg = apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'x.pth'))
-    assert cfg.model.backbone.arch.num_heads == 2
-    assert 'num_heads=2 (not in the file; the model has them)' in capsys.readouterr().out
-
-
-def test_other_recipes_and_missing_files_are_errors(checkpoint, tmp_path):
+def test_other_ways_to_load_a_backbone_are_errors(checkpoint, tmp_path):
     cfg = Config.fromfile('configs/linear/vit-s_cifar10.py')
-    with pytest.raises(
-        ValueError, match=r'pre-training recipes.*backbone\.init_cfg\.checkpoint=FILE'
-    ):
+    message = r'pre-training recipes.*backbone\.init_cfg\.checkpoint=FILE'
+    with pytest.raises(ValueError, match=message):
         apply(cfg, '--init', checkpoint[0])
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'none.pth'))
-
-
-def test_load_from_with_a_backbone_names_init(checkpoint, tmp_path):
     cfg = tiny_run_config(tmp_path)
     cfg.load_from = checkpoint[0]
     with pytest.raises(ValueError, match=r'does not fit the model.*--init FILE'):
         Runner.from_cfg(cfg).train()
-
-
-def test_init_cfg_with_another_network_is_an_error(checkpoint, tmp_path):
-    cfg = tiny_run_config(tmp_path)
     pretrained = dict(type='Pretrained', checkpoint=checkpoint[0])
     cfg.model.backbone.init_cfg = pretrained
     with pytest.raises(ValueError, match='embed_dims: 24 in the file, 12 in the model'):

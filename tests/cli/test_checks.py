@@ -27,24 +27,6 @@ def test_shipped_configs_pass(path):
     check_config(Config.fromfile(path))
 
 
-@pytest.mark.parametrize(
-    ('option', 'message'),
-    [
-        ({'model.head.tempratur': 0.1}, r'model\.head\.tempratur: .* did you mean temperature'),
-        ({'model.type': 'mmpatchmix.PatchMx'}, r'no mmpatchmix\.PatchMx; did you mean .*PatchMix'),
-        ({'param_scheduler.0.warmup': 3}, r'param_scheduler\.0\.warmup'),
-        ({'optim_wrapper.constructor': 'Linon'}, r'optim_wrapper\.constructor: there is no Linon'),
-        ({'optim_wrapper.optimizer.type': 'mmdet.No'}, r'optimizer\.type: there is no mmdet\.No'),
-        ({'optim_wraper': dict()}, r'optim_wraper: did you mean optim_wrapper'),
-    ],
-)
-def test_misspelt_keys_are_named_with_the_right_ones(tmp_path, option, message):
-    cfg = tiny_run_config(tmp_path)
-    cfg.merge_from_dict(option)
-    with pytest.raises(ValueError, match=message):
-        check_config(cfg)
-
-
 def use_local_crops(cfg):
     cfg.train_dataloader.dataset.pipeline[0] = dict(
         type='mmpatchmix.MultiCrop', global_size=32, num_local=1, local_size=20
@@ -111,10 +93,8 @@ def test_the_described_learning_rate_is_used(tmp_path):
     [
         (dict(type='AdamW'), '0.001', 0.01),
         (dict(type='mmpretrain.Lamb', lr=1e-3, weight_decay=0.1), '0.001', 0.1),
-        (dict(type='Adafactor', lr=1e-3, relative_step=False), '0.001', 0),
         (dict(type='Rprop', lr=1e-2), '0.01', 0),  # has no weight decay
     ],
-    ids=str,
 )
 @pytest.mark.parametrize('constructor', ['DecayGroupsConstructor', 'LayerDecayConstructor'])
 def test_defaults_of_an_optimizer_are_those_of_its_signature(optimizer, lr, decay, constructor):
@@ -149,19 +129,14 @@ def test_another_arch_takes_one_option():
     assert model.head.predictor.fc0.in_features == model.neck.fc2.out_features == 256
 
 
-@pytest.mark.parametrize(
-    ('option', 'message'),
-    [
-        ({'neck.in_channels': 13}, r'model\.neck\.in_channels=13, .* need 12'),
-        ({'backbone.arch.embed_dims': 24}, r'model\.neck\.in_channels=12, .* need 24'),
-        ({'head.predictor.out_channels': 9}, r'head\.predictor\.out_channels=9, .* need 8'),
-    ],
-)
-def test_widths_that_do_not_fit_are_refused_by_key(tmp_path, option, message):
-    cfg = tiny_run_config(tmp_path)
-    cfg.merge_from_dict({f'model.{key}': value for key, value in option.items()})
-    with pytest.raises(ValueError, match=message):
-        MODELS.build(cfg.model)
+def test_widths_that_do_not_fit_are_refused_by_key(tmp_path):
+    for key, value, message in (
+        ('neck.in_channels', 13, r'model\.neck\.in_channels=13, .* need 12'),
+        ('head.predictor.out_channels', 9, r'head\.predictor\.out_channels=9, .* need 8'),
+    ):
+        cfg = tiny_run_config(tmp_path, **{f'model.{key}': value})
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(cfg.model)
 
 
 def test_the_number_of_classes_takes_one_option_and_must_fit_the_data():

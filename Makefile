@@ -57,7 +57,7 @@ gpu-check: setup  ## prove and measure on a GPU, in at most 8 minutes; again for
 	@$(PY) benchmarks/evidence.py
 
 test: setup lint  ## lint and run the whole test suite
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 SOAK ?= 100
 soak: setup  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)

@@ -199,7 +199,7 @@ def test_verdict(rates, setup, side, needed, parts):
 
 
 @pytest.fixture
-def scratch(monkeypatch):
+def scratch(tmp_path, monkeypatch):
     """A folder for temporary files, which must be empty at the end.
 
     Sockets of workers are created there; their paths are limited to 107 characters, which excludes

@@ -3,11 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-TORCHRUN = Path(__file__).parents[2] / 'tools/torchrun.sh'
+from tests.calls import ROOT, environment
+
+TORCHRUN = ROOT / 'tools/torchrun.sh'
 # In the place of a run: exit code 75 asks for a restart.
 PROGRAM = """
 import signal, sys, time
@@ -23,10 +23,7 @@ sys.exit(int(sys.argv[2]))
 def start(folder, what):
     (folder / 'program.py').write_text(PROGRAM)
     command = ['bash', TORCHRUN, '1', folder / 'program.py', folder / 'begun', what]
-    environment = {**os.environ, 'VIRTUAL_ENV': sys.prefix}
-    environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{environment["PATH"]}'
-    command = [str(part) for part in command]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def test_usr1_to_torchrun_is_passed_on_and_asks_for_another_start(tmp_path):
@@ -60,7 +57,7 @@ def test_exit_code_75_is_started_again_with_resume(tmp_path):
     srun.write_text(SRUN.format(log=log))
     srun.chmod(0o755)
     command = ['bash', 'tools/slurm_train.sh', 'gpu', 'job', 'CONFIG', 'work', '--amp']
-    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SIGNAL': 'USR1@60'}
+    env = environment(PATH=f'{tmp_path}:{os.environ["PATH"]}', SIGNAL='USR1@60')
     assert subprocess.run(command, env=env, timeout=60).returncode == 3
     calls = log.read_text().splitlines()
     assert [call.endswith('--amp --resume') for call in calls] == [False, True, True]

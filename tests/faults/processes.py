@@ -12,9 +12,8 @@ from typing import Any
 
 import cloudpickle
 import torch
-from mmengine.config import Config
 
-from tests.calls import SERVER, plain_text
+from tests.calls import SERVER
 
 PATIENCE = 120  # seconds; an idle machine takes a few
 
@@ -38,7 +37,6 @@ def _call(log: Path, call: bytes, env: dict) -> None:
         setattr(sys, name, os.fdopen(number, 'w', buffering=1, closefd=False))
     os.environ.update({key: str(value) for key, value in env.items()})
     torch.set_num_threads(1)
-    Config.pretty_text = property(plain_text)
     function, args = cloudpickle.loads(call)
     function(*args)
 

@@ -25,12 +25,7 @@ def test_each_view_is_drawn_anew_and_the_image_stays():
     original = image()
     results = transform(dict(img=original, gt_label=3))
     assert results['gt_label'] == 3 and np.array_equal(original, image())
-    first, second = results['view_1'], results['view_2']
-    assert first.shape == second.shape == (3, 12, 16) and first.dtype == torch.uint8
-    assert not torch.equal(first, second)
-
-
-def test_views_are_the_outputs_of_the_transforms():
+    assert not torch.equal(results['view_1'], results['view_2'])
     transform = TransformViews([dict(type='RandomFlip', prob=1.0, direction='horizontal')])
     results = transform(dict(img=image()))
     expected = torch.from_numpy(image()[:, ::-1].copy()).permute(2, 0, 1)

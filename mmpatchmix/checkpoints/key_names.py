@@ -127,7 +127,8 @@ def _choose(state: Iterable[str], prefixes: list[str], encoder: str) -> tuple[st
     ranks = {}
     for name in prefixes:
         is_momentum, is_average = find_roles(name)
-        ranks[name] = is_momentum, is_average or name.startswith(tuple(averaged))
+        is_average |= name.startswith(tuple(averaged)) and not name.startswith('raw.')
+        ranks[name] = is_momentum, is_average
     best = (max if encoder == 'momentum' else min)(ranks.values())
     chosen, *others = (name for name in prefixes if ranks[name] == best)
     if others:

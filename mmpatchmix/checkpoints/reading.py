@@ -29,8 +29,8 @@ class Checkpoint(NamedTuple):
     # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
     # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
-    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning): the raw
-    # weights; their names begin with 'raw.'.
+    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning, lists of
+    # torch_ema and diffusers): the raw weights; their names begin with 'raw.'.
     raw: dict[str, Tensor] = {}
 
 
@@ -66,6 +66,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if is_mmengine or raw or not any(any(find_roles(name)) for name in networks):
         usual = [name for name in ('state_dict', 'model') if name in networks]
         networks = {'': networks[usual[0]]} if usual else networks
+    if averages := _find_averages(content):
+        raw, networks = _name_averages(path, averages, networks)
     if not networks:
         raise ValueError(
             f'{path} holds no tensors; its keys are {list(content)[:10]}. Those of '
@@ -127,6 +129,26 @@ def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
     if sizes.get('') == largest:  # a state_dict with other entries
         return {'': found['']}
     return {name: found[name] for name in found if name and 2 * sizes[name] >= largest}
+
+
+def _find_averages(content: dict) -> list[Tensor]:
+    """Return the ``shadow_params`` of torch_ema or diffusers, a list without names, or []."""
+    nodes = [content, *(node for node in content.values() if isinstance(node, dict))]
+    lists = (node.get('shadow_params') for node in nodes)
+    return next((each for each in lists if isinstance(each, list | tuple)), [])
+
+
+def _name_averages(path: Path, averages: list[Tensor], networks: dict) -> tuple[dict, dict]:
+    """Return the weights, and the network of their averages, which are in the same order."""
+    raw = next(iter(networks.values())) if len(networks) == 1 else {}
+    names = [k for k in raw if raw[k].is_floating_point() and '.running_' not in k]
+    if [raw[name].shape for name in names] != [value.shape for value in averages]:
+        raise ValueError(
+            f'{path} has a list of {len(averages)} averages (shadow_params), which do not match '
+            f'the {len(names)} weights in number and shapes: save the averages by name, or the '
+            "weights alone, as torch.save({'state_dict': ...}, PATH)."
+        )
+    return raw, {'': raw | dict(zip(names, averages, strict=True))}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

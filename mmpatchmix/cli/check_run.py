@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.datasets.pack_views import channels_first
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.ranks import compare_data
@@ -96,7 +97,7 @@ def _check_classes(runner: Runner, model: torch.nn.Module) -> None:
 
 
 def _check_held_out(runner: Runner) -> None:
-    """Refuse evaluation images that are trained on."""
+    """Refuse evaluation images that are trained on, or of classes that are not."""
     train = runner.train_dataloader.dataset
     test = runner.val_loop.dataloader.dataset if runner.val_loop else None
     # By an attribute of ImageFolder: the train loader's is wrapped in a class that sets seeds.
@@ -113,12 +114,8 @@ def _check_held_out(runner: Runner) -> None:
             f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
             'and split="train" and "val".'
         )
-    if train.metainfo['labelled'] and not {*test.metainfo['classes']} <= {*train.CLASSES}:
-        unknown = ', '.join(sorted({*test.metainfo['classes']} - {*train.CLASSES})[:5])
-        raise ValueError(
-            f'val_dataloader has classes that are not trained on: {unknown}. Rename, remove or '
-            'also train on these, or give both dataset.classes=[...].'
-        )
+    if train.metainfo['labelled']:
+        adopt_classes(test, train.metainfo)
 
 
 def _are_apart(train: Any, test: Any) -> bool:

@@ -77,7 +77,7 @@ def embed(args: argparse.Namespace) -> None:
     if args.work_dir is None:
         cfg.work_dir = str(Path(cfg.work_dir) / 'embed')  # of the log
     set_images(cfg, data_root)
-    runner = build_runner(cfg, args.verbose)
+    runner = build_runner(cfg, args.verbose, checkpoint)
     load_model(runner, checkpoint)
     loader = runner.build_dataloader(cfg.test_dataloader)
     compare_data(loader.dataset)

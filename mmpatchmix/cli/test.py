@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
         if args.work_dir is None:
             cfg.work_dir = str(Path(cfg.work_dir) / 'test')  # a run of its own
-        metrics = build_runner(cfg, args.verbose).test()
+        metrics = build_runner(cfg, args.verbose, cfg.load_from).test()
         if int(os.environ.get('RANK', 0)) != 0:
             return
         width = max(map(len, metrics), default=0)

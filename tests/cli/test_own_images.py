@@ -156,7 +156,7 @@ def test_classes_that_are_not_trained_on_are_refused_by_name(tmp_path):
     make_classes(tmp_path / 'images/train', 8)
     make_classes(tmp_path / 'images/val', 4, ('ant', 'dog'))
     cfg = folder_config(tmp_path, tmp_path / 'images')
-    assert 'classes that are not trained on: dog. Rename' in get_refusal(cfg)
+    assert 'has images of dog, and the classes of the training set' in get_refusal(cfg)
 
 
 def test_lost_depth_and_other_statistics_give_a_note(tmp_path):

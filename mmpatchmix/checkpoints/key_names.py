@@ -115,7 +115,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
         name = 'moco'
     elif library == 'timm' and prefix.startswith(('student.', 'teacher.')):
         name = 'dino'
-    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS)
+    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS) + ('raw.',) * (not prefix)
     return Layout(name, library, prefix, drop, note)
 
 

@@ -249,17 +249,13 @@ def walk(root: str, left_out: dict, folder: str = '', above: tuple = ()) -> Iter
     num_runs = num_others = 0
     with os.scandir(osp.join(root, folder)) as entries:
         for entry in entries:
-            name = folder + entry.name
-            if name[-len(entry.name)] != '.' and entry.is_file(follow_symlinks=False):
-                num_others += 1  # almost all
-                yield name
-                continue
-            # entry.is_dir() raises for a link to itself.
-            is_dir = osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-            if kind := _find_kind(entry, is_dir):
-                left_out.setdefault(kind, []).append(name)
-                num_runs += kind == WORK_DIR
-                continue
+            name, is_dir = folder + entry.name, False
+            if entry.name.startswith('.') or not entry.is_file(follow_symlinks=False):
+                is_dir = osp.isdir(entry.path)
+                if kind := _find_kind(entry, is_dir):
+                    left_out.setdefault(kind, []).append(name)
+                    num_runs += kind == WORK_DIR
+                    continue
             num_others += 1
             if is_dir:
                 yield from walk(root, left_out, f'{name}/', (*above, here))
@@ -277,13 +273,14 @@ def _find_kind(entry: os.DirEntry, is_dir: bool) -> str | None:
         if SYSTEM_FOLDER.fullmatch(entry.name):
             return 'system folders'
         return WORK_DIR if is_work_dir(entry.path) else None
-    # A link that leads nowhere is data: it is counted as unreadable.
-    is_special = entry.is_symlink() or not entry.is_file()
-    return 'pipes or devices' if is_special and is_special_file(entry.path) else None
+    return 'pipes or devices' if is_special_file(entry.path) else None
 
 
 def is_special_file(path: str) -> bool:
-    """Return whether a path is a pipe, socket or device, which can block whoever opens it."""
+    """Return whether a path is a pipe, socket or device, which can block whoever opens it.
+
+    A link that leads nowhere is none: it is counted as unreadable.
+    """
     return osp.exists(path) and not osp.isfile(path) and not osp.isdir(path)
 
 

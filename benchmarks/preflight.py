@@ -3,21 +3,24 @@
     python benchmarks/preflight.py [NUM_IMAGES] [FOLDER]
 
 Writes empty files below FOLDER and removes them. Prints CPU seconds of reading alone, as any
-program would, and of ours: the folder and the list are read and checked, the COCO file is checked.
+program would, and of ours: the folder and the list are read and checked, the images of the list
+compared with a list of held-out ones, the annotations of the COCO file checked.
 """
 
+import csv
 import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from mmpatchmix.cli.check_run import _check_held_out
 from mmpatchmix.datasets import ImageFolder
 from mmpatchmix.datasets.coco_files import check_entries
-from mmpatchmix.datasets.image_list import read_image_list
 
 NUM_FOLDERS = 1000
 
@@ -54,6 +57,13 @@ def make_coco(num: int) -> str:
     return json.dumps(dict(images=images, annotations=annotations, categories=categories))
 
 
+def read(path: Path, **options) -> ImageFolder:
+    """Return the data set of a folder or list, read and checked."""
+    dataset = ImageFolder(str(path), **options)
+    dataset.full_init()
+    return dataset
+
+
 def list_folder(root: str) -> list[str]:
     """Return all paths, sorted, as torchvision's ImageFolder lists them."""
     return sorted(os.path.join(at, name) for at, _, names in os.walk(root) for name in names)
@@ -62,17 +72,24 @@ def list_folder(root: str) -> list[str]:
 def main(num: int, parent: str | None) -> None:
     """Write the inputs and measure."""
     with tempfile.TemporaryDirectory(dir=parent) as folder:
-        root, text = Path(folder, 'images'), Path(folder, 'list.csv')
+        root, text, few = (Path(folder, name) for name in ('images', 'train.csv', 'val.csv'))
         names = [f'class_{n % NUM_FOLDERS:04d}/image_{n:08d}.jpg' for n in range(num)]
         for n in range(NUM_FOLDERS):
             (root / f'class_{n:04d}').mkdir(parents=True)
         for name in names:
             os.close(os.open(root / name, os.O_CREAT | os.O_WRONLY))
-        text.write_text('path,label\n' + ''.join(f'images/{n},{n[:10]}\n' for n in names))
-        measure(
-            'folder', lambda: list_folder(str(root)), lambda: ImageFolder(str(root)).full_init()
+        lines = [f'images/{name},{name[:10]}\n' for name in names]
+        text.write_text('path,label\n' + ''.join(lines))
+        (root / names[0].replace('image_', 'other_')).touch()
+        few.write_text(''.join(lines[::50]).replace('image_', 'other_'))
+        measure('folder', lambda: list_folder(str(root)), lambda: read(root, split='train'))
+        measure('list', lambda: [*csv.reader(text.read_text().split('\n'))], lambda: read(text))
+        train, val = read(text), read(few)
+        runner = SimpleNamespace(
+            train_dataloader=SimpleNamespace(dataset=train),
+            val_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=val)),
         )
-        measure('list', lambda: text.read_text().splitlines(), lambda: read_image_list(str(text)))
+        measure('held out', lambda: None, lambda: _check_held_out(runner))
         coco, data = make_coco(num), {}
         measure(
             'coco',

@@ -4,6 +4,7 @@ import math
 import os.path as osp
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,18 +105,22 @@ def _check_held_out(runner: Runner) -> None:
     are_folders = hasattr(train, 'understood') and hasattr(test, 'understood')
     if not are_folders or not test.metainfo['labelled']:  # then there is no evaluation
         return
-    paths = [
-        {osp.abspath(each.get_data_info(index)['img_path']) for index in range(len(each))}
-        for each in (() if _are_apart(train, test) else (train, test))
-    ]
-    if shared := sorted(set.intersection(*paths)) if paths else []:
+    # Of a million training images only those with the name of a held-out one are compared.
+    held_out = set() if _are_apart(train, test) else set(map(osp.abspath, _list_paths(test)))
+    names = set(map(osp.basename, held_out))
+    paths = (path for path in _list_paths(train) if osp.basename(path) in names)
+    if shared := held_out and held_out.intersection(map(osp.abspath, paths)):
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
-            f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
-            'and split="train" and "val".'
+            f'as {min(shared)}: give both separate folders or lists, or the same labels and '
+            'holdout, and split="train" and "val".'
         )
     if train.metainfo['labelled']:
         adopt_classes(test, train.metainfo)
+
+
+def _list_paths(dataset: Any) -> Iterator[str]:
+    return (dataset.get_data_info(index)['img_path'] for index in range(len(dataset)))
 
 
 def _are_apart(train: Any, test: Any) -> bool:

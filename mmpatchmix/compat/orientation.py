@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 from mmcv.image import io as mmcv_io
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 from PIL.WebPImagePlugin import WebPImageFile
 
 ORIENTATION = ExifTags.Base.Orientation  # the same number in EXIF and TIFF
@@ -15,6 +15,8 @@ ORIENTATION = ExifTags.Base.Orientation  # the same number in EXIF and TIFF
 
 def install() -> None:
     """Replace the decoder of mmcv's OpenCV backend, unless a later OpenCV needs none."""
+    if not features.check('webp'):  # Pillow reads no WebP
+        return
     probe, exif = io.BytesIO(), Image.Exif()
     exif[ORIENTATION] = 6
     Image.new('RGB', (2, 1)).save(probe, 'WEBP', exif=exif)

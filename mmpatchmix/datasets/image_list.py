@@ -188,7 +188,7 @@ def _decode(path: str) -> tuple[str, str]:
 def _parse(text: str, separator: str | None) -> Iterator[tuple]:
     """Yield number and cells of each line; None stands for :data:`TEXT_LINE`.
 
-    In flat tuples of texts, which the garbage collector does not track: a million take 2 s.
+    In flat tuples of texts, which the garbage collector does not track.
     """
     if separator is None:
         for number, line in enumerate(io.StringIO(text, newline=None), 1):

@@ -113,7 +113,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
         name = 'moco'
     elif library == 'timm' and prefix.startswith(('student.', 'teacher.')):
         name = 'dino'
-    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS)
+    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS) + ('raw.',) * (not prefix)
     return Layout(name, library, prefix, drop, note)
 
 
@@ -125,7 +125,8 @@ def _choose(state: Iterable[str], prefixes: list[str], encoder: str) -> tuple[st
     ranks = {}
     for name in prefixes:
         is_momentum, is_average = find_roles(name)
-        ranks[name] = is_momentum, is_average or name.startswith(tuple(averaged))
+        is_average |= name.startswith(tuple(averaged)) and not name.startswith('raw.')
+        ranks[name] = is_momentum, is_average
     best = (max if encoder == 'momentum' else min)(ranks.values())
     chosen, *others = (name for name in prefixes if ranks[name] == best)
     if others:

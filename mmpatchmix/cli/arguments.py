@@ -68,9 +68,8 @@ def load_config(args: argparse.Namespace, below: str = '') -> Any:
     cfg = Config.fromfile(path)
     warn_about_secrets(cfg)
     apply_options(cfg, args.cfg_options)
-    for _, node in walk_dicts(cfg):  # ~ as in arguments
-        texts = {key: value for key, value in node.items() if isinstance(value, str)}
-        node.update({k: os.path.expanduser(text) for k, text in texts.items() if text[:2] == '~/'})
+    for _, node in walk_dicts(cfg):
+        node.update({key: expand_user(value) for key, value in node.items()})
     check_config(cfg)
     if args.data_root:
         set_data_root(cfg, args.data_root)
@@ -83,6 +82,14 @@ def load_config(args: argparse.Namespace, below: str = '') -> Any:
     cfg.work_dir = args.work_dir or str(Path(work_dir, below))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def expand_user(value: Any) -> Any:
+    """Replace ``~`` at the beginning of a text, or of those in a list, as in arguments."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_user, value))
+    is_path = isinstance(value, str) and value.startswith('~/')
+    return os.path.expanduser(value) if is_path else value
 
 
 def find_launcher(launcher: str) -> str:
@@ -116,8 +123,11 @@ def set_data_root(cfg: Any, data_root: str) -> None:
         if kind in (FOLDER, SHARDS):
             prefix = node.get('data_prefix') or ''
             prefix = prefix if isinstance(prefix, str) else prefix['img_path']
-            is_sharded = holds_shards(os.path.join(data_root, prefix))
-            node['type'] = SHARDS if is_sharded else FOLDER
+            place = os.path.join(data_root, prefix)
+            if prefix in ('train', 'val') and not os.path.isdir(place):  # other names, or a list
+                node.update(data_prefix='', split=prefix)
+                place = data_root
+            node['type'] = SHARDS if holds_shards(place) else FOLDER
         elif kind and is_list(data_root):
             raise ValueError(
                 f'--data-root {data_root} is a list of images, which {FOLDER} reads; this config '

@@ -61,7 +61,7 @@ def embed(args: argparse.Namespace) -> None:
     cfg = load_config(args, below='embed')
     checkpoint = find_checkpoint(args.checkpoint)
     set_images(cfg, data_root)
-    runner = build_runner(cfg, args.verbose)
+    runner = build_runner(cfg, args.verbose, checkpoint)
     load_model(runner, checkpoint)
     loader = runner.build_dataloader(cfg.test_dataloader)
     compare_data(loader.dataset)

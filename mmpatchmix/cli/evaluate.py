@@ -69,7 +69,7 @@ def evaluate(args: argparse.Namespace) -> None:
         second = load_config(argparse.Namespace(**vars(args) | own))
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
-    runner = build_runner(cfg, args.verbose)
+    runner = build_runner(cfg, args.verbose, checkpoint)
     train, test = judge.load_features(runner, checkpoint)
     labelled = train.labels is not None and test.labels is not None
     what = set(args.what) - (set() if labelled else {'knn', 'linear', 'low-shot'})

@@ -116,16 +116,18 @@ def quiet_stack() -> None:
     mmengine.logging.print_log = print_relevant
 
 
-def build_runner(cfg: Any, verbose: bool = False) -> Any:
+def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None) -> Any:
     """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
-    Unless ``verbose``, records of ``FILE_ONLY`` are not printed.
+    Unless ``verbose``, records of ``FILE_ONLY`` are not printed. A classifier gets the number of
+    classes of the ``checkpoint`` to evaluate, or of the training images.
     """
     import torch
     from mmengine.registry import RUNNERS
 
     import mmpatchmix.registry  # noqa: F401  registers before mmengine's first look-up
     from mmpatchmix.engine.ranks import compare_ranks
+    from mmpatchmix.models.classifier import derive_num_classes
 
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -133,6 +135,7 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
     runner_class = RUNNERS.get(name)
     if runner_class is None:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
+    derive_num_classes(cfg, checkpoint)
     compare_ranks(cfg)
     if verbose:
         return runner_class.from_cfg(cfg)

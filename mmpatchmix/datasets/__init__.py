@@ -8,4 +8,4 @@ from mmpatchmix.datasets.multi_crop import LoadMultiCrop, MultiCrop
 from mmpatchmix.datasets.pack_views import PackViews, channels_first
 from mmpatchmix.datasets.sharded_images import ShardedImages
 from mmpatchmix.datasets.skip_unreadable import CustomDataset
-from mmpatchmix.datasets.view_transforms import ResizeCentre, TransformViews
+from mmpatchmix.datasets.view_transforms import ResizeCentre, ResizeEdge, TransformViews

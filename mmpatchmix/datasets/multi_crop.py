@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
-from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
+from mmpatchmix.compat.orientation import read_orientation
 from mmpatchmix.registry import TRANSFORMS
 
 NUM_TRIES = 10  # torchvision takes the centre after as many boxes that do not fit
@@ -180,7 +180,7 @@ def read_jpeg_header(content: bytes) -> tuple[int, int, bool] | None:
         return None
     try:
         header = JpegImageFile(io.BytesIO(content))  # Image.open warns of large images
-        orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = read_orientation(header)
     except Exception:
         return None
     width, height = header.size

@@ -163,6 +163,7 @@ def test_the_launcher_is_found_or_its_absence_refused(monkeypatch):
 def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
     (tmp_path / 'a.py').write_text(
         "load_from = '~/b.pth'\ntrain_dataloader = dict(dataset=dict(data_root='~/data', n='~'))\n"
+        "test_evaluator = [dict(ann_file=['~/d.json', 'e'], pairs=[('~/f', 1)])]\n"
     )
     monkeypatch.setenv('HOME', str(tmp_path))
     args = train.parse_args(['~/a.py', '--work-dir=~/run', '--resume', '~/c.pth'])
@@ -170,3 +171,5 @@ def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
     cfg = load_config(args)
     assert (cfg.load_from, cfg.work_dir) == (f'{tmp_path}/b.pth', f'{tmp_path}/run')
     assert cfg.train_dataloader.dataset == dict(data_root=f'{tmp_path}/data', n='~')
+    pairs = [(f'{tmp_path}/f', 1)]
+    assert cfg.test_evaluator == [dict(ann_file=[f'{tmp_path}/d.json', 'e'], pairs=pairs)]

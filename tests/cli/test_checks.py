@@ -1,5 +1,6 @@
 """Configs and runs that do not fit are refused before training, naming the key."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,17 +9,22 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from mmpatchmix.cli.arguments import set_data_root
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.config_checks import apply_options, check_config
 from mmpatchmix.cli.describe_run import describe_run, describe_schedules
 from mmpatchmix.models import PatchMixViT
-from mmpatchmix.registry import MODELS
+from mmpatchmix.models.classifier import derive_num_classes
+from mmpatchmix.registry import DATASETS, MODELS
 from tests.cli.parts import build_parts, get_refusal
+from tests.datasets.folders import make_classes
 from tests.engine.tiny_run import tiny_run_config
 
+SMALL = dict(type='mmpatchmix.PatchMixViT', arch='deit-tiny', img_size=32)
 CONFIGS = sorted(Path('configs').glob('**/*.py'))
 
 
@@ -137,6 +143,27 @@ def test_widths_that_do_not_fit_are_refused_by_key(tmp_path):
         cfg = tiny_run_config(tmp_path, **{f'model.{key}': value})
         with pytest.raises(ValueError, match=message):
             MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('parts', [('train', 'val'), ('Train', 'TEST'), ('',)])
+def test_the_number_of_classes_is_that_of_the_images_or_of_the_checkpoint(tmp_path, parts):
+    for part in parts:
+        make_classes(tmp_path / 'images' / part, 40, ('ant', 'bee', 'cow'))
+    cfg = Config.fromfile('configs/finetune/vit-s_in1k.py')
+    init_default_scope(cfg.default_scope)
+    assert MODELS.build(dict(cfg.model, backbone=SMALL)).head.num_classes == 1000
+    set_data_root(cfg, str(tmp_path / 'images'))
+    evaluated, given = copy.deepcopy(cfg), copy.deepcopy(cfg)
+    derive_num_classes(cfg)
+    assert cfg.model.num_classes == 3
+    train, val = (DATASETS.build(cfg[f'{name}_dataloader'].dataset) for name in ('train', 'val'))
+    assert len(train) + len(val) == 120 * len(parts) and train.img_prefix
+    torch.save({'head.fc.weight': torch.ones(5, 2)}, tmp_path / 'x.pth')
+    derive_num_classes(evaluated, str(tmp_path / 'x.pth'))
+    assert evaluated.model.num_classes == 5
+    given.model.num_classes = 7
+    derive_num_classes(given)
+    assert given.model.num_classes == 7  # check_run refuses it
 
 
 def test_the_number_of_classes_takes_one_option_and_must_fit_the_data():

@@ -133,7 +133,7 @@ def test_evaluation_of_trained_images_and_of_unknown_classes_is_refused(tmp_path
     make_classes(root / 'train', 8)
     make_classes(root / 'val', 4, ('ant', 'dog'))
     message = get_refusal(folder_config(tmp_path, root))
-    assert 'classes that are not trained on: dog. Rename' in message
+    assert 'has images of dog, and the classes of the training set' in message
 
 
 def test_lost_depth_and_other_statistics_give_a_note(tmp_path):

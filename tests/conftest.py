@@ -6,7 +6,6 @@ import pytest
 from mmengine.registry import DefaultScope
 
 import tests.quick  # noqa: F401
-from tests.calls import fork_server
 
 LONGEST = (
     'test_any_runner',
@@ -37,5 +36,3 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     """Exempt imported modules from garbage collection, which mmengine runs for every data set."""
     gc.freeze()
-    if len({item.path for item in session.items}) > 20:  # which have imported the stack
-        fork_server()

@@ -44,6 +44,9 @@ TOY = (
     'val_dataloader.dataset.indices=20',
     'val_cfg.bank_dataloader.dataset.indices=20',
     'val_cfg.more_queries=None',
+    'train_dataloader.dataset.serialize_data=False',  # or mmengine collects garbage
+    'val_dataloader.dataset.serialize_data=False',
+    'val_cfg.bank_dataloader.dataset.serialize_data=False',
     'default_hooks.checkpoint.interval=1',
     'default_hooks.logger.interval=1',
     'model.backbone.arch.embed_dims=12',
@@ -207,7 +210,7 @@ def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
     events = runner._events
     scenario, done = SCENARIOS[name], folder / 'verdicts.xml'
     if not done.exists():
-        SERVER.set_forkserver_preload(['tests.preloaded', 'mmdet.datasets', __name__])
+        SERVER.set_forkserver_preload(['tests.preloaded', 'tests.faults.warm'])
         byo.subprocess = Forks
         byo._events = lambda log: [(n, k, TIME.sub('TIME', f), t) for n, k, f, t in events(log)]
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run

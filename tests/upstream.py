@@ -35,6 +35,7 @@ REPLACED = {
 # Failures that are differences on purpose: docs/trust.md says why.
 NAMED = {
     'test_hooks/test_ema_hook.py::TestEMAHook::test_with_runner': 'trains to a loss of -inf',
+    'test_runner/test_runner.py::TestRunner::test_get_hooks_info': 'prints our names',
     'test_hooks/test_runtime_info_hook.py::TestRuntimeInfoHook::test_after_train_iter': 'float32',
 }
 

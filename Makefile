@@ -64,7 +64,7 @@ soak: setup  ## kill, fill, stop and cut runs by the hundred (about 30 minutes o
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
 chaos: setup  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
-	@OMP_NUM_THREADS=1 $(PY) -m tests.faults.chaos
+	@OMP_NUM_THREADS=1 $(PY) -W ignore::RuntimeWarning -m tests.faults.chaos
 
 upstream: setup  ## run mmengine's own tests with our classes in place of its own (downloads them)
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt parameterized

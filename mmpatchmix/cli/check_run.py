@@ -113,11 +113,12 @@ def _check_held_out(runner: Runner) -> None:
             f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
             'and split="train" and "val".'
         )
-    if train.metainfo['labelled'] and not {*test.metainfo['classes']} <= {*train.CLASSES}:
-        unknown = ', '.join(sorted({*test.metainfo['classes']} - {*train.CLASSES})[:5])
+    # Shards need not name their classes.
+    unknown = sorted({*test.metainfo.get('classes', ())} - {*(train.CLASSES or ())})
+    if train.metainfo['labelled'] and unknown:
         raise ValueError(
-            f'val_dataloader has classes that are not trained on: {unknown}. Rename, remove or '
-            'also train on these, or give both dataset.classes=[...].'
+            f'val_dataloader has classes that are not trained on: {", ".join(unknown[:5])}. '
+            'Rename, remove or also train on these, or give both dataset.classes=[...].'
         )
 
 

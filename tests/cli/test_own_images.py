@@ -17,6 +17,7 @@ from mmpatchmix.report.sheets import draw_views, save_picture, to_array
 from tests.cli.parts import build_parts, get_refusal
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
 from tests.datasets.folders import PIPELINE, make_classes, make_folder
+from tests.datasets.shards import make_shards
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -157,6 +158,9 @@ def test_classes_that_are_not_trained_on_are_refused_by_name(tmp_path):
     make_classes(tmp_path / 'images/val', 4, ('ant', 'dog'))
     cfg = folder_config(tmp_path, tmp_path / 'images')
     assert 'classes that are not trained on: dog. Rename' in get_refusal(cfg)
+    make_shards(tmp_path / 'shards', 40, per_shard=20)  # with labels, but without names
+    set_data_root(cfg, str(tmp_path / 'shards'))
+    check_run(build_parts(cfg))
 
 
 def test_lost_depth_and_other_statistics_give_a_note(tmp_path):

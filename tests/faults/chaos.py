@@ -5,12 +5,16 @@
     python -m tests.faults.chaos --points 12 demo     # a sample of each mode
 
 ckpt-chaos (https://github.com/rkb32/ckpt-chaos) records, kills and judges; lost work is a failure.
-Commands are forks of one interpreter that has imported everything. The results stay in
-``work_dirs/chaos``; parts that are finished there are not run again.
+Commands are forks of one interpreter that has imported everything. Results stay in
+``work_dirs/chaos``, whose finished parts are not run again; the table is ``work_dirs/chaos.txt``.
 """
 
 import argparse
+import contextlib
 import hashlib
+import importlib
+import io
+import itertools
 import os
 import random
 import re
@@ -19,22 +23,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from mmengine.runner import Runner
 
+from benchmarks.harness import report
 from mmpatchmix.cli.main import main as train
 from mmpatchmix.report import run_report_hook
 from tests.calls import SERVER
+from tests.datasets.shards import make_shards
 from tests.faults import processes, runs
 
 MODES = ('before', 'torn', 'term')
 FAIL_ON = 'HARD_FAIL,SILENT_DIVERGENCE,LOST_WORK,CONTROL_FAIL'
-WORK = Path('work_dirs/chaos')
+WORK, DATA = Path('work_dirs/chaos'), Path('work_dirs/chaos-data')
 PATIENCE = 300  # seconds of a run; an idle machine takes a few
 EVENTS = 60  # file events of a run, about
 TIME = re.compile(r'\d{8}_\d{6}')  # in names of log files, where runs differ
@@ -85,9 +91,11 @@ WITHIN = (f'{HOOK}iterations=1', f'{HOOK}interval=9', 'train_dataloader.dataset.
 WITHIN = digits(*WITHIN, epochs=1)
 TWO = (*digits('train_dataloader.batch_size=4'), '--launcher', 'pytorch')
 SHARDS = ('train', 'patchmix_vit-s_folder', '--epochs', '2', '--resume', '--workers', '2')
-SHARDS += ('--data-root', str(WORK / 'shards'), '--cfg-options', *TOY[5:])
+SHARDS += ('--data-root', str(DATA / 'shards'), '--cfg-options', *TOY[:1], *TOY[8:])
+SHARDS += ('train_dataloader.dataset.pipeline.0.num_local=0',)
 SCENES = ('train', 'coco/mask-rcnn_vit-digits_scenes', '--epochs', '2', '--resume')
-SCENES += ('--data-root', str(WORK / 'scenes'), '--cfg-options', f'{HOOK}interval=1')
+SCENES += ('--data-root', str(DATA / 'scenes'))
+SCENES += ('--cfg-options', f'{HOOK}interval=1', f'{HOOK}max_keep_ckpts=3')
 SCENARIOS = {
     'demo': Scenario(digits()),
     'two-ranks-0': Scenario(TWO, ranks=2),
@@ -208,6 +216,16 @@ class Forks:
             return subprocess.CompletedProcess(cmd, code, log.read(), '')
 
 
+def write_data(folder: Path) -> None:
+    """Write shards of images and annotated scenes, once."""
+    if folder.is_dir():
+        return
+    make_shards(folder / 'shards', 32, per_shard=8)
+    sys.path.append('examples')
+    scenes = importlib.import_module('digit_scenes')
+    scenes.write_digit_scenes(folder / 'scenes', num_train=4, num_val=2)
+
+
 def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
     """Run ckpt-chaos on a scenario, if it was not run yet in this folder; return its rows."""
     from ckpt_chaos import byo, cli, runner
@@ -242,8 +260,35 @@ def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
     return runner.rejudge(folder)
 
 
+def tabulate(work: Path) -> list[dict]:
+    """Return a row for every finished scenario and mode."""
+    from ckpt_chaos.runner import rejudge
+
+    table = []
+    for folder in (work / f'{name}-{mode}' for name in SCENARIOS for mode in MODES):
+        if not (folder / 'verdicts.xml').exists():
+            continue
+        rank = SCENARIOS[folder.name.rpartition('-')[0]].crash_rank
+        events = (folder / f'reference/events.log.rank{rank}').read_text().splitlines()
+        control, *rows = rejudge(folder)
+        counts = Counter(row.verdict for row in rows)
+        table.append(
+            {
+                'run': folder.name.rpartition('-')[0],
+                'mode': folder.name.rpartition('-')[2],
+                'file events': len(events),
+                'points': len(rows),
+                'killed or stopped': sum(row.crashed for row in rows),
+                **{name: counts[name] for name in FAIL_ON.split(',')[:3]},
+                'PASS': counts['PASS'],
+                'control': control.verdict,
+            }
+        )
+    return table
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run scenarios, print a line for each mode, and return 1 if any point failed."""
+    """Run scenarios, print and keep the table after each mode; return 1 if any point failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -252,15 +297,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--points', type=int, default=10**6, help='at most, per mode')
     parser.add_argument('--work', type=Path, default=WORK)
     args = parser.parse_args(argv)
-    failed = 0
-    for name in args.scenarios or SCENARIOS:
-        for mode in args.modes:
-            began = time.monotonic()
-            rows = run_chaos(name, mode, args.points, args.work / f'{name}-{mode}')
-            counts = Counter(row.verdict for row in rows)
-            failed += len(rows) - counts['PASS']
-            print(f'{name} {mode}: {dict(counts)} in {time.monotonic() - began:.0f} s', flush=True)
-    return int(failed > 0)
+    write_data(DATA)
+    os.environ['PATCHMIX_IMG_SIZE'] = '32'
+    for name, mode in itertools.product(args.scenarios or SCENARIOS, args.modes):
+        run_chaos(name, mode, args.points, args.work / f'{name}-{mode}')
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            report('chaos', tabulate(args.work), ckpt_chaos=version('ckpt-chaos'))
+        args.work.with_suffix('.txt').write_text(text.getvalue().lstrip())
+    print(text.getvalue())
+    return int(any(row['PASS'] < row['points'] for row in tabulate(args.work)))
 
 
 if __name__ == '__main__':

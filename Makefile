@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check test soak lint docs clean
+.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check test soak chaos upstream lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,13 @@ test: setup lint  ## lint and run the whole test suite
 SOAK ?= 100
 soak: setup  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
+
+chaos: setup  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
+	@OMP_NUM_THREADS=1 $(PY) -W ignore::RuntimeWarning -m tests.faults.chaos
+
+upstream: setup  ## run mmengine's own tests with our classes in place of its own (downloads them)
+	@.venv/bin/python -m pip install -q -c requirements/constraints.txt parameterized
+	@OMP_NUM_THREADS=1 $(PY) -m tests.upstream
 
 lint: setup
 	@.venv/bin/ruff check .

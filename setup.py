@@ -45,6 +45,7 @@ IMAGES = ['pydicom>=3', 'imagecodecs>=2024.1']
 # Trackers of --track. MLflow without its server: mmengine writes to a store, here SQLite.
 TRACK = ['mlflow-skinny>=3', 'sqlalchemy>=2', 'alembic>=1.14', 'wandb>=0.20']
 TEST = [
+    'ckpt-chaos==0.1.8',
     'cloudpickle>=3',
     'pytest>=8',
     'pytest-randomly>=3.16',

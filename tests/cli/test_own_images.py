@@ -16,6 +16,7 @@ from mmpatchmix.report.sheets import draw_views, save_picture, to_array
 from tests.cli.parts import build_parts, get_refusal
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
 from tests.datasets.folders import PIPELINE, make_classes, make_folder
+from tests.datasets.shards import make_shards
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -134,6 +135,10 @@ def test_evaluation_of_trained_images_and_of_unknown_classes_is_refused(tmp_path
     make_classes(root / 'val', 4, ('ant', 'dog'))
     message = get_refusal(folder_config(tmp_path, root))
     assert 'has images of dog, and the classes of the training set' in message
+    make_shards(tmp_path / 'shards', 40, per_shard=20)  # with labels, but without names
+    cfg = folder_config(tmp_path, root)
+    set_data_root(cfg, str(tmp_path / 'shards'))
+    check_run(build_parts(cfg))
 
 
 def test_lost_depth_and_other_statistics_give_a_note(tmp_path):

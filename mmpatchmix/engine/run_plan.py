@@ -37,6 +37,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         plan['mixing'] = (
             f'num_mix {preprocessor.num_mix_choices}, patches of {preprocessor.patch_size}, '
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
+            + (f', shares of alpha {preprocessor.alpha:g}' if preprocessor.alpha else '')
         )
     return {
         name: f'{value:g}' if isinstance(value, float) else str(value)

@@ -79,6 +79,25 @@ def test_a_list_of_num_mix_is_drawn_from_evenly():
     assert all(12 <= count <= 48 for count in counts.values())
 
 
+def test_unequal_shares_are_drawn_for_every_mix():
+    batch = uint8_batch(size=32, num_local=3, local_size=32)
+    inputs = prepare(batch, num_mix=3, shares=dict(alpha=1.0))
+    groups = inputs['groups']
+    counts = {
+        view: [(groups[view] == j).sum().item() for j in range(3)] for view in ('view_1', 'view_2')
+    }
+    assert counts['view_1'] != counts['view_2']
+    for count in counts.values():
+        assert count[0] == max(count) and len(set(count)) > 1
+    assert inputs['mix_to_source'][1].tolist() == pytest.approx(
+        [count / 64 for count in counts['view_2']]
+    )
+    # Local crops have one target, so their groups have equal sizes at different positions.
+    local = groups['local_views']
+    assert len({tuple(row.sort().values.tolist()) for row in local}) == 1
+    assert len({tuple(row.tolist()) for row in local}) == 3
+
+
 def test_mix_prob_is_the_share_of_mixed_batches():
     preprocessor = PatchMixDataPreprocessor(patch_size=4, mix_prob=0.3)
     views = dict.fromkeys(('view_1', 'view_2'), torch.randn(3, 3, 8, 8))
@@ -126,6 +145,10 @@ def test_augmentation_is_that_of_the_view():
         ({'num_mix': [2, 1.5]}, 'num_mix'),
         ({'patch_size': 0}, 'patch_size'),
         ({'mix_prob': 1.2}, 'mix_prob'),
+        ({'shares': 'unequal'}, 'shares=unequal'),
+        ({'shares': {'alpha': 0}}, 'shares='),
+        ({'shares': {'alpha': 1, 'beta': 1}}, 'shares='),
+        ({'shares': {'alpha': 1}, 'mixing': {'type': 'mmpatchmix.mix_up'}}, 'draws its own'),
         ({'augment': {'view_3': None}}, 'view_3'),
     ],
 )

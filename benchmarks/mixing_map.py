@@ -51,14 +51,15 @@ def compare(data: str, level: str, num_mixes=(1, 2), **changes) -> list[Setting]
     ]
 
 
-def part_a(data: str) -> list[Setting]:
-    """Return the runs of part A of some images, those without augmentation first."""
-    runs = compare(data, 'none')
-    for level in LEVELS[1:]:
-        runs += compare(data, level)
-    for level in LEVELS:
-        runs += compare(data, level, (3, 4)) + compare(data, level, (2, 3), alpha=1.0)
-    return runs
+def join(lists: Iterable[list[Setting]]) -> list[Setting]:
+    """Return the runs of all lists, each once."""
+    return list(dict.fromkeys(chain.from_iterable(lists)))
+
+
+def more(data: str) -> list[Setting]:
+    """Return the runs of larger M and of unequal shares."""
+    larger = join(compare(data, level, (3, 4)) for level in LEVELS)
+    return larger + join(compare(data, level, (2, 3), alpha=1.0) for level in LEVELS)
 
 
 def untrained(data: str) -> list[Setting]:
@@ -66,21 +67,18 @@ def untrained(data: str) -> list[Setting]:
     return [Setting(data, 'none', 1, seed, 0, lr=0.0, finetunes=True) for seed in SEEDS[data]]
 
 
-def join(lists: Iterable[list[Setting]]) -> list[Setting]:
-    """Return the runs of all lists, each once."""
-    return list(dict.fromkeys(chain.from_iterable(lists)))
-
-
 data, level, num_mix = LARGEST
 PHOTOS = ('cifar10', 'bands', 'chest')
 PLANS = {
-    'A-digits': compare('digits', 'none', (1, 2, 3, 4)) + part_a('digits'),
-    'first': join(compare(name, 'none') for name in PHOTOS),
+    'A-digits': compare('digits', 'none', (1, 2, 3, 4))
+    + join(compare('digits', level) for level in LEVELS[1:]),
+    'A-none': join(compare(name, 'none') for name in PHOTOS),
     'E': join(untrained(name) for name in PHOTOS),
     'D': join(compare(data, level, (num_mix,), change=name) for name in CHANGES),
     'C': join(compare('cifar10', 'full', batch=b, steps=192_000 // b) for b in BATCHES),
     'B': compare('cifar10', 'full', images=2048, steps=12_000),
-    **{f'A-{name}': part_a(name) for name in PHOTOS},
+    **{f'A-{name}': join(compare(name, level) for level in LEVELS) for name in PHOTOS},
+    'A-more': join(more(name) for name in ('digits', *PHOTOS)),
 }
 
 

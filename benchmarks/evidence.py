@@ -1,7 +1,6 @@
 """Make the tables and figures of the documents from benchmarks/results/.
 
-    python benchmarks/evidence.py          # write them
-    python benchmarks/evidence.py --check  # exit 1 if a document is outdated
+    python benchmarks/evidence.py
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; text written there by hand is lost.
 NAME is a function of evidence_tables.py, or a file that `make benchmarks` has written. Figures go
@@ -11,7 +10,6 @@ to docs/images/.
 import json
 import re
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -75,7 +73,7 @@ def draw_map(found: Map) -> None:
         title: {level: dict(data=data, level=level) for level in LEVELS}
         for data, title in IMAGES.items()
     }
-    panels['CIFAR-10, full augmentation: batch'] = LENGTHS
+    panels['CIFAR-10, full: batch, images'] = {k.replace(' |', ','): v for k, v in LENGTHS.items()}
     figure = Figure(figsize=(13, 5.6), layout='constrained', dpi=110)
     axes = figure.subplots(2, 3).flatten()
     for axis, (title, rows) in zip(axes, panels.items(), strict=False):
@@ -86,9 +84,9 @@ def draw_map(found: Map) -> None:
         drawn = draw_gaps(axis, list(rows), gaps)
         axis.set(title=title, xlabel='images seen (thousands)')
     axes[-1].set_axis_off()
-    label = 'kNN accuracy, M = 2 less M = 1 (points)'
-    figure.colorbar(drawn, ax=axes[-1], location='left', label=label)
-    axes[-1].text(0.3, 0.5, 'grey: not measured', transform=axes[-1].transAxes)
+    bar = axes[-1].inset_axes([0.05, 0.05, 0.06, 0.9])
+    figure.colorbar(drawn, cax=bar, label='kNN, M = 2 less M = 1 (points)')
+    axes[-1].text(0.5, 0.5, 'grey: not measured', transform=axes[-1].transAxes)
     figure.savefig(ROOT / 'docs/images/evidence.png')
 
 
@@ -111,9 +109,8 @@ def draw_gaps(axis, names: list[str], gaps: list[dict[int, float]]):
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             colour = 'white' if abs(value) > 10 else 'black'
-            axis.text(
-                column, row, f'{value:+.0f}', ha='center', va='center', color=colour, fontsize=8
-            )
+            place = dict(ha='center', va='center', color=colour, fontsize=7)
+            axis.text(column, row, f'{value:+.1f}', **place)
     axis.set_yticks(range(len(names)), names)
     every = range(0, len(seen), 3) if len(seen) > 1 else []
     axis.set_xticks(every, [f'{seen[i] / 1000:.0f}' for i in every])
@@ -126,18 +123,11 @@ def read_all() -> tuple[Map, Rows]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument('--check', action='store_true', help='change nothing; exit 1 if outdated')
-    args = parser.parse_args()
+    make_parser(__doc__).parse_args()
     found, rows = read_all()
     for path in DOCUMENTS:
-        before = path.read_text()
-        after = fill(before, found, rows)
-        if args.check and after != before:
-            sys.exit(f'{path} is outdated: run {Path(__file__).name}')
-        path.write_text(after)
-    if not args.check:
-        draw_map(found)
+        path.write_text(fill(path.read_text(), found, rows))
+    draw_map(found)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,6 @@ STARTS = {
     'patchmix': 'PatchMix on unlabelled crops',
 }
 COUNTS = (10, 20, 50, 100, 400)
-RATES = ('0.001', '0.002', '0.004')
 
 Runs = dict[int, dict]  # by seed
 Rows = dict[str, Runs]
@@ -137,15 +136,6 @@ def detection_table(rows: Rows) -> str:
     return make_table(['annotated scenes', *map(str, COUNTS)], body)
 
 
-def detection_tuning_table(rows: Rows) -> str:
-    """Mask AP of the runs that chose the rates, on held-out training scenes."""
-    body = []
-    for start, title in STARTS.items():
-        runs = [rows.get(f'tune-{start}-lr{rate}', {}).values() for rate in RATES]
-        body.append([title, *(spread(run['mask_ap'] for run in each) for each in runs)])
-    return make_table(['', *(f'lr {rate}' for rate in RATES)], body)
-
-
 CELLS = {
     f'{title} | {level}': dict(data=data, level=level)
     for data, title in IMAGES.items()
@@ -203,7 +193,4 @@ MAP_TABLES = {
     ),
 }
 # Of the runs of the detectors.
-TABLES: dict[str, Callable[[Rows], str]] = {
-    'detection': detection_table,
-    'detection-tuning': detection_tuning_table,
-}
+TABLES = {'detection': detection_table}

@@ -129,5 +129,5 @@ def to_part(images: np.ndarray, labels) -> Part:
 
 
 RATES = (1e-3, 3e-3, 9e-3)  # per 64 images
-STEPS = dict(digits=600, cifar10=4000, bands=4000, chest=1800)  # of a run of 64 images each
+STEPS = dict(digits=400, cifar10=4000, bands=4000, chest=1800)  # of a run of 64 images each
 LOADERS = dict(digits=load_digits, cifar10=load_cifar10, bands=load_bands, chest=load_chest)

@@ -32,10 +32,10 @@ def test_numbers_changed_by_hand_are_replaced():
 
 def make_map():
     """By hand: 40 and 44 against 37 and 39 are 42 against 38, +3 and +5, t = 4 with 1 degree."""
-    plain = dict(data='digits', level='crops', steps=600, batch=64, alpha=None, images=None)
+    plain = dict(data='digits', level='crops', steps=400, batch=64, alpha=None, images=None)
     plain |= dict(change=None, is_tuning=False)
     return evidence.Map(
-        plain | dict(num_mix=m, seed=seed, knn=knn, curve=[[0, 10.0], [600, knn]])
+        plain | dict(num_mix=m, seed=seed, knn=knn, curve=[[0, 10.0], [400, knn]])
         for m, seed, knn in ((1, 0, 37.0), (1, 1, 39.0), (2, 0, 40.0), (2, 1, 44.0))
     )
 
@@ -52,7 +52,7 @@ def test_map_has_means_spreads_and_the_paired_test():
 
 def test_heat_map_shows_the_mean_difference_of_the_curves():
     runs = [make_map().find(data='digits', level='crops', num_mix=m) for m in (1, 2)]
-    assert evidence.measure_gaps(*runs) == {0: 0.0, 600 * 64: 4.0}
+    assert evidence.measure_gaps(*runs) == {0: 0.0, 400 * 64: 4.0}
 
 
 def test_every_result_names_config_code_and_machine():

@@ -170,6 +170,11 @@ WHERE = 'images | augmentation'
 # Of the runs of the map: the title of the first columns, the rows, the other columns.
 MAP_TABLES = {
     'map-knn': (WHERE, CELLS, objectives('knn')),
+    'map-plain': (
+        WHERE,
+        {title: where for title, where in CELLS.items() if where['level'] in ('none', 'crops')},
+        objectives('knn'),
+    ),
     'map-linear': (WHERE, CELLS, objectives('linear')),
     'map-auroc': (WHERE, CELLS, objectives('linear_auroc')),
     'map-shares': (WHERE, CELLS, objectives('share_error', 3)[:-1]),

@@ -9,13 +9,14 @@ augmentation, then crops only. The number of epochs is the largest that fits, th
 Each run appends a line to benchmarks/results/gpu_evidence.jsonl.
 """
 
+import sys
 import time
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import CONFIGS, make_parser, report, set_up
+from harness import CONFIGS, make_parser, report, set_up, synchronize
 from map_data import SIDE, Part, read_photographs, to_part
 from map_run import Setting, build_model, classify_by_neighbours, encode, train
 from mmengine.config import Config
@@ -40,24 +41,23 @@ def build_config(level: str, num_mix: int, args) -> dict:
     return model.to_dict()
 
 
-def run(setting: Setting, bank: Part, queries: Part, args, deadline: float) -> list | float:
+def run(setting: Setting, bank: Part, queries: Part | None, args) -> list | float:
     """Train; return the curve of kNN, or of a probe without queries the seconds of a step."""
+    torch.compiler.reset()  # the graphs of another model
     config = build_config(setting.level, setting.num_mix, args)
     model = build_model(config, bank.images, setting.seed).to(args.device).train()
     autocast = partial(torch.autocast, args.device, torch.bfloat16, enabled=args.device == 'cuda')
     per_epoch, curve, began = len(bank.labels) // BATCH, [], 0.0
     for step in train(model, bank.images, setting, autocast):
         if step == setting.steps - PROBE:
-            torch.accelerator.synchronize() if args.device != 'cpu' else None
+            synchronize()
             began = time.monotonic()
         if queries and (step % (EVERY * per_epoch) == 0 or step == setting.steps):
             with autocast():
                 knn = classify_by_neighbours(encode(model, bank), encode(model, queries))
             curve.append((step // per_epoch, knn))
             print(f'    epoch {curve[-1][0]}: kNN {knn:.1f}', flush=True)
-            if time.monotonic() > deadline:
-                raise SystemExit('No time is left: repeat the command.')
-    torch.accelerator.synchronize() if args.device != 'cpu' else None
+    synchronize()
     return curve if queries else (time.monotonic() - began) / PROBE
 
 
@@ -77,17 +77,19 @@ def compare(args) -> None:
     done = {(line['level'], line['num_mix']) for line in lines}
     todo = [which for which in RUNS if which not in done]
     setting = partial(Setting, data, seed=0, batch=BATCH, lr=5e-4)  # 2e-3 per 256 images
-    probe = setting(*RUNS[0], steps=2 * PROBE)
-    seconds = run(probe, bank, None, args, 0.0)
+    seconds = run(setting(*RUNS[0], steps=2 * PROBE), bank, None, args)
     per_epoch = len(bank.labels) // BATCH
-    left = began + 60 * args.minutes - time.monotonic()
-    fit = left / (1.1 * max(1, len(todo)) * per_epoch * seconds)  # a tenth for evaluations
+    end = began + 60 * args.minutes
+    # A fifth is left for evaluations, and for graphs that are compiled again.
+    fit = (end - time.monotonic()) / (1.25 * max(1, len(todo)) * per_epoch * seconds)
     epochs = lines[0]['epochs'] if lines else max(EVERY, int(fit) // EVERY * EVERY)
     print(f'{1000 * seconds:.1f} ms a step: {epochs} epochs, {len(todo)} runs to do', flush=True)
     for level, num_mix in todo:
         print(f'{data}, {level}, M = {num_mix}', flush=True)
         one = setting(level, num_mix, steps=epochs * per_epoch)
-        curve = run(one, bank, queries, args, began + 60 * args.minutes)
+        if lines and end - time.monotonic() < one.steps * seconds:
+            sys.exit('No time is left for the run: repeat the command.')
+        curve = run(one, bank, queries, args)
         line = same | dict(level=level, num_mix=num_mix, epochs=epochs, step_seconds=seconds)
         append_result(args.results, line | dict(curve=curve))
         with args.results.with_suffix('.txt').open('w') as file, redirect_stdout(file):

@@ -24,7 +24,7 @@ class Part(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def take(self, rows: slice) -> 'Part':
+    def take(self, rows: slice | Tensor) -> 'Part':
         """Return some of the images."""
         return Part(self.images[rows], self.labels[rows])
 

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from mmpatchmix.engine.schedules import cosine_momentum
 from mmpatchmix.evaluation.features import evaluation_mode
 from mmpatchmix.evaluation.knn import knn_predict
-from mmpatchmix.evaluation.linear_probe import low_shot_indices
 from mmpatchmix.evaluation.similarity import calibrate, predict_shares
 from mmpatchmix.registry import MODELS
 
@@ -192,15 +191,13 @@ def classify_by_neighbours(bank: Part, queries: Part) -> float:
 def judge(model: nn.Module, bank: Part, queries: Part, setting: Setting) -> dict:
     """Return the accuracies of kNN and of logistic regression on few labels and on all."""
     known, asked = encode(model, bank), encode(model, queries)
-    found = dict(knn=classify_by_neighbours(known, asked))
-    found |= regress(known, asked, 'linear')
+    found = dict(knn=classify_by_neighbours(known, asked)) | regress(known, asked)
     for count in () if setting.is_tuning else LABELS:
         draws = [draw_labelled(bank.labels, count, seed) for seed in range(3)]
-        each = [regress(Part(*(x[rows] for x in known)), asked, 'linear') for rows in draws]
-        found |= {f'labels{count}': sum(one['linear'] for one in each) / len(each)}
+        each = [regress(known.take(rows), asked)['linear'] for rows in draws]
+        found[f'labels{count}'] = sum(each) / len(each)
         if setting.finetunes:
-            rows = draws[0]
-            found |= {f'finetuned{count}': finetune(model, bank.take(rows), queries, setting)}
+            found[f'finetuned{count}'] = finetune(model, bank.take(draws[0]), queries, setting)
     if not setting.is_tuning and not setting.change:
         images = model.data_preprocessor(dict(inputs=queries.images[:128]))['inputs']
         calibration = calibrate(*predict_shares(model, images, 2, num_draws=16))
@@ -210,26 +207,19 @@ def judge(model: nn.Module, bank: Part, queries: Part, setting: Setting) -> dict
 
 def draw_labelled(labels: Tensor, count: int, seed: int) -> Tensor:
     """Return indices of ``count`` images of each class."""
-    return torch.cat(
-        [
-            rows[low_shot_indices(torch.zeros(len(rows)), count / len(rows), seed)]
-            for rows in ((labels == label).nonzero().flatten() for label in labels.unique())
-        ]
-    )
+    generator = torch.Generator().manual_seed(seed)
+    members = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    return torch.cat([m[torch.randperm(len(m), generator=generator)[:count]] for m in members])
 
 
-def regress(known: Part, asked: Part, name: str) -> dict:
-    """Return the accuracy of logistic regression, the mean over the classes, in percent.
-
-    Of two classes also the area under the ROC curve, in percent.
-    """
+def regress(known: Part, asked: Part) -> dict:
+    """Return the accuracy of logistic regression, and of two classes the area under the ROC."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(known.images.numpy(), known.labels.numpy())
     features, labels = asked.images.numpy(), asked.labels.numpy()
-    found = {name: 100 * balanced_accuracy_score(labels, model.predict(features))}
+    found = dict(linear=100 * balanced_accuracy_score(labels, model.predict(features)))
     if len(model.classes_) == 2:
-        scores = model.decision_function(features)
-        found[f'{name}_auroc'] = 100 * roc_auc_score(labels, scores)
+        found['linear_auroc'] = 100 * roc_auc_score(labels, model.decision_function(features))
     return found
 
 

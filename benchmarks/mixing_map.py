@@ -100,12 +100,6 @@ def digest(setting: Setting) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def name(setting: Setting) -> str:
-    """Return the fields that differ from their defaults."""
-    plain = asdict(Setting(None, None, None, None, None))
-    return ' '.join(f'{k}={v}' for k, v in asdict(setting).items() if v != plain[k])
-
-
 def work(args) -> None:
     """Do the runs of the plans that the results do not hold."""
     set_up()
@@ -116,7 +110,7 @@ def work(args) -> None:
         lines = read_results(args.results)
         setting = choose_rate(setting, lines)
         done = setting.lr is not None and digest(setting) in {line['config'] for line in lines}
-        title = f'{number} of {len(settings)}: {name(setting)}'
+        title = f'{number} of {len(settings)}: {setting}'
         if args.list or done:
             print('done ' if done else 'to do', title)
             continue

@@ -14,18 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from evidence_tables import (
-    IMAGES,
-    LENGTHS,
-    LEVELS,
-    MAP_TABLES,
-    TABLES,
-    Map,
-    Rows,
-    Runs,
-    read,
-    table,
-)
+from evidence_tables import IMAGES, LENGTHS, LEVELS, MAP_TABLES, TABLES, Map, Rows, read, table
 from harness import make_parser
 from matplotlib.figure import Figure
 from runs import read_results
@@ -90,7 +79,7 @@ def draw_map(found: Map) -> None:
     figure.savefig(ROOT / 'docs/images/evidence.png')
 
 
-def measure_gaps(theirs: Runs, ours: Runs) -> dict[int, float]:
+def measure_gaps(theirs: dict, ours: dict) -> dict[int, float]:
     """Return the mean difference of kNN after each number of images seen, paired by seed."""
     gaps = defaultdict(list)
     for seed in set(ours) & set(theirs):

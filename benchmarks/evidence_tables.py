@@ -101,10 +101,8 @@ def value(title: str, metric: str, digits: int = 1, **changes) -> Column:
 
 def gap(title: str, ours: dict, base: dict | None = None, metric: str = 'knn') -> Column:
     """Return a column of differences, by default to M = 1."""
-    base = base or dict(num_mix=1)
-    return title, lambda found, where: difference(
-        found.find(**where | ours), found.find(**where | base), metric
-    )
+    both = ours, base or dict(num_mix=1)
+    return title, lambda found, where: difference(*(found.find(**where | x) for x in both), metric)
 
 
 def objectives(metric: str, digits: int = 1) -> list[Column]:
@@ -197,5 +195,4 @@ MAP_TABLES = {
         + [value(f's, M = {m}', 'seconds', 0, num_mix=m) for m in (1, 2)],
     ),
 }
-# Of the runs of the detectors.
 TABLES = {'detection': detection_table}

@@ -98,13 +98,12 @@ def compare(args) -> None:
 
 def tabulate(lines: list[dict]) -> list[dict]:
     """Return a row of the table for each run: kNN at the start, at each quarter, and at the end."""
-    rows = []
-    for line in lines:
-        curve = [knn for _, knn in line['curve']]
-        points = {f'{100 * n // 4} %': curve[(len(curve) - 1) * n // 4] for n in range(5)}
-        names = ('data', 'level', 'num_mix', 'images', 'epochs')
-        rows.append({name: line[name] for name in names} | points)
-    return rows
+    names = ('data', 'level', 'num_mix', 'images', 'epochs')
+    return [
+        {name: line[name] for name in names}
+        | {f'{25 * n} %': line['curve'][(len(line['curve']) - 1) * n // 4][1] for n in range(5)}
+        for line in lines
+    ]
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""Images of the map of mixing, in memory: digits, CIFAR-10 and its five bands, chest X-rays."""
+"""Images of the map of mixing, in memory: digits, CIFAR-10 and its five bands, chest X-rays.
+
+Each function returns ``train``, whose images and labels are also the bank of kNN and train linear
+classifiers; ``held_out``, other training images, by which settings are chosen; and ``test``.
+"""
 
 import io
 import tarfile
@@ -27,15 +31,6 @@ class Part(NamedTuple):
     def take(self, rows: slice | Tensor) -> 'Part':
         """Return some of the images."""
         return Part(self.images[rows], self.labels[rows])
-
-
-def load(name: str, folder: Path) -> dict[str, Part]:
-    """Return the images to train on, ``train``, and two parts to evaluate: ``held_out``, ``test``.
-
-    The training images with their labels are the bank of kNN and train the linear classifiers.
-    ``held_out`` has other training images, by which settings are chosen.
-    """
-    return LOADERS[name](folder)
 
 
 def load_digits(folder: Path) -> dict[str, Part]:

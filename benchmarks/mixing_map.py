@@ -22,15 +22,14 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from evidence_tables import BATCHES, LEVELS
 from harness import make_parser, set_up
-from map_data import RATES, STEPS, load
+from map_data import LOADERS, RATES, STEPS
 from map_run import CHANGES, Setting, build_config, run
 from runs import HERE, append_result, read_results
 
 RESULTS = HERE / 'results/map.jsonl'
-LEVELS = ('none', 'crops', 'crops+flip', 'full')
 SEEDS = dict(digits=range(5), cifar10=range(3), bands=range(3), chest=range(3))
-BATCHES = (32, 64, 128, 256)
 LARGEST = ('digits', 'none', 4)  # images, augmentation and M where mixing gains most: part D
 
 
@@ -62,18 +61,17 @@ def more(data: str) -> list[Setting]:
     return larger + join(compare(data, level, (2, 3), alpha=1.0) for level in LEVELS)
 
 
-def untrained(data: str) -> list[Setting]:
-    """Return runs without any step."""
-    return [Setting(data, 'none', 1, seed, 0, lr=0.0, finetunes=True) for seed in SEEDS[data]]
-
-
 data, level, num_mix = LARGEST
 PHOTOS = ('cifar10', 'bands', 'chest')
 PLANS = {
     'A-digits': compare('digits', 'none', (1, 2, 3, 4))
     + join(compare('digits', level) for level in LEVELS[1:]),
     'A-none': join(compare(name, 'none') for name in PHOTOS),
-    'E': join(untrained(name) for name in PHOTOS),
+    'E': [
+        Setting(name, 'none', 1, seed, 0, lr=0.0, finetunes=True)
+        for name in PHOTOS
+        for seed in SEEDS[name]
+    ],
     'D': join(compare(data, level, (num_mix,), change=name) for name in CHANGES),
     'C': join(compare('cifar10', 'full', batch=b, steps=192_000 // b) for b in BATCHES),
     'B': compare('cifar10', 'full', images=2048, steps=12_000),
@@ -103,7 +101,7 @@ def digest(setting: Setting) -> str:
 def work(args) -> None:
     """Do the runs of the plans that the results do not hold."""
     set_up()
-    load_once = cache(load)
+    load = cache(lambda name: LOADERS[name](args.data))
     settings = join(PLANS[plan] for plan in args.plan)
     pace = None  # seconds of an encoded view
     for number, setting in enumerate(settings, 1):
@@ -118,7 +116,7 @@ def work(args) -> None:
         eta = f', {left * pace / 3600:.1f} h for all that is left' if pace else ''
         print(f'{time.strftime("%H:%M:%S")} {title}{eta}', flush=True)
         began = time.monotonic()
-        found = run(setting, load_once(setting.data, args.data))
+        found = run(setting, load(setting.data))
         append_result(args.results, asdict(setting) | dict(config=digest(setting)) | found)
         if setting.steps:
             pace = (time.monotonic() - began) / (setting.steps * setting.batch)

@@ -28,7 +28,7 @@ def parts():
 
 
 def test_digits_that_choose_the_rate_are_not_trained_on():
-    parts = map_data.load('digits', None)
+    parts = map_data.load_digits(None)
     assert len(parts['train'].labels) == 1437 and len(parts['test'].labels) == 360
     reduced, held_out = parts['reduced'].images, parts['held_out'].images
     assert torch.equal(torch.cat([reduced, held_out]), parts['train'].images)
@@ -101,7 +101,7 @@ def test_finished_runs_are_not_run_again(parts, tmp_path, monkeypatch, capsys):
     settings = [map_run.Setting(**plain, num_mix=m, finetunes=m == 2) for m in (1, 2)]
     settings[0] = map_run.Setting(**plain | dict(is_tuning=True), num_mix=1)
     monkeypatch.setattr(mixing_map, 'PLANS', dict(A=settings))
-    monkeypatch.setattr(mixing_map, 'load', lambda *_: parts)
+    monkeypatch.setattr(mixing_map, 'LOADERS', dict(chest=lambda _: parts))
     monkeypatch.setattr(map_run, 'LABELS', (2,))
     args = Namespace(plan=['A'], list=False, data=None, results=tmp_path / 'map.jsonl')
     mixing_map.work(args)
@@ -120,6 +120,7 @@ def test_without_mixing_the_loss_is_that_of_moco_v3(parts):
     setting = map_run.Setting('chest', 'full', 1, 0, steps=1)
     images = parts['train'].images
     model = map_run.build_model(map_run.build_config(setting), images, 0).train()
+    model.update_momentum_encoder(0.5)
     views = map_run.make_views(images[:8], 'full')
     inputs = model.data_preprocessor(dict(inputs=views), training=True)['inputs']
     assert not torch.equal(inputs['view_1'], inputs['view_2'])
@@ -148,7 +149,7 @@ def test_gpu_evidence_is_complete_and_restarts(parts, tmp_path, monkeypatch):
     for name, value in dict(BATCH=8, EVERY=1, PROBE=1).items():
         monkeypatch.setattr(gpu_evidence, name, value)
     args = Namespace(
-        data=Path('cifar10.tar.gz'), minutes=0.2, images=30, width=24, device='cpu',
+        data=Path('cifar10.tar.gz'), minutes=0.05, images=30, width=24, device='cpu',
         results=tmp_path / 'gpu.jsonl',
     )  # fmt: skip
     monkeypatch.setattr(gpu_evidence, 'RUNS', [('crops', 1), ('crops', 2)])

@@ -62,7 +62,7 @@ def test_every_config_has_the_shared_runtime(path):
 
 
 # Benchmarks that train with a config of their own.
-SCRIPTS = ('continuing', 'health')
+SCRIPTS = ('health',)
 
 
 @pytest.mark.parametrize('path', CONFIGS)

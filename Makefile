@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check test soak chaos upstream lint docs clean
+.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ demo-coco: setup  ## train a detector with and without pre-training, on scenes o
 	@$(PY) examples/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.
-BENCHMARKS := mixing momentum data data:--table:decoders methods:--cost knn knn:--queries:50000:--bank:32768:--memory memory \
+BENCHMARKS := mixing momentum data data:--table:decoders knn knn:--queries:50000:--bank:32768:--memory memory \
   step:--crops:2:--precision:fp32 step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 \
   step:--crops:10:--precision:bf16 step:--table:parts:--precision:auto step:--table:freed-memory:--precision:auto \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
@@ -54,6 +54,11 @@ benchmarks: setup  ## measure what docs/performance.md reports (about 45 minutes
 gpu-check: setup  ## prove and measure on a GPU, in at most 8 minutes; again for what is left
 	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
 	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_check.py
+	@$(PY) benchmarks/evidence.py
+
+DATA ?= data/cifar10.tar.gz
+gpu-evidence: setup  ## compare M = 1 and M = 2 on a GPU, in at most 9 minutes; again for what is left
+	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_evidence.py --data $(DATA)
 	@$(PY) benchmarks/evidence.py
 
 test: setup lint  ## lint and run the whole test suite

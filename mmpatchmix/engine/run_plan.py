@@ -38,6 +38,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         plan['mixing'] = (
             f'num_mix {preprocessor.num_mix_choices}, patches of {preprocessor.patch_size}, '
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
+            + (f', shares of alpha {preprocessor.alpha:g}' if preprocessor.alpha else '')
         )
     return {k: f'{v:g}' if isinstance(v, float) else str(v) for k, v in plan.items()}
 

@@ -32,7 +32,7 @@ def predict_shares(
 ) -> tuple[Tensor, Tensor]:
     """Mix images in unequal shares and predict the shares from similarities, in evaluation mode.
 
-    The prediction is the softmax, at the head's temperature, of the similarities between the
+    The prediction is the softmax, at the temperature of mixes, of the similarities between the
     query of the mix and the keys of its ``M = num_mix`` sources, M at least 2. ``images``
     ``(N, 3, H, W)`` are normalised and on the model's device, N at least M. Returned are, on the
     CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones ``(D, N, M)``.
@@ -54,7 +54,7 @@ def predict_shares(
             mixed = mix_patches(images, groups, patch_size)
             projections = encode(model.backbone, model.neck, [mixed], _BATCH)[0]
             queries = model.head.predict(projections)  # (N, D)
-            logits = torch.einsum('nd,nmd->nm', queries, sources) / model.head.temperature
+            logits = torch.einsum('nd,nmd->nm', queries, sources) / model.head.mix_temperature
             predicted.append(logits.softmax(1).cpu())
             true.append(group_shares(groups, num_mix))
     return torch.stack(true), torch.stack(predicted)

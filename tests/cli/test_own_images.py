@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmpatchmix.cli import stats
+from mmpatchmix.cli.arguments import set_data_root
 from mmpatchmix.cli.check_run import check_run, run_one_step
 from mmpatchmix.cli.describe_run import describe_images, describe_run
 from mmpatchmix.cli.embed import set_images

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmpatchmix.registry import MODELS
+from mmpatchmix.registry import MODELS, TRANSFORMS
 
 CONFIGS = sorted(Path('configs').glob('patchmix_*.py'))
 
@@ -70,3 +71,17 @@ def test_model_builds_at_full_size(path):
     assert model.backbone.cls_token.shape == (1, 1, width)
     assert len(list(model.neck.children())) == 6 + 1  # three linear layers, three norms, ReLU
     assert not model.neck.bn2.affine and not model.head.predictor.bn1.affine
+
+
+def test_plain_recipe_changes_no_pixel_before_it_mixes():
+    cfg = Config.fromfile('configs/patchmix_vit-s_plain.py')
+    image = np.random.default_rng(0).random((224, 224, 5), np.float32) * 255
+    *_, crops, pack = (TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline)
+    views = pack(crops(dict(img=image)))['inputs']
+    assert set(views) == {'view_1', 'view_2'}
+    preprocessor = dict(cfg.model.data_preprocessor, mean=[0.0] * 5, std=[1.0] * 5)
+    preprocessor = MODELS.build(preprocessor)
+    batch = {name: view[None].repeat(4, 1, 1, 1) for name, view in views.items()}
+    inputs = preprocessor(dict(inputs=batch), training=True)['inputs']
+    for name in ('view_1', 'view_2'):
+        assert torch.equal(inputs[name][0], torch.from_numpy(image).permute(2, 0, 1))

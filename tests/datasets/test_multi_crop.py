@@ -56,6 +56,20 @@ def test_crops_and_random_numbers_equal_torchvisions_bit_for_bit(shape, ratio):
         assert after == torch.rand(())
 
 
+def test_whole_image_of_the_size_of_the_crop_is_copied():
+    whole = dict(global_scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    for shape, side in {(40, 64, 3): (40, 64), (33, 33, 5): 33}.items():
+        image = np.random.default_rng(0).random(shape, np.float32) * 255
+        views = MultiCrop(side, **whole)({'img': image})
+        for name in ('view_1', 'view_2'):
+            assert torch.equal(views[name], torch.from_numpy(image).permute(2, 0, 1))
+            assert views[name].data_ptr() != torch.from_numpy(image).data_ptr()
+    # Of other proportions: the largest part in the middle.
+    image = make_image(32, 48)
+    middle = torch.from_numpy(image[:, 8:40]).permute(2, 0, 1)
+    assert torch.equal(MultiCrop(32, **whole)({'img': image})['view_1'], middle)
+
+
 def test_wrong_images_and_arguments_are_refused():
     for message, img in {
         r'shape \(H, W, C\), got uint8 of shape \(8, 8\)': np.zeros((8, 8), np.uint8),

@@ -58,7 +58,9 @@ def test_loss_and_gradient_equal_the_dense_float64_contrast(
     naive_queries = queries.detach().clone().requires_grad_()
     rows = naive_rows(target, num_images, len(keys), smoothing, rank)
 
-    head = make_head(temperature=0.2, label_smoothing=smoothing)
+    # The temperature of mixes is that of contrasts with a target.
+    tau = dict(temperature=0.3, mix_temperature=0.2) if target else dict(temperature=0.2)
+    head = make_head(**tau, label_smoothing=smoothing)
     loss, _, kl = head.contrast(queries, keys, target)
     expected = naive_contrast(naive_queries, keys, rows, 0.2)
     torch.testing.assert_close(loss.double(), expected, atol=2e-6, rtol=0)
@@ -100,6 +102,7 @@ def test_bf16_queries_are_contrasted_in_float32():
 
 
 def test_arguments_out_of_range_are_refused():
-    for name, value in (('temperature', 0), ('temperature', None), ('label_smoothing', 1.0)):
+    wrong = [('temperature', 0), ('temperature', None), ('mix_temperature', 0)]
+    for name, value in [*wrong, ('label_smoothing', 1.0)]:
         with pytest.raises(ValueError, match=f'{name}={value}'):
             make_head(**{name: value})

@@ -68,6 +68,25 @@ def test_every_mix_draws_its_own_permutation():
     assert not torch.equal(again['view_1'], groups['view_1'])
 
 
+def test_unequal_shares_are_drawn_for_every_mix():
+    batch = uint8_batch(size=32, num_local=3, local_size=32)
+    inputs = prepare(batch, num_mix=3, shares=dict(alpha=1.0))
+    groups = inputs['groups']
+    counts = {
+        view: [(groups[view] == j).sum().item() for j in range(3)] for view in ('view_1', 'view_2')
+    }
+    assert counts['view_1'] != counts['view_2']
+    for count in counts.values():
+        assert count[0] == max(count) and len(set(count)) > 1
+    assert inputs['mix_to_source'][1].tolist() == pytest.approx(
+        [count / 64 for count in counts['view_2']]
+    )
+    # Local crops have one target, so their groups have equal sizes at different positions.
+    local = groups['local_views']
+    assert len({tuple(row.sort().values.tolist()) for row in local}) == 1
+    assert len({tuple(row.tolist()) for row in local}) == 3
+
+
 def test_num_mix_is_drawn_evenly_and_mix_prob_is_the_share_of_mixed_batches():
     views = dict.fromkeys(('view_1', 'view_2'), torch.randn(3, 3, 8, 8))
     torch.manual_seed(0)
@@ -108,11 +127,14 @@ def test_augmentation_is_that_of_the_view():
 
 def test_arguments_out_of_range_are_refused():
     wrong = [('num_mix', value) for value in (0, [], [2, 1.5])]
+    wrong += [('shares', value) for value in ('unequal', {'alpha': 0}, {'alpha': 1, 'beta': 1})]
     for name, value in [*wrong, ('patch_size', 0), ('mix_prob', 1.2)]:
         with pytest.raises(ValueError, match=name):
             PatchMixDataPreprocessor(**{name: value})
     with pytest.raises(ValueError, match='view_3'):
         PatchMixDataPreprocessor(augment={'view_3': None})
+    with pytest.raises(ValueError, match='draws its own'):
+        PatchMixDataPreprocessor(shares=dict(alpha=1), mixing=dict(type='mmpatchmix.mix_up'))
 
 
 def test_batches_are_not_changed_and_data_samples_stay():

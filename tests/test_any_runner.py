@@ -74,14 +74,13 @@ def test_every_config_runs_in_a_plain_runner(scope, images, scenes, tmp_path):
     assert len(ran) >= 3
 
 
-def test_mmpretrains_own_tools_train_on_two_processes_and_test(tmp_path):
+def test_mmpretrains_own_tools_train_on_two_processes(tmp_path):
     (tmp_path / 'mine.py').write_text(DIGITS.format(root=ROOT))
     tools = UPSTREAM['mmpretrain']
     run(tmp_path, 'bash', tools / 'dist_train.sh', 'mine.py', 2, PORT=free_port())
     path = tmp_path / 'work_dirs/mine/epoch_1.pth'
     meta = torch.load(path, weights_only=False)['meta']
     assert meta['iter'] == 128 // 32 // 2  # the processes share the images
-    assert 'knn/top1: ' in run(tmp_path, 'python', tools / 'test.py', 'mine.py', path)
 
 
 def test_mmdets_own_tools_train_and_test(scenes, tmp_path):

@@ -1,4 +1,4 @@
-"""torchrun.sh passes signals and exit codes on; slurm_train.sh restarts a run on exit code 75."""
+"""torchrun.sh passes signals and exit codes on and joins nodes; slurm_train.sh restarts runs."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import time
 
 from tests.calls import ROOT, environment
+from tests.faults.processes import free_port
 
 TORCHRUN = ROOT / 'tools/torchrun.sh'
 # In the place of a run: exit code 75 asks for a restart.
@@ -43,6 +44,24 @@ def test_other_exit_codes_end_in_one_line(tmp_path):
     output = agent.communicate(timeout=60)[1]
     assert agent.returncode == 1
     assert 'rank 0 ended first, exit code 3' in output and 'Traceback' not in output
+
+
+def test_two_nodes_meet(tmp_path):
+    """NNODES, NODE_RANK, MASTER_ADDR and PORT, on loopback."""
+    (tmp_path / 'rank.py').write_text(
+        "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])"
+    )
+    port = free_port()
+    nodes = [
+        subprocess.Popen(
+            ['bash', TORCHRUN, '1', tmp_path / 'rank.py'],
+            env=environment(NNODES=2, NODE_RANK=rank, MASTER_ADDR='127.0.0.1', PORT=port),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [node.communicate(timeout=120)[0] for node in nodes] == ['0 2\n', '1 2\n']
 
 
 SRUN = """#!/usr/bin/env bash

@@ -51,6 +51,15 @@ def finish(process: BaseProcess, seconds: float = PATIENCE) -> int:
     return process.exitcode
 
 
+def run_ranks(folder: Path, function: Callable, *args: Any, **env: Any) -> list[str]:
+    """Call a function on two ranks that meet on loopback; return the output of each."""
+    logs = [folder / f'rank-{rank}.txt' for rank in range(2)]
+    env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=2, LOCAL_RANK=0)
+    ranks = [start(log, function, *args, RANK=i, **env) for i, log in enumerate(logs)]
+    assert [finish(rank) for rank in ranks] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    return [log.read_text() for log in logs]
+
+
 def read_stat(pid: int) -> list[str]:
     """Return state, parent, group, session, ... of a process; an empty list if there is none."""
     try:

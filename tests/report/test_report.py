@@ -71,7 +71,7 @@ def test_runs_are_compared_by_figures_and_config_values(tmp_path):
         records = [{'loss': 9.0, 'iter': 10, 'epoch': 1}]
         records += [{'knn/top1': value, 'step': epoch} for epoch, value in enumerate(top1, 1)]
         folder = write_scalars(tmp_path / name, '20260101_000000', records)
-        about = dict(recipe='digits', values=flatten(dict(optimizer=dict(lr=lr), a=1)))
+        about = dict(recipe='digits', values=flatten(dict(optimizer=dict(lr=lr), a=1), ()))
         about |= dict(max_epochs=2, max_iters=20) | (dict(ended='2026') if ended else {})
         (folder.parent / 'run.json').write_text(json.dumps(about))
     runs = [read_run(tmp_path / name) for name in ('one', 'two')]

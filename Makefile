@@ -2,6 +2,7 @@
 # Empty: the newest suitable one that tools/setup.sh finds.
 PYTHON ?=
 PY := .venv/bin/python
+INSTALL = PYTHON=$(PYTHON) bash tools/setup.sh
 STAMP := .venv/.installed
 # Two threads suit the small networks of the demos. They sleep while they wait for each other:
 # spinning is a little faster on an idle machine and many times slower on a busy one.
@@ -14,11 +15,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## create .venv and install the pinned stack (skipped when nothing changed)
+setup: $(STAMP)  ## create .venv with the pinned versions that training needs (skipped if nothing changed)
 
-$(STAMP): setup.py tools/setup.sh requirements/constraints.txt
-	@PYTHON=$(PYTHON) bash tools/setup.sh
+PINS := setup.py tools/setup.sh requirements/constraints.txt
+$(STAMP): $(PINS)
+	@$(INSTALL)
 	@touch $@
+
+$(STAMP)-%: $(PINS)  # with an extra of setup.py
+	@$(INSTALL) --editable '.[$*]'
+	@touch $(STAMP) $@
 
 DIGITS := work_dirs/digits
 PRETRAIN_DIGITS = $(PY) tools/train.py configs/patchmix_vit-digits.py --work-dir $(DIGITS) --overwrite
@@ -33,7 +39,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: setup  ## train a detector with and without pre-training, on scenes of digits (about 6 minutes)
+demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 6 minutes)
 	@$(PY) examples/demo_coco.py
 
 # Threads as torch chooses them: nothing else should run beside.
@@ -42,8 +48,8 @@ BENCHMARKS := mixing momentum data data:--table:decoders knn knn:--queries:50000
   step:--crops:10:--precision:bf16 step:--table:parts:--precision:auto step:--table:freed-memory:--precision:auto \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
 
-benchmarks: setup  ## measure what docs/performance.md reports (about 45 minutes on 2 cores)
-	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
+benchmarks: $(STAMP)-all  ## measure what docs/performance.md reports (about 45 minutes on 2 cores)
+	@$(INSTALL) -r requirements/benchmarks.txt
 	@mkdir -p benchmarks/results
 	@for name in $(BENCHMARKS); do \
 	  set -- $$(echo $$name | tr : ' '); file=benchmarks/results/$$(echo $$name | tr -s ':-' '-').txt; \
@@ -51,37 +57,37 @@ benchmarks: setup  ## measure what docs/performance.md reports (about 45 minutes
 	  env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/$$script.py "$$@" >$$file || exit 1; \
 	done
 
-gpu-check: setup  ## prove and measure on a GPU, in at most 8 minutes; again for what is left
-	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/benchmarks.txt
+gpu-check: $(STAMP)-all  ## prove and measure on a GPU, in at most 8 minutes; again for what is left
+	@$(INSTALL) -r requirements/benchmarks.txt
 	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_check.py
 	@$(PY) benchmarks/evidence.py
 
 DATA ?= data/cifar10.tar.gz
-gpu-evidence: setup  ## compare M = 1 and M = 2 on a GPU, in at most 9 minutes; again for what is left
+gpu-evidence: $(STAMP)-all  ## compare M = 1 and M = 2 on a GPU, in at most 9 minutes; again for what is left
 	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_evidence.py --data $(DATA)
 	@$(PY) benchmarks/evidence.py
 
-test: setup lint  ## lint and run the whole test suite
+test: $(STAMP)-all lint  ## lint and run the whole test suite
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 SOAK ?= 100
-soak: setup  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
+soak: $(STAMP)-all  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
-chaos: setup  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
+chaos: $(STAMP)-all  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
 	@OMP_NUM_THREADS=1 $(PY) -W ignore::RuntimeWarning -m tests.faults.chaos
 
-upstream: setup  ## run mmengine's own tests with our classes in place of its own (downloads them)
-	@.venv/bin/python -m pip install -q -c requirements/constraints.txt parameterized
+upstream: $(STAMP)-all  ## run mmengine's own tests with our classes in place of its own (downloads them)
+	@$(INSTALL) parameterized
 	@OMP_NUM_THREADS=1 $(PY) -m tests.upstream
 
-lint: setup
+lint: $(STAMP)-all
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/shellcheck tools/*.sh .ci/run
 
 docs: setup  ## build the documentation into site/, which opens from the disk
-	@.venv/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/docs.txt
+	@$(INSTALL) -r requirements/docs.txt
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "written: site/index.html"
 

@@ -27,13 +27,11 @@ TRAINING = [
     'matplotlib>=3.8',
     'tensorboard>=2.15',
     'safetensors>=0.4',
-    'rich>=13',
+    'rich>=13',  # tables and progress bars
     # For the run report: its template, and the JavaScript library in bokeh's package.
     'jinja2>=3.1',
     'bokeh>=3.4',
     'tifffile>=2024.1',
-    # Tables and progress bars; mmengine needs it, too.
-    'rich>=13',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
 # To write checkpoints for Hugging Face's ViT.
@@ -87,8 +85,22 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
+    author='The mmpatchmix authors',
+    # Of this package itself there is no public address yet.
+    project_urls={'Paper': 'https://arxiv.org/abs/2306.12243'},
+    keywords='self-supervised learning, contrastive learning, vision transformer, OpenMMLab',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 15)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
     packages=find_packages(include=['mmpatchmix', 'mmpatchmix.*']),
-    package_data={'mmpatchmix.report': ['*.jinja'], 'mmpatchmix.convert': ['*.jinja']},
+    package_data={'': ['*.jinja', 'py.typed']},
     python_requires='>=3.10',
     install_requires=TRAINING,
     extras_require={

@@ -3,8 +3,10 @@
 import shutil
 import sys
 import zipfile
+from email.parser import Parser
 
 import pytest
+import yaml
 
 from tests.calls import ROOT, call
 
@@ -28,11 +30,19 @@ def test_the_wheel_holds_every_recipe_and_tool_and_the_command(wheel):
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith('/entry_points.txt'))
         assert 'mmpatchmix = mmpatchmix.cli.main:main' in archive.read(entry_points).decode()
+        (metadata,) = (name for name in names if name.endswith('.dist-info/METADATA'))
+        fields = Parser().parsestr(archive.read(metadata).decode())
+    assert fields['License-Expression'] == 'Apache-2.0' and fields['Keywords']
+    assert 'Typing :: Typed' in fields.get_all('Classifier')
+    assert 'Paper, https://arxiv.org/abs/2306.12243' in fields.get_all('Project-URL')
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert fields['Version'] == citation['version']
     configs = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.py')}
     tools = {f'tools/{name}' for name in ('train.py', 'test.py', 'dist_train.sh', 'torchrun.sh')}
     assert len(configs) > 40
     assert {f'mmpatchmix/.mim/{name}' for name in configs | tools} <= names
-    assert 'mmpatchmix/report/report.html.jinja' in names
+    data = ('convert/model_card.md.jinja', 'py.typed', 'report/report.html.jinja')
+    assert {f'mmpatchmix/{name}' for name in data} <= names
     assert not any(name.startswith('tests/') for name in names)
 
 

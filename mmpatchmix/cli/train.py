@@ -113,8 +113,8 @@ def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
     clear_earlier_run(work_dir)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Build and check a run, print its recipe, and train, or take one step."""
+def train(args: argparse.Namespace) -> Path | None:
+    """Build, check and describe a run; train and return the last checkpoint, or take one step."""
     from mmengine.dist import is_main_process
 
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
@@ -150,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
                 text = ', '.join(f'{name} {value:.4g}' for name, value in result.items())
                 written = args.contact_sheet or 'nothing'
                 print(f'one step: {text}\nEverything builds and trains; {written} was written.')
-            return
+            return None
     for hook in runner.hooks:
         if isinstance(hook, RunReportHook):
             hook.described = facts
@@ -160,6 +160,7 @@ def train(args: argparse.Namespace) -> None:
         last, _ = find_good_checkpoint(work_dir)
         hint = f': --resume continues from {last}' if last else ' before any checkpoint'
         raise KeyboardInterrupt(hint) from error
+    return find_good_checkpoint(work_dir)[0]
 
 
 parse_args, main = make_verb('train', __doc__, add_arguments, train)

@@ -22,14 +22,14 @@ class _LastOutput(nn.Module):
         return outputs[-1]  # (N, D)
 
 
-def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
+def write_program(vit: nn.Module, path: Path, img_size: int, num_channels: int) -> None:
     """Write a ViT in evaluation mode as ``.onnx`` or ``.pt2``, for images of ``img_size`` pixels.
 
     Raises:
         ModuleNotFoundError: If the packages for ONNX are not installed.
     """
     model = nn.Sequential(vit, _LastOutput()).eval()
-    images = torch.zeros(2, vit.patch_embed.projection.in_channels, img_size, img_size)
+    images = torch.zeros(2, num_channels, img_size, img_size)
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)

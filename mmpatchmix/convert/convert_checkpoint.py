@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmpatchmix import __version__
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
+from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import DINOV2, from_mmpretrain
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
 from mmpatchmix.checkpoints.reading import METADATA_KEY, read_checkpoint
@@ -104,7 +105,7 @@ def convert_checkpoint(
         FileExistsError: If the destination exists.
         ModuleNotFoundError: If the library for the verification is not installed.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = resolve(source), Path(destination)
     files = _check_destination(destination, target)
     meta = read_checkpoint(source).meta
     if find_timm_vit(meta):

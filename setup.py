@@ -21,6 +21,7 @@ TRAINING = [
     'onedl-mmcv>=2.3.6',
     'onedl-mmpretrain>=1.3.6',
     'timm>=1.0.20',
+    'huggingface_hub>=0.30',
     'numpy>=1.26',
     'pillow>=10',
     'scikit-learn>=1.4',

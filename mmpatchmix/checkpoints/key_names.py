@@ -55,7 +55,7 @@ _DROPPED = {
 _COUNTERS = ('n_averaged', 'steps')  # of averages, by torch and mmengine
 # Parts of keys that a plain ViT does not have.
 _OTHER_NETWORKS = {
-    'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
+    'rope|storage_token': 'rotary positions (DINOv3, EVA-02): use a ViT of timm (--timm NAME)',
     'dist_token|distillation_token': 'a distillation token',
     r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU)',
     'relative_position': 'relative positions, where this ViT adds learned ones',
@@ -160,7 +160,7 @@ def explain_difference(state: Iterable[str]) -> str:
     """Return a sentence on the first part that a plain ViT does not have, or an empty string."""
     found = [w for part, w in _OTHER_NETWORKS.items() if any(re.search(part, k) for k in state)]
     if not any(re.search('pos|rope|flat_param', key) for key in state):
-        found.insert(0, 'no learned positions; they may be rotary (DINOv3, EVA-02)')
+        found.insert(0, 'no learned positions; if they are rotary, use a ViT of timm (--timm NAME)')
     return f'The file has {found[0]}.' if found else ''
 
 

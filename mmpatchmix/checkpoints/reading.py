@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import find_roles
 from mmpatchmix.compat.file_kinds import is_safetensors
 from mmpatchmix.compat.safe_loading import load_torch
@@ -40,14 +41,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: A torch file (a ``state_dict``, or a dict with one or several of them under any
             keys, such as ``model`` or ``student`` and ``teacher``), a ``.safetensors`` file, or
-            a folder of Hugging Face ``transformers`` with one or several files of weights.
+            a folder of Hugging Face ``transformers`` with one or several files of weights, or the
+            name of one of them on the hub, see :func:`mmpatchmix.checkpoints.hub.resolve`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file holds Python objects beyond tensors, is damaged, or holds no
             weights. The message contains the remedy.
     """
-    path = Path(path)
+    path = resolve(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():

@@ -224,6 +224,19 @@ def set_trackers(cfg: Any, names: Sequence[str]) -> None:
         cfg.visualizer.vis_backends.append(backends[name])
 
 
+def set_timm_backbone(cfg: Any, name: str) -> None:
+    """Apply ``--timm``: make the backbone a ViT of timm, with its patch size, mean and std."""
+    from mmpatchmix.models import TimmViT
+
+    model, vit = cfg.model, TimmViT(name)
+    kept = ('in_channels', 'drop_path_rate', 'frozen_stages', 'with_cp', 'init_cfg')
+    options = {key: model.backbone[key] for key in kept if key in model.backbone}
+    model.backbone = dict(type='mmpatchmix.TimmViT', model=name, **options)
+    model.neck.in_channels, model.data_preprocessor.patch_size = vit.embed_dims, vit.patch_size
+    for key in ('mean', 'std'):
+        model.data_preprocessor[key] = [255 * value for value in vit.model.pretrained_cfg[key]]
+
+
 def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> None:
     """Apply ``--init``: start a recipe from a checkpoint, with its network; print the changes.
 
@@ -235,6 +248,9 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
 
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
+    if backbone.get('type') == 'mmpatchmix.TimmViT':
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+        return
     if backbone.get('type') != 'mmpatchmix.PatchMixViT' or 'neck' not in model:
         raise ValueError(
             '--init is for pre-training recipes (a mmpatchmix.PatchMixViT and a neck), not for '

@@ -21,6 +21,7 @@ from mmpatchmix.cli.arguments import (
     set_epochs,
     set_initial_weights,
     set_precision,
+    set_timm_backbone,
     set_trackers,
 )
 from mmpatchmix.cli.verb import build_runner, make_verb
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     layouts = "ours, published PatchMix, MoCo v3, DINO, DINOv2, MAE, timm, a folder of HF's ViT"
     add('--init', metavar='CHECKPOINT', help=f'start the backbone from a checkpoint: {layouts}')
+    add('--timm', metavar='NAME', help='ViT of timm as the backbone: DINOv3, EVA-02, SigLIP 2 ...')
     about = 'continue from PATH, or from the last checkpoint of the work dir'
     add('--resume', nargs='?', const='auto', metavar='PATH', help=about)
     add('--change-schedule', action='store_true', help='resume with another length or batch')
@@ -51,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Set the config values of the arguments of this verb."""
+    if args.timm:
+        set_timm_backbone(cfg, args.timm)
     if args.init:
         from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 

@@ -10,4 +10,5 @@ from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_t
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.other_mixings import cut_mix, mix_up, resize_mix
 from mmpatchmix.models.patchmix import PatchMix
+from mmpatchmix.models.timm_vit import TimmViT
 from mmpatchmix.models.vit import PatchMixViT

@@ -8,6 +8,7 @@ from mmpretrain.models.classifiers import ImageClassifier as BaseImageClassifier
 from torch import nn
 
 from mmpatchmix.checkpoints.reading import read_checkpoint
+from mmpatchmix.models.timm_vit import TimmViT
 from mmpatchmix.registry import MODELS, read_signature
 
 
@@ -29,7 +30,7 @@ def complete(node: dict, key: str, **values: Any) -> dict:
 
 def find_width(backbone: nn.Module) -> int | None:
     """Return the width of a ViT's features; None for others, whose last stage may be wider."""
-    return backbone.embed_dims if isinstance(backbone, VisionTransformer) else None
+    return backbone.embed_dims if isinstance(backbone, VisionTransformer | TimmViT) else None
 
 
 def derive_num_classes(cfg: dict, checkpoint: str | None = None) -> None:

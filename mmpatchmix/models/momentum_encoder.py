@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -27,7 +26,7 @@ class MomentumEncoder(BaseModule):
         self.num_updates = 0
         self.requires_grad_(False)
         for module in self.modules():
-            if isinstance(module, DropPath):
+            if hasattr(module, 'drop_prob'):  # DropPath of mmcv or timm
                 module.drop_prob = 0.0
 
     def init_weights(self) -> None:

@@ -74,6 +74,7 @@ class PatchMixViT(VisionTransformer):
         self.patch_size, self.with_cp, self.register_tokens = patch_size, with_cp, None
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
+            self.register_tokens.requires_grad = self.frozen_stages <= 0
 
     def init_weights(self) -> None:
         """Draw weights, or load the checkpoint of ``init_cfg``; ``ValueError`` if it is unfit."""
@@ -89,9 +90,7 @@ class PatchMixViT(VisionTransformer):
         if file:
             load_backbone(self, file, prefix, self.dropped, self.new)
         else:
-            message = 'model.backbone.init_cfg.checkpoint is not set.'
-            message = f'The backbone starts from random weights: {message}'
-            print_log(message, 'current', logging.WARNING)
+            warn_of_random_weights()
 
     def _draw_weights(self) -> None:
         super().init_weights()  # the position embedding: truncated normal, 0.02
@@ -112,8 +111,10 @@ class PatchMixViT(VisionTransformer):
             nn.init.normal_(self.register_tokens, std=1e-6)
 
     def train(self, mode: bool = True) -> None:
-        """Set the mode; a completely frozen backbone stays in evaluation mode."""
+        """Set the mode; frozen blocks, or a completely frozen backbone, stay in evaluation mode."""
         super().train(mode and self.frozen_stages < self.num_layers)
+        for block in self.layers[: max(self.frozen_stages, 0)]:
+            block.eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images ``(N, C, H, W)``, interpolating positions if they are not of ``img_size``.
@@ -145,12 +146,8 @@ class PatchMixViT(VisionTransformer):
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return tokens with positions, ``(N, T, D)``, and the rows and columns of patches."""
-        height, width = images.shape[-2:]
-        if not self.pads_images and (height % self.patch_size or width % self.patch_size):
-            raise ValueError(
-                f'a view of {height}x{width} pixels is not divisible by the patch size '
-                f'{self.patch_size} of the ViT: change the crop size of the pipeline.'
-            )
+        if not self.pads_images:
+            check_divisible(images, self.patch_size)
         tokens, size = self.patch_embed(images)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
@@ -172,3 +169,22 @@ def find_pretrained(init_cfg: dict | list | None) -> dict | None:
     """Return the config of ``init_cfg`` that names a checkpoint."""
     configs = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
     return next((cfg for cfg in configs if cfg and cfg.get('type') == 'Pretrained'), None)
+
+
+def warn_of_random_weights() -> None:
+    """Log that ``init_cfg`` names no checkpoint."""
+    print_log(
+        'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is not set.',
+        'current',
+        logging.WARNING,
+    )
+
+
+def check_divisible(images: Tensor, patch_size: int) -> None:
+    """Raise ``ValueError`` if the patch size does not divide images ``(N, C, H, W)``."""
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f'a view of {height}x{width} pixels is not divisible by the patch size {patch_size} of '
+            'the ViT: change the crop size of the pipeline.'
+        )

@@ -82,7 +82,7 @@ def without(*names):
 
 REFUSED = {
     'rotary positions': without('pos_embed') | {'rope_embed.periods': torch.ones(4)},
-    'no learned positions; they may be rotary': without('pos_embed'),
+    'no learned positions; if they are rotary': without('pos_embed'),
     'a distillation token': vit_with(dist_token=torch.ones(1, 1, 24)),
     'gated feed-forward': without('blocks.0.mlp') | {'blocks.0.mlp.w12.weight': torch.ones(2)},
     'a norm of the mean': without('norm.') | {'fc_norm.weight': torch.ones(24)},

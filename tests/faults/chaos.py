@@ -157,7 +157,9 @@ def digest(work_dir: Path, with_log: bool) -> str:
     """
     newest = max(work_dir.glob('epoch_*.pth'), key=lambda path: int(path.stem[6:]))
     parts = {'checkpoint': _hash(runs._read_state(newest))}
-    for path in sorted(work_dir.glob('best_*.pth')):
+    hub = runs.torch.load(newest, weights_only=True)['message_hub']
+    if best := hub['runtime_info'].get('best_ckpt'):
+        path = work_dir / Path(best).name
         parts[path.name] = _hash(runs.torch.load(path, weights_only=True)['state_dict'])
     logs = runs.read_scalars(work_dir) if with_log else ()
     for kind, rows in zip(('training', 'validation'), logs, strict=False):

@@ -259,6 +259,8 @@ def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
             options['resume-cmd'] = shlex.join(['again', str(scenario.kills - 1), *command])
         argv = [part for key, value in options.items() for part in (f'--{key}', str(value))]
         cli.main(['run', '--ckpt-ignore-size', *argv, '--', *command])
+        commit = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True)
+        (folder / 'commit').write_bytes(commit.stdout.strip())
     return runner.rejudge(folder)
 
 
@@ -284,6 +286,7 @@ def tabulate(work: Path) -> list[dict]:
                 **{name: counts[name] for name in FAIL_ON.split(',')[:3]},
                 'PASS': counts['PASS'],
                 'control': control.verdict,
+                'commit': (folder / 'commit').read_text(),
             }
         )
     return table

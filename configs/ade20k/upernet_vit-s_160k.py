@@ -12,15 +12,10 @@ _base_ = '../_base_/runtime_mmseg.py'
 # BatchNorm is synchronised over the GPUs by sync_bn.
 head = dict(num_classes=150, norm_cfg=dict(type='BN'), align_corners=False)
 size = (512, 512)
+colours = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=size,
-    ),
+    data_preprocessor=dict(type='SegDataPreProcessor', size=size, **colours),
     backbone=dict(
         type='mmpatchmix.DetectionViT',
         arch=dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536),
@@ -36,14 +31,10 @@ model = dict(
         type='UPerHead', in_channels=[384] * 4, in_index=[0, 1, 2, 3], channels=512, **head
     ),
     auxiliary_head=dict(
-        type='FCNHead',
-        in_channels=384,
-        in_index=2,
-        channels=256,
+        dict(type='FCNHead', in_channels=384, in_index=2, channels=256, **head),
         num_convs=1,
         concat_input=False,
         loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
-        **head,
     ),
     test_cfg=dict(mode='slide', crop_size=size, stride=(341, 341)),
 )
@@ -60,6 +51,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [load, dict(type='Resize', **resize), annotations, dict(type='PackSegInputs')]
+train, test = ('training', 2, train_pipeline), ('validation', 1, test_pipeline)
 train_dataloader, val_dataloader = (
     dict(
         batch_size=batch_size,
@@ -73,14 +65,11 @@ train_dataloader, val_dataloader = (
             pipeline=pipeline,
         ),
     )
-    for split, batch_size, pipeline in (
-        ('training', 2, train_pipeline),
-        ('validation', 1, test_pipeline),
-    )
+    for split, batch_size, pipeline in (train, test)
 )
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-del head, size, load, annotations, resize, train_pipeline, test_pipeline
+del head, size, colours, load, annotations, resize, train, test, train_pipeline, test_pipeline
 
 optim_wrapper = dict(
     type='OptimWrapper',

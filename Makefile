@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check test soak lint docs clean
+.PHONY: help setup demo evaluate demo-coco demo-ade20k benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,8 +41,11 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 4 minutes)
 	@$(PY) examples/demo_coco.py
 
+demo-ade20k: $(STAMP)-segmentation  ## train segmentation with and without pre-training, on scenes of digits, with three seeds
+	@$(PY) examples/demo_ade20k.py
+
 # Threads as torch chooses them: nothing else should run beside.
-BENCHMARKS := mixing momentum data data:--table:decoders methods:--cost knn knn:--queries:50000:--bank:32768:--memory memory \
+BENCHMARKS := mixing momentum data data:--table:decoders knn knn:--queries:50000:--bank:32768:--memory memory \
   step:--crops:2:--precision:fp32 step:--crops:2:--precision:bf16 step:--crops:10:--precision:fp32 \
   step:--crops:10:--precision:bf16 step:--table:parts:--precision:auto step:--table:freed-memory:--precision:auto \
   device_cost:--table:counted device_cost:--table:modelled device_cost:--table:compiled
@@ -61,12 +64,24 @@ gpu-check: $(STAMP)-all  ## prove and measure on a GPU, in at most 8 minutes; ag
 	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_check.py
 	@$(PY) benchmarks/evidence.py
 
+DATA ?= data/cifar10.tar.gz
+gpu-evidence: $(STAMP)-all  ## compare M = 1 and M = 2 on a GPU, in at most 9 minutes; again for what is left
+	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_evidence.py --data $(DATA)
+	@$(PY) benchmarks/evidence.py
+
 test: $(STAMP)-all lint  ## lint and run the whole test suite
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 SOAK ?= 100
 soak: $(STAMP)-all  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
+
+chaos: $(STAMP)-all  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
+	@OMP_NUM_THREADS=1 $(PY) -W ignore::RuntimeWarning -m tests.faults.chaos
+
+upstream: $(STAMP)-all  ## run mmengine's own tests with our classes in place of its own (downloads them)
+	@$(INSTALL) parameterized
+	@OMP_NUM_THREADS=1 $(PY) -m tests.upstream
 
 lint: $(STAMP)-all
 	@.venv/bin/ruff check .

@@ -21,6 +21,7 @@ TRAINING = [
     'onedl-mmcv>=2.3.6',
     'onedl-mmpretrain>=1.3.6',
     'timm>=1.0.20',
+    'huggingface_hub>=0.30',
     'numpy>=1.26',
     'pillow>=10',
     'scikit-learn>=1.4',
@@ -34,6 +35,8 @@ TRAINING = [
     'tifffile>=2024.1',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
+# mmseg needs numpy>2, ftfy, regex, prettytable, scipy; nothing is compiled.
+SEGMENTATION = ['onedl-mmsegmentation>=1.4.2']
 # To write checkpoints for Hugging Face's ViT.
 EXCHANGE = ['transformers>=4.50']
 # To write ONNX, and to prove it.
@@ -43,6 +46,7 @@ IMAGES = ['pydicom>=3', 'imagecodecs>=2024.1']
 # Trackers of --track. MLflow without its server: mmengine writes to a store, here SQLite.
 TRACK = ['mlflow-skinny>=3', 'sqlalchemy>=2', 'alembic>=1.14', 'wandb>=0.20']
 TEST = [
+    'ckpt-chaos==0.1.8',
     'cloudpickle>=3',
     'pytest>=8',
     'pytest-randomly>=3.16',
@@ -106,12 +110,13 @@ setup(
     install_requires=TRAINING,
     extras_require={
         'detection': DETECTION,
+        'segmentation': SEGMENTATION,
         'exchange': EXCHANGE,
         'export': EXPORT,
         'images': IMAGES,
         # Not in 'all': 40 packages that nothing else needs.
         'track': TRACK,
-        'all': DETECTION + EXCHANGE + EXPORT + IMAGES + TEST,
+        'all': DETECTION + SEGMENTATION + EXCHANGE + EXPORT + IMAGES + TEST,
     },
     entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},

@@ -1,7 +1,7 @@
 """Mask R-CNN on few images, from backbones pre-trained without annotations and from random weights.
 
     python benchmarks/detection.py --list
-    python benchmarks/detection.py --seeds 0 1 2 --jobs 2
+    python benchmarks/detection.py --seeds 0 1 2
 
 A ViT is pre-trained on pieces of ink of 2,000 generated scenes of digits, by PatchMix and by MoCo
 v3 (`num_mix=1`); Mask R-CNN is trained on the annotations of the first N scenes, with the best
@@ -15,12 +15,14 @@ import time
 from functools import cache
 from pathlib import Path
 
+from harness import make_parser
 from mmengine.config import Config
-from runs import HERE, build_quiet_runner, digest_config, parse_runs, run_all
+from runs import HERE, append_result, build_quiet_runner, digest_config, read_results
 
 sys.path.append(str(HERE.parent / 'examples'))
 from digit_scenes import write_digit_scenes, write_ink_crops
 
+RESULTS = HERE / 'results/detection.jsonl'
 CONFIGS = HERE.parent / 'configs'
 ROOT = Path('work_dirs/detection')
 SCENES = ROOT / 'scenes'
@@ -130,9 +132,21 @@ def train_detector(row: str, seed: int, cfg: Config) -> dict:
 
 
 def main() -> None:
-    args = parse_runs(__doc__, list(ROWS), HERE / 'results/detection.jsonl').parse_args()
-    starts = {ROWS[row][0] for row in args.rows}
-    run_all(__file__, args, build_config, train_detector, prepare=lambda: prepare(starts))
+    parser = make_parser(__doc__)
+    parser.add_argument('--list', action='store_true', help='list the runs and their state')
+    parser.add_argument('--rows', nargs='+', choices=ROWS, metavar='ROW', default=[*ROWS])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    args = parser.parse_args()
+    done = {line['config'] for line in read_results(RESULTS)}
+    if not args.list:
+        prepare({ROWS[row][0] for row in args.rows})
+    for seed in args.seeds:
+        for row in args.rows:
+            cfg, digest = build_config(row, seed)
+            print(f'{row}, seed {seed}:', 'done' if digest in done else 'to do', flush=True)
+            if not args.list and digest not in done:
+                line = dict(row=row, seed=seed, config=digest)
+                append_result(RESULTS, line | train_detector(row, seed, cfg))
 
 
 if __name__ == '__main__':

@@ -3,44 +3,55 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
+import map_data
 from runs import read_results
 from scipy.stats import ttest_rel
 
-BASELINE = 'mocov3'
-MAIN = ('mocov3', 'patchmix-2', 'patchmix-3', 'patchmix-4', 'patchmix-6')
-TITLES = {
-    'mocov3': 'MoCo v3 (M = 1)',
-    **{f'patchmix-{m}': f'PatchMix, M = {m}' for m in (2, 3, 4, 6)},
-    'patchmix-2-3-4': 'M drawn from 2, 3, 4',
-    'without-source': 'M = 2 without loss_source',
-    'without-mix-source': 'M = 2 without loss_mix_source',
-    'without-mix-mix': 'M = 2 without loss_mix_mix',
-    'mix-one-view': 'M = 2, only the queries mixed',
-    **{f'mix-patch-{p}': f'M = 2, mix patch of {p} pixels' for p in (2, 8, 12)},
-    'mixup': 'Mixup, same soft targets',
-    'cutmix': 'CutMix, same soft targets',
-    'resizemix': 'ResizeMix, same soft targets',
-    'no-momentum-mocov3': 'MoCo v3, no momentum encoder',
-    'no-momentum-patchmix-2': 'M = 2, no momentum encoder',
-    'long-mocov3': 'MoCo v3, four times as long',
-    'long-patchmix-2': 'M = 2, four times as long',
-    'local-mocov3': 'MoCo v3 + 4 local crops',
-    'local-patchmix-2': 'M = 2 + 4 local crops',
-    'untrained': 'untrained',
+IMAGES = {
+    'digits': 'digits',
+    'cifar10': 'CIFAR-10, 4,096 images',
+    'bands': 'CIFAR-10 as 5 bands',
+    'chest': 'chest X-rays',
 }
-LABELS = (1, 2, 5, 10, 20, 50, 100)
+LEVELS = ('none', 'crops', 'crops+flip', 'full')
+CHANGES = {
+    'no-source': 'without `loss_source`',
+    'no-mix-source': 'without `loss_mix_source`',
+    'no-mix-mix': 'without `loss_mix_mix`',
+    'tau-0.1': '`mix_temperature=0.1`',
+    'tau-0.4': '`mix_temperature=0.4`',
+    'mix_up': 'Mixup, same soft targets',
+    'cut_mix': 'CutMix, same soft targets',
+    'resize_mix': 'ResizeMix, same soft targets',
+}
+LABELS = (10, 20, 50, 100)
+BATCHES = (32, 64, 128, 256)
 STARTS = {
     'random': 'random weights',
     'mocov3': 'MoCo v3 on unlabelled crops',
     'patchmix': 'PatchMix on unlabelled crops',
 }
 COUNTS = (10, 20, 50, 100, 400)
-RATES = ('0.001', '0.002', '0.004')
 
-Rows = dict[str, dict[int, dict]]  # the run of each row and seed
+Runs = dict[int, dict]  # by seed
+Rows = dict[str, Runs]
+
+
+class Map:
+    """The runs of the map by their settings."""
+
+    def __init__(self, lines: Iterable[dict]) -> None:
+        self.lines = list(lines)
+
+    def find(self, **wanted) -> Runs:
+        """Return the last run of each seed with these settings; others have their defaults."""
+        plain = dict(alpha=None, batch=64, images=None, change=None, is_tuning=False)
+        if not wanted.get('is_tuning'):
+            plain['steps'] = map_data.STEPS[wanted['data']]
+        wanted = plain | wanted
+        return {line['seed']: line for line in self.lines if wanted.items() <= line.items()}
 
 
 def read(path: Path) -> Rows:
@@ -51,11 +62,6 @@ def read(path: Path) -> Rows:
     return rows
 
 
-def judged(run: dict) -> dict:
-    """Return the figures of the momentum encoder, or of the query encoder where there is none."""
-    return run.get('momentum', run['query'])
-
-
 def spread(values: Iterable[float], digits: int = 1) -> str:
     """Format the mean, and the standard deviation over seeds if there are several."""
     values = list(values)
@@ -63,33 +69,52 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
     return f'{text} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else text
 
 
-def figure(name: str, digits: int = 1, of: Callable[[dict], dict] = judged) -> Callable:
-    """Return a column: mean and spread of a figure over the runs of a row."""
-    return lambda rows, row: spread((of(run)[name] for run in rows[row].values()), digits)
+def cell(runs: Runs, metric: str, digits: int = 1) -> str:
+    """Format a figure of the runs; empty where no run has it."""
+    return spread((run[metric] for run in runs.values() if metric in run), digits)
 
 
-def difference(name: str, rows: Rows, row: str) -> str:
-    """Return a cell: the mean difference to (``<kind>-``)MoCo v3, with a paired t-test."""
-    kind = row.removesuffix('patchmix-2') + BASELINE
-    runs, base = rows[row], rows.get(kind if kind in TITLES else BASELINE, {})
-    seeds = set(runs) & set(base)
-    if not seeds or runs is base:
-        return ''
-    ours, theirs = ([judged(each[seed])[name] for seed in sorted(seeds)] for each in (runs, base))
-    text = f'{statistics.mean(ours) - statistics.mean(theirs):+.1f}'
-    return f'{text} (p = {ttest_rel(ours, theirs).pvalue:.2g})' if len(seeds) > 1 else text
+def difference(ours: Runs, theirs: Runs, metric: str) -> str:
+    """Format the mean difference of runs paired by seed, its standard error, and p of a t-test."""
+    seeds = sorted(s for s in set(ours) & set(theirs) if metric in ours[s])
+    gaps = [ours[seed][metric] - theirs[seed][metric] for seed in seeds]
+    text = f'{statistics.mean(gaps):+.1f}' if gaps else ''
+    if len(gaps) < 2:
+        return text
+    p = ttest_rel(*([runs[seed][metric] for seed in seeds] for runs in (ours, theirs))).pvalue
+    return f'{text} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.1f} (p = {p:.2g})'
 
 
 def make_table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     """Format a Markdown table."""
-    header = list(header)
+    header = ' | '.join(header).split(' | ')  # a title may be several
     return '\n'.join(f'| {" | ".join(line)} |' for line in [header, ['---'] * len(header), *body])
 
 
-def table(columns: list, wanted: Iterable[str], rows: Rows, corner: str = '') -> str:
-    """Format a table with a line for each wanted row that has runs."""
-    lines = filter(rows.get, wanted)
-    body = [[TITLES[row], *(column(rows, row) for _, column in columns)] for row in lines]
+Column = tuple[str, Callable[[Map, dict], str]]  # title; cell of the runs with some settings
+
+
+def value(title: str, metric: str, digits: int = 1, **changes) -> Column:
+    """Return a column of a figure of the runs with some more settings."""
+    return title, lambda found, where: cell(found.find(**where | changes), metric, digits)
+
+
+def gap(title: str, ours: dict, base: dict | None = None, metric: str = 'knn') -> Column:
+    """Return a column of differences, by default to M = 1."""
+    both = ours, base or dict(num_mix=1)
+    return title, lambda found, where: difference(*(found.find(**where | x) for x in both), metric)
+
+
+def objectives(metric: str, digits: int = 1) -> list[Column]:
+    """Return a column for each M, and the difference of M = 2 to M = 1."""
+    columns = [value(f'M = {m}', metric, digits, num_mix=m) for m in (1, 2, 3, 4)]
+    return [*columns, gap('M = 2 less M = 1', dict(num_mix=2), metric=metric)]
+
+
+def table(found: Map, corner: str, rows: dict[str, dict], columns: list[Column]) -> str:
+    """Format a table of the runs of each row; rows without any are left out."""
+    body = [[title, *(make(found, where) for _, make in columns)] for title, where in rows.items()]
+    body = [line for line in body if any(line[1:])]
     return make_table([corner, *(title for title, _ in columns)], body)
 
 
@@ -109,84 +134,65 @@ def detection_table(rows: Rows) -> str:
     return make_table(['annotated scenes', *map(str, COUNTS)], body)
 
 
-def tuning_table(rows: Rows) -> str:
-    """Accuracy of the runs that chose rate and temperature, on held-out training images."""
-    settings = {f'lr {lr}': f'tune-lr{lr}' for lr in RATES}
-    settings['lr 0.002, temperature 0.1'] = 'tune-temperature0.1'
-    metrics = {'kNN 20': 'knn20', 'linear': 'linear'}
-    pairs = [(m, metric) for m in (1, 2) for metric in metrics.values()]
-    body = []
-    for title, name in settings.items():
-        runs = {m: rows.get(f'{name}-m{m}', {}).values() for m in (1, 2)}
-        cells = (spread(judged(run)[metric] for run in runs[m]) for m, metric in pairs)
-        body.append([title, *cells])
-    header = [f'{title}, {name}' for title in ('MoCo v3', 'M = 2') for name in metrics]
-    return make_table(['', *header], body)
-
-
-def detection_tuning_table(rows: Rows) -> str:
-    """Mask AP of the runs that chose the rates, on held-out training scenes."""
-    body = []
-    for start, title in STARTS.items():
-        runs = [rows.get(f'tune-{start}-lr{rate}', {}).values() for rate in RATES]
-        body.append([title, *(spread(run['mask_ap'] for run in each) for each in runs)])
-    return make_table(['', *(f'lr {rate}' for rate in RATES)], body)
-
-
-def share(name: str, m: str, digits: int) -> Callable:
-    """Return a column: a figure of the predicted shares of mixes of ``m`` images."""
-    return figure(name, digits, of=lambda run: run['calibration'][m])
-
-
-def nearest(run: dict) -> dict:
-    """Return the share of neighbours of the same class, in percent."""
-    return {'precision': 100 * judged(run)['agreement']['precision_at_10']}
-
-
-def count_views(rows: Rows, row: str) -> str:
-    """Return a cell: millions of encoded views of a run."""
-    return f'{statistics.mean(run["encoded_views"] for run in rows[row].values()) / 1e6:.2f}'
-
-
-SEEDS = ('seeds', lambda rows, row: str(len(rows[row])))
-ACCURACY = [
-    SEEDS,
-    ('kNN 20', figure('knn20')),
-    ('kNN 200', figure('knn200')),
-    ('to MoCo v3', partial(difference, 'knn20')),
-    ('linear', figure('linear')),
-    ('to MoCo v3', partial(difference, 'linear')),
-    ('linear, query encoder', figure('linear', of=lambda run: run['query'])),
-]
-SUMMARY = [
-    SEEDS,
-    ('kNN (k = 20)', figure('knn20')),
-    ('linear', figure('linear')),
-    ('error of the shares', share('error', '2', 3)),
-]
-GEOMETRY = [
-    ('alignment', figure('alignment', 2)),
-    ('uniformity', figure('uniformity', 2)),
-    ('RankMe', figure('rank_me')),
-    ('class AUROC', figure('auroc', 3, of=lambda run: judged(run)['agreement'])),
-    ('same class of 10 nearest (%)', figure('precision', of=nearest)),
-    ('views encoded (millions)', count_views),
-]
-SHARES = [
-    (f'{name}, M = {m}', share(name, m, digits))
-    for m in '234'
-    for name, digits in (('error', 3), ('correlation', 2))
-]
-FEW_LABELS = [(str(count), figure(f'labels{count}')) for count in LABELS]
-TABLES = {
-    'summary': partial(table, SUMMARY, ('untrained', *MAIN)),
-    'accuracy': partial(table, ACCURACY, TITLES),
-    'geometry': partial(table, GEOMETRY, TITLES),
-    'shares': partial(table, SHARES, ('untrained', *MAIN, 'mixup', 'cutmix', 'resizemix')),
-    'labels': partial(
-        table, FEW_LABELS, ('untrained', 'mocov3', 'patchmix-2'), corner='labels per class'
-    ),
-    'tuning': tuning_table,
-    'detection': detection_table,
-    'detection-tuning': detection_tuning_table,
+CELLS = {
+    f'{title} | {level}': dict(data=data, level=level)
+    for data, title in IMAGES.items()
+    for level in LEVELS
 }
+LENGTHS = {f'{batch} | 4,096': dict(batch=batch, steps=192_000 // batch) for batch in BATCHES} | {
+    '64 | 2,048': dict(images=2048, steps=12_000)
+}
+LENGTHS = {title: dict(data='cifar10', level='full') | where for title, where in LENGTHS.items()}
+PLAIN = dict(num_mix=1, change=None)
+LARGEST = dict(data='digits', level='none')
+TERMS = {
+    'MoCo v3 (M = 1)': LARGEST | dict(num_mix=1),
+    'PatchMix, M = 4': LARGEST | dict(num_mix=4),
+    **{title: LARGEST | dict(num_mix=4, change=name) for name, title in CHANGES.items()},
+}
+STARTING = {
+    f'{title} | {start}': dict(data=data, level='none') | where
+    for data, title in IMAGES.items()
+    for start, where in {
+        'random weights': dict(steps=0),
+        'M = 1': dict(num_mix=1),
+        'M = 2': dict(num_mix=2),
+    }.items()
+}
+SCORES = {f'{n}': f'labels{n}' for n in LABELS} | {
+    f'fine-tuned, {n}': f'finetuned{n}' for n in LABELS
+}
+OTHERS = {f'M = {m}': dict(num_mix=m) for m in (2, 3, 4)}
+OTHERS |= {f'M = {m}, unequal shares': dict(num_mix=m, alpha=1.0) for m in (2, 3)}
+WHERE = 'images | augmentation'
+# Of the runs of the map: the title of the first columns, the rows, the other columns.
+MAP_TABLES = {
+    'map-knn': (WHERE, CELLS, objectives('knn')),
+    'map-plain': (
+        WHERE,
+        {title: where for title, where in CELLS.items() if where['level'] in ('none', 'crops')},
+        objectives('knn'),
+    ),
+    'map-linear': (WHERE, CELLS, objectives('linear')),
+    'map-auroc': (WHERE, CELLS, objectives('linear_auroc')),
+    'map-shares': (WHERE, CELLS, objectives('share_error', 3)[:-1]),
+    'map-others': (WHERE, CELLS, [gap(title, ours) for title, ours in OTHERS.items()]),
+    'map-terms': (
+        '',
+        TERMS,
+        [value('kNN', 'knn'), gap('to M = 1', {}, PLAIN)],
+    ),
+    'map-length': ('batch | images', LENGTHS, objectives('knn')),
+    'map-labels': ('images | start', STARTING, [value(*score) for score in SCORES.items()]),
+    'map-rates': (
+        WHERE,
+        CELLS,
+        [
+            value(f'M = {m}, {rate}', 'knn', num_mix=m, lr=rate, is_tuning=True)
+            for m in (1, 2)
+            for rate in map_data.RATES
+        ]
+        + [value(f's, M = {m}', 'seconds', 0, num_mix=m) for m in (1, 2)],
+    ),
+}
+TABLES = {'detection': detection_table}

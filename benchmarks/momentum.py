@@ -20,8 +20,8 @@ from mmpatchmix.registry import MODELS
 
 def compare(config: str, repeats: int) -> dict:
     """Return a row: the times of the candidates for the networks of a config."""
-    model = Config.fromfile(CONFIGS / config).model
-    query = nn.Sequential(MODELS.build(model.backbone), MODELS.build(model.neck)).to(DEVICE)
+    model = MODELS.build(Config.fromfile(CONFIGS / config).model)  # derives the neck's width
+    query = nn.Sequential(model.backbone, model.neck).to(DEVICE)
     encoder = MomentumEncoder(*query)
     averaged = CosineEMA(query, momentum=1 - MOMENTUM)
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())

@@ -6,8 +6,6 @@
 #   python tools/train.py configs/patchmix_vit-b_cifar10.py
 _base_ = './patchmix_vit-s_cifar10.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))
 # base lr 7.5e-4 per 256 images: 7.5e-4 * 512 / 256 = 1.5e-3
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))

@@ -6,8 +6,6 @@
 #   bash tools/dist_train.sh configs/patchmix_vit-b_in1k.py 8
 _base_ = './patchmix_vit-s_in1k.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))
 # base lr 7.5e-4 per 256 images: 7.5e-4 * 1024 / 256 = 3e-3
 optim_wrapper = dict(optimizer=dict(lr=3e-3))

@@ -8,6 +8,7 @@
 _base_ = [
     './_base_/models/patchmix_vit-s16.py',
     './_base_/datasets/digits.py',
+    './_base_/schedules/adamw_in1k_300e.py',
     './_base_/pretraining.py',
 ]
 
@@ -56,21 +57,16 @@ del img_size, affine, views, bank, changed
 
 # -- schedule: 80 epochs of 11 iterations
 optim_wrapper = dict(
-    type='mmpatchmix.BF16OptimWrapper',
     enabled=False,  # the network is too small to gain from it
     # base lr 6e-3 per 256 images: 6e-3 * 128 / 256 = 3e-3. The network is small and the run
     # short: the rate is high, the weight decay stays low.
-    optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.999), weight_decay=0.04, fused=True),
-    constructor='mmpatchmix.DecayGroupsConstructor',
+    optimizer=dict(lr=3e-3),
 )
-schedule = dict(by_epoch=True, convert_to_iter_based=True)
-param_scheduler = [
-    dict(type='mmpatchmix.LinearWarmupLR', begin=0, end=8, **schedule),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=8, end=80, **schedule),
-]
-del schedule
-train_cfg = dict(type='mmpatchmix.ExactTrainLoop', max_epochs=80, val_interval=10)
-auto_scale_lr = dict(base_batch_size=128, enable=False)
+_base_.param_scheduler[0].end = 8  # linear warm-up
+_base_.param_scheduler[1].update(begin=8, end=80)  # learning rate
+_base_.param_scheduler.pop()  # weight decay
+train_cfg = dict(max_epochs=80)
+auto_scale_lr = dict(base_batch_size=128)
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=11),

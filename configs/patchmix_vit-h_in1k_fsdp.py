@@ -7,6 +7,4 @@
 #   bash tools/dist_train.sh configs/patchmix_vit-h_in1k_fsdp.py 8
 _base_ = './patchmix_vit-l_in1k_fsdp.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=1280, num_layers=32, feedforward_channels=5120)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=1280, num_layers=32, feedforward_channels=5120)))

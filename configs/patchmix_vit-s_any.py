@@ -4,6 +4,7 @@
 # Meant for 1 GPU x 128 images; add --auto-scale-lr for any other batch. 2 crops of 224 and
 # 8 of 96 pixels. No paper has figures for your images: watch `knn/top1` (in %), `acc_source`, `kl`.
 # `mmpatchmix stats PATH` prints what to write below, and mean and std to go with it.
+# Where crops, flips or brightness could change what an image means: patchmix_vit-s_plain.py.
 #
 #   PATCHMIX_CHANNELS=5 PATCHMIX_VALUES=0,4095 \
 #       python tools/train.py configs/patchmix_vit-s_any.py --data-root PATH --stats auto

@@ -16,16 +16,11 @@ optim_wrapper = dict(
     constructor='mmpatchmix.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.75, flat_decay_mult=0.0),  # 1-D parameters do not decay
 )
-warmup, epochs = 3, 50
-schedule = dict(by_epoch=True, convert_to_iter_based=True)
-param_scheduler = [
-    dict(type='mmpatchmix.LinearWarmupLR', begin=0, end=warmup, **schedule),
-    # To 0, not to 1e-6: the first blocks learn at 6e-7, and would rise to it.
-    dict(type='CosineAnnealingLR', eta_min=0.0, begin=warmup, end=epochs, **schedule),
-    # Weight decay stays at 0.04.
-]
-train_cfg = dict(max_epochs=epochs, val_interval=1)
-del warmup, epochs, schedule
+_base_.param_scheduler[0].end = 3  # linear warm-up
+# To 0, not to 1e-6: the first blocks learn at 6e-7, and would rise to it.
+_base_.param_scheduler[1].update(eta_min=0.0, begin=3, end=50)
+_base_.param_scheduler.pop()  # weight decay stays at 0.04
+train_cfg = dict(max_epochs=50, val_interval=1)
 default_hooks = dict(
     guard=dict(type='mmpatchmix.ContinueGuardHook', stop_if_worse=False),
     checkpoint=dict(save_best='knn/top1', rule='greater'),  # with labels

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 # The shipped configs: in an installed package, where mmpretrain has its own, or in a clone.
 PACKAGE = Path(__file__).parent
@@ -38,29 +38,30 @@ def printable(name: str) -> str:
     return name.encode(errors='backslashreplace').decode().replace('\n', '\\n')
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace a text file atomically."""
-    partial = f'{path}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-        file.write(text)
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a new version of a file, which replaces the old one once it is on the disk."""
+    partial = f'{path}.{os.getpid()}.partial'
+    with open(partial, 'wb') as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     move_into_place(partial, path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def lock_folder(folder: str | Path, wait: bool = False) -> None:
     """Lock a folder until this process ends; do nothing if this process holds the lock already.
 
     The lock is on the file ``.lock``, which stays. It belongs to the process, so data workers that
-    outlive it do not hold it. On file systems without locks there is a warning and no lock.
-
-    Args:
-        folder: Created if it does not exist.
-        wait: Whether to wait for a process that holds the lock instead of raising. A read-only
-            folder is then not locked.
-
-    Raises:
-        ValueError: If another process holds the lock; names its host, ID, start and command.
+    outlive it do not hold it. On file systems without locks there is a warning and no lock. A
+    missing folder is created. If another process holds the lock, ``ValueError`` names its host, ID,
+    start and command, or ``wait`` waits for it; then a read-only folder is not locked.
     """
     path = Path(folder).resolve() / LOCK
     if path in _held:
@@ -127,13 +128,9 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config.
+    """Return the file of a config, given by its path or as the name of a shipped one.
 
-    Args:
-        name: A path, or the name of a shipped config.
-
-    Raises:
-        FileNotFoundError: If it is neither; lists similar names.
+    ``FileNotFoundError`` with similar names if it is neither.
     """
     if Path(name).is_file():
         return Path(name)

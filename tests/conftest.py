@@ -1,14 +1,19 @@
-"""Fixtures of all tests. As by configs, mmpatchmix.registry is imported before other packages."""
+"""Fixtures of all tests, and their order."""
 
-import functools
 import gc
 
 import pytest
-from mmengine.config import Config, utils
 from mmengine.registry import DefaultScope
 
-import mmpatchmix.registry  # noqa: F401
-from tests.calls import plain_text
+import tests.quick  # noqa: F401
+
+LONGEST = (
+    'test_any_runner',
+    'test_command_line',
+    'test_two_ranks',
+    'test_benchmark',
+    'test_compile',
+)
 
 
 def _restore_default_scope():
@@ -23,15 +28,11 @@ per_module = pytest.fixture(scope='module', autouse=True)(_restore_default_scope
 per_test = pytest.fixture(autouse=True)(_restore_default_scope)
 
 
-@pytest.fixture(scope='session', autouse=True)
-def quick_config_text():
-    """Replace the slow formatting of configs, and search mmdet's 100 metafiles once per base."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, '_get_cfg_metainfo', functools.cache(utils._get_cfg_metainfo))
-        patch.setattr(Config, 'pretty_text', property(plain_text))
-        yield
+def pytest_collection_modifyitems(items):
+    """Start with the files that take longest: a worker that ends early finds another file."""
+    items.sort(key=lambda item: item.path.stem.removeprefix('test_') not in LONGEST)
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Exempt imported modules from garbage collection, which mmengine runs for every data set."""
     gc.freeze()

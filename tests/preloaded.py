@@ -9,6 +9,7 @@ from mmpatchmix.cli.verb import quiet_stack
 
 quiet_stack()  # before the modules that it silences
 registry = import_module('mmpatchmix.registry')
+import_module('tests.quick')
 for name in ('train', 'test', 'benchmark'):
     import_module(f'mmpatchmix.cli.{name}')
 for name in ('mmpretrain.models', 'mmpretrain.datasets', 'torch.utils.tensorboard'):

@@ -15,43 +15,48 @@ sys.path.pop(0)
 
 
 def test_documents_are_made_from_the_results():
-    rows = evidence.read_all()
+    found, rows = evidence.read_all()
     for path in evidence.DOCUMENTS:
         text = path.read_text()
-        assert evidence.fill(text, rows) == text, f'{path}: run python benchmarks/evidence.py'
+        assert evidence.fill(text, found, rows) == text, f'{path}: run benchmarks/evidence.py'
 
 
 def test_numbers_changed_by_hand_are_replaced():
     document = (ROOT / 'docs/evidence.md').read_text()
-    table = re.search(r'<!-- table accuracy -->.*?<!-- end -->', document, re.DOTALL)[0]
+    table = re.search(r'<!-- table detection -->.*?<!-- end -->', document, re.DOTALL)[0]
     number = re.search(r'\d+\.\d', table)[0]
     wrong = document.replace(table, table.replace(number, '99.9', 1))
     assert wrong != document
-    assert evidence.fill(wrong, evidence.read_all()) == document
+    assert evidence.fill(wrong, *evidence.read_all()) == document
 
 
-def test_accuracy_table_has_means_spreads_and_the_paired_test():
+def make_map():
     """By hand: 40 and 44 against 37 and 39 are 42 against 38, +3 and +5, t = 4 with 1 degree."""
+    plain = dict(data='digits', level='crops', steps=400, batch=64, alpha=None, images=None)
+    plain |= dict(change=None, is_tuning=False)
+    return evidence.Map(
+        plain | dict(num_mix=m, seed=seed, knn=knn, curve=[[0, 10.0], [400, knn]])
+        for m, seed, knn in ((1, 0, 37.0), (1, 1, 39.0), (2, 0, 40.0), (2, 1, 44.0))
+    )
 
-    def run(row, seed, accuracy):
-        part = dict(knn20=accuracy, knn200=accuracy, linear=accuracy + 10.0)
-        return dict(row=row, seed=seed, query=dict(part, linear=1.0), momentum=part)
 
-    rows = {
-        'mocov3': {seed: run('mocov3', seed, value) for seed, value in ((0, 37.0), (1, 39.0))},
-        'patchmix-2': {seed: run('patchmix-2', seed, v) for seed, v in ((0, 40.0), (1, 44.0))},
-    }
-    line = evidence.TABLES['accuracy'](rows).splitlines()[3]
-    cells = [cell.strip() for cell in line.strip('|').split('|')]
+def test_map_has_means_spreads_and_the_paired_test():
+    text = evidence.table(make_map(), *evidence.MAP_TABLES['map-knn'])
+    cells = [cell.strip() for cell in text.splitlines()[2].strip('|').split('|')]
     # Student's t with one degree of freedom is the Cauchy distribution: p = 1 - 2 atan(4) / pi.
-    assert cells == [
-        'PatchMix, M = 2', '2', '42.0 ± 2.8', '42.0 ± 2.8', '+4.0 (p = 0.16)',
-        '52.0 ± 2.8', '+4.0 (p = 0.16)', '1.0 ± 0.0',
-    ]  # fmt: skip
+    # The standard error of +3 and +5 is 1, their standard deviation over the root of 2.
+    gap = '+4.0 ± 1.0 (p = 0.16)'
+    assert cells == ['digits', 'crops', '38.0 ± 1.4', '42.0 ± 2.8', '', '', gap]
+    assert len(text.splitlines()) == 3  # rows without runs are left out
+
+
+def test_heat_map_shows_the_mean_difference_of_the_curves():
+    runs = [make_map().find(data='digits', level='crops', num_mix=m) for m in (1, 2)]
+    assert evidence.measure_gaps(*runs) == {0: 0.0, 400 * 64: 4.0}
 
 
 def test_every_result_names_config_code_and_machine():
-    for name in ('methods', 'detection'):
+    for name in ('map', 'detection'):
         for text in (evidence.RESULTS / f'{name}.jsonl').read_text().splitlines():
             line = json.loads(text)
             assert re.fullmatch(r'[0-9a-f]{12}', line['config'])

@@ -1,6 +1,9 @@
 # A checkpoint to continue from: a narrow ViT, trained with labels on the six animals of CIFAR-10.
 #
-#   python benchmarks/continuing.py --data-root PATH    # lays out the images, and runs this first
+# docs/own-images.md links the images; docs/continue.md has results.
+#
+#   python tools/train.py benchmarks/configs/continue_source.py \
+#       --work-dir work_dirs/continuing/source
 _base_ = '../../configs/_base_/classification.py'
 
 model = dict(

@@ -4,7 +4,6 @@ _base_ = './runtime.py'
 
 model = dict(
     type='mmpatchmix.ImageClassifier',
-    num_classes=1000,
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],

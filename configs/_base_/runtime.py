@@ -8,14 +8,11 @@ default_scope = 'mmpretrain'
 default_hooks = dict(
     # Losses stay on the device until they are logged; NaN stops the run.
     runtime_info=dict(type='mmpatchmix.LossLogHook'),
-    timer=dict(type='IterTimerHook'),
     logger=dict(type='mmpatchmix.SafeLoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
     # Written atomically, every 10 epochs and every 15 minutes.
     checkpoint=dict(
         type='mmpatchmix.SafeCheckpointHook', interval=10, minutes=15, max_keep_ckpts=3
     ),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
     # A resumed run equals an uninterrupted one.
     exact_resume=dict(type='mmpatchmix.ExactResumeHook'),
     strict_load=dict(type='mmpatchmix.StrictLoadHook'),
@@ -29,7 +26,6 @@ default_hooks = dict(
 
 env_cfg = dict(
     cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl', timeout=600),  # seconds until a collective times out
 )
 # BatchNorm of projector and predictor is synchronised over the GPUs.
@@ -42,7 +38,6 @@ visualizer = dict(
 )
 # The line in the log is short; scalars.json and TensorBoard have all figures.
 log_processor = dict(type='mmpatchmix.ShortLogProcessor', window_size=50)
-log_level = 'INFO'
 load_from = None
 resume = False
 # Each rank has its own augmentation seed.

@@ -34,12 +34,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=None),
     ),
     neck=dict(
-        _delete_=True,
-        type='mmpatchmix.SimpleFeaturePyramid',
-        in_channels=768,
-        out_channels=256,
-        strides=(4, 8, 16, 32),
-        num_outs=5,
+        _delete_=True, type='mmpatchmix.SimpleFeaturePyramid', in_channels=768, out_channels=256
     ),
     rpn_head=dict(type='mmpatchmix.FullPrecisionRPNHead', num_convs=2),
     roi_head=dict(

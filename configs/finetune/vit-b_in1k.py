@@ -7,6 +7,4 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_in1k/epoch_300.pth
 _base_ = './vit-s_in1k.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=768, num_heads=12, feedforward_channels=3072)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))

@@ -28,9 +28,8 @@ train_dataloader = dict(
 )
 del img_size, crop
 
-schedule = dict(by_epoch=True, convert_to_iter_based=True)
-param_scheduler = [dict(type='CosineAnnealingLR', eta_min=1e-6, begin=0, end=2, **schedule)]
-del schedule
+_base_.param_scheduler.pop(0)  # no warm-up
+_base_.param_scheduler[0].update(begin=0, end=2)
 train_cfg = dict(max_epochs=2, val_interval=1)
 auto_scale_lr = dict(base_batch_size=16)
 randomness = dict(seed=0)

@@ -7,8 +7,6 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-t_cifar10/epoch_800.pth
 _base_ = './vit-s_cifar10.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)))
 # base lr 1e-3 per 256 images: 1e-3 * 512 / 256 = 2e-3
 optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -7,8 +7,6 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_cifar10/epoch_800.pth
 _base_ = './vit-s_cifar10.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=768, num_heads=12, feedforward_channels=3072)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))
 # base lr 0.01 per 256 images: 0.01 * 512 / 256 = 0.02
 optim_wrapper = dict(optimizer=dict(lr=0.02))

@@ -7,8 +7,6 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-t_cifar10/epoch_800.pth
 _base_ = './vit-s_cifar10.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)),
-)
+model = dict(backbone=dict(arch=dict(embed_dims=192, num_heads=3, feedforward_channels=768)))
 # base lr 0.05 per 256 images: 0.05 * 512 / 256 = 0.1
 optim_wrapper = dict(optimizer=dict(lr=0.1))

@@ -70,9 +70,8 @@ def read_backbone(
         raise ValueError(f'{path} (layout {layout.name!r}): a ViT needs {missing}. {reason}')
     stated = read_stated_spec(checkpoint.meta)
     if num_heads is not None and stated.setdefault('num_heads', num_heads) != num_heads:
-        raise ValueError(
-            f'{path} has num_heads={stated["num_heads"]} by its own metadata, not {num_heads}.'
-        )
+        own = f'num_heads={stated["num_heads"]}'
+        raise ValueError(f'{path} has {own} by its own metadata, not {num_heads}.')
     spec, assumed = read_spec(weights, stated, layout.name, default_heads)
     num_channels = weights['patch_embed.projection.weight'].shape[1]
     shapes = spec.parameter_shapes(num_channels)

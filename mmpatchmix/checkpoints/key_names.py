@@ -55,7 +55,7 @@ _DROPPED = {
 _COUNTERS = ('n_averaged', 'steps')  # of averages, by torch and mmengine
 # Parts of keys that a plain ViT does not have.
 _OTHER_NETWORKS = {
-    'rope|storage_token': 'rotary positions (DINOv3, EVA-02), where this ViT adds learned ones',
+    'rope|storage_token': 'rotary positions (DINOv3, EVA-02): use a ViT of timm (--timm NAME)',
     'dist_token|distillation_token': 'a distillation token',
     r'mlp\.w|mlp\.fc1_g|weights_in': 'gated feed-forward layers (SwiGLU)',
     'relative_position': 'relative positions, where this ViT adds learned ones',
@@ -84,9 +84,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
     """Recognise a layout by its patch embeddings and find the wanted encoder.
 
     Names of ``state`` are without wrappers. For the others see :func:`read_backbone`.
-
-    Raises:
-        ValueError: If the layout is unknown, ``encoder`` is neither, or several encoders match.
+    ``ValueError`` if the layout is unknown, ``encoder`` is neither, or several encoders match.
     """
     if encoder not in ('momentum', 'query'):
         raise ValueError(f"encoder must be 'momentum' or 'query'; got {encoder!r}.")
@@ -115,7 +113,7 @@ def detect_layout(state: Mapping[str, Tensor], encoder: str, prefix: str | None 
         name = 'moco'
     elif library == 'timm' and prefix.startswith(('student.', 'teacher.')):
         name = 'dino'
-    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS)
+    drop = tuple(prefix + key for key in _DROPPED[library] + _COUNTERS) + ('raw.',) * (not prefix)
     return Layout(name, library, prefix, drop, note)
 
 
@@ -127,7 +125,8 @@ def _choose(state: Iterable[str], prefixes: list[str], encoder: str) -> tuple[st
     ranks = {}
     for name in prefixes:
         is_momentum, is_average = find_roles(name)
-        ranks[name] = is_momentum, is_average or name.startswith(tuple(averaged))
+        is_average |= name.startswith(tuple(averaged)) and not name.startswith('raw.')
+        ranks[name] = is_momentum, is_average
     best = (max if encoder == 'momentum' else min)(ranks.values())
     chosen, *others = (name for name in prefixes if ranks[name] == best)
     if others:
@@ -161,7 +160,7 @@ def explain_difference(state: Iterable[str]) -> str:
     """Return a sentence on the first part that a plain ViT does not have, or an empty string."""
     found = [w for part, w in _OTHER_NETWORKS.items() if any(re.search(part, k) for k in state)]
     if not any(re.search('pos|rope|flat_param', key) for key in state):
-        found.insert(0, 'no learned positions; they may be rotary (DINOv3, EVA-02)')
+        found.insert(0, 'no learned positions; if they are rotary, use a ViT of timm (--timm NAME)')
     return f'The file has {found[0]}.' if found else ''
 
 

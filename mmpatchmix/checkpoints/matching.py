@@ -81,19 +81,11 @@ def fit_state_dict(
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """Fit weights to a model, or raise. All strict loading goes through this function.
 
-    Args:
-        state: Weights; names of wrappers (``module.``) in the keys are removed.
-        model: The model; not changed.
-        source: Name of the weights, for the message.
-        advice: The remedy, for the message.
-        drop: Beginnings of keys that the model does not have and need not load.
-        new: Endings of keys of the model that may be missing; they keep their values.
-
-    Returns:
-        tuple: Weights for ``model.load_state_dict(..., strict=True)``, and the report.
-
-    Raises:
-        ValueError: If a key is missing, unexpected or of another shape; all are named.
+    Names of wrappers (``module.``) in the keys of ``state`` are removed; the model is not changed.
+    Keys that begin with ``drop`` are not loaded, keys of the model that end in ``new`` may be
+    missing and keep their values. Returns weights for ``model.load_state_dict(..., strict=True)``,
+    and the report. A key that is missing, unexpected or of another shape raises ``ValueError`` with
+    all of them, after ``source``, the name of the weights, and ``advice``, the remedy.
     """
     expected = model.state_dict()
     state = {k if k in expected else strip_wrappers(k): value for k, value in state.items()}

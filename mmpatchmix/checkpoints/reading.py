@@ -2,13 +2,14 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import find_roles
 from mmpatchmix.compat.file_kinds import is_safetensors
 from mmpatchmix.compat.safe_loading import load_torch
@@ -29,8 +30,8 @@ class Checkpoint(NamedTuple):
     # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
     # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
-    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning): the raw
-    # weights; their names begin with 'raw.'.
+    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning, lists of
+    # torch_ema, diffusers and NeMo): the raw weights; their names begin with 'raw.'.
     raw: dict[str, Tensor] = {}
 
 
@@ -40,14 +41,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: A torch file (a ``state_dict``, or a dict with one or several of them under any
             keys, such as ``model`` or ``student`` and ``teacher``), a ``.safetensors`` file, or
-            a folder of Hugging Face ``transformers`` with one or several files of weights.
+            a folder of Hugging Face ``transformers`` with one or several files of weights, or the
+            name of one of them on the hub, see :func:`mmpatchmix.checkpoints.hub.resolve`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file holds Python objects beyond tensors, is damaged, or holds no
             weights. The message contains the remedy.
     """
-    path = Path(path)
+    path = resolve(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -63,9 +65,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
     is_mmengine = 'message_hub' in content or 'mmengine_version' in meta
     raw = networks.get('ema_state_dict' if is_mmengine else 'current_model_state', {})
-    if is_mmengine or raw or not any(any(find_roles(name)) for name in networks):
+    has_roles = any(any(find_roles(name)) for name in networks)
+    if is_mmengine or raw or not has_roles:
         usual = [name for name in ('state_dict', 'model') if name in networks]
         networks = {'': networks[usual[0]]} if usual else networks
+    if not (raw or has_roles) and (averages := _find_averages(content)):
+        raw, networks = _name_averages(path, averages, networks)
     if not networks:
         raise ValueError(
             f'{path} holds no tensors; its keys are {list(content)[:10]}. Those of '
@@ -127,6 +132,32 @@ def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
     if sizes.get('') == largest:  # a state_dict with other entries
         return {'': found['']}
     return {name: found[name] for name in found if name and 2 * sizes[name] >= largest}
+
+
+def _find_averages(content: dict) -> Sequence[Tensor]:
+    """Return averages in a list without names: ``shadow_params`` of torch_ema and others, or []."""
+    waiting = [content]
+    for node in waiting:  # grows
+        for key, value in node.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            waiting += [each for each in values if isinstance(each, dict)]
+            is_list = values is value and value and all(isinstance(v, Tensor) for v in value)
+            if is_list and find_roles(str(key))[1] and 'exp_' not in key:  # no moments of Adam
+                return value
+    return []
+
+
+def _name_averages(path: Path, averages: Sequence[Tensor], networks: dict) -> tuple[dict, dict]:
+    """Return the weights, and the network of their averages, which are in the same order."""
+    raw = next(iter(networks.values())) if len(networks) == 1 else {}
+    names = [k for k in raw if raw[k].is_floating_point() and '.running_' not in k]
+    if [raw[name].shape for name in names] != [value.shape for value in averages]:
+        raise ValueError(
+            f'{path} has a list of {len(averages)} averages without names, which do not '
+            f'match the {len(names)} weights in number and shapes: save the averages by name, or '
+            "the weights alone, as torch.save({'state_dict': ...}, PATH)."
+        )
+    return raw, {'': raw | dict(zip(names, averages, strict=True))}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

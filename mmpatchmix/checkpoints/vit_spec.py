@@ -77,10 +77,8 @@ def read_spec(
     """Return the size that the weights, under mmpretrain's names, have, and the assumptions.
 
     ``stated`` are fields of :class:`ViTSpec` in the metadata or from the user. The layout has
-    the usual heads; ``default_heads`` is used where there are none.
-
-    Raises:
-        ValueError: If a stated value differs from the weights, or the heads are unknown.
+    the usual heads; ``default_heads`` is used where there are none. ``ValueError`` if a value
+    differs from the weights, or the heads are unknown.
     """
     width, _, patch_size, _ = state['patch_embed.projection.weight'].shape  # (D, C, p, p)
     num_positions = state['pos_embed'].shape[1]  # (1, 1 + side * side, D)

@@ -26,14 +26,6 @@ SECRET = re.compile('KEY|TOKEN|SECRET|PASS|CREDENTIAL', re.IGNORECASE)  # names 
 TRACKERS = ('mlflow', 'wandb')  # as their packages are called
 
 
-def new_parser(verb: str, doc: str) -> argparse.ArgumentParser:
-    """Return the parser of a verb, which describes itself by the docstring of its module."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f'mmpatchmix {verb}', description=doc, formatter_class=style)
-    parser.register('type', None, os.path.expanduser)  # of all arguments without a type
-    return parser
-
-
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every verb that builds a Runner."""
     add = parser.add_argument
@@ -49,7 +41,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='how the ranks were started')
     add_trust_checkpoint(parser)
-    add_verbose(parser)
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     add('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -60,14 +51,11 @@ def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true', help=about)
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add ``--verbose``, which every verb has."""
-    about = 'print all records of the log file, and tracebacks'
-    parser.add_argument('--verbose', action='store_true', help=about)
+def load_config(args: argparse.Namespace, below: str = '') -> Any:
+    """Return mmengine's ``Config``, checked, with the common arguments applied.
 
-
-def load_config(args: argparse.Namespace) -> Any:
-    """Return mmengine's ``Config``, checked, with the common arguments applied."""
+    Without ``--work-dir`` the work dir is a folder ``below`` that of the config.
+    """
     from mmengine.config import Config
 
     from mmpatchmix.cli.config_checks import apply_options, check_config
@@ -80,9 +68,8 @@ def load_config(args: argparse.Namespace) -> Any:
     cfg = Config.fromfile(path)
     warn_about_secrets(cfg)
     apply_options(cfg, args.cfg_options)
-    for _, node in walk_dicts(cfg):  # ~ as in arguments
-        texts = {key: value for key, value in node.items() if isinstance(value, str)}
-        node.update({k: os.path.expanduser(text) for k, text in texts.items() if text[:2] == '~/'})
+    for _, node in walk_dicts(cfg):
+        node.update({key: expand_user(value) for key, value in node.items()})
     check_config(cfg)
     if args.data_root:
         set_data_root(cfg, args.data_root)
@@ -91,9 +78,18 @@ def load_config(args: argparse.Namespace) -> Any:
     if args.workers is not None:
         set_workers(cfg, args.workers)
     cfg.launcher = find_launcher(args.launcher)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    work_dir = cfg.get('work_dir') or Path('work_dirs', path.stem)
+    cfg.work_dir = args.work_dir or str(Path(work_dir, below))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def expand_user(value: Any) -> Any:
+    """Replace ``~`` at the beginning of a text, or of those in a list, as in arguments."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_user, value))
+    is_path = isinstance(value, str) and value.startswith('~/')
+    return os.path.expanduser(value) if is_path else value
 
 
 def find_launcher(launcher: str) -> str:
@@ -127,8 +123,11 @@ def set_data_root(cfg: Any, data_root: str) -> None:
         if kind in (FOLDER, SHARDS):
             prefix = node.get('data_prefix') or ''
             prefix = prefix if isinstance(prefix, str) else prefix['img_path']
-            is_sharded = holds_shards(os.path.join(data_root, prefix))
-            node['type'] = SHARDS if is_sharded else FOLDER
+            place = os.path.join(data_root, prefix)
+            if prefix in ('train', 'val') and not os.path.isdir(place):  # other names, or a list
+                node.update(data_prefix='', split=prefix)
+                place = data_root
+            node['type'] = SHARDS if holds_shards(place) else FOLDER
         elif kind and is_list(data_root):
             raise ValueError(
                 f'--data-root {data_root} is a list of images, which {FOLDER} reads; this config '
@@ -225,6 +224,19 @@ def set_trackers(cfg: Any, names: Sequence[str]) -> None:
         cfg.visualizer.vis_backends.append(backends[name])
 
 
+def set_timm_backbone(cfg: Any, name: str) -> None:
+    """Apply ``--timm``: make the backbone a ViT of timm, with its patch size, mean and std."""
+    from mmpatchmix.models import TimmViT
+
+    model, vit = cfg.model, TimmViT(name)
+    kept = ('in_channels', 'drop_path_rate', 'frozen_stages', 'with_cp', 'init_cfg')
+    options = {key: model.backbone[key] for key in kept if key in model.backbone}
+    model.backbone = dict(type='mmpatchmix.TimmViT', model=name, **options)
+    model.neck.in_channels, model.data_preprocessor.patch_size = vit.embed_dims, vit.patch_size
+    for key in ('mean', 'std'):
+        model.data_preprocessor[key] = [255 * value for value in vit.model.pretrained_cfg[key]]
+
+
 def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> None:
     """Apply ``--init``: start a recipe from a checkpoint, with its network; print the changes.
 
@@ -236,6 +248,9 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
 
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
+    if backbone.get('type') == 'mmpatchmix.TimmViT':
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+        return
     if backbone.get('type') != 'mmpatchmix.PatchMixViT' or 'neck' not in model:
         raise ValueError(
             '--init is for pre-training recipes (a mmpatchmix.PatchMixViT and a neck), not for '

@@ -19,30 +19,23 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import (
-    add_common_arguments,
-    load_config,
-    new_parser,
-    set_data_root,
-    set_precision,
-)
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error
+from mmpatchmix.cli.arguments import add_common_arguments, load_config, set_data_root, set_precision
+from mmpatchmix.cli.verb import build_runner, make_verb
 
 IMAGENET_IMAGES = 1_281_167
 BALANCED = 1.1  # rates within this ratio count as equal
 COMPETING = 0.85  # together, a smaller share of the slower side's rate means competition
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('benchmark', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_common_arguments(parser)
     add = parser.add_argument
     add('--amp', action=argparse.BooleanOptionalAction, help='bfloat16 autocast, or float32')
@@ -51,15 +44,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--synthetic', action='store_true', help='generate photos, for configs of a folder')
     add('--images', type=int, metavar='N', help='images of an epoch, to estimate its duration')
     add('--json', action='store_true', help='print all figures as a JSON line at the end')
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Measure and print, and remove all temporary files."""
-    args = parse_args(argv)
     # torchrun and batch systems end processes with SIGTERM: exit in order and clean up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with exit_on_user_error(args.verbose), tempfile.TemporaryDirectory(prefix='mmpatchmix-') as tmp:
+    with tempfile.TemporaryDirectory(prefix='mmpatchmix-') as tmp:
         cfg = load_config(args)
         apply_arguments(cfg, args, Path(tmp))
         benchmark(args, cfg)
@@ -296,3 +287,6 @@ def write_sample_photos(folder: str | Path, num_images: int, num_distinct: int =
         size = rng.integers((460, 340), (540, 410)).tolist()
         # Quality 96 makes up for the detail that enlarging cannot add.
         photo.resize(size, Image.Resampling.BICUBIC, box).save(path, quality=96)
+
+
+parse_args, main = make_verb('benchmark', __doc__, add_arguments, run)

@@ -1,9 +1,11 @@
 """Checks of a run before it starts: data, model and schedule against each other, and one step."""
 
 import math
+import os
 import os.path as osp
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +14,7 @@ from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.datasets.pack_views import channels_first
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.ranks import compare_data
@@ -96,29 +99,33 @@ def _check_classes(runner: Runner, model: torch.nn.Module) -> None:
 
 
 def _check_held_out(runner: Runner) -> None:
-    """Refuse evaluation images that are trained on."""
+    """Refuse evaluation images that are trained on, or of classes that are not."""
     train = runner.train_dataloader.dataset
     test = runner.val_loop.dataloader.dataset if runner.val_loop else None
     # By an attribute of ImageFolder: the train loader's is wrapped in a class that sets seeds.
     are_folders = hasattr(train, 'understood') and hasattr(test, 'understood')
     if not are_folders or not test.metainfo['labelled']:  # then there is no evaluation
         return
-    paths = [
-        {osp.abspath(each.get_data_info(index)['img_path']) for index in range(len(each))}
-        for each in (() if _are_apart(train, test) else (train, test))
-    ]
-    if shared := sorted(set.intersection(*paths)) if paths else []:
+    # Of a million training images only those with the name of a held-out one are compared.
+    held_out = set() if _are_apart(train, test) else set(map(osp.abspath, _list_paths(test)))
+    names = set(map(osp.basename, held_out))
+    paths = (path for path in _list_paths(train) if osp.basename(path) in names)
+    if shared := held_out and held_out.intersection(map(osp.abspath, paths)):
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
-            f'as {shared[0]}: give both separate folders or lists, or the same labels and holdout, '
-            'and split="train" and "val".'
+            f'as {min(shared)}: give both separate folders or lists, or the same labels and '
+            'holdout, and split="train" and "val".'
         )
-    if train.metainfo['labelled'] and not {*test.metainfo['classes']} <= {*train.CLASSES}:
-        unknown = ', '.join(sorted({*test.metainfo['classes']} - {*train.CLASSES})[:5])
-        raise ValueError(
-            f'val_dataloader has classes that are not trained on: {unknown}. Rename, remove or '
-            'also train on these, or give both dataset.classes=[...].'
-        )
+    if train.metainfo['labelled']:
+        adopt_classes(test, train.metainfo)
+
+
+def _list_paths(dataset: Any) -> Iterator[str]:
+    rows = dataset.data_list
+    if 'path' in (getattr(getattr(rows, 'dtype', None), 'names', None) or ()):  # the fast way
+        names = map(os.fsdecode, rows['path'].tolist())
+        return (osp.join(dataset.img_prefix, name) for name in names)
+    return (dataset.get_data_info(index)['img_path'] for index in range(len(dataset)))
 
 
 def _are_apart(train: Any, test: Any) -> bool:

@@ -37,9 +37,8 @@ TOP_LEVEL |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'syn
 
 REGISTRIES = [each for each in vars(root).values() if isinstance(each, Registry)]
 # Without a type, these are built or called.
-DEFAULTS = dict(
-    optim_wrapper=OptimWrapper, log_processor=LogProcessor, randomness=Runner.set_randomness
-)
+DEFAULTS = {'optim_wrapper': OptimWrapper, 'log_processor': LogProcessor}
+DEFAULTS['randomness'] = Runner.set_randomness
 # Keys that an argument sets in all places.
 ARGUMENTS = {'data_root': '--data-root', 'max_epochs': '--epochs', 'num_workers': '--workers'}
 

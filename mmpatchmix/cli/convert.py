@@ -3,6 +3,7 @@
 mmpatchmix convert work_dirs/RUN/epoch_300.pth vit-s.safetensors --to timm
 mmpatchmix convert published.pth vit-s.pth --to mmpretrain
 mmpatchmix convert work_dirs/RUN vit-s.onnx --to onnx --img-size 224
+mmpatchmix convert work_dirs/RUN vit-s --to hf --push ORG/NAME
 
 The source may be of mmpatchmix, mmpretrain, published PatchMix, MoCo v3, timm or transformers. A
 .pth is for mmpretrain, mmdet and timm, .safetensors for timm, .onnx and .pt2 for onnx and
@@ -12,41 +13,46 @@ transformers to preprocessor_config.json, beside a model card, README.md, to com
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from mmpatchmix.cli.arguments import add_trust_checkpoint, add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error, find_checkpoint
+from mmpatchmix.cli.arguments import add_trust_checkpoint
+from mmpatchmix.cli.verb import find_checkpoint, make_verb
 
-TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers', 'onnx', 'torch-export')
+TARGETS = ('mmpretrain', 'mmdet', 'timm', 'transformers', 'hf', 'onnx', 'torch-export')
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('convert', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add = parser.add_argument
     add('source', help='checkpoint file, work dir for its last, or folder of a transformers ViT')
     add('destination', help='.pth, .safetensors, .onnx or .pt2 file; for transformers a new folder')
-    add('--to', required=True, choices=TARGETS, help='library or format')
+    add('--to', required=True, choices=TARGETS, help='library or format; hf is transformers')
     encoders = ('momentum', 'query')
     add('--encoder', default='momentum', choices=encoders, help='of a pre-training checkpoint')
     add('--num-heads', type=int, help='needed if the file does not hold it')
     add('--img-size', type=int, help='interpolate the position embedding to this size')
+    add('--push', metavar='ORG/NAME', help='with --to hf: upload it, as a private one if new')
     add_trust_checkpoint(parser)
-    add_verbose(parser)
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def convert(args: argparse.Namespace) -> None:
     """Convert and print the report."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        from mmpatchmix.compat.safe_loading import trust_checkpoints
-        from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
+    from mmpatchmix.compat.safe_loading import trust_checkpoints
+    from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 
-        if args.trust_checkpoint:
-            trust_checkpoints()
-        source, options = args.source, (args.to, args.encoder, args.num_heads, args.img_size)
-        if Path(source).is_dir() and not Path(source, 'config.json').is_file():
-            source = find_checkpoint(source)
-        print(convert_checkpoint(source, args.destination, *options))
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    target = 'transformers' if args.to == 'hf' else args.to
+    if args.push and target != 'transformers':
+        raise ValueError('--push uploads the folder of --to hf.')
+    source, options = args.source, (target, args.encoder, args.num_heads, args.img_size)
+    if Path(source).is_dir() and not Path(source, 'config.json').is_file():
+        source = find_checkpoint(source)
+    print(convert_checkpoint(source, args.destination, *options))
+    if args.push:
+        from mmpatchmix.checkpoints.hub import push
+
+        print(f'pushed to {push(args.destination, args.push)}')
+
+
+parse_args, main = make_verb('convert', __doc__, add_arguments, convert)

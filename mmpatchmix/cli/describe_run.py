@@ -12,6 +12,7 @@ from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
 from mmpatchmix.engine.param_groups import complete_optimizer
+from mmpatchmix.engine.run_plan import global_batch
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process
@@ -24,8 +25,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     """Return one line per fact of a run that has not started, and the facts by name."""
     cfg, loader, model = runner.cfg, runner.train_dataloader, unwrap_model(runner.model)
     world_size, workers, cores = get_world_size(), loader.num_workers, cores_per_process()
-    # A loader with its own batch sampler, as in mmdet, has no batch size itself.
-    per_rank = loader.batch_size or loader.batch_sampler.batch_size
+    batch = global_batch(runner)
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
     micro_batch = cfg.model.get('micro_batch_size')
     data = f'{len(loader.dataset):,} images, {workers} workers per rank'
@@ -48,13 +48,13 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         'data': data,
         **describe_images(loader.dataset, model.data_preprocessor),
         **_describe_views(cfg.train_dataloader.dataset.get('pipeline') or []),
-        'batch': f'{per_rank} x {world_size} ranks = {per_rank * world_size}'
+        'batch': f'{batch // world_size} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else '')
         + (f', queries in micro-batches of {micro_batch}' if micro_batch else ''),
         'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
         'optimizer': cfg.optim_wrapper.optimizer.type,
         'precision': _describe_precision(cfg.optim_wrapper),
-        **describe_schedules(cfg, per_rank * world_size),
+        **describe_schedules(cfg, batch),
         'parameters': ', '.join(parts),
         'trained': f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,}',
         **({'starts from': str(start)} if start else {}),

@@ -10,38 +10,24 @@ on the test view of the config.
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
+from mmpatchmix.cli.arguments import add_common_arguments, load_config
+from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('embed', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_common_arguments(parser)
     add = parser.add_argument
     add('checkpoint', help='checkpoint of the same config, or a work dir for its last')
     add('--out', required=True, help='the folder to write')
     add('--patch-tokens', action='store_true', help='also write all patch tokens, as float16')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Embed, and print the number of images."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        embed(args)
 
 
 def set_images(cfg: Any, data_root: str | None) -> None:
-    """Set ``cfg.test_dataloader`` to the images of a folder in the test view, or its own for None.
-
-    Raises:
-        ValueError: If the config has neither a ``test_dataloader`` nor a ``val_dataloader``.
-    """
+    """Set ``cfg.test_dataloader`` to the images of a folder in the test view, or to its own."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader:
         raise ValueError(f'{cfg.filename} describes no test view (test_dataloader).')
@@ -72,12 +58,10 @@ def embed(args: argparse.Namespace) -> None:
     if out.exists():
         raise FileExistsError(f'{out} exists already; remove it or choose another --out.')
     data_root, args.data_root = args.data_root, None  # set_images applies it, to one data set
-    cfg = load_config(args)
+    cfg = load_config(args, below='embed')
     checkpoint = find_checkpoint(args.checkpoint)
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'embed')  # of the log
     set_images(cfg, data_root)
-    runner = build_runner(cfg, args.verbose)
+    runner = build_runner(cfg, args.verbose, checkpoint)
     load_model(runner, checkpoint)
     loader = runner.build_dataloader(cfg.test_dataloader)
     compare_data(loader.dataset)
@@ -93,3 +77,6 @@ def embed(args: argparse.Namespace) -> None:
             f'{about["num_images"]:,} images, {lost}width {about["width"]}, '
             f'{time.monotonic() - start:.0f} s\nwritten to {out}'
         )
+
+
+parse_args, main = make_verb('embed', __doc__, add_arguments, embed)

@@ -9,7 +9,6 @@ checkpoint, data and transform. Writes evaluation.json and similarity.png, print
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import rich
 from rich.table import Column, Table
 
 from mmpatchmix import __version__
-from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
+from mmpatchmix.cli.arguments import add_common_arguments, load_config
+from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
 
 # Evaluations, and rows of the table: names of metrics as regular expressions, and titles that may
 # refer to groups by number and to other metrics with the same prefix by name.
@@ -41,9 +40,8 @@ ROWS = {
 }
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('evaluate', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_common_arguments(parser)
     add = parser.add_argument
     add('checkpoint', help='checkpoint of the same config, or a work dir for its last')
@@ -53,18 +51,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--fractions', **shares, help='shares of labels for low-shot (default: 0.01 0.1)')
     add('--linear-epochs', type=int, default=100, help='of the linear probe (default: 100)')
     add('--finetune', metavar='CONFIG', help='also fine-tune by this config')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate, write, and print."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        evaluate(args)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Evaluate, write, and print."""
     import mmengine
     import torch
 
@@ -72,15 +62,14 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmpatchmix.evaluation import judge, linear_probe, low_shot
     from mmpatchmix.report.feature_figures import draw_similarity
 
-    cfg, checkpoint = load_config(args), find_checkpoint(args.checkpoint)
-    work_dir = Path(cfg.work_dir, '' if args.work_dir else 'evaluation')
-    cfg.work_dir, second = str(work_dir), None
+    cfg, checkpoint = load_config(args, below='evaluation'), find_checkpoint(args.checkpoint)
+    work_dir, second = Path(cfg.work_dir), None
     if args.finetune:  # read now, so that a wrong name is an error at once
         own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
         second = load_config(argparse.Namespace(**vars(args) | own))
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
-    runner = build_runner(cfg, args.verbose)
+    runner = build_runner(cfg, args.verbose, checkpoint)
     train, test = judge.load_features(runner, checkpoint)
     labelled = train.labels is not None and test.labels is not None
     what = set(args.what) - (set() if labelled else {'knn', 'linear', 'low-shot'})
@@ -131,3 +120,6 @@ def make_table(metrics: dict[str, float]) -> Table:
             top5 = f'{metrics[five]:.1f}' if five in metrics and five != name else ''
             table.add_row(title.format(*found.groups(), **near), text, top5)
     return table
+
+
+parse_args, main = make_verb('evaluate', __doc__, add_arguments, evaluate)

@@ -17,16 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import make_verb
 from mmpatchmix.files import printable
 
 SHOWN = 20  # images on the console and on the sheet; the table has all
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('neighbours', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     parser.add_argument('embedding', help='the folder that "mmpatchmix embed" wrote')
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add('--of', nargs='+', metavar='FILE', help='images of the embedding, by name or path')
@@ -37,15 +35,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--embed', nargs=2, metavar=('CONFIG', 'CKPT'), help='write the embedding if it is missing')
     add('--data-root', help='for --embed: the folder of images')
     add('--out', help='folder of table and sheet; default: the embedding')
-    add_verbose(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Search, write, and print."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        neighbours(args)
 
 
 def neighbours(args: argparse.Namespace) -> None:
@@ -94,16 +83,9 @@ def neighbours(args: argparse.Namespace) -> None:
 def find_nearest(
     found: Any, files: Sequence[str], source: Any, k: int
 ) -> list[tuple[str, str, float]]:
-    """Find the k nearest images of given ones; an image is no neighbour of itself.
+    """Return image, neighbour and cosine of the k nearest in an ``Embedding`` of given images.
 
-    Args:
-        found: ``Embedding`` to search.
-        files: Names or paths of the given images if ``source`` is ``found``.
-        source: ``Embedding`` of the given images: all, if it is another one.
-        k: Neighbours of each image, at most.
-
-    Returns:
-        list: Image, neighbour and cosine.
+    These are ``files``, names or paths, if ``source`` is ``found``, else all images of ``source``.
     """
     import torch
     from mmengine.device import get_device
@@ -169,3 +151,6 @@ def _find_row(found: Any, name: str) -> int:
     if not found.readable[row]:
         raise ValueError(f'{name} could not be read when the embedding was made.')
     return row
+
+
+parse_args, main = make_verb('neighbours', __doc__, add_arguments, neighbours)

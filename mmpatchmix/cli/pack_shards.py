@@ -9,18 +9,15 @@ that are to become JPEGs but are not of 8 bits and 1 or 3 channels; all are name
 """
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
 
-from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import make_verb
 
 NUM_SHOWN = 20
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('pack-shards', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add = parser.add_argument
     add('images', help='folder of images, flat or one folder per class')
     add('out', help='folder of the shards')
@@ -28,23 +25,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--quality', type=int, metavar='Q', help='write all as JPEGs of this quality, 1 to 100')
     add('--per-shard', type=int, default=5000, metavar='N', help='images per shard (default: 5000)')
     add('--workers', type=int, metavar='N', help='processes that read and encode; default: cores')
-    add_verbose(parser)
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def pack(args: argparse.Namespace) -> None:
     """Pack, and print the images that were left out."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        import joblib
+    import joblib
 
-        from mmpatchmix.datasets.pack_shards import pack_shards
+    from mmpatchmix.datasets.pack_shards import pack_shards
 
-        settings = dict(size=args.size, quality=args.quality, per_shard=args.per_shard)
-        settings['num_workers'] = joblib.cpu_count() if args.workers is None else args.workers
-        say = partial(print, flush=True)
-        skipped = pack_shards(args.images, args.out, **settings, say=say)
-        for name, reason in list(skipped.items())[:NUM_SHOWN]:
-            print(f'  left out: {name} ({reason})')
-        if skipped:
-            print(f'{len(skipped)} left out by this run; each shard lists its own in __pack__')
+    settings = dict(size=args.size, quality=args.quality, per_shard=args.per_shard)
+    settings['num_workers'] = joblib.cpu_count() if args.workers is None else args.workers
+    skipped = pack_shards(args.images, args.out, **settings, say=partial(print, flush=True))
+    for name, reason in list(skipped.items())[:NUM_SHOWN]:
+        print(f'  left out: {name} ({reason})')
+    if skipped:
+        print(f'{len(skipped)} left out by this run; each shard lists its own in __pack__')
+
+
+parse_args, main = make_verb('pack-shards', __doc__, add_arguments, pack)

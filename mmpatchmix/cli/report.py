@@ -8,29 +8,24 @@ other file.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import make_verb
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('report', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='folders of runs')
-    parser.add_argument(
-        '--out', help='the HTML file; default: report.html in the work dir, for several runs here'
-    )
-    add_verbose(parser)
-    return parser.parse_args(argv)
+    about = 'the HTML file; default: report.html in the work dir, for several runs here'
+    parser.add_argument('--out', help=about)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def report(args: argparse.Namespace) -> None:
     """Read the work dirs, write the page and print its path."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        from mmpatchmix.report.report import write_report
+    from mmpatchmix.report.report import write_report
 
-        folder = Path(args.work_dirs[0] if len(args.work_dirs) == 1 else '')
-        print(f'written to {write_report(args.work_dirs, args.out or folder / "report.html")}')
+    folder = Path(args.work_dirs[0] if len(args.work_dirs) == 1 else '')
+    print(f'written to {write_report(args.work_dirs, args.out or folder / "report.html")}')
+
+
+parse_args, main = make_verb('report', __doc__, add_arguments, report)

@@ -14,32 +14,22 @@ detections, class_precision: annotated and detected objects, AP of each class, o
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_common_arguments, load_config, new_parser
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error, find_checkpoint
+from mmpatchmix.cli.arguments import add_common_arguments, load_config
+from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
 
 INPUTS = ('mix', 'views')
 OF_FEATURES = ('neighbours', 'attention', 'similar', 'map', 'similarity_matrix', 'shares')
 OF_DETECTORS = ('detections', 'class_precision')
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('show', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     parser.add_argument('what', choices=INPUTS + OF_FEATURES + OF_DETECTORS, help='see above')
     add_common_arguments(parser)
     parser.add_argument('checkpoints', nargs='*', metavar='checkpoint', help='file or work dir')
     parser.add_argument('--out', metavar='FILE', help='the PNG file; default: WHAT.png')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw, write, and print the path."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        show(args)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -51,21 +41,17 @@ def show(args: argparse.Namespace) -> None:
 
     path = check_picture_name(args.out or f'{args.what}.png')
     checkpoints = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
-    cfg = load_config(args)
-    if args.work_dir is None:
-        cfg.work_dir = str(Path(cfg.work_dir) / 'show')  # of the log
+    cfg = load_config(args, below='show')
     if args.what == 'class_precision':
         cfg.test_evaluator.classwise = True
-    save_picture(draw(build_runner(cfg, args.verbose), args.what, checkpoints), path)
+    save_picture(
+        draw(build_runner(cfg, args.verbose, *checkpoints[:1]), args.what, checkpoints), path
+    )
     print(f'written to {path}')
 
 
 def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> Any:
-    """Return the ``Figure`` of one picture of a Runner's model with the weights of checkpoints.
-
-    Raises:
-        ValueError: If the model has no such picture.
-    """
+    """Return the ``Figure`` of one picture of a Runner's model with the weights of checkpoints."""
     from mmpatchmix.evaluation.features import load_model
     from mmpatchmix.report import pictures
     from mmpatchmix.report.detection_figure import draw_class_precision, is_detection
@@ -87,3 +73,6 @@ def draw(runner: Any, what: str, checkpoints: Sequence[str]) -> Any:
     if what == 'similar':
         return pictures.draw_similar_by(samples)
     return next(figure for _, figure in pictures.draw_pictures(runner, [what]))
+
+
+parse_args, main = make_verb('show', __doc__, add_arguments, show)

@@ -12,27 +12,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_verbose, new_parser
-from mmpatchmix.cli.verb import exit_on_user_error
+from mmpatchmix.cli.verb import make_verb
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('stats', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add = parser.add_argument
     add('path', help='folder or list of the images')
     add('--channels', type=int, help='of an image; default: the most common number')
     add('--values', help='that become 0 and 255: dtype, LOW,HIGH or percentile,LOW,HIGH')
     add('--sample', type=int, default=300, metavar='N', help='images to read (default: 300)')
-    add_verbose(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read a sample and print its statistics."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        print_stats(args)
 
 
 def print_stats(args: argparse.Namespace) -> None:
@@ -89,11 +78,7 @@ def show_progress(paths: Sequence[str]) -> Iterable[str]:
 
 
 def set_stats(cfg: Any) -> None:
-    """Apply ``--stats auto``: set mean and std in a config to those of a sample of its images.
-
-    Raises:
-        ValueError: If the config does not train on a folder or list of images.
-    """
+    """Apply ``--stats auto``: set mean and std in a config to those of a sample of its images."""
     from mmengine.registry import init_default_scope
 
     from mmpatchmix.datasets.survey import NUM_SAMPLED, as_rgb8, sample_paths, survey_images
@@ -116,3 +101,6 @@ def set_stats(cfg: Any) -> None:
     if not preprocessor.get('to_rgb', True) and not is_any:
         mean, std = mean[::-1], std[::-1]  # the network reads BGR
     preprocessor.update(mean=mean, std=std)
+
+
+parse_args, main = make_verb('stats', __doc__, add_arguments, print_stats)

@@ -11,7 +11,6 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,22 @@ from mmpatchmix.cli.arguments import (
     TRACKERS,
     add_common_arguments,
     load_config,
-    new_parser,
     set_epochs,
     set_initial_weights,
     set_precision,
+    set_timm_backbone,
     set_trackers,
 )
-from mmpatchmix.cli.verb import build_runner, exit_on_user_error
+from mmpatchmix.cli.verb import build_runner, make_verb
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = new_parser('train', __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_common_arguments(parser)
     add = parser.add_argument
     layouts = "ours, published PatchMix, MoCo v3, DINO, DINOv2, MAE, timm, a folder of HF's ViT"
     add('--init', metavar='CHECKPOINT', help=f'start the backbone from a checkpoint: {layouts}')
+    add('--timm', metavar='NAME', help='ViT of timm as the backbone: DINOv3, EVA-02, SigLIP 2 ...')
     about = 'continue from PATH, or from the last checkpoint of the work dir'
     add('--resume', nargs='?', const='auto', metavar='PATH', help=about)
     add('--change-schedule', action='store_true', help='resume with another length or batch')
@@ -50,11 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--contact-sheet', metavar='FILE', help=about)
     add('--track', action='append', default=[], choices=TRACKERS, help='log to this tracker, too')
     add('--stats', choices=['auto'], help='set mean and std from a sample of the training images')
-    return parser.parse_args(argv)
 
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Set the config values of the arguments of this verb."""
+    if args.timm:
+        set_timm_backbone(cfg, args.timm)
     if args.init:
         from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 
@@ -117,13 +117,6 @@ def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
     clear_earlier_run(work_dir)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the verb."""
-    args = parse_args(argv)
-    with exit_on_user_error(args.verbose):
-        train(args)
-
-
 def train(args: argparse.Namespace) -> Path | None:
     """Build, check and describe a run; train and return the last checkpoint, or take one step."""
     from mmengine.dist import is_main_process
@@ -172,3 +165,6 @@ def train(args: argparse.Namespace) -> Path | None:
         hint = f': --resume continues from {last}' if last else ' before any checkpoint'
         raise KeyboardInterrupt(hint) from error
     return find_good_checkpoint(work_dir)[0]
+
+
+parse_args, main = make_verb('train', __doc__, add_arguments, train)

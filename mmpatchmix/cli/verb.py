@@ -1,5 +1,6 @@
 """The frame of every verb: one-line errors, a quiet console, the Runner, the memory of the host."""
 
+import argparse
 import ctypes
 import functools
 import logging
@@ -8,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +53,29 @@ MALLOC = ('MALLOC_MMAP_MAX_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'
 USERS_OWN_SETTINGS = ('GLIBC_TUNABLES', *MALLOC)
 
 
+def make_verb(name: str, doc: str, add_arguments: Callable, run: Callable) -> tuple:
+    """Return ``parse_args(argv)`` and ``main(argv)`` of a verb, of which ``doc`` is the help.
+
+    ``add_arguments(parser)`` adds its arguments, ``run(args)`` does its work.
+    """
+
+    def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+        options = dict(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(f'mmpatchmix {name}', **options)
+        parser.register('type', None, os.path.expanduser)  # of all arguments without a type
+        add_arguments(parser)
+        about = 'print all records of the log file, and tracebacks'
+        parser.add_argument('--verbose', action='store_true', help=about)
+        return parser.parse_args(argv)
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        args = parse_args(argv)
+        with exit_on_user_error(args.verbose):
+            run(args)
+
+    return parse_args, main
+
+
 @contextmanager
 def exit_on_user_error(verbose: bool = False) -> Iterator[None]:
     """Run a verb with a quiet stack; an error a user can mend ends in one message and status 1.
@@ -92,16 +116,18 @@ def quiet_stack() -> None:
     mmengine.logging.print_log = print_relevant
 
 
-def build_runner(cfg: Any, verbose: bool = False) -> Any:
+def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None) -> Any:
     """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
-    Unless ``verbose``, records of ``FILE_ONLY`` are not printed.
+    Unless ``verbose``, records of ``FILE_ONLY`` are not printed. A classifier gets the number of
+    classes of the ``checkpoint`` to evaluate, or of the training images.
     """
     import torch
     from mmengine.registry import RUNNERS
 
     import mmpatchmix.registry  # noqa: F401  registers before mmengine's first look-up
     from mmpatchmix.engine.ranks import compare_ranks
+    from mmpatchmix.models.classifier import derive_num_classes
 
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -109,6 +135,7 @@ def build_runner(cfg: Any, verbose: bool = False) -> Any:
     runner_class = RUNNERS.get(name)
     if runner_class is None:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
+    derive_num_classes(cfg, checkpoint)
     compare_ranks(cfg)
     if verbose:
         return runner_class.from_cfg(cfg)

@@ -22,11 +22,7 @@ _SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of an interface
 
 @functools.cache
 def open_store() -> Store:
-    """Connect to the store at ``MASTER_ADDR`` and ``MASTER_PORT``; once per process.
-
-    Raises:
-        ValueError: If there is no connection within :data:`MEETING_SECONDS`.
-    """
+    """Connect to the store at ``MASTER_ADDR``; ``ValueError`` after :data:`MEETING_SECONDS`."""
     address, port = place = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     is_agents = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:

@@ -48,19 +48,12 @@ def trust_checkpoints() -> None:
 
 
 def load_torch(file: Any, map_location: Any = 'cpu') -> Any:
-    """Read a torch file as ``torch.load`` does, without running code from it.
+    """Read a torch file, a path or open, as ``torch.load`` does, without running code from it.
 
-    Args:
-        file: A path, or a file open for reading.
-        map_location: See ``torch.load``.
-
-    Returns:
-        The saved object. Tensors, plain Python values, numpy's arrays and numbers, and mmengine's
-        ``HistoryBuffer`` are restored. Objects of other classes (paths, enumerations, arrays of
-        objects) become None, or the dict or list that they derive from.
-
-    Raises:
-        ValueError: If the file holds functions, only such objects, is damaged or no torch file.
+    Tensors, plain Python values, numpy's arrays and numbers, and mmengine's ``HistoryBuffer`` are
+    restored. Objects of other classes (paths, enumerations, arrays of objects) become None, or the
+    dict or list that they derive from. ``ValueError`` if the file holds functions, only such
+    objects, is damaged or no torch file.
     """
     if isinstance(file, str | Path):
         if kind := find_other_kind(file):

@@ -14,11 +14,7 @@ RETRY_SECONDS = (0.1, 0.4, 1.5)  # a grammar is written within 0.1 s
 
 
 def install() -> None:
-    """Import yapf; retry while another process writes its cache.
-
-    Raises:
-        OSError: If the cache is still broken after that; names the folder to delete.
-    """
+    """Import yapf; retry while another process writes its cache, then raise ``OSError``."""
     for pause in (*RETRY_SECONDS, None):
         try:
             import_module('yapf')

@@ -6,7 +6,8 @@ Every library loads the weights in its own way, strictly, and runs its own code.
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from torch import Tensor
 
 from mmpatchmix import __version__
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
+from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import DINOV2, from_mmpretrain
 from mmpatchmix.checkpoints.preprocessing import Preprocessing
-from mmpatchmix.checkpoints.reading import METADATA_KEY
+from mmpatchmix.checkpoints.reading import METADATA_KEY, read_checkpoint
 from mmpatchmix.checkpoints.vit_spec import NORM_EPS, TRANSFORMERS_NAMES, ViTSpec
 from mmpatchmix.convert.features import (
+    TOLERANCE,
     FeatureFunction,
     build_vit,
     features_of_file,
     features_of_vit,
     load_transformers,
+    verify,
 )
 from mmpatchmix.convert.onnx import describe, preprocessing_file, write_program
+from mmpatchmix.convert.timm_vit import PROGRAMS, find_timm_vit, write_timm_vit
 
-_PROGRAMS = ('onnx', 'torch-export')
 # Endings of the file for each library; transformers has a folder.
 _SUFFIXES = {
     'mmpretrain': ('.pth',),
@@ -41,8 +45,6 @@ _SUFFIXES = {
     'torch-export': ('.pt2',),
 }
 TARGETS = tuple(_SUFFIXES)
-# Features have a size of 1 (a LayerNorm comes last); float32 differs by about 1e-6.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ def convert_checkpoint(
     encoder: str = 'momentum',
     num_heads: int | None = None,
     img_size: int | None = None,
-) -> Conversion:
+) -> Conversion | str:
     """Convert the backbone of a checkpoint for another library.
 
     The written file is loaded, strictly, by its library, and its features are compared with those
-    of the source on random images. If they differ, nothing is kept.
+    of the source on random images. If they differ, nothing is kept. The report of a ViT of timm is
+    its text.
 
     Args:
         source: See :func:`~mmpatchmix.checkpoints.read_backbone`.
@@ -96,46 +99,53 @@ def convert_checkpoint(
         img_size: Image size of the positions, which are interpolated by mmpretrain's rule.
 
     Raises:
-        FileNotFoundError: If there is no source.
-        ValueError: If it cannot be read, does not fit, or features differ by more than
-            :data:`TOLERANCE`.
-        FileExistsError: If the destination exists.
+        FileNotFoundError, FileExistsError: If there is no source, or the destination exists.
+        ValueError: If it cannot be read, does not fit, or features differ beyond :data:`TOLERANCE`.
         ModuleNotFoundError: If the library for the verification is not installed.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = resolve(source), Path(destination)
     files = _check_destination(destination, target)
+    meta = read_checkpoint(source).meta
+    if find_timm_vit(meta):
+        with _remove_on_failure(files):
+            return write_timm_vit(meta, source, destination, target, encoder, img_size)
     backbone = read_backbone(source, encoder, num_heads)
     layout, spec, state = backbone.layout, backbone.spec, dict(backbone.state_dict)
     _check_support(source, target, backbone)
     hub = features_of_vit(spec, state)
     original = _features_of_source(source, backbone)
     difference = _difference(original, hub, state, spec)
-    source_difference = _verify(difference, f'{source} in {layout.library}', 'mmpretrain')
-    if img_size is not None and (img_size < 1 or img_size % spec.patch_size):
-        raise ValueError(
-            f'img_size={img_size} is not divisible by the patch size {spec.patch_size}.'
-        )
+    source_difference = verify(difference, f'{source} in {layout.library}', 'mmpretrain')
+    patch_size = spec.patch_size
+    if img_size is not None and (img_size < 1 or img_size % patch_size):
+        raise ValueError(f'img_size={img_size} is not divisible by the patch size {patch_size}.')
     if img_size not in (None, spec.img_size):
         spec = replace(spec, img_size=img_size)
         build_vit(spec)._prepare_pos_embed(state, prefix='')
     about = dict(source=source.name, layout=layout.name, encoder=layout.prefix.rstrip('.'))
     preprocessing = backbone.preprocessing.to(spec.img_size)
-    try:
+    with _remove_on_failure(files):
         _write(destination, target, state, spec, preprocessing, about)
         # At another image size hub interpolates the original positions in its forward pass.
         written = features_of_file(destination, target, spec)
         difference = _difference(hub, written, state, spec)
-        target_difference = _verify(difference, 'mmpretrain', str(destination))
+        target_difference = verify(difference, 'mmpretrain', str(destination))
         if target == 'transformers':
             facts = dict(about=about, meta=backbone.meta, preprocessing=preprocessing, spec=spec)
             _write_model_card(destination, facts, source_difference + target_difference)
-    except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)  # a folder of transformers
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
     note = _note_on_eps(target, state, spec)
     return Conversion(backbone, spec, destination, source_difference, target_difference, note)
+
+
+@contextmanager
+def _remove_on_failure(files: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            shutil.rmtree(file, ignore_errors=True)  # a folder of transformers
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _check_destination(destination: Path, target: str) -> list[Path]:
@@ -145,7 +155,7 @@ def _check_destination(destination: Path, target: str) -> list[Path]:
     if destination.suffix not in _SUFFIXES[target]:
         kinds = ' or '.join(suffix or 'a folder' for suffix in _SUFFIXES[target])
         raise ValueError(f'For {target} the destination must be {kinds}; got {destination}.')
-    files = [destination] + ([preprocessing_file(destination)] if target in _PROGRAMS else [])
+    files = [destination] + ([preprocessing_file(destination)] if target in PROGRAMS else [])
     if existing := [str(file) for file in files if file.exists()]:
         raise FileExistsError(f'{existing[0]} exists already; remove it or choose another name.')
     return files
@@ -159,7 +169,7 @@ def _check_support(source: Path, target: str, backbone: Backbone) -> None:
             f'{source} takes images of {num_channels} channels; for {", ".join(sorted(others))} '
             'files are read and written for 3 only. Programs (onnx, torch-export) take any number.'
         )
-    if backbone.spec.num_registers and target not in _PROGRAMS:
+    if backbone.spec.num_registers and target not in PROGRAMS:
         raise ValueError(
             f'{source} has register tokens, with which files for {target} cannot be written. '
             'Programs (onnx, torch-export) can.'
@@ -180,10 +190,10 @@ def _write(
 ) -> None:
     """Write the files for the target library, with metadata that weights do not contain."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if target in _PROGRAMS:
+    if target in PROGRAMS:
         vit = build_vit(spec, in_channels=_num_channels(state))
         vit.load_state_dict(state, strict=True)
-        write_program(vit, path, spec.img_size)
+        write_program(vit, path, spec.img_size, _num_channels(state))
         _write_json(preprocessing_file(path), describe(preprocessing))
         return
     metadata = asdict(spec) | about | {'preprocessing': asdict(preprocessing)}
@@ -234,16 +244,6 @@ def _note_on_eps(target: str, state: dict[str, Tensor], spec: ViTSpec) -> str:
         f'{NORM_EPS:g}, unless it is built with {option.format(spec.norm_eps)}; without, features '
         f'differ by up to {difference:.1e}\n'
     )
-
-
-def _verify(difference: float, first: str, second: str) -> float:
-    """Return a difference of features, or raise if it is too large."""
-    if not difference <= TOLERANCE:  # NaN is refused, too
-        raise ValueError(
-            f'Features of {first} and {second} differ by up to {difference:.1e}, more than '
-            f'{TOLERANCE:.0e}: these are not the same network. Nothing was kept.'
-        )
-    return difference
 
 
 def _difference(

@@ -12,6 +12,8 @@ from mmpatchmix.checkpoints.vit_spec import ViTSpec
 from mmpatchmix.convert.onnx import features_of_program
 from mmpatchmix.models.vit import PatchMixViT
 
+# Features have a size of 1 (a LayerNorm comes last); float32 differs by about 1e-6.
+TOLERANCE = 1e-4
 # (N, 3, H, W) float32 to (N, D) float32: the class token.
 FeatureFunction = Callable[[Tensor], Tensor]
 
@@ -76,9 +78,8 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         from transformers import AutoConfig, AutoModel, ViTModel
         from transformers.utils import logging
     except ImportError as error:
-        raise ModuleNotFoundError(
-            'Conversions from and to transformers are verified with it: pip install transformers'
-        ) from error
+        message = 'Conversions from and to transformers are verified with it'
+        raise ModuleNotFoundError(f'{message}: pip install transformers') from error
     logging.disable_progress_bar()
     options = dict(output_loading_info=True, local_files_only=True)
     if AutoConfig.from_pretrained(folder, local_files_only=True).model_type.startswith('dinov2'):
@@ -87,3 +88,13 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
     model.eval()
     return lambda images: model(images).last_hidden_state[:, 0], info
+
+
+def verify(difference: float, first: str, second: str) -> float:
+    """Return a difference of features, or raise if it is too large."""
+    if not difference <= TOLERANCE:  # NaN is refused, too
+        raise ValueError(
+            f'Features of {first} and {second} differ by up to {difference:.1e}, more than '
+            f'{TOLERANCE:.0e}: these are not the same network. Nothing was kept.'
+        )
+    return difference

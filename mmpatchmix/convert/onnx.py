@@ -22,14 +22,13 @@ class _LastOutput(nn.Module):
         return outputs[-1]  # (N, D)
 
 
-def write_program(vit: nn.Module, path: Path, img_size: int) -> None:
+def write_program(vit: nn.Module, path: Path, img_size: int, num_channels: int) -> None:
     """Write a ViT in evaluation mode as ``.onnx`` or ``.pt2``, for images of ``img_size`` pixels.
 
-    Raises:
-        ModuleNotFoundError: If the packages for ONNX are not installed.
+    ``ModuleNotFoundError`` if the packages for ONNX are not installed.
     """
     model = nn.Sequential(vit, _LastOutput()).eval()
-    images = torch.zeros(2, vit.patch_embed.projection.in_channels, img_size, img_size)
+    images = torch.zeros(2, num_channels, img_size, img_size)
     shapes = ({0: torch.export.Dim('num_images')},)
     if path.suffix == '.pt2':
         torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
@@ -58,12 +57,12 @@ def features_of_program(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def preprocessing_file(path: Path) -> Path:
-    """Return the path of the JSON file with the preprocessing of a program."""
+    """Return the JSON file that describes the preprocessing for a program."""
     return path.with_suffix('.preprocessing.json')
 
 
 def describe(preprocessing: Preprocessing) -> dict:
-    """Return the content of that file."""
+    """Return the content of the JSON file with the preprocessing of a program."""
     content, size = asdict(preprocessing), preprocessing.crop
     values = content.pop('values')
     return content | {

@@ -128,7 +128,8 @@ def read_coco(dataset: UpstreamDataset, path: str) -> dict:
 def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> str:
     """Refuse faulty images and annotations by id; return lines on those that mmdet leaves out."""
     faults: dict[str, list] = defaultdict(list)
-    images = {each['id']: each for each in data['images'] if each.keys() >= IMAGE_KEYS}
+    images = [each for each in data['images'] if each.keys() >= IMAGE_KEYS]
+    sizes = {each['id']: (each['width'], each['height']) for each in images}
     categories = {each['id'] for each in data['categories']}
     annotation_keys = ANNOTATION_KEYS | {'iscrowd'} if evaluates else ANNOTATION_KEYS
     for part, keys in ('images', IMAGE_KEYS), ('annotations', annotation_keys):
@@ -136,12 +137,12 @@ def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> st
         counts = Counter(each.get('id') for each in entries)
         for entry in entries:
             fault = ''
-            if missing := keys - entry.keys():
-                fault = f'{part} lack {", ".join(sorted(missing))}'
+            if not entry.keys() >= keys:
+                fault = f'{part} lack {", ".join(sorted(keys - entry.keys()))}'
             elif counts[entry['id']] > 1:
                 fault = f'{part} have the id of another one'
-            elif part == 'annotations':
-                fault = _find_fault(entry, images.get(entry['image_id']), categories, with_mask)
+            elif keys is annotation_keys:
+                fault = _find_fault(entry, sizes, categories, with_mask)
             if fault:
                 faults[fault].append(entry.get('id', entry))
     lines = {fault: f'\n  {len(ids):,} {fault}: id {ids[0]}' for fault, ids in faults.items()}
@@ -151,26 +152,31 @@ def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> st
     return ''.join(notes)
 
 
-def _find_fault(ann: dict, image: dict | None, categories: set, with_mask: bool) -> str:
+def _find_fault(ann: dict, sizes: dict, categories: set, with_mask: bool) -> str:
     """Return the kind of fault of an annotation, or ''; in the order in which mmdet reads them."""
-    mask, is_list = ann.get('segmentation'), isinstance(ann['bbox'], list)
-    numbers = [*ann['bbox'], ann['area']] if is_list else []
     if ann['category_id'] not in categories:
         return 'annotations have a category_id that is not listed'
-    if len(numbers) != 5 or not all(isinstance(n, int | float) and isfinite(n) for n in numbers):
+    size = width, height = sizes.get(ann['image_id'], (0, 0))
+    try:
+        (x, y, w, h), area = ann['bbox'], ann['area']
+        is_inside = area > 0 and w >= 1 and h >= 1 and -w < x < width and -h < y < height
+        is_finite = isfinite(x + y + w + h + area)
+    except (TypeError, ValueError):
+        is_finite = False
+    if not is_finite:
         return 'annotations have a bbox or an area that is not finite numbers'
-    x, y, w, h, area = numbers
-    height, width = (image['height'], image['width']) if image else (0, 0)
-    if not image or w < 1 or h < 1 or min(area, x + w, y + h, width - x, height - y) <= 0:
-        return EMPTY
-    if not with_mask:
-        return ''
+    if not (is_inside and with_mask):
+        return '' if is_inside else EMPTY
+    mask = ann.get('segmentation')
     if isinstance(mask, dict):
-        is_whole = 'counts' in mask and list(mask.get('size', ())) == [height, width]
+        is_whole = 'counts' in mask and tuple(mask.get('size', ())) == size[::-1]
         return '' if is_whole else 'annotations have an RLE of another size than their image'
-    if not (mask and isinstance(mask, list) and {*map(type, mask)} == {list}):
-        return 'annotations lack segmentation (a list of polygons, or an RLE), needed for masks'
-    return FEW_POINTS if any(len(each) < 6 or len(each) % 2 for each in mask) else ''
+    for polygon in mask if mask and isinstance(mask, list) else [None]:
+        if not isinstance(polygon, list):
+            return 'annotations lack segmentation (a list of polygons, or an RLE), for masks'
+        if len(polygon) < 6 or len(polygon) % 2:
+            return FEW_POINTS
+    return ''
 
 
 def _find_coco(node: Any) -> Iterator[dict]:

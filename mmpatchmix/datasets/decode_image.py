@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from mmpatchmix.compat.orientation import ORIENTATION, read_orientation, rotate
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
@@ -17,7 +18,6 @@ NPY_START = b'\x93NUMPY'
 # Pillow's readers by the first bytes. Image.open tries all formats and refuses large images.
 HEADER_READERS = {b'\xff\xd8\xff': JpegImageFile, b'\x89PNG': PngImageFile, b'RIFF': WebPImageFile}
 MINISWHITE, PALETTE = 0, 3  # TIFF's PhotometricInterpretation
-ORIENTATION = ExifTags.Base.Orientation  # the same number in EXIF and TIFF
 INSTALL = 'pip install "mmpatchmix[images]"'
 
 
@@ -64,8 +64,9 @@ def _decode_with_opencv(content: bytes) -> DecodedImage:
     orientation = 1
     if reader is not None:
         header = reader(io.BytesIO(content))
-        if reader is not PngImageFile or b'eXIf' in content:  # Pillow decodes a PNG to find none
-            orientation = header.getexif().get(ORIENTATION, 1)
+        if reader is PngImageFile and b'eXIf' in content:
+            header.load()  # it may follow the pixels
+        orientation = read_orientation(header)
         num_frames = getattr(header, 'n_frames', 1)
         if num_frames > 1 and reader is not JpegImageFile:  # further frames of a JPEG are previews
             raise UnfitImageError(f'holds {num_frames} frames, not one image')
@@ -74,7 +75,7 @@ def _decode_with_opencv(content: bytes) -> DecodedImage:
         raise OSError
     if values.ndim == 3 and values.shape[2] in (3, 4):  # BGR and BGRA
         values = values[:, :, [2, 1, 0, 3][: values.shape[2]]]
-    return _add_range(_rotate(values, orientation))
+    return _add_range(rotate(values, orientation))
 
 
 def _decode_tiff(content: bytes) -> DecodedImage:
@@ -103,7 +104,7 @@ def _decode_tiff(content: bytes) -> DecodedImage:
             raise MissingPackageError(
                 f'TIFF with {page.compression.name} compression needs imagecodecs ({INSTALL})'
             ) from error
-        values = _rotate(_channels_last(values, image.axes), page.tags.valueof(ORIENTATION, 1))
+        values = rotate(_channels_last(values, image.axes), page.tags.valueof(ORIENTATION, 1))
         decoded = _add_range(values, page.bitspersample)
         return _invert(decoded) if page.photometric == MINISWHITE else decoded
 
@@ -160,10 +161,3 @@ def _invert(decoded: DecodedImage) -> DecodedImage:
     if high is not None:
         values = (low + high - values.astype(np.int64)).astype(values.dtype)
     return decoded._replace(values=values)
-
-
-def _rotate(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation, 1 to 8."""
-    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
-    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
-    return values[::-1] if orientation in (3, 4, 7, 8) else values

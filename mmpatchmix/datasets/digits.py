@@ -16,7 +16,7 @@ class Digits(BaseDataset):
     The originals are 8x8 with values 0..16 (https://archive.ics.uci.edu/dataset/80, test part). A
     fifth of them is the test split, stratified by class and always the same. A sample holds
     ``img``, (image_size, image_size, 3) uint8 with equal channels, ``gt_label``, ``img_shape`` and
-    ``ori_shape``.
+    ``ori_shape``. ``ValueError`` if an argument is out of range.
 
     Args:
         split: 'train' or 'test'; they share no image.
@@ -24,9 +24,6 @@ class Digits(BaseDataset):
         changed: Whether to shift each image by up to an eighth of its side, resize it by a factor
             of 0.75 to 1.1 and rotate it by up to 20 degrees, on black; always the same.
         **kwargs: As in mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ...
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     METAINFO = {'classes': tuple('0123456789')}
@@ -38,9 +35,7 @@ class Digits(BaseDataset):
             raise ValueError(f"Digits: split must be 'train' or 'test', got {split!r}")
         if not isinstance(image_size, int) or image_size < 8:
             raise ValueError(f'Digits: image_size must be a whole number >= 8, got {image_size!r}')
-        self.split = split
-        self.image_size = image_size
-        self.changed = changed
+        self.split, self.image_size, self.changed = split, image_size, changed
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:

@@ -8,7 +8,7 @@ import os.path as osp
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 
 from mmengine.logging import MMLogger
 
@@ -104,11 +104,11 @@ def read_image_list(
 
     def spell(cell: str) -> str:
         """Return a path as it is on this disk; names of Windows and in Latin-1 are tried."""
+        if encoding != 'latin-1' and '\\' not in cell:
+            return cell
         spellings = [cell, cell.replace('\\', '/')]
         if encoding == 'latin-1':
             spellings.insert(0, os.fsdecode(cell.encode(encoding)))
-        if len(set(spellings)) == 1:
-            return cell
         return next((each for each in spellings if osp.exists(osp.join(folder, each))), cell)
 
     def is_file(cell: str) -> bool:
@@ -119,19 +119,21 @@ def read_image_list(
         lines = list(_parse(text, separator))
     except csv.Error as error:
         raise ValueError(f'ImageFolder: {path} is not a CSV file: {error}') from error
-    header = []
-    if lines and not any(is_file(c) or c.lower().endswith(EXTENSIONS) for c in lines[0][1]):
-        header = lines.pop(0)[1]
+    header = ()
+    if lines and not any(is_file(c) or c.lower().endswith(EXTENSIONS) for c in lines[0][1:]):
+        _, *header = lines.pop(0)
     if not lines:
         raise ValueError(f'ImageFolder: the list {path} names no image')
-    numbers, rows = zip(*lines, strict=True)
     if place is None:
         raise ValueError(
             f'ImageFolder: none of the first lines of {path} names an existing file, such as '
-            f'column 1 of line {numbers[0]}, {rows[0][0]!r}. Paths are relative to the list, or '
+            f'column 1 of line {lines[0][0]}, {lines[0][1]!r}. Paths are relative to the list, or '
             'absolute'
         )
-    table = list(zip_longest(*rows, fillvalue=''))
+    width = max(map(len, lines))
+    lines = [line + ('',) * (width - len(line)) for line in lines]
+    # Faster than zip(*lines), whose million iterators the garbage collector tracks.
+    numbers, *table = ([line[n] for line in lines] for n in range(width))
     names = [f'{n + 1} ({header[n]})' if n < len(header) else f'{n + 1}' for n in range(len(table))]
     label, split = _find_columns(header, table, place)
     used = dict(path=place, label=label, split=split)
@@ -172,33 +174,32 @@ def _decode(path: str) -> tuple[str, str]:
     """Return text and encoding of a list."""
     with open(path, 'rb') as file:
         content = file.read()
-    encodings = ['utf-8-sig', 'latin-1']
+    encoding = 'utf-8-sig'
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
-        encodings = ['utf-16']
+        encoding = 'utf-16'
     elif b'\0' in content[:2]:
-        encodings = ['utf-16-be' if content[:1] == b'\0' else 'utf-16-le']
-    for encoding in encodings:
-        try:
-            return content.decode(encoding), encoding
-        except UnicodeDecodeError:
-            continue
-    raise ValueError(
-        f'ImageFolder: {path} is not text in UTF-8, UTF-16 or Latin-1: save it as UTF-8'
-    )
+        encoding = 'utf-16-be' if content[:1] == b'\0' else 'utf-16-le'
+    try:
+        return content.decode(encoding), encoding
+    except UnicodeDecodeError:
+        return content.decode('latin-1'), 'latin-1'
 
 
-def _parse(text: str, separator: str | None) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and cells of each line; None stands for :data:`TEXT_LINE`."""
+def _parse(text: str, separator: str | None) -> Iterator[tuple]:
+    """Yield number and cells of each line; None stands for :data:`TEXT_LINE`.
+
+    In flat tuples of texts, which the garbage collector does not track.
+    """
     if separator is None:
         for number, line in enumerate(io.StringIO(text, newline=None), 1):
             if line.strip() and not line.startswith('#'):
                 path, after_tab, whole = TEXT_LINE.fullmatch(line.strip()).groups()
-                yield number, [path, after_tab or whole or '']
+                yield number, path, after_tab or whole or ''
         return
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, skipinitialspace=True)
     for row in reader:
-        if any(map(str.strip, row)):
-            yield reader.line_num, [cell.strip() for cell in row]
+        if any(cells := [cell.strip() for cell in row]):
+            yield reader.line_num, *cells
 
 
 def _find_paths(
@@ -208,7 +209,7 @@ def _find_paths(
     separators = [None, *',;\t|'] if path.lower().endswith('.txt') else [*',;\t|']
     hits = Counter()
     for separator in separators:
-        for _, cells in islice(_parse(text, separator), NUM_SAMPLED):
+        for _, *cells in islice(_parse(text, separator), NUM_SAMPLED):
             hits.update((separator, place) for place, cell in enumerate(cells) if is_file(cell))
     return hits.most_common(1)[0][0] if hits else (separators[0], None)
 
@@ -248,13 +249,13 @@ def walk(root: str, left_out: dict, folder: str = '', above: tuple = ()) -> Iter
     num_runs = num_others = 0
     with os.scandir(osp.join(root, folder)) as entries:
         for entry in entries:
-            name = folder + entry.name
-            # entry.is_dir() raises for a link to itself.
-            is_dir = osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-            if kind := _find_kind(entry, is_dir):
-                left_out.setdefault(kind, []).append(name)
-                num_runs += kind == WORK_DIR
-                continue
+            name, is_dir = folder + entry.name, False
+            if entry.name.startswith('.') or not entry.is_file(follow_symlinks=False):
+                is_dir = osp.isdir(entry.path)
+                if kind := _find_kind(entry, is_dir):
+                    left_out.setdefault(kind, []).append(name)
+                    num_runs += kind == WORK_DIR
+                    continue
             num_others += 1
             if is_dir:
                 yield from walk(root, left_out, f'{name}/', (*above, here))
@@ -272,13 +273,14 @@ def _find_kind(entry: os.DirEntry, is_dir: bool) -> str | None:
         if SYSTEM_FOLDER.fullmatch(entry.name):
             return 'system folders'
         return WORK_DIR if is_work_dir(entry.path) else None
-    # A link that leads nowhere is data: it is counted as unreadable.
-    is_special = entry.is_symlink() or not entry.is_file()
-    return 'pipes or devices' if is_special and is_special_file(entry.path) else None
+    return 'pipes or devices' if is_special_file(entry.path) else None
 
 
 def is_special_file(path: str) -> bool:
-    """Return whether a path is a pipe, socket or device, which can block whoever opens it."""
+    """Return whether a path is a pipe, socket or device, which can block whoever opens it.
+
+    A link that leads nowhere is none: it is counted as unreadable.
+    """
     return osp.exists(path) and not osp.isfile(path) and not osp.isdir(path)
 
 
@@ -296,5 +298,5 @@ def is_work_dir(folder: str) -> bool:
 
 def hash_name(name: str) -> int:
     """Return a hash of a name, uniform in [0, 2**64) and the same on every machine."""
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    digest = hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=8).digest()
     return int.from_bytes(digest, 'big')

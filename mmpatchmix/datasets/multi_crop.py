@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
-from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
+from mmpatchmix.compat.orientation import read_orientation
 from mmpatchmix.registry import TRANSFORMS
 
 NUM_TRIES = 10  # torchvision takes the centre after as many boxes that do not fit
@@ -48,7 +48,8 @@ class MultiCrop(BaseTransform):
         global_scale, local_scale: Smallest and largest share of the image's area that they cover.
         num_local: Number of local crops.
         ratio: Smallest and largest width / height of a box, relative to that of the crop: (1, 1)
-            keeps proportions.
+            keeps proportions. With a scale of (1, 1) the crop is then the whole image, or the
+            largest part in its middle that has the proportions of the crop.
 
     Raises:
         ValueError: If an argument is out of range, or the image has another dtype or shape.
@@ -180,7 +181,7 @@ def read_jpeg_header(content: bytes) -> tuple[int, int, bool] | None:
         return None
     try:
         header = JpegImageFile(io.BytesIO(content))  # Image.open warns of large images
-        orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = read_orientation(header)
     except Exception:
         return None
     width, height = header.size
@@ -269,7 +270,13 @@ def allocate(image: torch.Tensor, size: tuple[int, int], *num: int) -> torch.Ten
 
 
 def resize(image: torch.Tensor, out: torch.Tensor) -> None:
-    """Resize (1, C, H, W) into ``out``, (1, C, h, w), both channels last: antialiased bicubic."""
+    """Resize (1, C, H, W) into ``out``, (1, C, h, w), both channels last: antialiased bicubic.
+
+    An image of the same size is copied.
+    """
+    if image.shape == out.shape:
+        out.copy_(image)
+        return
     _resize(image, out.shape[-2:], False, out=out)
     if out.is_floating_point():
         out.clamp_(0, 255)

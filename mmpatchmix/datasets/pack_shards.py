@@ -170,16 +170,9 @@ def _write_all(
 ) -> dict[str, str]:
     """Write the missing shards; return the images left out, and why."""
     places = [place for part in todo.values() for place in part]
-    images = iter(
-        DataLoader(
-            sources,
-            batch_size=None,
-            sampler=places,
-            num_workers=num_workers,
-            prefetch_factor=PREFETCH if num_workers else None,
-            worker_init_fn=lambda worker: cv2.setNumThreads(0),
-        )
-    )
+    options = dict(num_workers=num_workers, prefetch_factor=PREFETCH if num_workers else None)
+    options['worker_init_fn'] = lambda worker: cv2.setNumThreads(0)
+    images = iter(DataLoader(sources, batch_size=None, sampler=places, **options))
     skipped, done, began = {}, 0, time.monotonic()
     for path, part in todo.items():
         skipped |= write_shard(path, zip(part, islice(images, len(part)), strict=True), classes)

@@ -13,7 +13,8 @@ class PackViews(PackInputs):
     """Pack the crops of :class:`MultiCrop` into ``dict(inputs=..., data_samples=DataSample)``.
 
     ``inputs`` holds the crops by name, uint8 or float32, with channels last as in memory after
-    decoding and resizing, so collation copies whole crops.
+    decoding and resizing, so collation copies whole crops. ``ValueError`` if crops are missing, are
+    neither uint8 nor float32, or the global ones differ in size or number of channels.
 
     - ``view_1``, ``view_2``: (H, W, C)
     - ``local_views``: (L, h, w, C), only with local crops
@@ -21,10 +22,6 @@ class PackViews(PackInputs):
     Args:
         algorithm_keys: More keys to store in the data sample.
         meta_keys: Meta information to store if present. ``gt_label`` is always stored if present.
-
-    Raises:
-        ValueError: If crops are missing, are neither uint8 nor float32, or the global ones
-            differ in size or number of channels.
     """
 
     def __init__(self, algorithm_keys=(), meta_keys=('sample_idx', 'img_path')) -> None:

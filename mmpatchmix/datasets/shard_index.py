@@ -10,7 +10,6 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -22,7 +21,7 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.image_list import hash_name
-from mmpatchmix.files import move_into_place
+from mmpatchmix.files import replacing
 
 # Key and ending of a member are split at the first dot, as in the webdataset library; but see
 # _choose_images.
@@ -82,7 +81,7 @@ def read_index(
     rows = [[*stamp, len(part)] for stamp, part in zip(stamps, parts, strict=True)]
     samples, table = np.concatenate(parts), {'shards': rows, 'classes': classes}
     try:
-        with _replace(file) as content:
+        with replacing(file) as content:
             np.savez(content, samples=samples, table=np.array(json.dumps(table)))
     except OSError as error:
         MMLogger.get_current_instance().warning(
@@ -104,22 +103,10 @@ def _load(file: str) -> tuple[np.ndarray, dict]:
     return np.empty(0, SAMPLE), {'shards': [], 'classes': None}
 
 
-@contextmanager
-def _replace(path: str) -> Iterator[BinaryIO]:
-    """Open a new version of a file, which replaces the old one once it is on the disk."""
-    written = f'{path}.{os.getpid()}.partial'
-    with open(written, 'wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    move_into_place(written, path)
-
-
 def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
     """Return the images of an uncompressed tar file and the notes of ``pack-shards``, if any.
 
-    Raises:
-        ValueError: If the shard is damaged or refused; names the member or byte.
+    ``ValueError``, with the member or byte, if the shard is damaged or refused.
     """
     rows, keys, meta = [], [], {}
     try:
@@ -269,6 +256,6 @@ def fetch_shards(urls: Sequence[str], cache_dir: str, backend_args: dict | None)
             content = fileio.get(url, backend_args=backend_args)
         except OSError as error:
             raise ConnectionError(f'the shard {url} cannot be read: {error}') from error
-        with _replace(path) as file:
+        with replacing(path) as file:
             file.write(content)
     return paths

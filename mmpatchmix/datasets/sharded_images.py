@@ -127,9 +127,8 @@ class ShardedImages(ImageFolder):
         num_without = int((labels < 0).sum())
         message = f'{num_without} of the {len(labels)} images in {self.img_prefix} have no .cls'
         if num_without and self.labels is True:
-            raise ValueError(
-                f'ShardedImages: labels=True, but {message}. Use labels=False, or pack classes'
-            )
+            advice = 'Use labels=False, or pack classes'
+            raise ValueError(f'ShardedImages: labels=True, but {message}. {advice}')
         if 0 < num_without < len(labels):
             MMLogger.get_current_instance().warning(f'{message}: all are read without labels')
         return num_without == 0

@@ -39,9 +39,8 @@ class SkipUnreadable(BaseDataset):
 
     def __init__(self, *args: Any, max_unreadable: float = 0.01, **kwargs: Any) -> None:
         if not 0 <= max_unreadable <= 1:
-            raise ValueError(
-                f'{type(self).__name__}: max_unreadable must be in [0, 1]; got {max_unreadable!r}'
-            )
+            owner = type(self).__name__
+            raise ValueError(f'{owner}: max_unreadable must be in [0, 1]; got {max_unreadable!r}')
         self.max_unreadable = max_unreadable
         super().__init__(*args, **kwargs)
 
@@ -106,9 +105,8 @@ class SkipUnreadable(BaseDataset):
             ) from error
         if is_new and count <= NUM_SHOWN:
             more = '; further ones are not logged' if count == NUM_SHOWN else ''
-            MMLogger.get_current_instance().warning(
-                f'Skipped unreadable image: {self.name_sample(idx)} ({reason}){more}'
-            )
+            note = f'Skipped unreadable image: {self.name_sample(idx)} ({reason}){more}'
+            MMLogger.get_current_instance().warning(note)
 
 
 @DATASETS.register_module()

@@ -99,9 +99,8 @@ def as_rgb8(decoded: DecodedImage) -> np.ndarray:
     if values.dtype == np.uint16:
         values = values >> 8
     if values.dtype not in (np.uint8, np.uint16) or values.shape[2] not in (1, 3, 4):
-        raise UnfitImageError(
-            f'{values.dtype} of {values.shape[2]} channels needs mmpatchmix.LoadAnyImage'
-        )
+        kind = f'{values.dtype} of {values.shape[2]} channels'
+        raise UnfitImageError(f'{kind} needs mmpatchmix.LoadAnyImage')
     return np.repeat(values, 3, 2) if values.shape[2] == 1 else values[:, :, :3]
 
 

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from mmcv.transforms import BaseTransform, Compose
+from mmpretrain.datasets import ResizeEdge as UpstreamResizeEdge
 
 from mmpatchmix.datasets.multi_crop import MultiCrop, allocate, resize, to_pair, to_tensor
 from mmpatchmix.registry import TRANSFORMS
 
 MARGIN = 256 / 224  # resized side / side of the centre crop
-MAX_ASPECT = 8  # of an image that is resized whole
+MAX_ASPECT = 8  # of an image that is resized whole; of longer ones only the middle is
 
 
 @TRANSFORMS.register_module()
@@ -33,15 +34,10 @@ class ResizeCentre(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Replace ``results['img']``."""
         image = to_tensor(type(self).__name__, results['img'], results.get('img_path'))
-        old_height, old_width = image.shape[2:]
         height, width = self.size
-        scale = max(int(height * MARGIN) / old_height, int(width * MARGIN) / old_width)
-        # Of a strip only the middle is enlarged; an even number of pixels is cut off.
-        cuts = [
-            max(0, old - math.ceil(MAX_ASPECT * side / scale)) // 2
-            for old, side in zip((old_height, old_width), self.size, strict=True)
-        ]
-        image = image[:, :, cuts[0] : old_height - cuts[0], cuts[1] : old_width - cuts[1]]
+        sides = image.shape[2:]
+        scale = max(int(height * MARGIN) / sides[0], int(width * MARGIN) / sides[1])
+        image = image[(..., *find_middle(sides, [MAX_ASPECT * side / scale for side in self.size]))]
         old_height, old_width = image.shape[2:]
         # Rounded down as in ResizeEdge, with a tolerance for 255.99999.
         new_height, new_width = int(old_height * scale + 1e-6), int(old_width * scale + 1e-6)
@@ -52,6 +48,27 @@ class ResizeCentre(BaseTransform):
         return results | {'img': img, 'img_shape': self.size}
 
     __repr__ = MultiCrop.__repr__
+
+
+@TRANSFORMS.register_module()
+class ResizeEdge(UpstreamResizeEdge):
+    """mmpretrain's ``ResizeEdge`` for a centre crop: of strips only the middle is resized.
+
+    It is 8 times as long as the shorter edge. Other images are resized as by mmpretrain's class.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Resize ``results['img']``, (H, W[, C])."""
+        img, size = results['img'], results['img'].shape[:2]
+        if self.edge == 'short':
+            img = img[find_middle(size, [MAX_ASPECT * min(size)] * 2)]
+        return super().transform(results | {'img': img})
+
+
+def find_middle(sizes: Sequence[int], limits: Sequence[float]) -> tuple[slice, ...]:
+    """Return the middle of each axis of at least ``limits``, by even numbers of pixels cut off."""
+    cuts = [max(0, old - math.ceil(new)) // 2 for old, new in zip(sizes, limits, strict=True)]
+    return tuple(slice(cut, old - cut) for cut, old in zip(cuts, sizes, strict=True))
 
 
 @TRANSFORMS.register_module()

@@ -1,5 +1,4 @@
 """Hooks, loops, optimizer wrappers and constructors, and model wrappers (DDP, FSDP) of a Runner."""
-# ruff: noqa: F401
 
 from mmpatchmix.engine.bf16_optim_wrapper import BF16OptimWrapper
 from mmpatchmix.engine.checkpoint_hook import SafeCheckpointHook, StrictLoadHook

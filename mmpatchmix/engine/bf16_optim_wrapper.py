@@ -19,22 +19,17 @@ class BF16OptimWrapper(OptimWrapper):
     Unlike mmengine's ``AmpOptimWrapper`` it needs no scaler and no accelerator. After the first
     gradient that is not finite a fused optimizer takes no more steps, without synchronisation with
     the host: when ``mmpatchmix.LossLogHook`` detects it, the weights are those before that step.
-
-    Attributes:
-        broken: Whether that has happened, ``()`` bool on the device; None if not fused.
-        grad_norm: Norm of the gradients of the last step, ``()``; None also if mmengine clips them.
-
-    Args:
-        enabled: True, False for float32, or ``'auto'``: if :func:`computes_bf16`.
+    ``enabled`` is True, False for float32, or ``'auto'``: if :func:`computes_bf16`.
     """
+
+    broken: Tensor | None = None  # () bool on the device: whether it happened; None if not fused
+    grad_norm: Tensor | None = None  # (), of the last step; None also if mmengine clips gradients
 
     def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
         if enabled not in (True, False, 'auto'):
             raise ValueError(f"optim_wrapper.enabled={enabled!r} must be True, False or 'auto'.")
         super().__init__(*args, **kwargs)
         self.enabled = computes_bf16(get_device()) if enabled == 'auto' else enabled
-        self.broken: Tensor | None = None
-        self.grad_norm: Tensor | None = None
 
     def step(self, **kwargs) -> None:
         """Take a step, unless a gradient is or was not finite."""

@@ -1,5 +1,6 @@
 """Hooks that always keep a good checkpoint, and refuse one that does not fit the model."""
 
+import math
 import os
 import shutil
 import signal
@@ -17,16 +18,15 @@ from mmengine.runner import BaseLoop, Runner
 from torch.distributed.tensor import DTensor
 
 from mmpatchmix.checkpoints import fit_state_dict
-from mmpatchmix.checkpoints.sealing import find_good_checkpoint, seal
+from mmpatchmix.checkpoints.sealing import choose_checkpoint, seal
 from mmpatchmix.checkpoints.vit_spec import read_stated_spec
-from mmpatchmix.compat.file_kinds import find_damage
 from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import ExactTrainLoop
+from mmpatchmix.engine.ranks import call_on_first_rank
 from mmpatchmix.engine.stop_requests import RankAgreement, StopSignals, exit_code
 from mmpatchmix.files import lock_folder, move_into_place, write_text
 from mmpatchmix.models import PatchMix, unwrap_model
-from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS
 
 NUM_BETWEEN = 2  # number of checkpoints within epochs that are kept
@@ -56,7 +56,7 @@ class SafeCheckpointHook(CheckpointHook):
         for name, value in (('minutes', minutes), ('iterations', iterations)):
             if value is not None and not value > 0:
                 raise ValueError(f'checkpoint.{name}={value} must be above 0, or None for never.')
-        self.minutes, self.iterations = minutes, iterations
+        self.minutes, self.iterations = math.inf if minutes is None else minutes, iterations
         self._saved_at = time.monotonic()
         self._signals, self._ranks = StopSignals(), RankAgreement()
         self._failure = ''  # why the newest checkpoint is missing
@@ -64,20 +64,14 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Lock the work dir and choose the checkpoint to load, on rank 0 for all ranks."""
-        choice: list = [runner._load_from]
-        if dist.is_main_process():
-            try:
-                if runner._train_loop is not None:
-                    lock_folder(runner.work_dir)
-                if not runner._has_loaded:
-                    choice = [choose_checkpoint(runner)]
-            except ValueError as error:
-                choice = [error]
-        dist.broadcast_object_list(choice)
-        if isinstance(choice[0], ValueError):
-            raise choice[0]
-        runner._load_from = choice[0]
-        if runner._resume and choice[0]:
+
+        def choose() -> str | None:
+            if runner._train_loop is not None:
+                lock_folder(runner.work_dir)
+            return runner._load_from if runner._has_loaded else choose_checkpoint(runner)
+
+        runner._load_from = call_on_first_rank(choose)
+        if runner._resume and runner._load_from:
             # The checkpoint has all weights; the file of init_cfg may no longer exist.
             runner._init_model_weights = lambda: None
 
@@ -102,9 +96,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not isinstance(runner.train_loop, ExactTrainLoop) or (runner.iter + 1) % accumulation:
             return
         at_end = self.end_of_epoch(runner.train_dataloader, batch_idx)
-        late = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
         # The clock of rank 0 decides, and a signal to any rank.
-        late = late and dist.is_main_process()
+        late = dist.is_main_process() and time.monotonic() - self._saved_at >= 60 * self.minutes
         late, number = self._ranks.listen(late, self._signals.received, at_once=at_end)
         if number:
             self._stop(runner, number)
@@ -297,30 +290,3 @@ class StrictLoadHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):
             for loop in (runner._val_loop, runner._test_loop):
                 self._share_classes(loop, (checkpoint.get('meta') or {}).get('dataset_meta'))
-
-
-def choose_checkpoint(runner: Runner) -> str | None:
-    """Return the verified checkpoint that a Runner is to load, or None; refuse damaged ones."""
-    named = runner._load_from
-    if named and os.path.isfile(named) and (damage := find_damage(named)):
-        good, _ = find_good_checkpoint(Path(named).parent)
-        hint = f' {good} is a good one.' if good else ''
-        raise ValueError(f'{named} cannot be read: it is damaged ({damage}).{hint}')
-    if named or not runner._resume:
-        return named
-    good, damaged = find_good_checkpoint(runner.work_dir)
-    listed = ''.join(f'\n  {path}: {damage}' for path, damage in damaged.items())
-    if damaged and good is None:
-        raise ValueError(f'every checkpoint of {runner.work_dir} is damaged:{listed}')
-    if damaged:
-        runner.logger.warning(f'Skipped damaged checkpoints:{listed}')
-    elif good is not None and not Path(runner.work_dir, 'last_checkpoint').is_file():
-        runner.logger.warning(f'last_checkpoint is missing; {good} is the newest good one.')
-    return good and str(good)
-
-
-def find_start(runner: Runner) -> str | None:
-    """Return the file whose weights a run starts from, or started from; None for random weights."""
-    backbone = getattr(unwrap_model(runner.model), 'backbone', None)
-    pretrained = find_pretrained(getattr(backbone, 'init_cfg', None)) or {}
-    return pretrained.get('checkpoint') or (None if runner._resume else runner._load_from)

@@ -35,6 +35,16 @@ class PatchMixDDP(MMDistributedDataParallel):
     def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
         device_ids = None if is_on_cpus(module) else device_ids
         super().__init__(without_sync_batchnorm_on_cpus(module), device_ids=device_ids, **kwargs)
+        # DDP would change its buckets after the first step, and with them the order of sums over
+        # three or more ranks, so that a resumed run would differ from an uninterrupted one. With
+        # find_unused_parameters it never does.
+        self.reducer._push_all_rebuilt_params()
+        self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list, list]:
+        # The order of the buckets: about that of the backward pass.
+        order = slice(None, None, 1 if self.find_unused_parameters else -1)
+        return tuple(each[order] for each in super()._build_params_for_reducer())
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Take one optimizer step on a batch of the data loader."""
@@ -147,7 +157,7 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
         for block in encoder.backbone.layers:
             fully_shard(block, **settings)
         # FSDP warns of outputs that are views: an in-place operation would remove its hook.
-        encoder.backbone.register_forward_hook(_copy_outputs)
+        encoder.backbone.register_forward_hook(lambda *args: tuple(x.clone() for x in args[-1]))
         fully_shard(encoder.backbone, **settings)
         fully_shard(encoder.neck, **settings)
     fully_shard(model.head.predictor, **settings)
@@ -155,7 +165,3 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
-
-
-def _copy_outputs(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...]) -> tuple:
-    return tuple(output.clone() for output in outputs)

@@ -14,7 +14,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS as ROOT_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mmpatchmix.registry import LOOPS
 
@@ -107,18 +107,23 @@ class SkippableBatches(Sampler[list[int]]):
 
 
 class SeededSamples:
-    """A dataset, given as config, that seeds Python, numpy and torch for each SampleIndex.
+    """A dataset, or the config of one, that seeds Python, numpy and torch for each SampleIndex.
 
     Without workers the generators of the training process are restored.
     """
 
-    def __init__(self, dataset: dict) -> None:
-        self.dataset = ROOT_DATASETS.build(dataset)
+    def __init__(self, dataset: dict | Dataset) -> None:
+        built = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.__dict__['dataset'] = built
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset':  # not set yet while a copy is made
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Of the dataset, whose pipeline mmpretrain's SwitchRecipeHook sets.
+        setattr(self.dataset, name, value)
 
     def __len__(self) -> int:
         return len(self.dataset)

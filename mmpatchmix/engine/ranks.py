@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -50,12 +50,26 @@ def compare_ranks(cfg: Any) -> None:
         'mmengine': mmengine.__version__,
         'mmpatchmix': mmpatchmix.__version__,
         'device': get_device().split(':')[0],
-    } | dict(_leaves(cfg))
+    } | flatten(cfg.to_dict(), LOCAL_KEYS)
     # Digests first: exchanging all facts among a thousand ranks would be gigabytes.
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     reports = exchange('preflight', {'digest': digest})
     if len({report['digest'] for report in reports}) > 1:
         _refuse_differences('differences', facts)
+
+
+def call_on_first_rank(function: Callable, *args: Any) -> Any:
+    """Return the result of a function that the first rank calls, or raise its error, on all."""
+    outcome: list[Any] = [None, None]  # result and error
+    if dist.is_main_process():
+        try:
+            outcome[0] = function(*args)
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def compare_data(dataset: Any) -> None:
@@ -73,16 +87,19 @@ def compare_data(dataset: Any) -> None:
     _refuse_differences('data', {'number of training images': len(dataset)} | names, DATA_SECONDS)
 
 
-def _leaves(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
-    """Yield dotted keys and values of a config, without :data:`LOCAL_KEYS`."""
-    if isinstance(node, list | tuple):
-        node = dict(enumerate(node))
-    if not hasattr(node, 'items'):
-        yield path, repr(node)
-        return
-    for key, value in node.items():
-        if key not in LOCAL_KEYS:
-            yield from _leaves(value, f'{path}.{key}' if path else str(key))
+def flatten(node: Any, left_out: Collection[str], prefix: str = '') -> dict[str, str]:
+    """Return the values below a config node by their dotted keys, as Python source."""
+    if isinstance(node, dict) and node:
+        parts = node.items()
+    elif isinstance(node, list | tuple) and any(isinstance(part, dict) for part in node):
+        parts = enumerate(node)
+    else:
+        return {prefix: repr(list(node) if isinstance(node, tuple) else node)}
+    flat: dict[str, str] = {}
+    for key, value in parts:
+        if key not in left_out:
+            flat |= flatten(value, left_out, f'{prefix}.{key}' if prefix else str(key))
+    return flat
 
 
 def _refuse_differences(topic: str, facts: dict, seconds: float = MEETING_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""The plan of a run (length, batch, schedules): describe, compare, and change it on resuming."""
+"""The plan of a run (start, length, batch, schedules): describe, compare, change on resuming."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
 from mmpatchmix.models import unwrap_model
+from mmpatchmix.models.vit import find_pretrained
 
 # Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
 CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
@@ -37,11 +38,9 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         plan['mixing'] = (
             f'num_mix {preprocessor.num_mix_choices}, patches of {preprocessor.patch_size}, '
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
+            + (f', shares of alpha {preprocessor.alpha:g}' if preprocessor.alpha else '')
         )
-    return {
-        name: f'{value:g}' if isinstance(value, float) else str(value)
-        for name, value in plan.items()
-    }
+    return {k: f'{v:g}' if isinstance(v, float) else str(v) for k, v in plan.items()}
 
 
 def _format_settings(settings: dict) -> str:
@@ -50,8 +49,15 @@ def _format_settings(settings: dict) -> str:
 
 def global_batch(runner: Runner) -> int:
     """Return the number of images of an iteration, over all ranks."""
-    loader = runner.train_dataloader
+    loader = runner.train_dataloader  # one of mmdet, with a batch sampler, has no batch size itself
     return (loader.batch_size or loader.batch_sampler.batch_size) * get_world_size()
+
+
+def find_start(runner: Runner) -> str | None:
+    """Return the file whose weights a run starts from, or started from; None for random weights."""
+    backbone = getattr(unwrap_model(runner.model), 'backbone', None)
+    pretrained = find_pretrained(getattr(backbone, 'init_cfg', None)) or {}
+    return pretrained.get('checkpoint') or (None if runner._resume else runner._load_from)
 
 
 def compare_plans(before: dict[str, str], now: dict[str, str]) -> tuple[list[str], bool]:

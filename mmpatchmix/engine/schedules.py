@@ -49,9 +49,8 @@ class MomentumScheduleHook(Hook):
     def __init__(self, momentum: float = 0.996, end_momentum: float = 1.0) -> None:
         for name, share in (('momentum', momentum), ('end_momentum', end_momentum)):
             if not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise ValueError(
-                    f'{name}={share} must be in [0, 1]; the paper goes from 0.996 to 1.'
-                )
+                advice = 'the paper goes from 0.996 to 1.'
+                raise ValueError(f'{name}={share} must be in [0, 1]; {advice}')
         self.momentum, self.end_momentum = momentum, end_momentum
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:

@@ -27,6 +27,7 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from mmpatchmix.engine.ranks import call_on_first_rank
 from mmpatchmix.evaluation.features import evaluation_mode, feature_function, iterate_features
 from mmpatchmix.files import write_text
 from mmpatchmix.models import unwrap_model
@@ -75,20 +76,12 @@ def embed(
 ) -> int:
     """Write the features of all images of a data set; ranks share the images and the folder.
 
-    Rows that an interrupted run has left in ``folder.partial`` are kept, on any number of ranks.
-
-    Args:
-        model: See :func:`~mmpatchmix.evaluation.extract_features`. For patch tokens its backbone
-            is a ViT of mmpretrain, which returns all tokens afterwards, too.
-        dataloader: Its sampler is not used.
-        folder: Folder to write; ``FileExistsError`` if it exists.
-        about: Everything that determines the features, such as
-            :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. An
-            interrupted run continues only with the same, else ``ValueError``.
-        patch_tokens: Whether to write patch tokens, too.
-
-    Returns:
-        int: Number of unreadable images; their rows are NaN.
+    Rows that an interrupted run has left in ``folder.partial`` are kept, on any number of ranks, if
+    ``about`` is the same, else ``ValueError``: everything that determines the features, such as
+    :func:`~mmpatchmix.evaluation.feature_cache.feature_key`, on the first rank. The sampler of the
+    loader is not used. For ``patch_tokens`` the backbone is a ViT of mmpretrain, which returns all
+    tokens afterwards, too. ``FileExistsError`` if the folder exists. Returns the number of
+    unreadable images, whose rows are NaN.
     """
     folder, dataset = Path(folder), dataloader.dataset
     forward, num_extra = feature_function(model), 0
@@ -98,7 +91,7 @@ def embed(
     with evaluation_mode(unwrap_model(model)):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             shape = forward(dataloader.collate_fn([dataset[0]])).shape[1:]  # (D,) or (T, D)
-        _on_first_rank(_prepare, folder, dataset, shape, num_extra, about)
+        call_on_first_rank(_prepare, folder, dataset, shape, num_extra, about)
         states = np.load(_partial(folder) / _STATES)
         dist.barrier()  # before any rank writes
         remaining = np.flatnonzero(states == 0)
@@ -115,7 +108,7 @@ def embed(
     dist.barrier()  # all ranks have written
     num_unreadable = int((np.load(_partial(folder) / _STATES) == _UNREADABLE).sum())
     dist.barrier()  # all ranks have read
-    _on_first_rank(_finish, folder, dataset)
+    call_on_first_rank(_finish, folder, dataset)
     return num_unreadable
 
 
@@ -131,19 +124,6 @@ def _output_tokens(model: nn.Module) -> int:
     for vit in vits:
         vit.out_type = 'raw'
     return vits[0].num_extra_tokens
-
-
-def _on_first_rank(function, *args) -> None:
-    """Call a function on the first rank; raise its error on all ranks."""
-    fault: list[Exception | None] = [None]
-    try:
-        if dist.is_main_process():
-            function(*args)
-    except Exception as error:
-        fault[0] = error
-    dist.broadcast_object_list(fault)
-    if fault[0] is not None:
-        raise fault[0]
 
 
 def _prepare(

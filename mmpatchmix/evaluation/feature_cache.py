@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
+from mmpatchmix.engine.ranks import call_on_first_rank
 from mmpatchmix.evaluation.features import Features
 
 _KEY = 'key'
@@ -42,15 +43,13 @@ def cached_features(
     ``compute`` is called on all ranks or on none. The result is the same on every rank.
     """
     path = Path(path)
-    # Ranks may see different disks: the main process decides for all.
-    reason = [_compare(path, key) if dist.is_main_process() else None]
-    dist.broadcast_object_list(reason)
-    if not reason[0]:
+    # Ranks may see different disks: the first one decides for all.
+    reason = call_on_first_rank(_compare, path, key)
+    if not reason:
         print_log(f'features read from {path}', 'current')
-        tensors: list[dict | None] = [load_file(path) if dist.is_main_process() else None]
-        dist.broadcast_object_list(tensors)
-        return Features(tensors[0]['features'], tensors[0].get('labels'))
-    print_log(f'features of {path.stem}: {reason[0]}', 'current')
+        tensors = call_on_first_rank(load_file, path)
+        return Features(tensors['features'], tensors.get('labels'))
+    print_log(f'features of {path.stem}: {reason}', 'current')
     features = compute()
     if dist.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,12 +64,7 @@ def extract_features(
     """
     forward = feature_function(model, data_preprocessor)
     with evaluation_mode(unwrap_model(model)):
-        return _collect(dataloader, forward, title)
-
-
-def extract_pixels(dataloader: DataLoader, title: str = 'pixels') -> Features:
-    """Return raw pixels ``(M, C * H * W)`` as features, the baseline without a network."""
-    return _collect(dataloader, lambda batch: torch.stack([*batch['inputs']]).flatten(1), title)
+        return collect(dataloader, forward, title)
 
 
 def feature_function(
@@ -185,7 +180,7 @@ class TrainingFeatures:
         return torch.stack([groups[0], groups[second]], dim=1)
 
 
-def _collect(dataloader: DataLoader, forward: Callable[[dict], Tensor], title: str) -> Features:
+def collect(dataloader: DataLoader, forward: Callable[[dict], Tensor], title: str) -> Features:
     """Compute features of a data set on all ranks; return the rows of all in data set order."""
     size = len(dataloader.dataset)
     if size == 0:

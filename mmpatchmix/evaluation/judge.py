@@ -26,14 +26,8 @@ def load_features(runner: Runner, checkpoint: str | Path) -> tuple[Features, Fea
     """Extract the features of a checkpoint on all ranks, or read them from the work dir.
 
     The checkpoint is loaded into the Runner's model. Images that are bank and queries at once, as
-    in an unlabelled folder, are extracted once.
-
-    Returns:
-        tuple: Features of the bank and of the queries of the config's :class:`KNNLoop`, on all
-        ranks.
-
-    Raises:
-        ValueError: If ``test_cfg`` is no :class:`KNNLoop`, or the checkpoint does not fit.
+    in an unlabelled folder, are extracted once. Returns those of the bank and of the queries of the
+    config's :class:`KNNLoop`, on all ranks; ``ValueError`` without one.
     """
     loop, config = runner.test_loop, runner.cfg
     if not isinstance(loop, KNNLoop):
@@ -67,11 +61,8 @@ def judge_similarity(
     """Evaluate similarities: predicted shares of mixed images, and classes of near images.
 
     The Runner has the checkpoint loaded; of more than 10,000 test images every n-th is taken.
-
-    Returns:
-        tuple: ``similarity/...``; the results of
-        :func:`~mmpatchmix.evaluation.similarity.calibrate` for mixes of 2, 3 and 4 images (of a
-        PatchMix model); and the class agreement (None without labels).
+    Returns ``similarity/...``, the results of :func:`~mmpatchmix.evaluation.similarity.calibrate`
+    for mixes of 2, 3 and 4 images (of a PatchMix model), and the class agreement or None.
     """
     metrics, calibrations, agreement = {}, {}, None
     model = unwrap_model(runner.model)

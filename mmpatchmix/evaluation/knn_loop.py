@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from mmpatchmix.datasets.image_folder import adopt_classes
-from mmpatchmix.evaluation.features import Features, extract_features, extract_pixels, is_labelled
+from mmpatchmix.evaluation.features import Features, collect, extract_features, is_labelled
 from mmpatchmix.evaluation.knn import check_knn_settings, knn_predict
 from mmpatchmix.evaluation.online_probe_hook import OnlineProbeHook
 from mmpatchmix.evaluation.rank_me import measure_geometry
@@ -110,9 +110,6 @@ class KNNLoop(BaseLoop):
         pixel_baseline: Also report ``pixels/...`` (``pixels_NAME/...``), the same kNN on the raw
             pixels of the test views; computed once.
         num_unlabelled: Number of images to evaluate without labels, every n-th of the queries.
-
-    Attributes:
-        unlabelled: ``(N, D)``, the features of the last evaluation without labels, or None.
     """
 
     def __init__(
@@ -140,7 +137,7 @@ class KNNLoop(BaseLoop):
             )
         self.evaluator = evaluator
         self.pixel_baseline, self.num_unlabelled = pixel_baseline, num_unlabelled
-        self.unlabelled: Tensor | None = None
+        self.unlabelled: Tensor | None = None  # (N, D), of the last evaluation without labels
         self._labelled: bool | None = None
         self._pixel_metrics: dict[str, float] | None = None
 
@@ -205,7 +202,9 @@ class KNNLoop(BaseLoop):
                 f'pixel_baseline would hold {num_bytes / 2**30:.0f} GB of raw pixels in memory; '
                 'it is meant for small images. Set pixel_baseline=False.'
             )
-        return extract_pixels(dataloader)
+        return collect(
+            dataloader, lambda batch: torch.stack([*batch['inputs']]).flatten(1), 'pixels'
+        )
 
 
 def _build(runner: Runner, dataloader: DataLoader | dict) -> DataLoader:

@@ -1,7 +1,7 @@
-"""Linear classifiers on frozen features: several learning rates at once, and few labels.
+"""Accuracy of classifiers; linear ones on frozen features: several learning rates, few labels.
 
-Features are extracted once, without augmentation: the accuracy differs by some tenths of a percent
-from that of `configs/linear`, training on augmented views.
+For the latter, features are extracted once, without augmentation: the accuracy differs by some
+tenths of a percent from that of `configs/linear`, training on augmented views.
 """
 
 import math
@@ -10,13 +10,26 @@ from statistics import fmean, pstdev
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.evaluation import Accuracy as BaseAccuracy
 from torch import Tensor
 
 from mmpatchmix.evaluation.features import Features
+from mmpatchmix.registry import METRICS
 
 # Per 256 images; a factor of two to three between neighbours.
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _HOLDOUT = 0.1
+
+
+@METRICS.register_module()
+class Accuracy(BaseAccuracy):
+    """mmpretrain's accuracy, leaving out each k of ``topk`` that exceeds the number of classes."""
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """See the base class."""
+        num_classes = results[0]['pred_score'].numel()
+        self.topk = tuple(k for k in self.topk if k <= num_classes)
+        return super().compute_metrics(results)
 
 
 def fit_linear(
@@ -124,11 +137,9 @@ def low_shot(
     """Evaluate features with a share of the training labels: logistic regression.
 
     scikit-learn's ``LogisticRegression`` with its default L2 strength, on features scaled to zero
-    mean and unit variance: a handful of images per class is too few to hold any out.
-
-    Returns:
-        dict: ``lowshot_1pct/top1`` (mean over the lists of images, one per seed),
-        ``.../top1_std`` over the lists, and ``.../num_images``.
+    mean and unit variance: a handful of images per class is too few to hold any out. Returns
+    ``lowshot_1pct/top1`` (mean over the lists of images, one per seed), ``.../top1_std`` over the
+    lists, and ``.../num_images``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from mmpatchmix.engine.exact_resume import StatefulHook
+from mmpatchmix.engine.ranks import call_on_first_rank
 from mmpatchmix.evaluation.features import Features, TrainingFeatures, get_label
 from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
@@ -70,15 +71,17 @@ class OnlineProbeHook(StatefulHook):
     @torch.no_grad()
     def judge(self, queries: Features) -> dict[str, float]:
         """Return ``probe/top1`` of held-out images in percent on all ranks; empty at first."""
-        shared: list[dict[str, float]] = [{}]
-        if self._classifier is not None:
+
+        def measure() -> dict[str, float]:
+            if self._classifier is None:
+                return {}
             self._classifier.eval()
             device = self._classifier[1].weight.device
             predictions = self._classifier(queries.features.to(device)).argmax(1).cpu()
             self._classifier.train()
-            shared[0]['probe/top1'] = 100 * (predictions == queries.labels).double().mean().item()
-        dist.broadcast_object_list(shared)
-        return shared[0]
+            return {'probe/top1': 100 * (predictions == queries.labels).double().mean().item()}
+
+        return call_on_first_rank(measure)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the states of classifier and optimizer; None before the first step."""

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import default_collate
+from scipy.linalg import eigh
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -69,12 +70,10 @@ def lidar(features: Tensor) -> float:
     between = torch.cov(means.T, correction=0)  # (D, D)
     spread = (features - means[:, None]).flatten(0, 1)  # (n * q, D)
     within = spread.T @ spread / len(spread)
-    within += 1e-4 * torch.eye(len(within), dtype=within.dtype, device=within.device)
-    # W = L L^T: the eigenvalues of L^-1 B L^-T are those of W^-1/2 B W^-1/2.
-    factor = torch.linalg.cholesky(within)
-    half = torch.linalg.solve_triangular(factor, between, upper=False)
-    whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    return _effective_rank(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp_min(0))
+    within.diagonal().add_(1e-4)
+    # Those of the pair (B, W) are those of W^-1/2 B W^-1/2.
+    values = eigh(between.cpu().numpy(), within.cpu().numpy(), eigvals_only=True)
+    return _effective_rank(torch.from_numpy(values).clamp_min(0))
 
 
 def nearest_others(features: Tensor, num_neighbors: int) -> Tensor:
@@ -124,10 +123,9 @@ def measure_geometry(
 ) -> dict[str, float]:
     """Compute all figures that need no labels, of features ``(N, D)`` of test views, N at least 2.
 
-    Returns:
-        dict: ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
-        (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the
-        features also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
+    These are ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
+    (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the features
+    also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
     """
     metrics = {'rank_me': rank_me(features), 'uniformity': uniformity(features)}
     if dataset is not None and isinstance(model, PatchMix):

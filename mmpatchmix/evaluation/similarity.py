@@ -32,13 +32,10 @@ def predict_shares(
 ) -> tuple[Tensor, Tensor]:
     """Mix images in unequal shares and predict the shares from similarities, in evaluation mode.
 
-    The prediction is the softmax, at the head's temperature, of the similarities between the
+    The prediction is the softmax, at the temperature of mixes, of the similarities between the
     query of the mix and the keys of its ``M = num_mix`` sources, M at least 2. ``images``
-    ``(N, 3, H, W)`` are normalised and on the model's device, N at least M.
-
-    Returns:
-        tuple: On the CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones
-        of each draw and image ``(D, N, M)``.
+    ``(N, 3, H, W)`` are normalised and on the model's device, N at least M. Returned are, on the
+    CPU, the true shares of each of the D draws ``(D, M)`` and the predicted ones ``(D, N, M)``.
     """
     if not 2 <= num_mix <= len(images):
         raise ValueError(f'{len(images)} images cannot make mixes of {num_mix} of them.')
@@ -57,7 +54,7 @@ def predict_shares(
             mixed = mix_patches(images, groups, patch_size)
             projections = encode(model.backbone, model.neck, [mixed], _BATCH)[0]
             queries = model.head.predict(projections)  # (N, D)
-            logits = torch.einsum('nd,nmd->nm', queries, sources) / model.head.temperature
+            logits = torch.einsum('nd,nmd->nm', queries, sources) / model.head.mix_temperature
             predicted.append(logits.softmax(1).cpu())
             true.append(group_shares(groups, num_mix))
     return torch.stack(true), torch.stack(predicted)
@@ -66,11 +63,10 @@ def predict_shares(
 def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
     """Compare the true and predicted shares of :func:`predict_shares`.
 
-    Returns:
-        dict: ``curve``, one ``(true, predicted, standard deviation of predicted, count)`` per
-        bin of the true share that is not empty; ``error``, the mean of the curve's distance from
-        the diagonal, weighted by count; ``mean_abs_error`` of single predictions; ``correlation``
-        (Pearson) of single predictions; ``constant_error``, the mean_abs_error of always ``1 / M``.
+    Returned are ``curve``, one ``(true, predicted, standard deviation of predicted, count)`` per
+    bin of the true share that is not empty; ``error``, the mean of the curve's distance from the
+    diagonal, weighted by count; ``mean_abs_error`` and ``correlation`` (Pearson) of single
+    predictions; ``constant_error``, the mean_abs_error of always ``1 / M``.
     """
     predicted = predicted.double()  # (D, N, M)
     true = true.double()[:, None].expand_as(predicted)
@@ -90,14 +86,11 @@ def calibrate(true: Tensor, predicted: Tensor, num_bins: int = 10) -> dict:
 
 
 def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -> dict[str, float]:
-    """Measure how well the similarity of images orders them by class.
+    """Measure how well the similarities of each image to all others order these by class.
 
-    Each image is compared with all others. Time grows with N squared: 10,000 take some seconds.
-
-    Returns:
-        dict: ``auroc``, the probability that an image of the same class is more similar than one
-        of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
-        ``precision_at_K``, the share of the K nearest that have the same class.
+    Returned are ``auroc``, the probability that an image of the same class is more similar than one
+    of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
+    ``precision_at_K``, the share of the K nearest that have the same class.
     """
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
     aurocs, precisions = [], {k: [] for k in ranks}

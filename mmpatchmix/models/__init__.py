@@ -1,5 +1,6 @@
 """The method: mixing, data preprocessor, algorithm, head, momentum encoder."""
 
+from mmpatchmix import registry  # prepares the stack before it is imported
 from mmpatchmix.models.classifier import ImageClassifier
 from mmpatchmix.models.compiling import unwrap_model
 from mmpatchmix.models.contrastive_head import Contrast, ContrastiveHead
@@ -9,23 +10,5 @@ from mmpatchmix.models.mixing import draw_groups, mix_patches, mix_to_mix, mix_t
 from mmpatchmix.models.momentum_encoder import MomentumEncoder
 from mmpatchmix.models.other_mixings import cut_mix, mix_up, resize_mix
 from mmpatchmix.models.patchmix import PatchMix
+from mmpatchmix.models.timm_vit import TimmViT
 from mmpatchmix.models.vit import PatchMixViT
-
-__all__ = [
-    'Contrast',
-    'ContrastiveHead',
-    'ImageClassifier',
-    'MomentumEncoder',
-    'PatchMix',
-    'PatchMixDataPreprocessor',
-    'PatchMixViT',
-    'cut_mix',
-    'draw_groups',
-    'load_backbone',
-    'mix_patches',
-    'mix_to_mix',
-    'mix_to_source',
-    'mix_up',
-    'resize_mix',
-    'unwrap_model',
-]

@@ -2,18 +2,20 @@
 
 from typing import Any
 
+from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.classifiers import ImageClassifier as BaseImageClassifier
 from torch import nn
 
+from mmpatchmix.checkpoints.reading import read_checkpoint
+from mmpatchmix.models.timm_vit import TimmViT
 from mmpatchmix.registry import MODELS, read_signature
 
 
 def complete(node: dict, key: str, **values: Any) -> dict:
     """Return the config of a part with values that follow from other parts, if its type takes them.
 
-    Raises:
-        ValueError: If the config has another value.
+    ``ValueError`` if the config has another value.
     """
     accepted = read_signature(MODELS, node['type'])
     values = {name: value for name, value in values.items() if value and name in accepted}
@@ -28,7 +30,27 @@ def complete(node: dict, key: str, **values: Any) -> dict:
 
 def find_width(backbone: nn.Module) -> int | None:
     """Return the width of a ViT's features; None for others, whose last stage may be wider."""
-    return backbone.embed_dims if isinstance(backbone, VisionTransformer) else None
+    return backbone.embed_dims if isinstance(backbone, VisionTransformer | TimmViT) else None
+
+
+def derive_num_classes(cfg: dict, checkpoint: str | None = None) -> None:
+    """Set ``num_classes`` of a config's :class:`ImageClassifier`, where none is given.
+
+    It is that of the head of a checkpoint to evaluate, or of the training images.
+    """
+    model, loader = cfg.get('model') or {}, cfg.get('train_dataloader')
+    if model.get('type') != 'mmpatchmix.ImageClassifier' or 'num_classes' in model:
+        return
+    classes = ()
+    if checkpoint:
+        classes = read_checkpoint(checkpoint).state_dict.get('head.fc.weight', ())
+    elif loader:
+        while 'dataset' in loader:  # a data loader or a wrapper
+            loader = loader['dataset']
+        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        classes = DATASETS.build({**loader, 'pipeline': []}).metainfo.get('classes') or ()
+    if len(classes):
+        model['num_classes'] = len(classes)
 
 
 @MODELS.register_module()
@@ -37,12 +59,13 @@ class ImageClassifier(BaseImageClassifier):
 
     Args:
         backbone: Config of the backbone.
-        num_classes: Number of classes, of the head and of the data preprocessor.
         head: Config of the head; refused if it has another width or number of classes.
+        num_classes: Number of classes, of the head and of the data preprocessor. Our tools derive
+            it where the config has none.
         **kwargs: Those of :class:`mmpretrain.models.ImageClassifier`.
     """
 
-    def __init__(self, backbone: dict, num_classes: int, head: dict, **kwargs) -> None:
+    def __init__(self, backbone: dict, head: dict, num_classes: int = 1000, **kwargs) -> None:
         backbone = MODELS.build(backbone)
         sizes = dict(in_channels=find_width(backbone), num_classes=num_classes)
         preprocessor = {**(kwargs.pop('data_preprocessor', None) or {}), 'num_classes': num_classes}

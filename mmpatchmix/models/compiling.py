@@ -31,12 +31,9 @@ def choose_compile_options(
         reason = 'micro-batches accumulate gradients, which a graph would overwrite'
     if reason and records_graphs(options):
         mode, options['mode'] = options['mode'], WITHOUT_GRAPHS[options['mode']]
-        print_log(
-            f"model.compile: mode='{mode}' records no CUDA graphs here, because {reason}. "
-            f"mode='{options['mode']}' is used instead.",
-            'current',
-            logging.WARNING,
-        )
+        message = f"model.compile: mode='{mode}' records no CUDA graphs here, because {reason}. "
+        message += f"mode='{options['mode']}' is used instead."
+        print_log(message, 'current', logging.WARNING)
     return options
 
 

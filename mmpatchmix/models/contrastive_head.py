@@ -31,6 +31,7 @@ class ContrastiveHead(BaseModule):
     Args:
         predictor: Config of the predictor (a neck of mmpretrain).
         temperature: ``tau``, above 0.
+        mix_temperature: ``tau`` of the terms of mixed queries; by default the same.
         label_smoothing: Share of the target spread evenly over all keys, in [0, 1).
         init_cfg: As in mmengine.
 
@@ -42,16 +43,20 @@ class ContrastiveHead(BaseModule):
         self,
         predictor: dict,
         temperature: float = 0.2,
+        mix_temperature: float | None = None,
         label_smoothing: float = 0.0,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not isinstance(temperature, int | float) or not 0 < temperature < float('inf'):
-            raise ValueError(f'head.temperature={temperature} must be above 0; the paper uses 0.2.')
+        mix_temperature = temperature if mix_temperature is None else mix_temperature
+        for name, tau in (('temperature', temperature), ('mix_temperature', mix_temperature)):
+            if not isinstance(tau, int | float) or not 0 < tau < float('inf'):
+                raise ValueError(f'head.{name}={tau} must be above 0; the paper uses 0.2.')
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise ValueError(f'head.label_smoothing={label_smoothing} must be in [0, 1).')
         self.predictor = MODELS.build(predictor)
         self.temperature = temperature
+        self.mix_temperature = mix_temperature
         self.label_smoothing = label_smoothing
 
     def predict(self, projections: Tensor) -> Tensor:
@@ -85,11 +90,12 @@ class ContrastiveHead(BaseModule):
         Args:
             queries: ``(V * n, D)``, from :meth:`predict`: V views of n images, view by view.
             keys: ``(W * N, D)``, one view of :meth:`gather`.
-            target: Soft target on the host; by default each image itself.
+            target: Soft target of mixed queries, on the host; by default each image itself.
             images: Indices of the ``n`` images among the rank's ``N``; all by default.
         """
         num_images = len(keys) // dist.get_world_size()
         images = images or range(num_images)
+        temperature = self.temperature if target is None else self.mix_temperature
         identity = torch.zeros(1, dtype=torch.int64), torch.ones(1)
         offsets, weights = (part.cpu() for part in target or identity)  # (K,) each
         image = images.start + torch.arange(len(queries)) % len(images)
@@ -99,7 +105,7 @@ class ContrastiveHead(BaseModule):
         weights = copy_to_device(weights.to(queries.dtype), queries.device)
 
         with torch.autocast(queries.device.type, enabled=False):
-            log_p = ((queries / self.temperature) @ keys.T).log_softmax(1)  # (V * n, W * N)
+            log_p = ((queries / temperature) @ keys.T).log_softmax(1)  # (V * n, W * N)
             matched = log_p.gather(1, columns)  # (V * n, K)
             loss = -(matched @ weights).mean()
         if self.label_smoothing:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from mmpatchmix.datasets.pack_views import VIEWS, channels_first
 from mmpatchmix.models.mixing import (
     draw_groups,
+    draw_shares,
     group_shares,
     mix_patches,
     shares_to_mix,
     shares_to_source,
+    with_largest_first,
 )
 from mmpatchmix.registry import FUNCTIONS, MODELS
 
@@ -46,6 +48,9 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         num_mix: ``M``, images per mix, or a list to draw from once per batch. 1 mixes nothing.
         patch_size: Patch size of the mix in pixels, which must divide the views.
         mix_prob: Probability of mixing a batch; otherwise mixtures are the images themselves.
+        shares: Shares of the ``M`` images in a mix of PatchMix: 'equal', or ``dict(alpha=1.0)`` to
+            draw them for every mix from a symmetric Dirichlet distribution. The largest is that of
+            the image itself.
         mixing: Another mixing as a dict: ``type`` is a function of
             :data:`mmpatchmix.registry.FUNCTIONS` (``mmpatchmix.mix_up``, ``mmpatchmix.cut_mix``,
             ``mmpatchmix.resize_mix``), the rest its arguments.
@@ -64,6 +69,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         num_mix: int | Sequence[int] = 2,
         patch_size: int = 16,
         mix_prob: float = 1.0,
+        shares: str | dict = 'equal',
         mixing: dict | None = None,
         augment: dict | None = None,
         to_rgb: bool = True,
@@ -93,12 +99,23 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
             isinstance(mix_prob, int | float) and 0 <= mix_prob <= 1,
             f'mix_prob={mix_prob} must be in [0, 1].',
         )
+        alpha = shares.get('alpha') if isinstance(shares, dict) and len(shares) == 1 else None
+        _require(
+            shares == 'equal' or (isinstance(alpha, int | float) and 0 < alpha < float('inf')),
+            f"shares={shares} must be 'equal', or dict(alpha=A) with A above 0.",
+        )
+        _require(
+            alpha is None or mixing is None,
+            f'shares={shares} are those of PatchMix, but mixing={mixing} draws its own: leave '
+            'shares out; mix_up and cut_mix take alpha themselves.',
+        )
         unknown = sorted(augment.keys() - set(VIEWS))
         _require(not unknown, f'augment names {unknown}; the views are {list(VIEWS)}.')
         self.num_channels = len(mean)
         self.num_mix_choices = choices
         self.patch_size = patch_size
         self.mix_prob = mix_prob
+        self.alpha = alpha  # None: equal shares
         self._enable_normalize = True
         for name, values in (('mean', mean), ('std', std)):
             values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # (C, 1, 1)
@@ -183,10 +200,11 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
         """Mix ``(N, C, H, W)``, or ``(L, N, C, h, w)`` by groups ``(L, T)``."""
         height, width = view.shape[-2:]
         num_patches = (height // self.patch_size) * (width // self.patch_size)
+        drawn = self.alpha and with_largest_first(draw_shares(num_mix, self.alpha))
         if view.ndim == 5:
-            groups = torch.stack([draw_groups(num_patches, num_mix) for _ in view])
+            groups = torch.stack([draw_groups(num_patches, num_mix, shares=drawn) for _ in view])
         else:
-            groups = draw_groups(num_patches, num_mix)
+            groups = draw_groups(num_patches, num_mix, shares=drawn)
         shares = group_shares(groups.view(-1, num_patches)[0], num_mix)
         return mix_patches(view, groups, self.patch_size), shares, groups
 

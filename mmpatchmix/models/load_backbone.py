@@ -66,13 +66,14 @@ def load_backbone(
     return report
 
 
-def fit_channels(weights: dict[str, Tensor], num_channels: int) -> list[str]:
+def fit_channels(
+    weights: dict[str, Tensor], num_channels: int, key: str = 'patch_embed.projection.weight'
+) -> list[str]:
     """Fit a patch embedding of 3 channels to another number in place, as timm does.
 
-    For one channel the three kernels are added, for N they are repeated and scaled by 3 / N.
-    Returns the note for the report, if the embedding was fitted.
+    For one channel the three kernels under ``key``, ``(D, C, p, p)``, are added, for N they are
+    repeated and scaled by 3 / N. Returns the note for the report, if the embedding was fitted.
     """
-    key = 'patch_embed.projection.weight'  # (D, C, p, p)
     if weights[key].shape[1] != 3 or num_channels == 3:
         return []
     from timm.models import adapt_input_conv  # here, because the import takes seconds

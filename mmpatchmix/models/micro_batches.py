@@ -17,15 +17,9 @@ def train_in_micro_batches(
     gradients are those of the whole batch, except that BatchNorm normalises the queries by the
     statistics of the micro-batch (the keys by those of the whole batch).
 
-    Args:
-        wrapper: The module that the Runner trains: the model, or DDP around it, which reduces
-            gradients once, in the last micro-batch.
-        model: The :class:`~mmpatchmix.models.PatchMix`.
-        data: A batch as collated.
-        optim_wrapper: Wrapper of the optimizer, without gradient accumulation.
-
-    Returns:
-        dict[str, Tensor]: Losses and accuracies, means over the whole batch.
+    ``wrapper`` is the ``model``, a PatchMix, or DDP around it, which reduces gradients once, in the
+    last micro-batch. ``data`` is a batch as collated; ``optim_wrapper`` must not accumulate
+    gradients. Returns losses and accuracies, means over the whole batch.
     """
     with optim_wrapper.optim_context(wrapper):
         data = model.data_preprocessor(data, training=True)

@@ -19,35 +19,66 @@ from torch import Tensor
 Target = tuple[Tensor, Tensor]
 
 
-def draw_groups(num_patches: int, num_mix: int, generator: torch.Generator | None = None) -> Tensor:
-    """Assign each patch position to one of ``M`` groups of equal size.
+def draw_groups(
+    num_patches: int,
+    num_mix: int,
+    generator: torch.Generator | None = None,
+    shares: Tensor | None = None,
+) -> Tensor:
+    """Assign each patch position to one of ``M`` groups, by default of equal size.
 
-    The first ``M * (T // M)`` positions of one random permutation form ``M`` equal groups; the
-    others belong to group 0.
+    The first ``M * (T // M)`` positions of one random permutation form ``M`` equal groups, or the
+    first ones form groups of ``floor(shares[j] * T)``; the others belong to group 0.
 
     Args:
         num_patches: ``T``, the number of patch positions of an image.
         num_mix: ``M``, the number of images in a mix, from 1 to ``T``.
         generator: Source of randomness on the CPU; torch's global one if None.
+        shares: ``(M,)`` float, which sum to 1, of the groups (:func:`draw_shares`).
 
     Returns:
         Tensor: ``(T,)`` int64 on the CPU, the group ``0..M-1`` of each position, row by row.
 
     Raises:
-        ValueError: If ``num_mix`` is below 1 or above ``num_patches``.
+        ValueError: If ``num_mix`` is below 1 or above ``num_patches``, or ``shares`` are not ``M``
+            numbers from 0 that sum to 1.
     """
     if not 1 <= num_mix <= num_patches:
         raise ValueError(
             f'num_mix={num_mix} must be from 1 to the number of patches of a view, '
             f'{num_patches} here: use fewer images per mix, a smaller patch_size or larger crops.'
         )
-    group_size = num_patches // num_mix
+    sizes = torch.full((num_mix,), num_patches // num_mix)
+    if shares is not None:
+        if shares.shape != (num_mix,) or shares.min() < 0 or abs(shares.sum() - 1) > 1e-5:
+            raise ValueError(
+                f'shares={shares} of a mix must be num_mix={num_mix} numbers from 0 that sum to 1.'
+            )
+        sizes = (shares * num_patches).long()  # rounded down
     permutation = torch.randperm(num_patches, generator=generator)
     groups = torch.zeros(num_patches, dtype=torch.int64)  # (T,)
-    groups[permutation[: num_mix * group_size]] = torch.arange(num_mix).repeat_interleave(
-        group_size
-    )
+    groups[permutation[: sizes.sum()]] = torch.arange(num_mix).repeat_interleave(sizes)
     return groups
+
+
+def draw_shares(num_mix: int, alpha: float) -> Tensor:
+    """Draw the shares ``(M,)`` of a mix from a symmetric Dirichlet distribution, float32.
+
+    They come from torch's global generator and sum to 1; ``alpha=1`` is uniform. ``ValueError``
+    if ``alpha`` is not above 0.
+    """
+    if not alpha > 0:
+        raise ValueError(f'alpha={alpha} of the shares of a mix must be above 0.')
+    if num_mix == 1:
+        return torch.ones(1)  # sampled shares may sum to slightly less
+    return torch.distributions.Dirichlet(torch.full((num_mix,), float(alpha))).sample()
+
+
+def with_largest_first(shares: Tensor) -> Tensor:
+    """Swap the largest of the shares ``(M,)`` with the first, that of the image itself."""
+    order = torch.arange(len(shares))
+    order[0], order[shares.argmax()] = int(shares.argmax()), 0
+    return shares[order]
 
 
 def mix_patches(images: Tensor, groups: Tensor, patch_size: int) -> Tensor:

@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -27,7 +26,7 @@ class MomentumEncoder(BaseModule):
         self.num_updates = 0
         self.requires_grad_(False)
         for module in self.modules():
-            if isinstance(module, DropPath):
+            if hasattr(module, 'drop_prob'):  # DropPath of mmcv or timm
                 module.drop_prob = 0.0
 
     def init_weights(self) -> None:
@@ -44,8 +43,7 @@ class MomentumEncoder(BaseModule):
     def update(self, backbone: nn.Module, neck: nn.Module, momentum: float) -> None:
         """Move the parameters towards the query encoder's, in one multi-tensor call.
 
-        Raises:
-            ValueError: If ``momentum``, the share kept, is outside [0, 1].
+        ``ValueError`` if ``momentum``, the share kept, is outside [0, 1].
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f'momentum={momentum} is the share kept and must be in [0, 1].')

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpatchmix.models.mixing import group_shares, mix_patches
+from mmpatchmix.models.mixing import draw_shares, group_shares, mix_patches
 from mmpatchmix.registry import FUNCTIONS
 
 
@@ -66,15 +66,6 @@ def resize_mix(
         mixed[..., box[0], box[1]] = small
         owner[box] = j
     return mixed, group_shares(owner.flatten(), num_mix)
-
-
-def draw_shares(num_mix: int, alpha: float) -> Tensor:
-    """Draw the shares ``(M,)`` of a mix from a symmetric Dirichlet distribution."""
-    if not alpha > 0:
-        raise ValueError(f'data_preprocessor.mixing.alpha={alpha} must be above 0.')
-    if num_mix == 1:
-        return torch.ones(1)  # sampled shares may sum to slightly less
-    return torch.distributions.Dirichlet(torch.full((num_mix,), float(alpha))).sample()
 
 
 def _draw_range(size: int, length: int) -> slice:

@@ -27,7 +27,8 @@ class PatchMixViT(VisionTransformer):
 
     If the class token of the last block is the only output, the last block computes keys and
     values of all tokens, but query, projection and feed-forward of the class token alone. The
-    result is the same with a fifteenth less arithmetic.
+    result is the same with a fifteenth less arithmetic. ``ValueError`` if the image cannot be split
+    into patches, or the width into heads.
 
     Args:
         arch: Width, layers, heads and feed-forward width as a dict: mmpretrain's ``small`` (768
@@ -42,9 +43,6 @@ class PatchMixViT(VisionTransformer):
             :func:`mmpatchmix.checkpoints.read_backbone` reads and loads all of it or raises;
             ``prefix=...`` selects one of several encoders, by default the momentum encoder. A
             backbone with ``frozen_stages`` equal to the number of layers stays in evaluation mode.
-
-    Raises:
-        ValueError: If the image cannot be split into patches, or the width into heads.
     """
 
     # Key prefixes of a checkpoint that are not loaded, and key suffixes that it may lack.
@@ -73,18 +71,13 @@ class PatchMixViT(VisionTransformer):
             )
         super().__init__(arch=arch, img_size=img_size, patch_size=patch_size, **kwargs)
         self.layers = ModuleList(Block(layer) for layer in self.layers)
-        self.patch_size = patch_size
-        self.with_cp = with_cp
-        self.register_tokens = None
+        self.patch_size, self.with_cp, self.register_tokens = patch_size, with_cp, None
         if num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, self.embed_dims))
+            self.register_tokens.requires_grad = self.frozen_stages <= 0
 
     def init_weights(self) -> None:
-        """Draw weights as described above, or load the checkpoint of ``init_cfg``.
-
-        Raises:
-            ValueError: If the file does not fit.
-        """
+        """Draw weights, or load the checkpoint of ``init_cfg``; ``ValueError`` if it is unfit."""
         pretrained = find_pretrained(self.init_cfg)
         if pretrained is None:
             self._draw_weights()
@@ -97,12 +90,7 @@ class PatchMixViT(VisionTransformer):
         if file:
             load_backbone(self, file, prefix, self.dropped, self.new)
         else:
-            print_log(
-                'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is '
-                'not set.',
-                'current',
-                logging.WARNING,
-            )
+            warn_of_random_weights()
 
     def _draw_weights(self) -> None:
         super().init_weights()  # the position embedding: truncated normal, 0.02
@@ -123,18 +111,16 @@ class PatchMixViT(VisionTransformer):
             nn.init.normal_(self.register_tokens, std=1e-6)
 
     def train(self, mode: bool = True) -> None:
-        """Set the mode; a completely frozen backbone stays in evaluation mode."""
+        """Set the mode; frozen blocks, or a completely frozen backbone, stay in evaluation mode."""
         super().train(mode and self.frozen_stages < self.num_layers)
+        for block in self.layers[: max(self.frozen_stages, 0)]:
+            block.eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode images ``(N, C, H, W)``, interpolating positions if they are not of ``img_size``.
 
-        Returns:
-            tuple: One output per index of ``out_indices``; with the default ``out_type`` a class
-            token, ``(N, D)``.
-
-        Raises:
-            ValueError: If the patch size does not divide the image.
+        Returns one output per index of ``out_indices``; with the default ``out_type`` a class
+        token, ``(N, D)``. ``ValueError`` if the patch size does not divide the image.
         """
         tokens, size = self._embed(x)
         last = self.num_layers - 1
@@ -160,26 +146,14 @@ class PatchMixViT(VisionTransformer):
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return tokens with positions, ``(N, T, D)``, and the rows and columns of patches."""
-        height, width = images.shape[-2:]
-        if not self.pads_images and (height % self.patch_size or width % self.patch_size):
-            raise ValueError(
-                f'a view of {height}x{width} pixels is not divisible by the patch size '
-                f'{self.patch_size} of the ViT: change the crop size of the pipeline.'
-            )
+        if not self.pads_images:
+            check_divisible(images, self.patch_size)
         tokens, size = self.patch_embed(images)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        tokens = self.drop_after_pos(
-            tokens
-            + resize_pos_embed(
-                self.pos_embed,
-                self.patch_resolution,
-                size,
-                mode=self.interpolate_mode,
-                num_extra_tokens=self.num_extra_tokens,
-            )
-        )
-        tokens = self.pre_norm(tokens)
+        options = self.interpolate_mode, self.num_extra_tokens
+        position = resize_pos_embed(self.pos_embed, self.patch_resolution, size, *options)
+        tokens = self.pre_norm(self.drop_after_pos(tokens + position))
         if self.register_tokens is not None:
             registers = self.register_tokens.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
@@ -195,3 +169,22 @@ def find_pretrained(init_cfg: dict | list | None) -> dict | None:
     """Return the config of ``init_cfg`` that names a checkpoint."""
     configs = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
     return next((cfg for cfg in configs if cfg and cfg.get('type') == 'Pretrained'), None)
+
+
+def warn_of_random_weights() -> None:
+    """Log that ``init_cfg`` names no checkpoint."""
+    print_log(
+        'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is not set.',
+        'current',
+        logging.WARNING,
+    )
+
+
+def check_divisible(images: Tensor, patch_size: int) -> None:
+    """Raise ``ValueError`` if the patch size does not divide images ``(N, C, H, W)``."""
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f'a view of {height}x{width} pixels is not divisible by the patch size {patch_size} of '
+            'the ViT: change the crop size of the pipeline.'
+        )

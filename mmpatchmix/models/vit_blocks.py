@@ -80,13 +80,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
 
     In bfloat16 on CPUs two plain matrix products take 0.7 of the time of torch's fused attention
     forward and 0.4 with the backward. They store a weight for each query and key, hence the limit
-    of ``PLAIN_UP_TO`` keys. Elsewhere fused attention is faster.
-
-    Args:
-        query: ``(N, heads, Q, D)``.
-        key: ``(N, heads, T, D)``.
-        value: ``(N, heads, T, D)``.
-        dropout_p: Probability of dropping a weight, in [0, 1].
+    of ``PLAIN_UP_TO`` keys. Elsewhere fused attention is faster. ``query`` is ``(N, heads, Q, D)``,
+    ``key`` and ``value`` are ``(N, heads, T, D)``; ``dropout_p`` in [0, 1] drops weights.
     """
     is_slow = query.device.type == 'cpu' and query.dtype == torch.bfloat16
     if is_slow and key.shape[-2] <= PLAIN_UP_TO:

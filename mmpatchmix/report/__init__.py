@@ -3,5 +3,3 @@
 from mmpatchmix.report.report import write_report
 from mmpatchmix.report.run_report_hook import RunReportHook
 from mmpatchmix.report.sheets import draw_mixed
-
-__all__ = ['RunReportHook', 'draw_mixed', 'write_report']

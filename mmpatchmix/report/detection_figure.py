@@ -1,6 +1,5 @@
 """Figures of a detector: annotated and detected objects, average precision by class."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.dataset import pseudo_collate
-from mmengine.fileio import get
 from mmengine.runner import Runner
-from PIL import Image
 
 from mmpatchmix.evaluation.features import evaluation_mode
 
@@ -61,8 +58,7 @@ def _draw_objects(axis: Axes, image: np.ndarray, objects: Sequence[Object]) -> N
 def draw_class_precision(metrics: Mapping[str, float]) -> Figure:
     """Draw the average precision of boxes of each class, the best first.
 
-    Raises:
-        ValueError: Without ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
+    ``metrics`` have ``coco/CLASS_precision`` of mmdet's ``CocoMetric(classwise=True)``.
     """
     found = {n: value for n, value in metrics.items() if n.endswith('_precision')}
     found = {n.removeprefix('coco/').removesuffix('_precision'): v for n, v in found.items()}
@@ -100,8 +96,7 @@ def draw_found_objects(runner: Runner, number: int) -> Figure:
         info = dataset.get_data_info(index)
         with evaluation_mode(model), torch.no_grad():
             result = model.val_step(pseudo_collate([dataset[index]]))[0]
-        with Image.open(io.BytesIO(get(info['img_path']))) as image:
-            images.append(np.asarray(image.convert('RGB')))
+        images.append(dataset.pipeline.transforms[0](dict(info))['img'][..., ::-1])  # loaded, BGR
         size = info['height'], info['width']
         truth.append([_read_annotation(each, names, size) for each in info['instances']])
         objects = result.pred_instances.cpu().numpy()

@@ -43,10 +43,7 @@ class Sample:
 def draw_pictures(runner: Runner, names: Sequence[str] = PICTURES) -> Iterator[tuple[str, Figure]]:
     """Yield names and figures of held-out images, of a detector only ``'detections'``.
 
-    Random states are kept.
-
-    Raises:
-        ValueError: If the model or the config has no such picture.
+    Random states are kept. ``ValueError`` if the model or the config has no such picture.
     """
     with random_states_kept():
         if is_detection(runner):
@@ -103,11 +100,7 @@ def choose_queries(groups: Tensor) -> list[int]:
 
 
 def take_sample(runner: Runner) -> Sample:
-    """Read images of the evaluation, spread evenly, and compute their features.
-
-    Raises:
-        ValueError: If the config describes no evaluation.
-    """
+    """Read images of the evaluation of a config, spread evenly, and compute their features."""
     model, dataset = unwrap_model(runner.model), find_evaluated(runner)
     if dataset is None:
         raise ValueError('the config has no evaluation (val_cfg, test_cfg) to take images from.')
@@ -159,10 +152,7 @@ def attend_class_token(model: nn.Module, inputs: Tensor) -> Tensor:
     """Compute the attention of the class token to patches in the last block of mmpretrain's ViT.
 
     The momentum encoder is preferred. ``inputs (N, C, H, W)`` are normalised, on the model's
-    device; the weights ``(N, heads, rows, columns)`` are on the CPU.
-
-    Raises:
-        ValueError: If there is no such ViT.
+    device; the weights ``(N, heads, rows, columns)`` are on the CPU. ``ValueError`` without a ViT.
     """
     encoder = getattr(model, 'momentum_encoder', None) or model
     vit = getattr(encoder, 'backbone', None)

@@ -75,12 +75,8 @@ def _read_curve(
     run: RunRecord, records: Sequence[dict], name: str, num_runs: int
 ) -> tuple[list[float], list[float | None]]:
     """Return x and y of a scalar."""
-    scale = run.epochs_per_iter or 1
-    points = [
-        (r['step'] if records is run.validation else r['iter'] * scale, r[name])
-        for r in records
-        if name in r
-    ]
+    key, scale = ('step', 1) if records is run.validation else ('iter', run.epochs_per_iter or 1)
+    points = [(record[key] * scale, record[name]) for record in records if name in record]
     points = thin(points, max(20, MAX_POINTS // num_runs))
     finite = [y if math.isfinite(y) else None for _, y in points]
     return [round(x, 6) for x, _ in points], finite

@@ -39,8 +39,7 @@ NUM_ROWS = 50  # of a table of numbers
 def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     """Write an HTML page about runs, finished or in progress; return its path.
 
-    Raises:
-        FileNotFoundError: If a folder holds no run.
+    ``FileNotFoundError`` if a folder holds no run.
     """
     from jinja2 import Environment, PackageLoader  # here: a run without it trains all the same
 

@@ -18,6 +18,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
 from mmpatchmix import __version__
+from mmpatchmix.engine.ranks import flatten
 from mmpatchmix.files import is_in_use, list_recipes, write_text
 
 ABOUT = 'run.json'  # beside the log of each start
@@ -63,11 +64,7 @@ class RunRecord:
 
 
 def read_run(work_dir: str | Path) -> RunRecord:
-    """Read a work dir, also while the run is in progress.
-
-    Raises:
-        FileNotFoundError: If no run has logged anything there.
-    """
+    """Read a work dir, also of a run in progress; ``FileNotFoundError`` if nothing was logged."""
     work_dir = Path(work_dir)
     training, validation = read_scalars(work_dir)
     starts = sorted(work_dir.glob(f'*/{ABOUT}'))
@@ -151,7 +148,7 @@ def _find_pictures(work_dir: Path) -> dict[str, dict[int, Path]]:
 def write_start(runner: Runner, described: dict[str, str] | None = None) -> None:
     """Write ``run.json``: config, recipe, length, data and machine of a run that starts."""
     cfg, loop = runner.cfg, runner.train_loop
-    values = flatten(cfg.to_dict())
+    values = flatten(cfg.to_dict(), LOCAL_KEYS)
     recipe, differences = _compare_with_recipe(cfg.text or '', values)
     machine = describe_machine()
     machine.pop('date'), machine.pop('torch')
@@ -200,24 +197,9 @@ def _compare_with_recipe(
     file = next((file for file in files if file in names), None)
     if file is None:
         return None, []
-    shipped = flatten(Config.fromfile(file).to_dict())
+    shipped = flatten(Config.fromfile(file).to_dict(), LOCAL_KEYS)
     pairs = {key: (shipped.get(key, ''), values.get(key, '')) for key in {**shipped, **values}}
     return names[file], [(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
-
-
-def flatten(node: Any, prefix: str = '') -> dict[str, str]:
-    """Return the values below a config node by their dotted keys, as Python source."""
-    if isinstance(node, dict) and node:
-        parts = node.items()
-    elif isinstance(node, list | tuple) and any(isinstance(part, dict) for part in node):
-        parts = enumerate(node)
-    else:
-        return {prefix: repr(list(node) if isinstance(node, tuple) else node)}
-    flat: dict[str, str] = {}
-    for key, value in parts:
-        if key not in LOCAL_KEYS:
-            flat |= flatten(value, f'{prefix}.{key}' if prefix else str(key))
-    return flat
 
 
 def cores_per_process() -> int:

@@ -9,9 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
-from mmpatchmix.engine.checkpoint_hook import find_start
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import random_states_kept
+from mmpatchmix.engine.run_plan import find_start
 from mmpatchmix.models import PatchMix
 from mmpatchmix.models.compiling import unwrap_model
 from mmpatchmix.registry import HOOKS
@@ -47,8 +47,7 @@ class RunReportHook(Hook):
     ) -> None:
         if num_images < 2:
             raise ValueError(f'report.num_images={num_images} must be at least 2.')
-        self.evaluate_untrained = evaluate_untrained
-        self.num_images = num_images
+        self.evaluate_untrained, self.num_images = evaluate_untrained, num_images
         self.pictures = pictures
         self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
         self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch and its pictures
@@ -70,17 +69,19 @@ class RunReportHook(Hook):
         """Store the metrics, draw the repeated pictures, and write the report."""
         self.metrics.append((runner.epoch, dict(metrics or {})))
         self._attempt(runner, 'pictures', self._show_pictures, runner, REPEATED)
-        page = Path(runner.work_dir) / 'report.html'
-        self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
+        self._write_page(runner)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
         """Draw the missing pictures, write the report and log the summary."""
         self._attempt(runner, 'pictures', self._show_pictures, runner, PICTURES)
         self._attempt(runner, 'run.json', write_end, runner)
+        self._write_page(runner)
+        runner.logger.info('\n' + '\n'.join(self.summary(runner)))
+
+    def _write_page(self, runner: Runner) -> None:
         page = Path(runner.work_dir) / 'report.html'
         self._attempt(runner, 'report.html', write_report, [runner.work_dir], page)
-        runner.logger.info('\n' + '\n'.join(self.summary(runner)))
 
     @master_only
     def _attempt(self, runner: Runner, name: str, function: Callable, *args) -> None:

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.dataset import default_collate
 from mmengine.runner import Runner
+from mmengine.visualization.utils import img_from_canvas
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -38,9 +39,7 @@ def save_picture(figure: Figure, path: str | Path) -> None:
 
 def to_array(figure: Figure) -> np.ndarray:
     """Render a figure as ``(H, W, 3)`` uint8."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return img_from_canvas(FigureCanvasAgg(figure))
 
 
 def to_picture(images: Tensor, preprocessor: PatchMixDataPreprocessor) -> Tensor:

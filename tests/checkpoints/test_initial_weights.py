@@ -3,17 +3,21 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from vits import images, make_timm_vit
+from safetensors.torch import save_file
 
 from mmpatchmix.checkpoints import ViTSpec
-from mmpatchmix.cli import train
+from mmpatchmix.cli import embed, train
 from mmpatchmix.cli.describe_run import describe_run
+from mmpatchmix.datasets import Digits
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
+from tests.checkpoints.vits import images, make_timm_vit
 from tests.engine.tiny_run import tiny_run_config
 
 # Other width, depth, heads, patch and image than the tiny run.
@@ -83,39 +87,47 @@ def test_the_dumped_config_starts_and_resumes_the_same_run(checkpoint, tmp_path)
         Runner.from_cfg(again).load_checkpoint(str(tmp_path / 'epoch_1.pth'))
 
 
-def test_assumed_heads_are_printed(tmp_path, capsys):
-    torch.save(make_timm_vit(SPEC).state_dict(), tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
-        cfg = tiny_run_config(tmp_path)
-        cfg.model.backbone.arch.num_heads = 5
-        apply(cfg, '--init', str(tmp_path / 'x.pth'))
-    cfg = apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'x.pth'))
-    assert cfg.model.backbone.arch.num_heads == 2
-    assert 'num_heads=2 (not in the file; the model has them)' in capsys.readouterr().out
-
-
-def test_other_recipes_and_missing_files_are_errors(checkpoint, tmp_path):
+def test_other_ways_to_load_a_backbone_are_errors(checkpoint, tmp_path):
     cfg = Config.fromfile('configs/linear/vit-s_cifar10.py')
-    with pytest.raises(
-        ValueError, match=r'pre-training recipes.*backbone\.init_cfg\.checkpoint=FILE'
-    ):
+    message = r'pre-training recipes.*backbone\.init_cfg\.checkpoint=FILE'
+    with pytest.raises(ValueError, match=message):
         apply(cfg, '--init', checkpoint[0])
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        apply(tiny_run_config(tmp_path), '--init', str(tmp_path / 'none.pth'))
-
-
-def test_load_from_with_a_backbone_names_init(checkpoint, tmp_path):
     cfg = tiny_run_config(tmp_path)
     cfg.load_from = checkpoint[0]
     with pytest.raises(ValueError, match=r'does not fit the model.*--init FILE'):
         Runner.from_cfg(cfg).train()
-
-
-def test_init_cfg_with_another_network_is_an_error(checkpoint, tmp_path):
-    cfg = tiny_run_config(tmp_path)
     pretrained = dict(type='Pretrained', checkpoint=checkpoint[0])
     cfg.model.backbone.init_cfg = pretrained
     with pytest.raises(ValueError, match='embed_dims: 24 in the file, 12 in the model'):
         MODELS.build(cfg.model).init_weights()
     with pytest.raises(ValueError, match='load_from=FILE loads all of a model, --init FILE'):
         PatchMix(backbone={}, neck={}, head={}, init_cfg=pretrained)
+
+
+def test_a_vit_of_timm_starts_trains_and_embeds(tmp_path):
+    """All of ``--timm``, ``--init``, a run with kNN, and the verb embed, patch tokens included."""
+    name = 'vit_tiny_patch16_dinov3_qkvb'
+    source = timm.create_model(name, num_classes=0)
+    save_file(source.state_dict(), tmp_path / 'dinov3.safetensors')
+    options = '--timm', name, '--init', str(tmp_path / 'dinov3.safetensors')
+    cfg = apply(tiny_run_config(tmp_path, epochs=1, num_images=16), *options)
+    assert cfg.model.data_preprocessor.patch_size == 16
+    assert cfg.model.data_preprocessor.mean == pytest.approx([123.675, 116.28, 103.53])
+    cfg.dump(tmp_path / 'copy.py')
+    Runner.from_cfg(Config.fromfile(tmp_path / 'copy.py')).train()
+    out = tmp_path / 'embedded'
+    work = '--work-dir', str(tmp_path / 'log')
+    checkpoint = str(tmp_path / 'epoch_1.pth')
+    embed.main([str(tmp_path / 'copy.py'), checkpoint, *work, '--out', str(out), '--patch-tokens'])
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
+    prefix = 'momentum_encoder.backbone.model.'
+    source.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+    image = Digits(split='test', image_size=32)[0]['img']
+    pixels = torch.from_numpy(image).float() - torch.tensor(cfg.model.data_preprocessor.mean)
+    pixels = (pixels / torch.tensor(cfg.model.data_preprocessor.std)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        tokens = source.eval().forward_features(pixels)[0]
+    assert np.allclose(np.load(out / 'features.npy')[0], tokens[0], atol=1e-4)
+    assert np.allclose(np.load(out / 'patch_tokens.npy')[0], tokens[5:], atol=1e-2)  # float16

@@ -17,11 +17,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
-from vits import SPEC, hugging_face, make_timm_vit, save
 
 from mmpatchmix.checkpoints import read_backbone, read_checkpoint
 from mmpatchmix.compat.safe_loading import load_torch
 from mmpatchmix.convert.features import build_vit
+from tests.checkpoints.vits import SPEC, hugging_face, make_timm_vit, save
 
 RAW, AVERAGE = make_timm_vit(seed=1), make_timm_vit(seed=2)
 
@@ -46,10 +46,6 @@ class Settings(dict):
     """A dictionary of a class of its own."""
 
 
-class Names(list):
-    """A list of a class of its own."""
-
-
 class Getattr:
     """A call that mmengine's list of safe classes permits."""
 
@@ -67,8 +63,7 @@ FOREIGN = dict(
     order=collections.OrderedDict(lr=np.float64(0.5)), colour=Colour.RED, kind=Colour,
     inner=Outer.Inner.A, day=datetime.date(2024, 1, 1), counts=collections.defaultdict(list, a=[1]),
     loss=torch.nn.CrossEntropyLoss(), act=torch.nn.functional.gelu, keyed={Colour.RED: 1, 'b': 2},
-    settings=Settings(lr=1), names=Names(['a']), members={1, 2}, of=np.random.default_rng(0),
-    call=Getattr(),
+    settings=Settings(lr=1), members={1, 2}, of=np.random.default_rng(0), call=Getattr(),
 )  # fmt: skip
 
 
@@ -76,7 +71,7 @@ FOREIGN = dict(
 def test_foreign_objects_become_none_and_weights_are_read(tmp_path, name):
     content = dict(state_dict=dict(weight=torch.ones(2)), extra=[FOREIGN[name]])
     kept = dict(order=FOREIGN['order'], counts=dict(a=[1]), settings=dict(lr=1), members={1, 2})
-    kept |= dict(keyed=dict(b=2), names=['a'])
+    kept |= dict(keyed=dict(b=2))
     # Without an archive, torch stores the source of modules beside them.
     for zipped in (True, False)[: 1 if name == 'loss' else 2]:
         torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
@@ -97,12 +92,6 @@ def test_files_that_name_functions_of_python_are_refused(tmp_path, function):
     with pytest.raises(ValueError, match='not a file of weights only'):
         read_checkpoint(save(tmp_path, content))
     assert not (tmp_path / 'sprung').exists()
-
-
-def test_a_pickled_model_beside_other_tensors_is_named(tmp_path):
-    content = dict(model=torch.nn.Linear(2, 2), optimizer=dict(state={0: dict(a=torch.ones(2))}))
-    with pytest.raises(ValueError, match=r"holds no tensors.*\['model'\].*Python objects"):
-        read_checkpoint(save(tmp_path, content))
 
 
 @pytest.mark.parametrize('keys', ['model_state_dict', 'module', 'a.b', 'state.model.net'])
@@ -169,6 +158,26 @@ def test_a_state_dict_of_averages_is_preferred_to_the_raw_one_beside_it(tmp_path
     assert read_checkpoint(tmp_path / 'x.pth').state_dict.keys() == average.keys()
 
 
+@pytest.mark.parametrize('place', [['ema'], ['EMA', 'callbacks'], [], None])
+def test_a_list_of_averages_is_named_by_the_weights_beside_it(tmp_path, place):
+    raw, shadow = RAW.state_dict(), [value.detach() for value in AVERAGE.parameters()]
+    content = {'shadow_params': shadow, 'decay': 0.999}
+    if place is None:  # NeMo
+        content = dict(optimizer_states=[dict(exp_avg=[torch.ones(2)], ema=shadow)])
+    for key in place or ():
+        content = {key: content}
+    content |= dict(net=with_prefix(raw, 'module.'), epoch=1)
+    name, report = positions(tmp_path, content)
+    assert name == 'average' and "for the raw ones: prefix='raw.'" in report
+    assert positions(tmp_path, content, 'query')[0] == 'raw'
+    state = read_checkpoint(tmp_path / 'x.pth').state_dict
+    averages = AVERAGE.state_dict()
+    assert all(torch.equal(state[f'module.{key}'], averages[key]) for key in raw)
+    shadow.pop()
+    with pytest.raises(ValueError, match=rf'{len(shadow)} averages .* the {len(raw)} weights'):
+        read_checkpoint(save(tmp_path, content))
+
+
 @pytest.mark.parametrize(
     ('find', 'wrapped'),
     [
@@ -203,7 +212,10 @@ def test_other_files_are_named(tmp_path, kind):
         assert 'end is missing' not in str(error.value)
 
 
-def test_programs_and_zip_archives_are_named(tmp_path):
+def test_programs_archives_and_pickled_models_are_named(tmp_path):
+    content = dict(model=torch.nn.Linear(2, 2), optimizer=dict(state={0: dict(a=torch.ones(2))}))
+    with pytest.raises(ValueError, match=r"holds no tensors.*\['model'\].*Python objects"):
+        read_checkpoint(save(tmp_path, content))
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / 'x.pt')
     with pytest.raises(ValueError, match=r'TorchScript archive(.|\n)*torch\.jit\.load'):
         read_checkpoint(tmp_path / 'x.pt')
@@ -241,9 +253,8 @@ def test_folders_of_transformers_are_read_with_every_format_of_weights(tmp_path,
     assert torch.equal(backbone.state_dict['ln1.weight'], model.layernorm.weight)
     assert backbone.spec.num_heads == 3 and len(backbone.report.used) == 38
     (folder / name).unlink()
-    message = (
-        f'no checkpoint .*{name}' if sharded else r'without model\.safetensors or .*index\.json;'
-    )
+    message = r'without model\.safetensors or .*index\.json;'
+    message = f'no checkpoint .*{name}' if sharded else message
     with pytest.raises(FileNotFoundError, match=message):
         read_backbone(folder)
 

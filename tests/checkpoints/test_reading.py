@@ -13,14 +13,6 @@ from mmpatchmix.checkpoints.vit_spec import read_stated_spec
 def test_missing_damaged_and_empty_files(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
         read_checkpoint(tmp_path / 'none.pth')
-    for name in ('text.pth', 'text.safetensors'):
-        (tmp_path / name).write_text('not a checkpoint')
-        with pytest.raises(ValueError, match='damaged'):
-            read_checkpoint(tmp_path / name)
-    torch.save(dict(state_dict=dict(weight=torch.ones(1000))), tmp_path / 'whole.pth')
-    (tmp_path / 'half.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:2000])
-    with pytest.raises(ValueError, match='damaged'):
-        read_checkpoint(tmp_path / 'half.pth')
     (tmp_path / 'config.json').write_text('{"hidden_size": 24')
     save_file(dict(weight=torch.ones(2)), tmp_path / 'model.safetensors')
     with pytest.raises(ValueError, match=r'config\.json is damaged'):

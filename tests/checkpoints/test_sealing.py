@@ -1,5 +1,6 @@
 """Damage of checkpoints is detected, and the newest undamaged one is found."""
 
+import os
 import random
 import zipfile
 
@@ -76,3 +77,24 @@ def test_the_newest_good_one_is_found_with_and_without_last_checkpoint(tmp_path)
     for path in paths:
         path.write_bytes(b'PK')
     assert find_good_checkpoint(tmp_path)[0] is None
+
+
+def test_last_checkpoint_is_a_hint_that_a_later_file_with_more_iterations_overrides(tmp_path):
+    def save(name, iterations, time):
+        path = tmp_path / name
+        torch.save({'meta': {'iter': iterations}}, path)
+        seal(path)
+        os.utime(path, (time, time))
+        return path
+
+    save('epoch_1.pth', 5, time=10)
+    hinted = save('iter_8.pth', 8, time=20)
+    write_text(tmp_path / 'last_checkpoint', str(hinted))
+    newest = save('epoch_2.pth', 10, time=30)  # killed before last_checkpoint was written
+    assert find_good_checkpoint(tmp_path) == (newest, {})
+    newest.write_bytes(b'PK')
+    assert find_good_checkpoint(tmp_path) == (hinted, {newest: 'its end is missing'})
+    newest.unlink()
+    save('epoch_1.pth', 5, time=40)  # copied after iter_8.pth
+    save('epoch_3.pth', 15, time=15)  # of an earlier run, which was resumed from epoch_1.pth
+    assert find_good_checkpoint(tmp_path) == (hinted, {})

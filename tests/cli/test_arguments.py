@@ -25,13 +25,8 @@ from tests.engine.tiny_run import tiny_run_config
 
 
 def loaders(cfg):
-    return [
-        cfg.train_dataloader,
-        cfg.val_dataloader,
-        cfg.val_cfg.bank_dataloader,
-        cfg.test_dataloader,
-        cfg.test_cfg.bank_dataloader,
-    ]
+    banks = [cfg.val_cfg.bank_dataloader, cfg.test_cfg.bank_dataloader]
+    return [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader, *banks]
 
 
 @pytest.mark.parametrize('name', ['in1k', 'continue'])
@@ -49,19 +44,13 @@ def test_val_root_changes_the_evaluated_images_only(name):
         set_val_root(Config.fromfile('configs/patchmix_vit-digits.py'), '/my/val.csv')
 
 
-@pytest.mark.parametrize(
-    ('names', 'expected'),
-    [
-        ('a.tar', True),
-        ('a.tar pack.json shards-1.index.npz .lock b.tar', True),
-        ('', False),
-        ('a.tar n01440764', False),
-    ],
-)
-def test_folders_of_tar_files_are_recognised(tmp_path, names, expected):
-    for name in names.split():
+def test_folders_of_tar_files_are_recognised(tmp_path):
+    assert not holds_shards(str(tmp_path))
+    for name in ('a.tar', 'pack.json', 'shards-1.index.npz', '.lock'):
         (tmp_path / name).touch()
-    assert holds_shards(str(tmp_path)) == expected
+    assert holds_shards(str(tmp_path))
+    (tmp_path / 'n01440764').touch()
+    assert not holds_shards(str(tmp_path))
 
 
 def test_data_root_and_its_kind_reach_every_data_set():
@@ -124,9 +113,6 @@ def test_precision_leaves_a_wrapper_that_builds(tmp_path, flag, wrapper, expecte
     assert cfg.optim_wrapper.to_dict() == {**shared, **expected}
     built = Runner.from_cfg(cfg).build_optim_wrapper(cfg.optim_wrapper)
     assert built._accumulative_counts == 2
-
-
-def test_a_fixed_precision_is_refused():
     with pytest.raises(ValueError, match=r'--amp and --no-amp change .*ApexOptimWrapper'):
         set_precision(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), False)
 
@@ -177,6 +163,7 @@ def test_the_launcher_is_found_or_its_absence_refused(monkeypatch):
 def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
     (tmp_path / 'a.py').write_text(
         "load_from = '~/b.pth'\ntrain_dataloader = dict(dataset=dict(data_root='~/data', n='~'))\n"
+        "test_evaluator = [dict(ann_file=['~/d.json', 'e'], pairs=[('~/f', 1)])]\n"
     )
     monkeypatch.setenv('HOME', str(tmp_path))
     args = train.parse_args(['~/a.py', '--work-dir=~/run', '--resume', '~/c.pth'])
@@ -184,3 +171,5 @@ def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
     cfg = load_config(args)
     assert (cfg.load_from, cfg.work_dir) == (f'{tmp_path}/b.pth', f'{tmp_path}/run')
     assert cfg.train_dataloader.dataset == dict(data_root=f'{tmp_path}/data', n='~')
+    pairs = [(f'{tmp_path}/f', 1)]
+    assert cfg.test_evaluator == [dict(ann_file=[f'{tmp_path}/d.json', 'e'], pairs=pairs)]

@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 import mmpatchmix.registry  # noqa: F401
 from mmpatchmix.cli import benchmark
 from mmpatchmix.cli.benchmark import Speeds, make_step, measure, verdict, write_sample_photos
-from tests.calls import call
 from tests.engine.tiny_run import tiny_run_config
+from tests.faults.processes import run_ranks
 
 BATCH = 8
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_verdict(rates, setup, side, needed, parts):
 
 
 @pytest.fixture
-def scratch(monkeypatch):
+def scratch(tmp_path, monkeypatch):
     """A folder for temporary files, which must be empty at the end.
 
     Sockets of workers are created there; their paths are limited to 107 characters, which excludes
@@ -259,12 +259,12 @@ def test_synthetic_images_stand_for_imagenet(scratch, tmp_path, capfd):
     assert (figures['num_images'], figures['num_epochs']) == (1_281_167, 300)
 
 
-def test_two_ranks_measure_together_and_one_prints(scratch, digits):
-    options = ('--launcher', 'pytorch', '--seconds', 0.2, '--images', 1600, '--json')
-    command = ('bash', 'tools/torchrun.sh', 2, '-m', 'mmpatchmix', 'benchmark', digits, *options)
-    text = call(*command, TMPDIR=scratch)
-    figures = read_figures(text[: text.rindex('}') + 1])
+def test_two_ranks_measure_together_and_one_prints(scratch, digits, tmp_path):
+    options = ['--launcher', 'pytorch', '--seconds', '0.2', '--images', '1600', '--json']
+    first, other = run_ranks(tmp_path, benchmark.main, [str(digits), *options], TMPDIR=scratch)
+    figures = read_figures(first[: first.rindex('}') + 1])
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
+    assert '}' not in other
 
 
 def test_photos_are_distinct_reproducible_and_sized_like_imagenet(tmp_path):

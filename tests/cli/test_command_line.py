@@ -1,17 +1,16 @@
-"""The verbs train and test, and the shell tools on two ranks, two nodes and after a restart."""
+"""The verbs train and test, on two ranks too, and the shell tools after a restart."""
 
 import json
 import os
 import re
-import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from mmpatchmix.cli.main import main
-from tests.calls import call, environment
+from tests.calls import call
 from tests.engine.tiny_run import tiny_run_config
+from tests.faults.processes import run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,25 +68,9 @@ def test_offline_knn_equals_online_knn(config, work_dir, tmp_path, capsys):
     assert 'knn/top1' in capsys.readouterr().out
 
 
-def test_two_nodes_evaluate_as_one_rank(config, work_dir, tmp_path):
-    """NNODES, NODE_RANK, MASTER_ADDR and PORT, on loopback over gloo."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
-    command = ['bash', 'tools/dist_test.sh', config, work_dir / 'epoch_1.pth', '1']
-    nodes = [
-        subprocess.Popen(
-            [*map(str, command), '--work-dir', str(tmp_path)],
-            cwd=ROOT,
-            env=environment(NNODES=2, NODE_RANK=rank, MASTER_ADDR='127.0.0.1', PORT=port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    texts = [node.communicate(timeout=240)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], texts
+def test_two_ranks_evaluate_as_one(config, work_dir, tmp_path):
+    command = ['test', str(config), str(work_dir / 'epoch_1.pth'), '--launcher', 'pytorch']
+    texts = run_ranks(tmp_path, main, [*command, '--work-dir', str(tmp_path)])
     (top1,) = re.findall(r'^ +knn/top1 +([\d.]+)', texts[0], re.MULTILINE)
     assert float(top1) == pytest.approx(read_knn(work_dir), abs=1e-4)
     assert 'knn/top1 ' not in texts[1]

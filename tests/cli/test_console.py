@@ -60,17 +60,10 @@ import numpy, torch
 import mmengine.logging, mmengine.registry, mmpretrain.utils
 
 def state():
-    return (
-        list(warnings.filters),
-        warnings.showwarning,
-        mmengine.logging.print_log,
-        random.getstate(),
-        str(numpy.random.get_state()),
-        torch.get_rng_state().tolist(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        mmengine.registry.DefaultScope.get_current_instance(),
-    )
+    python = list(warnings.filters), warnings.showwarning, mmengine.logging.print_log
+    drawn = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    settings = torch.get_num_threads(), torch.get_default_dtype()
+    return *python, *drawn, *settings, mmengine.registry.DefaultScope.get_current_instance()
 
 before = state()
 import mmpatchmix.registry

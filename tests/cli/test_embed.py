@@ -1,4 +1,4 @@
-"""The verbs for unlabelled images: embed, neighbours, and evaluate and test without labels."""
+"""The verbs for unlabelled images: embed, neighbours, and evaluate without labels."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from mmpatchmix.cli import embed, evaluate, neighbours, test
+from mmpatchmix.cli import embed, evaluate, neighbours
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,19 +141,6 @@ def test_neighbours_of_named_images(run, embedded, capsys, tmp_path):
     assert np.array_equal(first, copy) and first.std() > 10  # the image and its copy, not blank
 
 
-def test_near_duplicates(embedded, tmp_path, capsys):
-    matrix = cosines(embedded)
-    others = [matrix[i, j] for i in range(6) for j in range(i) if (j, i) != (2, 4)]
-    threshold = (1 + max(others)) / 2
-    assert max(others) < threshold < matrix[2, 4]
-    command = [str(embedded), '--near-duplicates', f'{threshold:.8f}', '--out', str(tmp_path)]
-    neighbours.main(command)
-    ((first, second, cosine),) = read(tmp_path / 'near_duplicates.csv')
-    assert (first, second) == ('copy.jpg', 'dogs/2.jpg') and float(cosine) == pytest.approx(1)
-    assert '1 near-duplicates' in capsys.readouterr().out
-    assert (tmp_path / 'near_duplicates.png').is_file()
-
-
 def test_queries_of_another_embedding_which_is_written_first(run, embedded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the log goes to work_dirs/
     folder, _ = run
@@ -186,22 +173,19 @@ def test_wrong_arguments_are_refused(embedded, tmp_path):
             neighbours.main([str(folder), *arguments])
 
 
-def test_unlabelled_images_are_evaluated_and_tested(run, tmp_path, capsys):
+def test_unlabelled_images_are_evaluated(run, tmp_path, capsys):
     folder, _ = run
     # mmengine keeps loggers by name of the config and second.
-    for name in ('evaluate', 'test'):
-        (folder / f'{name}.py').write_text(f"_base_ = '{folder}/tiny.py'")
-    options = [str(folder / 'work'), '--data-root', str(folder / 'images'), '--workers', '0']
-    evaluate.main([str(folder / 'evaluate.py'), *options, '--work-dir', str(tmp_path / '1')])
-    assert [path.name for path in (tmp_path / '1/features').iterdir()] == ['bank.safetensors']
-    metrics = json.loads((tmp_path / '1/evaluation.json').read_text())['metrics']
+    (folder / 'evaluate.py').write_text(f"_base_ = '{folder}/tiny.py'")
+    evaluate.main([
+        str(folder / 'evaluate.py'), str(folder / 'work'), '--data-root', str(folder / 'images'),
+        '--workers', '0', '--work-dir', str(tmp_path),
+    ])  # fmt: skip
+    metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']
     assert not any('knn' in name or 'linear' in name for name in metrics)
+    # Bank and queries are the same images: their features are extracted once.
+    assert [path.name for path in (tmp_path / 'features').iterdir()] == ['bank.safetensors']
     assert 1 < metrics['geometry/rank_me'] <= 6 and metrics['geometry/lidar_images'] == 6
     assert 1 < metrics['geometry/lidar'] <= 5 and 0 < metrics['geometry/alignment'] < 4
     text = capsys.readouterr().out
     assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
-    test.main([str(folder / 'test.py'), *options, '--work-dir', str(tmp_path / '2')])
-    text = ''.join(path.read_text() for path in (tmp_path / '2').glob('*/*.log'))
-    assert 'no labels: RankMe, LiDAR and the like instead of kNN' in text
-    assert 'empty dict' not in text
-    assert 'geometry/rank_me' in capsys.readouterr().out

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmpatchmix.cli import stats
-from mmpatchmix.cli.arguments import set_data_root, set_val_root
+from mmpatchmix.cli.arguments import set_data_root
 from mmpatchmix.cli.check_run import check_run, run_one_step
 from mmpatchmix.cli.describe_run import describe_images, describe_run
 from mmpatchmix.cli.embed import set_images
@@ -17,6 +17,7 @@ from mmpatchmix.report.sheets import draw_views, save_picture, to_array
 from tests.cli.parts import build_parts, get_refusal
 from tests.datasets.any_images import as_npy, as_png, as_tiff, make_noise
 from tests.datasets.folders import PIPELINE, make_classes, make_folder
+from tests.datasets.shards import make_shards
 from tests.engine.tiny_run import tiny_run_config
 
 
@@ -42,14 +43,9 @@ def own_images_config(tmp_path, root, channels, size=16, values='0,4095'):
     images = dict(type='mmpatchmix.ImageFolder', data_root=str(root), _delete_=True)
     pack, test_pack = dict(type='mmpatchmix.PackViews'), dict(type='PackInputs')
     tested = dict(images, split='val', pipeline=[load, resize, test_pack], test_mode=True)
-    views = ('view_1', 'view_2', 'local_views')
-    preprocessor = dict(
-        mean=[20.0] * channels,
-        std=[20.0] * channels,
-        to_rgb=False,
-        patch_size=4,
-        augment={name: dict(type='mmpatchmix.ViewAugment') for name in views},
-    )
+    augment = dict(type='mmpatchmix.ViewAugment')
+    preprocessor = dict(mean=[20.0] * channels, std=[20.0] * channels, to_rgb=False, patch_size=4)
+    preprocessor['augment'] = dict.fromkeys(('view_1', 'view_2', 'local_views'), augment)
     cfg = tiny_run_config(tmp_path / 'run', num_images=None)
     cfg.merge_from_dict({
         'train_dataloader.dataset': dict(images, split='train', pipeline=[load, crops, pack]),
@@ -128,7 +124,7 @@ def folder_config(tmp_path, root, **train):
     return cfg
 
 
-def test_evaluation_images_that_are_trained_on_are_refused(tmp_path):
+def test_evaluation_of_trained_images_and_of_unknown_classes_is_refused(tmp_path):
     root = make_classes(tmp_path / 'images', 40)
     check_run(build_parts(folder_config(tmp_path, root)))
     num_val = len(ImageFolder(str(root), split='val'))
@@ -136,27 +132,14 @@ def test_evaluation_images_that_are_trained_on_are_refused(tmp_path):
     for options in (dict(labels=False), dict(split=None), same_folder):
         message = get_refusal(folder_config(tmp_path, root, **options))
         assert f'{num_val} of the {num_val} images of val_dataloader are trained on too' in message
-
-
-def test_lists_that_share_images_or_differ_in_classes_are_refused(tmp_path):
-    root = make_classes(tmp_path / 'images', 8)
-    paths = sorted(root.glob('*/*'))
-    lines = [f'images/{path.relative_to(root)},{path.parent.name}' for path in paths]
-    for name, rows in (('train', lines[::2]), ('val', lines[1::2]), ('both', lines)):
-        (tmp_path / f'{name}.csv').write_text('\n'.join(rows))
+    make_classes(root / 'train', 8)
+    make_classes(root / 'val', 4, ('ant', 'dog'))
+    message = get_refusal(folder_config(tmp_path, root))
+    assert 'has images of dog, and the classes of the training set' in message
+    make_shards(tmp_path / 'shards', 40, per_shard=20)  # with labels, but without names
     cfg = folder_config(tmp_path, root)
-    set_data_root(cfg, str(tmp_path / 'train.csv'))
-    set_val_root(cfg, str(tmp_path / 'val.csv'))
+    set_data_root(cfg, str(tmp_path / 'shards'))
     check_run(build_parts(cfg))
-    set_val_root(cfg, str(tmp_path / 'both.csv'))
-    assert '12 of the 24 images of val_dataloader are trained on too' in get_refusal(cfg)
-
-
-def test_classes_that_are_not_trained_on_are_refused_by_name(tmp_path):
-    make_classes(tmp_path / 'images/train', 8)
-    make_classes(tmp_path / 'images/val', 4, ('ant', 'dog'))
-    cfg = folder_config(tmp_path, tmp_path / 'images')
-    assert 'classes that are not trained on: dog. Rename' in get_refusal(cfg)
 
 
 def test_lost_depth_and_other_statistics_give_a_note(tmp_path):

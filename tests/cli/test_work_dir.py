@@ -23,13 +23,6 @@ def test_clearing_removes_the_run_only(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['.lock', 'notes.txt', 'photos']
 
 
-def test_a_failed_start_is_not_an_earlier_run(tmp_path):
-    write(tmp_path / '20260101/vis_data/config.py')
-    write(tmp_path / '20260101/20260101.log')
-    (tmp_path / '20260102/vis_data').mkdir(parents=True)
-    prepare_work_dir(tmp_path, overwrite=False)
-
-
 def test_a_work_dir_is_resolved_to_its_last_checkpoint_or_refused(tmp_path):
     file = tmp_path / 'work' / 'epoch_2.pth'
     file.parent.mkdir()

@@ -4,7 +4,6 @@ import os
 from datetime import timedelta
 
 import pytest
-import torch
 from mmengine.dist import init_dist, utils
 
 from mmpatchmix.compat import cpu_launcher
@@ -14,34 +13,19 @@ PLACE = dict(store='store', rank=1, world_size=2)
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Record calls of mmengine's launcher and of ``init_process_group``."""
+    """Record calls of mmengine's launcher."""
     calls = []
 
     def original(backend, init_backend='torch', **kwargs):
-        calls.append(('mmengine', backend, init_backend, kwargs))
-
-    def start(**kwargs):
-        calls.append(('ours', kwargs))
+        calls.append((backend, init_backend, kwargs))
 
     monkeypatch.setattr(utils, '_init_dist_pytorch', original)
     monkeypatch.setattr(cpu_launcher, 'open_store', lambda: 'store')
     for name, value in dict(RANK=1, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1').items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(torch.distributed, 'init_process_group', start)
     cpu_launcher.install()
     cpu_launcher.install()
     return calls
-
-
-def test_cpus_use_gloo_with_the_timeout_of_the_config(calls, monkeypatch):
-    monkeypatch.setattr(cpu_launcher, 'get_device', lambda: 'cpu')
-    init_dist('pytorch', backend='nccl', timeout=90)
-    init_dist('pytorch', backend='mpi')
-    timeout = timedelta(seconds=90)
-    assert calls == [
-        ('ours', dict(backend='gloo', timeout=timeout, **PLACE)),
-        ('ours', dict(backend='mpi', **PLACE)),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -53,14 +37,13 @@ def test_other_devices_and_backends_use_the_launcher_of_mmengine(
 ):
     monkeypatch.setattr(cpu_launcher, 'get_device', lambda: device)
     init_dist('pytorch', backend='nccl', init_backend=init, timeout=90)
-    assert calls == [('mmengine', 'nccl', init, dict(timeout=timedelta(seconds=90), **place))]
+    assert calls == [('nccl', init, dict(timeout=timedelta(seconds=90), **place))]
 
 
 @pytest.mark.parametrize(
     ('before', 'master', 'expected'),
     [
         ({}, '127.0.0.1', None),
-        ({}, 'no.such.host.invalid', None),
         (dict(GLOO_SOCKET_IFNAME='eth7'), '192.0.2.1', 'eth7'),
     ],
 )

@@ -71,6 +71,10 @@ def test_the_stack_imports_silently_for_the_command_line():
     assert (done.stdout, done.stderr) == ('', '')
 
 
+def test_the_models_are_imported_before_all_others():
+    run('from mmpatchmix.models.mixing import draw_groups')
+
+
 def test_modules_imported_before_get_the_missing_ops():
     """Without compiled ops, mmdet defines functions that raise in their place."""
     done = run(

@@ -149,17 +149,10 @@ def test_arrays_numbers_and_histories_are_restored(tmp_path):
     read['arrays'][0][0, 0] = 7  # its memory is writable
 
 
-@pytest.mark.parametrize(
-    'value',
-    [
-        np.array([{}, None], dtype=object),
-        np.zeros(2, dtype=[('pointer', object), ('number', 'i8')]),
-        np.zeros(2, dtype='V8'),
-    ],
-)
-def test_arrays_of_other_types_become_none_or_are_refused(tmp_path, value):
-    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(value=value)), tmp_path / 'x.pth')
+@pytest.mark.parametrize('kind', [object, [('pointer', object), ('number', 'i8')], 'V8'], ids=str)
+def test_arrays_of_other_types_become_none_or_are_refused(tmp_path, kind):
+    torch.save(dict(a=torch.ones(1), value=np.zeros(2, dtype=kind)), tmp_path / 'x.pth')
     try:
-        assert load_torch(tmp_path / 'x.pth')['meta']['value'] is None
+        assert load_torch(tmp_path / 'x.pth')['value'] is None
     except ValueError as error:
         assert 'x.pth is damaged' in str(error)  # structured dtypes are unknown

@@ -17,13 +17,9 @@ import yapf
 
 
 def start(cache):
-    return subprocess.Popen(
-        [sys.executable, '-c', CODE],
-        env=environment(XDG_CACHE_HOME=cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = environment(XDG_CACHE_HOME=cache)
+    return subprocess.Popen([sys.executable, '-c', CODE], env=env, **options)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from mmpretrain.registry import MODELS
 
 import mmpatchmix.models.vit  # noqa: F401
 from mmpatchmix.checkpoints import ViTSpec
-from mmpatchmix.cli.config_checks import check_config
 from mmpatchmix.convert.features import build_vit
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +42,15 @@ def test_recipe(kind, size, data):
         embed_dims=width, num_layers=12, num_heads=heads, feedforward_channels=4 * width
     )
     assert (backbone.img_size, backbone.patch_size) == (img_size, patch_size)
-    assert cfg.model.num_classes == num_classes
+    assert cfg.model.get('num_classes', 1000) == num_classes
     assert cfg.model.data_preprocessor.to_rgb == (data == 'in1k')  # CIFAR comes as RGB
     kinds = dict(in1k='mmpatchmix.ImageFolder', cifar10='CIFAR10', cifar100='CIFAR100')
     assert cfg.train_dataloader.dataset.type == kinds[data]
     resize, crop = cfg.val_dataloader.dataset.pipeline[-3:-1]
+    assert resize.type == 'mmpatchmix.ResizeEdge'
     assert resize.scale == img_size * 256 // 224 and resize.interpolation == 'bicubic'
     assert crop.type == 'CenterCrop' and crop.crop_size == img_size
     steps = [step.type for step in cfg.train_dataloader.dataset.pipeline]
-    check_config(cfg)
     assert '.checkpoint=' in Path(cfg.filename).read_text().split('_base_')[0]
     if kind == 'linear':
         assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 0)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmpatchmix.cli.config_checks import check_config
-from mmpatchmix.registry import MODELS
+from mmpatchmix.registry import MODELS, TRANSFORMS
 
 CONFIGS = sorted(Path('configs').glob('patchmix_*.py'))
 
@@ -64,12 +64,25 @@ def test_recipe_is_the_papers(name):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_model_builds_at_full_size(path):
     cfg = Config.fromfile(path)
-    check_config(cfg)
     with torch.device('meta'):  # shapes without memory
         model = MODELS.build(cfg.model)
-    widths = {'vit-t': 192, 'vit-s': 384, 'vit-b': 768, 'digits_plain': 64, 'vit-digits': 96}
-    widths |= {'vit-l': 1024, 'vit-h': 1280}
-    width = next(width for name, width in widths.items() if name in path.stem)
+    widths = {'t': 192, 's': 384, 'b': 768, 'l': 1024, 'h': 1280, 'digits': 96}
+    width = widths[path.stem.split('_')[1].removeprefix('vit-')]
+    width = 64 if path.stem == 'patchmix_vit-digits_plain' else width  # the demo's is smaller
     assert model.backbone.cls_token.shape == (1, 1, width)
     assert len(list(model.neck.children())) == 6 + 1  # three linear layers, three norms, ReLU
     assert not model.neck.bn2.affine and not model.head.predictor.bn1.affine
+
+
+def test_plain_recipe_changes_no_pixel_before_it_mixes():
+    cfg = Config.fromfile('configs/patchmix_vit-s_plain.py')
+    image = np.random.default_rng(0).random((224, 224, 5), np.float32) * 255
+    *_, crops, pack = (TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline)
+    views = pack(crops(dict(img=image)))['inputs']
+    assert set(views) == {'view_1', 'view_2'}
+    preprocessor = dict(cfg.model.data_preprocessor, mean=[0.0] * 5, std=[1.0] * 5)
+    preprocessor = MODELS.build(preprocessor)
+    batch = {name: view[None].repeat(4, 1, 1, 1) for name, view in views.items()}
+    inputs = preprocessor(dict(inputs=batch), training=True)['inputs']
+    for name in ('view_1', 'view_2'):
+        assert torch.equal(inputs[name][0], torch.from_numpy(image).permute(2, 0, 1))

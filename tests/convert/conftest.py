@@ -1,20 +1,13 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import mmpatchmix.registry  # noqa: F401  (prepares the stack)
 from mmpatchmix.convert.features import build_vit
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'checkpoints'))
+from tests.checkpoints.vits import SPEC, randomise
 
 
 @pytest.fixture
 def own(tmp_path):
     """A pre-training checkpoint of ours: query and momentum encoder differ."""
-    from vits import SPEC, randomise
-
     query, momentum = (randomise(build_vit(SPEC), seed).state_dict() for seed in (1, 2))
     state = {f'backbone.{key}': value for key, value in query.items()}
     state |= {f'momentum_encoder.backbone.{key}': value for key, value in momentum.items()}

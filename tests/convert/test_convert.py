@@ -4,11 +4,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from vits import SPEC, images, make_published_checkpoint, make_timm_vit
 
 from mmpatchmix.checkpoints import read_backbone
 from mmpatchmix.cli import convert
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
+from tests.checkpoints.vits import SPEC, make_published_checkpoint, make_timm_vit, save
 
 ENDINGS = dict(mmpretrain='.pth', mmdet='.pth', timm='.safetensors', transformers='')
 
@@ -33,59 +33,26 @@ def test_round_trips_are_exact(own, tmp_path, target):
     assert read_backbone(there).spec == SPEC
 
 
-def test_mmdet_file_loads_into_a_detection_backbone(own, tmp_path):
-    from mmpatchmix.models.detection import DetectionViT
-
-    convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
-    backbone = DetectionViT(
-        SPEC.arch,
-        out_indices=(0, 1),
-        img_size=16,
-        patch_size=4,
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')),
-    )
-    backbone.init_weights()
-    state = backbone.state_dict()
-    assert_same(state, {key: own[2][key] for key in state})
-    maps = backbone(images(32))
-    assert [tuple(one.shape) for one in maps] == [(3, 24, 8, 8)] * 2
-
-
-@pytest.mark.parametrize('fault', ['missing', 'unexpected', 'wrong shape'])
-def test_faulty_keys_are_named(tmp_path, fault):
-    path = tmp_path / 'faulty.pth'
-    prefix, name = 'momentum_encoder.', 'blocks.0.norm2.bias'
+def test_faulty_keys_are_named_as_in_the_file(tmp_path):
     content = make_published_checkpoint(make_timm_vit(), make_timm_vit(), wrapped=False)
-    state = content['state_dict']
-    if fault == 'missing':
-        del state[prefix + name]
-    elif fault == 'unexpected':
-        name = 'register_token'
-        state[prefix + name] = torch.ones(1, 1, 24)
-    else:
-        state[prefix + name] = torch.ones(25)
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=f'{fault}: {prefix}{name}'.replace('.', r'\.')):
-        convert_checkpoint(path, tmp_path / 'x.pth', 'mmdet', num_heads=3)
-    assert not (tmp_path / 'x.pth').exists()
+    del content['state_dict']['momentum_encoder.blocks.0.norm2.bias']
+    path = save(tmp_path, content)
+    with pytest.raises(ValueError, match=r'missing: momentum_encoder\.blocks\.0\.norm2\.bias'):
+        convert_checkpoint(path, tmp_path / 'y.pth', 'mmdet', num_heads=3)
+    assert not (tmp_path / 'y.pth').exists()
 
 
-def test_unknown_heads_are_an_error(tmp_path):
+def test_unknown_heads_are_an_error_and_assumed_ones_reported(tmp_path):
     torch.save(make_timm_vit().state_dict(), tmp_path / 'timm.pth')
     with pytest.raises(ValueError, match=r'Width 24 .* mmpatchmix convert .* --num-heads N'):
         read_backbone(tmp_path / 'timm.pth')
     with pytest.raises(ValueError, match='Width 24 with num_heads=5'):
         read_backbone(tmp_path / 'timm.pth', num_heads=5)
-
-
-@pytest.mark.parametrize(('layout', 'heads'), [('moco', 12), ('timm', 6)])
-def test_assumed_heads_are_reported(tmp_path, layout, heads):
     small = make_timm_vit(replace(SPEC, embed_dims=384, num_heads=6, feedforward_channels=1536))
-    content = small.state_dict() if layout == 'timm' else make_published_checkpoint(small, small)
-    torch.save(content, tmp_path / 'small.pth')
-    backbone = read_backbone(tmp_path / 'small.pth')
-    assert backbone.spec.num_heads == heads
-    assert f'assumed: num_heads={heads} (not in the file' in str(backbone.report)
+    for content, heads in ((small.state_dict(), 6), (make_published_checkpoint(small, small), 12)):
+        backbone = read_backbone(save(tmp_path, content))
+        assert backbone.spec.num_heads == heads
+        assert f'assumed: num_heads={heads} (not in the file' in str(backbone.report)
 
 
 def test_contradictions_between_weights_and_metadata_are_errors(own, tmp_path):
@@ -99,17 +66,17 @@ def test_contradictions_between_weights_and_metadata_are_errors(own, tmp_path):
 
 
 def test_different_features_are_refused_and_nothing_is_kept(own, tmp_path, monkeypatch):
+    value = 0.0
     monkeypatch.setattr(
         'mmpatchmix.convert.convert_checkpoint.features_of_file',
-        lambda *_: lambda x: x.new_zeros(len(x), 24),
+        lambda *_: lambda x: x.new_full((len(x), 24), value),
     )
     names = {'transformers': 'hf', 'mmdet': 'x.pth', 'torch-export': 'x.pt2'}
     for target, name in names.items():
         with pytest.raises(ValueError, match='not the same network'):
             convert_checkpoint(own[0], tmp_path / name, target)
         assert [path.name for path in tmp_path.iterdir()] == ['own.pth']
-    nan = lambda *_: lambda x: x.new_full((len(x), 24), float('nan'))  # noqa: E731
-    monkeypatch.setattr('mmpatchmix.convert.convert_checkpoint.features_of_file', nan)
+    value = float('nan')
     with pytest.raises(ValueError, match='differ by up to nan'):
         convert_checkpoint(own[0], tmp_path / 'x.pth', 'mmdet')
 
@@ -132,11 +99,9 @@ def test_invalid_arguments_are_refused(own, tmp_path):
 
 def test_a_missing_momentum_encoder_is_reported(own, tmp_path):
     content = torch.load(own[0])
-    content['state_dict'] = {
-        key: value for key, value in content['state_dict'].items() if 'momentum' not in key
-    }
-    torch.save(content, tmp_path / 'tiny.pth')
-    backbone = read_backbone(tmp_path / 'tiny.pth')
+    for key in [key for key in content['state_dict'] if 'momentum' in key]:
+        del content['state_dict'][key]
+    backbone = read_backbone(save(tmp_path, content))
     assert_same(backbone.state_dict, own[1])
     assert 'the file has no momentum encoder' in str(backbone.report)
 

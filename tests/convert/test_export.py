@@ -13,14 +13,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
-from vits import SPEC, images, randomise
 
 from mmpatchmix.checkpoints import read_backbone
 from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models.load_backbone import load_backbone
-from mmpatchmix.models.vit import PatchMixViT
+from tests.checkpoints.vits import SPEC, images, randomise
 
 CFG = """
 model = dict(
@@ -53,7 +52,7 @@ def run_torch(path, pixels):
     ('target', 'name', 'run', 'size'),
     [('onnx', 'x.onnx', run_onnx, 32), ('torch-export', 'x.pt2', run_torch, 16)],
 )
-def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run, size):
+def test_programs_give_the_features_of_the_vit(own, tmp_path, monkeypatch, target, name, run, size):
     path, _, momentum = own
     conversion = convert_checkpoint(path, tmp_path / name, target, img_size=size)
     assert conversion.target_difference < 1e-4
@@ -69,20 +68,9 @@ def test_programs_give_the_features_of_the_vit(own, tmp_path, target, name, run,
     assert said['input'] == f'float32 (N, 3, {size}, {size})'
     with pytest.raises(FileExistsError, match='exists already'):
         convert_checkpoint(path, tmp_path / name, target)
-
-
-def test_missing_packages_are_named(own, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install .mmpatchmix\[export\]'):
-        convert_checkpoint(own[0], tmp_path / 'x.onnx', 'onnx')
-
-
-def test_preprocessing_is_read_from_the_config(own, tmp_path):
-    assert read_preprocessing(dict(cfg=CFG), 16) == (OURS, '')
-    assert read_preprocessing(dict(cfg=CFG.replace('ResizeEdge', 'Other')), 16)[0].resize == 16
-    assumed, note = read_preprocessing({}, 224)
-    assert (assumed.resize, assumed.mean[0]) == (256, 123.675) and 'ImageNet' in note
-    assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
+        convert_checkpoint(path, tmp_path / 'y.onnx', 'onnx')
 
 
 def test_a_program_of_five_channels_describes_them(tmp_path):
@@ -111,12 +99,16 @@ test_dataloader = dict(dataset=dict(pipeline=[
         convert_checkpoint(tmp_path / 'own.pth', tmp_path / 'x.safetensors', 'timm')
 
 
-def test_preprocessing_survives_conversions(own, tmp_path):
+def test_preprocessing_is_read_from_the_config_and_survives_conversions(own, tmp_path):
     content = torch.load(own[0])
     arch = content['meta']['cfg'][len('model = dict(') : -1]
     content['meta']['cfg'] = CFG.replace("backbone=dict(type='mmpatchmix.PatchMixViT')", arch)
     torch.save(content, tmp_path / 'ours.pth')
     assert read_backbone(tmp_path / 'ours.pth').preprocessing == OURS
+    assert OURS.to(32) == Preprocessing(40, 32, OURS.mean, OURS.std)
+    assert read_preprocessing(dict(cfg=CFG.replace('ResizeEdge', 'Other')), 16)[0].resize == 16
+    assumed, note = read_preprocessing({}, 224)
+    assert (assumed.resize, assumed.mean[0]) == (256, 123.675) and 'ImageNet' in note
     for target, name in (('timm', 'x.safetensors'), ('mmdet', 'x.pth'), ('transformers', 'hf')):
         convert_checkpoint(tmp_path / 'ours.pth', tmp_path / name, target)
         assert read_backbone(tmp_path / name).preprocessing == OURS
@@ -180,10 +172,9 @@ def test_the_eps_of_transformers_is_kept_and_reported(hub_folder, tmp_path):
 
 
 def test_another_eps_in_the_model_is_reported(hub_folder):
-    arch = dict(img_size=16, patch_size=4, arch=SPEC.arch)
-    report = load_backbone(PatchMixViT(**arch), hub_folder[0])
+    report = load_backbone(build_vit(SPEC), hub_folder[0])
     assert 'LayerNorm adds 1e-06 to the variance, as in the model, and not 1e-12' in str(report)
-    same = PatchMixViT(**arch, norm_cfg=dict(type='LN', eps=1e-12))
+    same = build_vit(replace(SPEC, norm_eps=1e-12))
     assert 'LayerNorm' not in str(load_backbone(same, hub_folder[0]))
     config = json.loads((hub_folder[0] / 'config.json').read_text())
     config.pop('layer_norm_eps', None)
@@ -191,21 +182,16 @@ def test_another_eps_in_the_model_is_reported(hub_folder):
     assert read_backbone(hub_folder[0]).spec.norm_eps == 1e-12  # the default of transformers
 
 
-# -- the model card, whose code is executed
-
-
-@pytest.fixture
-def card(own, tmp_path, monkeypatch):
-    path, _, _ = own
+def test_the_card_contains_the_metadata_and_code_that_computes_the_features(
+    own, tmp_path, monkeypatch
+):
+    path, _, momentum = own
     content = torch.load(path)
     content['meta'] |= dict(epoch=80, iter=880, time='20260101_000000')
     torch.save(content, path)
     monkeypatch.chdir(tmp_path)
     convert_checkpoint(path, 'my-vit', 'transformers')
-    return (tmp_path / 'my-vit' / 'README.md').read_text()
-
-
-def test_the_card_contains_the_metadata(card):
+    card = (tmp_path / 'my-vit' / 'README.md').read_text()
     _, header, text = card.split('---\n', 2)
     header = yaml.safe_load(header)
     assert header['library_name'] == 'transformers' and 'license' not in header
@@ -215,9 +201,6 @@ def test_the_card_contains_the_metadata(card):
     ):  # fmt: skip
         assert line in text, line
     assert 'the licence of the weights' in text and '{' not in text
-
-
-def test_its_code_computes_the_features_of_the_source(card, own, tmp_path):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (18, 18, 3), dtype=np.uint8)  # resized to 18, cut to 16
     Image.fromarray(image).save('image.jpg', quality=100)
@@ -225,10 +208,10 @@ def test_its_code_computes_the_features_of_the_source(card, own, tmp_path):
     names = {}
     exec(code, names)
     vit = build_vit(SPEC)
-    vit.load_state_dict(own[2])
+    vit.load_state_dict(momentum)
     pixels = torch.from_numpy(np.array(Image.open('image.jpg'))).permute(2, 0, 1).float()
-    preprocessing = Preprocessing(18, 16)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    imagenet = Preprocessing(18, 16)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (imagenet.mean, imagenet.std))
     with torch.no_grad():
         expected = vit(((pixels - mean) / std)[None, :, 1:17, 1:17])[-1]
     assert torch.allclose(names['features'], expected, atol=1e-4)

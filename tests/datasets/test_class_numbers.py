@@ -42,14 +42,6 @@ def test_a_class_without_validation_images_keeps_the_numbers(root, train, val):
     assert list_labels(val) == [2 * label for label in before]
 
 
-def test_one_root_is_numbered_by_its_training_folder(tmp_path):
-    make_classes(tmp_path / 'train', 2, ('ant', 'bee', 'cow'))
-    make_classes(tmp_path / 'val', 1, ('bee', 'cow'))
-    train, val = (ImageFolder(str(tmp_path), split=split) for split in ('train', 'val'))
-    adopt_classes(val, train.metainfo)
-    assert list_labels(val) == [1, 2] and val.img_prefix == str(tmp_path / 'val')
-
-
 def test_the_training_set_labels_a_single_class_and_no_flat_folder(tmp_path):
     train = ImageFolder(str(make_classes(tmp_path / 'tr', 2)))
     make_folder(tmp_path / 'va', 'cow/1.jpg', 'cow/deep/2.jpg')

@@ -1,7 +1,6 @@
 """COCO files that do not fit config, images or heads are refused; unreadable images are skipped."""
 
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,16 +12,13 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmpatchmix.datasets import coco_files
-from mmpatchmix.datasets.coco_files import check_coco_files, check_entries
+from mmpatchmix.datasets.coco_files import check_coco_files
 
 NO_ENTRIES = json.dumps(dict(images=[], categories=[], annotations=[]))
 CLASSES = ['red', 'traffic light', '2']
 OTHER_ORDER = ['traffic light', 'red', '2']
-MASKS = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs'),
-]
+LOAD = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+MASKS = [dict(type='LoadImageFromFile'), LOAD, dict(type='PackDetInputs')]
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +43,9 @@ def root(tmp_path):
 
 
 def annotation(number, image_id, category):
-    return {
-        'id': number,
-        'image_id': image_id,
-        'category_id': 3 * category + 1,
-        'bbox': [4, 5, 10, 12],
-        'area': 120,
-        'iscrowd': 0,
-        'segmentation': [[4, 5, 14, 5, 14, 17, 4, 17]],
-    }
+    ids = dict(id=number, image_id=image_id, category_id=3 * category + 1)
+    polygons = [[4, 5, 14, 5, 14, 17, 4, 17]]
+    return ids | dict(bbox=[4, 5, 10, 12], area=120, iscrowd=0, segmentation=polygons)
 
 
 def change(root, split, edit):
@@ -67,15 +57,9 @@ def change(root, split, edit):
 
 def config(root, kind='mmpatchmix.CocoDataset', classes=CLASSES, heads=(3, 3)):
     def loader(split):
-        dataset = dict(
-            type=kind,
-            data_root=str(root),
-            ann_file=f'{split}.json',
-            data_prefix=dict(img=f'{split}/'),
-            pipeline=MASKS,
-            test_mode=split == 'val',
-            filter_cfg=dict(filter_empty_gt=True, min_size=8),
-        )
+        dataset = dict(type=kind, data_root=str(root), ann_file=f'{split}.json', pipeline=MASKS)
+        dataset |= dict(data_prefix=dict(img=f'{split}/'), test_mode=split == 'val')
+        dataset['filter_cfg'] = dict(filter_empty_gt=True, min_size=8)
         if classes:
             dataset['metainfo'] = dict(classes=classes)
         if split == 'train':
@@ -110,9 +94,6 @@ def refusal(cfg):
     return str(caught.value)
 
 
-# Classes
-
-
 @pytest.mark.parametrize('kind', ['mmpatchmix.CocoDataset', 'CocoDataset'])
 @pytest.mark.parametrize('classes', [['red', 'Traffic light', '2'], OTHER_ORDER, None, 'red'])
 def test_other_classes_are_refused_with_those_to_set(root, kind, classes):
@@ -124,13 +105,10 @@ def test_other_classes_are_refused_with_those_to_set(root, kind, classes):
 
 def test_data_equal_those_of_mmdet(root):
     change(root, 'train', lambda data: data.update(annotations=data['annotations'][:-2]))
-    ours, upstream = (
-        build(config(root, kind), 'train') for kind in ('mmpatchmix.CocoDataset', 'CocoDataset')
-    )
+    kinds = ('mmpatchmix.CocoDataset', 'CocoDataset')
+    ours, upstream = (build(config(root, kind), 'train') for kind in kinds)
     assert len(ours) == len(upstream) == 5  # the last image has no objects
-    assert [ours.get_data_info(n) for n in range(5)] == [
-        upstream.get_data_info(n) for n in range(5)
-    ]
+    assert all(ours.get_data_info(n) == upstream.get_data_info(n) for n in range(5))
 
 
 def test_classes_may_be_a_part_of_the_categories(root):
@@ -141,21 +119,13 @@ def test_classes_may_be_a_part_of_the_categories(root):
     assert labels.tolist() == [0]  # the other object is a traffic light
 
 
-def test_different_classes_of_training_and_evaluation_are_refused(root):
+def test_other_classes_of_evaluation_and_heads_are_refused(root):
     cfg = config(root)
     cfg.val_dataloader.dataset.metainfo.classes = ['red', 'traffic light']
     names = '3 classes (red, traffic light, 2) and val_dataloader 2 classes (red, traffic light)'
     assert names in refusal(cfg)
-
-
-@pytest.mark.parametrize('heads', [(80, 3), (2, 80)])
-def test_num_classes_of_every_head_is_compared(root, heads):
-    message = refusal(config(root, heads=heads))
-    for name, num in zip(('bbox_head', 'mask_head'), heads, strict=True):
-        assert (f'model.roi_head.{name}.num_classes={num}' in message) == (num != 3)
-
-
-# Annotations
+    message = refusal(config(root, heads=(3, 80)))
+    assert 'model.roi_head.mask_head.num_classes=80' in message and 'bbox_head' not in message
 
 
 def edit_first(**values):
@@ -175,9 +145,7 @@ FAULTS = [
     ('train', edit_first(segmentation=None), 'lack segmentation'),
     ('train', edit_first(segmentation=[4, 5, 14, 5, 14, 17]), 'lack segmentation'),
     ('train', edit_first(segmentation={'size': [40, 30], 'counts': [0, 1200]}), 'RLE of another'),
-    ('train', edit_first(segmentation={'size': [30, 40]}), 'RLE of another size'),
     ('train', edit_first(bbox=None, area=None), 'lack area, bbox'),
-    ('train', edit_first(bbox=[1, 2, 3]), 'not finite numbers'),
     ('train', edit_first(bbox=[1, 2, 3, float('nan')]), 'not finite numbers'),
     ('train', edit_first(bbox=[1, 2, 3, '4']), 'not finite numbers'),
     ('train', edit_first(category_id=0), 'category_id that is not listed'),
@@ -191,29 +159,21 @@ FAULTS = [
 def test_faulty_annotations_are_named_by_id(root, kind, split, edit, message):
     change(root, split, edit)
     text = refusal(config(root, kind))
-    assert f'{split}.json has faulty entries' in text
-    assert '\n  1 annotations' in text
-    assert message in text
-    assert text.endswith(': id 10')
+    assert f'{split}.json has faulty entries' in text and '\n  1 annotations' in text
+    assert message in text and text.endswith(': id 10')
 
 
-@pytest.mark.parametrize(
-    ('edit', 'message'),
-    [
-        (edit_first(bbox=[50, 5, 10, 12]), 'no area inside of a listed image'),
-        (edit_first(bbox=[4, 5, 0, 12]), 'no area inside of a listed image'),
-        (edit_first(area=0), 'no area inside of a listed image'),
-        (edit_first(image_id=77), 'no area inside of a listed image'),
-        (FEW_POINTS, 'fewer than three points'),
-    ],
-)
-def test_annotations_that_mmdet_leaves_out_are_counted(root, edit, message, monkeypatch):
+NO_AREA = [edit_first(bbox=[50, 5, 10, 12]), edit_first(area=0), edit_first(image_id=77)]
+
+
+@pytest.mark.parametrize('edit', [*NO_AREA, FEW_POINTS])
+def test_annotations_that_mmdet_leaves_out_are_counted(root, edit, monkeypatch):
     change(root, 'train', edit)
     lines = []
     monkeypatch.setattr(coco_files.MMLogger, 'info', lambda _, text: lines.append(text))
     check_coco_files(make_runner(config(root)))
-    assert message in lines[0]
-    assert lines[0].endswith(': id 10')
+    reason = 'fewer than three points' if edit is FEW_POINTS else 'no area inside of a listed image'
+    assert reason in lines[0] and lines[0].endswith(': id 10')
 
 
 def test_boxes_need_neither_segmentation_nor_iscrowd(root):
@@ -223,20 +183,13 @@ def test_boxes_need_neither_segmentation_nor_iscrowd(root):
     check_coco_files(make_runner(cfg))
 
 
-@pytest.mark.parametrize('part', ['images', 'annotations'])
-def test_repeated_ids_are_refused(root, part):
-    change(root, 'train', lambda data: data[part].append(dict(data[part][2])))
-    number = dict(images=2, annotations=10)[part]
-    assert f'2 {part} have the id of another one: id {number}' in refusal(config(root))
-
-
-@pytest.mark.parametrize('text', ['{"images": [', '[]', NO_ENTRIES])
-def test_files_that_hold_no_annotations_are_refused(root, text):
-    (root / 'train.json').write_text(text)
-    assert str(root / 'train.json') in refusal(config(root))
-
-
-# Images
+def test_repeated_ids_and_files_without_annotations_are_refused(root):
+    for part, number in (('images', 2), ('annotations', 10)):
+        change(root, 'train', lambda data, part=part: data[part].append(dict(data[part][2])))
+        assert f'2 {part} have the id of another one: id {number}' in refusal(config(root))
+    for text in ('{"images": [', '[]', NO_ENTRIES):
+        (root / 'train.json').write_text(text)
+        assert str(root / 'train.json') in refusal(config(root))
 
 
 def test_recorded_size_is_compared_with_the_decoded_image(root):
@@ -259,16 +212,11 @@ def build(cfg, split):
     return DATASETS.build(dataset.get('dataset', dataset))
 
 
-def test_unreadable_images_are_skipped_in_training(root):
-    for number in range(3):
-        (root / f'train/{number}.jpg').write_bytes(b'no image')
-    dataset = build(config(root), 'train')
-    assert {dataset[n]['data_samples'].img_id for n in range(6)} <= {3, 4, 5}
-    assert dataset.num_unreadable == 3
-
-
-def test_objects_of_an_unreadable_image_count_as_missed_in_the_evaluation(root):
-    (root / 'val/0.jpg').write_bytes(b'no image')
+def test_an_unreadable_image_is_skipped_in_training_and_its_objects_missed_in_evaluation(root):
+    for split in ('train', 'val'):
+        (root / f'{split}/0.jpg').write_bytes(b'no image')
+    trained = build(config(root), 'train')
+    assert trained[0]['data_samples'].img_id != 0 and trained.num_unreadable == 1
     dataset = build(config(root), 'val')
     samples = [dataset[n] for n in range(2)]
     assert [each['data_samples'].img_id for each in samples] == [0, 1]
@@ -285,13 +233,3 @@ def test_objects_of_an_unreadable_image_count_as_missed_in_the_evaluation(root):
         metric.process({}, [sample['data_samples'].to_dict() | {'pred_instances': pred}])
     precision = metric.evaluate(2)['coco/bbox_mAP']
     assert precision == pytest.approx(0.505, abs=0.001)  # recall 1/2: 51 of 101 points
-
-
-def test_a_million_annotations_are_checked_in_seconds():
-    images = [{'id': n, 'file_name': '', 'width': 40, 'height': 30} for n in range(10_000)]
-    annotations = [annotation(n, n % 10_000, n % 3) for n in range(50_000)]
-    categories = [{'id': 3 * n + 1} for n in range(3)]
-    data = dict(images=images, annotations=annotations, categories=categories)
-    began = time.process_time()
-    assert check_entries(data, 'train.json', with_mask=True, evaluates=True) == ''
-    assert time.process_time() - began < 0.5  # a twentieth of a million; 3.7 s per million

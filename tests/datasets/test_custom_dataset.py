@@ -1,4 +1,4 @@
-"""CustomDataset: annotation files, LMDB and remote images, with unreadable ones skipped."""
+"""CustomDataset: lists of images in LMDB and remote ones, with missing ones skipped."""
 
 import lmdb
 import pytest
@@ -7,7 +7,6 @@ from mmengine.fileio import LocalBackend, register_backend
 from torch.utils.data import DataLoader
 
 from mmpatchmix.datasets import CustomDataset, LoadMultiCrop
-from tests.datasets.folders import PIPELINE, make_folder
 from tests.datasets.shards import encode_image
 
 
@@ -55,16 +54,3 @@ def test_images_of_an_lmdb_and_a_remote_backend_and_missing_keys(tmp_path):
     assert dataset.num_unreadable == 1
     with pytest.raises(OSError, match=r'there is no b\.png in .*images\.lmdb'):
         LoadMultiCrop(backend_args=backend_args)({'img_path': 'b.png'})
-
-
-def test_annotation_files_with_an_unreadable_image(tmp_path):
-    names = [f'{number}.jpg' for number in range(20)]
-    make_folder(tmp_path / 'photos', *names)
-    (tmp_path / 'photos/3.jpg').write_bytes(b'')
-    lines = (f'{name} {number % 2}' for number, name in enumerate(names))
-    (tmp_path / 'train.txt').write_text('\n'.join(lines))
-    settings = dict(data_root=str(tmp_path), ann_file='train.txt', data_prefix='photos')
-    dataset = CustomDataset(**settings, pipeline=PIPELINE)
-    assert [dataset.get_data_info(n)['gt_label'] for n in range(4)] == [0, 1, 0, 1]
-    assert dataset.prepare_data(0) is not None
-    assert dataset.prepare_data(3) is None and dataset.num_unreadable == 1

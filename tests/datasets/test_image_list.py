@@ -87,20 +87,17 @@ def test_without_splits_names_decide_as_in_a_folder(folder):
     assert set(list_labels(listed)) == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
+def test_incomplete_lists_are_refused_with_their_line(folder):
+    for text, message in (
         ('path,label\n', 'names no image'),
         ('ant/1.jpg,x\nant/2.jpg\n', 'line 2 of .* has no label in column 2: fill it in'),
         ('ant/1.jpg,x,val\nant/2.jpg,x,some\n', "line 2 of .* has the split 'some' in column 3; "),
         ('path,label\nant/1.jpg,x\n,y\n', r'line 3 of .* has no path in column 1 \(path\)'),
         ('path,split\nant/1.jpg,a', r"line 2 .* split 'a' in column 2 \(split\); it must be"),
         ('path\nno.jpg\n', r"such as column 1 of line 2, 'no\.jpg'\. Paths are relative to the"),
-    ],
-)
-def test_incomplete_lists_are_refused_with_their_line(folder, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_image_list(write(folder, text))
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_image_list(write(folder, text))
 
 
 def test_lists_that_contradict_the_arguments_are_refused(folder):
@@ -145,9 +142,6 @@ def test_columns_of_splits_are_used_by_many_names(folder, column, values):
     assert list_names(train) == [NAMES[0], NAMES[2]] and list_names(val) == [NAMES[1], NAMES[3]]
     note = f'paths 3 (file), labels 4 (category), splits 2 ({column}); not used: 1 (weight) '
     assert train.understood['columns'].startswith(note)
-
-
-def test_numbered_folds_are_named_as_not_used(folder):
     lines = [f'{name},{number % 2}' for number, name in enumerate(NAMES)]
     dataset = ImageFolder(write(folder, '\n'.join(['path,fold', *lines])), split='train')
     assert len(dataset) == 4 and '; not used: 2 (fold) (name' in dataset.understood['columns']

@@ -24,9 +24,6 @@ def load(tmp_path, content: bytes, name: str = 'a.tif', **settings) -> np.ndarra
     return img
 
 
-# Values
-
-
 @pytest.mark.parametrize('write', [as_png, as_tiff, as_npy])
 def test_12_bits_keep_their_levels_up_to_the_network(tmp_path, write):
     levels = make_levels(4081)
@@ -37,12 +34,9 @@ def test_12_bits_keep_their_levels_up_to_the_network(tmp_path, write):
     batch = default_collate([PackViews().transform(crops)] * 2)
     assert batch['inputs']['view_1'].shape == (2, 64, 64, 1)
     off = dict(color_jitter=None, grayscale_prob=0, blur_prob=0, flip_prob=0)
-    preprocessor = PatchMixDataPreprocessor(
-        mean=[100.0],
-        std=[50.0],
-        to_rgb=False,
-        augment=dict(view_1=dict(type='mmpatchmix.ViewAugment', **off)),
-    )
+    augment = dict(view_1=dict(type='mmpatchmix.ViewAugment', **off))
+    settings = dict(mean=[100.0], std=[50.0], to_rgb=False)
+    preprocessor = PatchMixDataPreprocessor(**settings, augment=augment)
     inputs = preprocessor(batch, training=True)['inputs']
     for name in ('view_1', 'view_2'):  # augmented, and not
         seen = inputs[name][0, 0]
@@ -52,9 +46,8 @@ def test_12_bits_keep_their_levels_up_to_the_network(tmp_path, write):
 
 
 def test_ends_of_each_kind_of_range(tmp_path):
-    assert np.array_equal(
-        load(tmp_path, as_png(make_noise((9, 9, 3))), 'a.png'), make_noise((9, 9, 3))
-    )
+    noise = make_noise((9, 9, 3))
+    assert np.array_equal(load(tmp_path, as_png(noise), 'a.png'), noise)
     img = load(tmp_path, as_tiff(FIVE, photometric='minisblack', planarconfig='contig'), channels=5)
     np.testing.assert_allclose(img, FIVE * (255 / 65535), rtol=1e-6)
     signed = np.array([[-32768, 0, 32767]], np.int16)
@@ -79,27 +72,17 @@ def test_percentiles_are_those_of_each_channel(tmp_path):
     assert (img == 0).any() and (img == 255).any()
 
 
-# What does not fit
-
-
-@pytest.mark.parametrize(
-    ('values', 'settings', 'reason'),
-    [
+def test_images_that_do_not_fit_are_refused_by_name(tmp_path):
+    for values, settings, reason in (
         (FIVE, dict(channels=3), '5 channels of 40 x 50 pixels, the config says channels=3'),
         (FIVE.transpose(2, 0, 1), dict(channels=5), '50 channels of 5 x 40 pixels'),
         (FIVE, dict(channels=5, value_range=(0, 1023)), r'values from \d+ to 409\d, the config'),
         (FIVE.astype('f4'), dict(channels=5), r'float32 values.*\(low, high\)'),
         (np.full((4, 4), np.nan), dict(channels=1, value_range=(0, 1)), 'NaN or infinite'),
-        (
-            np.zeros((4, 4)),
-            dict(channels=1, value_range=('percentile', 1, 99)),
-            'percentiles 1 and 99 of channel 0 are both 0',
-        ),
-    ],
-)
-def test_images_that_do_not_fit_are_refused_by_name(tmp_path, values, settings, reason):
-    with pytest.raises(UnfitImageError, match=rf'{reason}.*a\.tif'):
-        load(tmp_path, as_npy(values), **settings)
+        (np.zeros((4, 4)), dict(channels=1, value_range='percentile,1,99'), 'channel 0 are both 0'),
+    ):
+        with pytest.raises(UnfitImageError, match=rf'{reason}.*a\.tif'):
+            load(tmp_path, as_npy(values), **settings)
 
 
 @pytest.mark.parametrize('value', ['floats', (1, 1), (1, 2, 3), ('percentile', -1, 50), None])
@@ -110,9 +93,6 @@ def test_wrong_settings_are_refused(value):
         LoadAnyImage(channels=0)
     assert parse_value_range('0,4095') == parse_value_range([0, 4095]) == ('given', 0.0, 4095.0)
     assert parse_value_range('percentile, 1, 99') == ('percentile', 1.0, 99.0)
-
-
-# Crops
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 5])

@@ -30,9 +30,6 @@ class NoImages(SkipUnreadable):
         return [{'img_path': f'{number}.jpg'} for number in range(self.num_files)]
 
 
-# The count
-
-
 @pytest.mark.parametrize(
     ('num_files', 'share', 'limit'),
     [(399, 0.01, 3), (400, 0.01, 4), (50, 0.0, 0), (50, 0.5, 25)],  # three are always allowed
@@ -64,9 +61,6 @@ def test_warns_about_the_first_few_files_once_each(monkeypatch):
     assert ['not logged' in record for record in records] == [False] * 4 + [True]
 
 
-# Through data loaders
-
-
 def list_unreadable(dataset) -> list[str]:
     numbers = dataset._is_unreadable.nonzero()[:, 0].tolist()
     return [dataset.get_data_info(number)['img_path'] for number in numbers]
@@ -79,14 +73,9 @@ def spoil(path: Path, how: str) -> None:
 
 def load_epoch(dataset, num_workers: int) -> list[str]:
     """Paths of an epoch's samples; two epochs' worth of persistent workers."""
-    loader = DataLoader(
-        dataset,
-        batch_size=8,
-        sampler=DefaultSampler(dataset, shuffle=not dataset.test_mode),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=default_collate,
-    )
+    sampler = DefaultSampler(dataset, shuffle=not dataset.test_mode)
+    options = dict(num_workers=num_workers, persistent_workers=num_workers > 0)
+    loader = DataLoader(dataset, 8, sampler=sampler, collate_fn=default_collate, **options)
     try:
         for _ in range(2):
             paths = [sample.img_path for batch in loader for sample in batch['data_samples']]

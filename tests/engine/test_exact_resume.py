@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils._pytree import tree_map
 
 from mmpatchmix.cli.arguments import set_epochs
+from mmpatchmix.datasets import Digits
 from mmpatchmix.engine.exact_order import (
     WORKER_SECONDS,
     ExactSampler,
@@ -208,6 +210,19 @@ def test_a_sample_depends_on_seed_epoch_and_index_only():
     index = pickle.loads(pickle.dumps(SampleIndex(3, 7, 2)))
     assert (index, index.seed, index.epoch) == (3, 7, 2)
     assert samples.metainfo is Noise.metainfo
+
+
+def test_hooks_of_mmpretrain_and_mmdet_switch_the_pipeline_of_the_training_set():
+    from mmpretrain.engine import SwitchRecipeHook
+
+    dataset = Digits(indices=3)  # built before, as mmengine permits
+    runner = SimpleNamespace(train_loop=SimpleNamespace(dataloader=SimpleNamespace()))
+    runner.train_loop.dataloader.dataset = samples = SeededSamples(dataset)
+    SwitchRecipeHook._switch_train_pipeline(runner, lambda sample: sample['gt_label'])
+    assert samples[0] == dataset.get_data_info(0)['gt_label']
+    samples.pipeline = lambda sample: 'switched again'  # as mmdet's PipelineSwitchHook does
+    assert samples[0] == dataset[0] == 'switched again'
+    assert pickle.loads(pickle.dumps(SeededSamples(dict(type=Noise)))).metainfo is Noise.metainfo
 
 
 def test_a_batch_over_all_ranks_has_the_same_samples_on_any_number_of_ranks():

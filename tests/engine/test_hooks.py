@@ -18,14 +18,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys(tmp_path):
     state['backbone.extra'] = torch.zeros(3)
     del state['neck.fc0.weight']
     torch.save({'state_dict': state}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='The checkpoint does not fit the model') as refusal:
+    shapes = r'backbone.cls_token: \(1, 1, 99\) instead of \(1, 1, 12\)'
+    message = f'(?s)missing: neck.fc0.weight.*unexpected: backbone.extra.*wrong shape: {shapes}'
+    with pytest.raises(ValueError, match=message):
         runner.load_checkpoint(str(tmp_path / 'other.pth'))
-    for part in (
-        'missing: neck.fc0.weight',
-        'unexpected: backbone.extra',
-        'wrong shape: backbone.cls_token: (1, 1, 99) instead of (1, 1, 12)',
-    ):
-        assert part in str(refusal.value)
     for name, value in runner.model.state_dict().items():
         assert torch.equal(value, before[name])
     state = {f'module.{name}': value + 1 for name, value in before.items()}  # as DDP names them

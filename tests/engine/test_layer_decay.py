@@ -21,22 +21,13 @@ def detector(kind, **kwargs):
 
 
 def settings(model):
-    wrapper = build_optim_wrapper(
-        model,
-        dict(
-            constructor='mmpatchmix.DetectorLayerDecayConstructor',
-            optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
-            paramwise_cfg=dict(
-                layer_decay_rate=RATE,
-                flat_decay_mult=0.0,
-                custom_keys={
-                    f'.{name}': dict(decay_mult=0.0)
-                    for name in ('cls_token', 'pos_embed', 'rel_pos_')
-                },
-            ),
-        ),
+    flat = {f'.{name}': dict(decay_mult=0.0) for name in ('cls_token', 'pos_embed', 'rel_pos_')}
+    cfg = dict(
+        constructor='mmpatchmix.DetectorLayerDecayConstructor',
+        optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
+        paramwise_cfg=dict(layer_decay_rate=RATE, flat_decay_mult=0.0, custom_keys=flat),
     )
-    groups = wrapper.optimizer.param_groups
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
     found = {}
     for group in groups:
         for name, parameter in zip(group['param_names'], group['params'], strict=True):

@@ -22,7 +22,4 @@ def test_the_console_has_short_lines_and_the_log_file_all_values(tmp_path, capfd
     log = next(tmp_path.glob('*/*.log')).read_text()
     for parts in (('(train) [1][2/2]', 'kl_mix_mix: '), ('(val) [1][1/1]', 'knn/top5_k10: ')):
         assert re.search('.*'.join(map(re.escape, ('DEBUG - Epoch', *parts))), log)
-
-
-def test_durations_have_two_units():
     assert [format_seconds(s) for s in (9, 7500, 93700)] == ['0m 9s', '2h 5m', '1d 2h']

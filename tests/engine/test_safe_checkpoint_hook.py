@@ -76,6 +76,8 @@ def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
     runner = build(tmp_path, epochs=1, minutes=5)
     runner.train()
     assert names(tmp_path) == ['epoch_1.pth', 'iter_2.pth']
+    with pytest.raises(ValueError, match='minutes=0'):
+        SafeCheckpointHook(minutes=0)
 
 
 def test_a_failing_disk_ends_no_run_and_keeps_good_checkpoints(tmp_path, monkeypatch):
@@ -138,8 +140,3 @@ def test_a_signal_saves_after_the_iteration_and_exits(tmp_path):
     assert names(tmp_path) == ['epoch_1.pth', 'iter_5.pth']
     assert f'Stopped by {number.name} after iteration 5 of 9' in log(tmp_path)
     assert signal.getsignal(number) is former
-
-
-def test_intervals_are_above_0():
-    with pytest.raises(ValueError, match='minutes=0'):
-        SafeCheckpointHook(minutes=0)

@@ -97,12 +97,9 @@ def test_set_epochs_scales_all_schedules(epochs):
         assert (scheduler.begin, scheduler.end) == pytest.approx((begin, end), abs=1e-6)
     with pytest.raises(ValueError, match='at least one epoch'):
         set_epochs(cfg, 0)
-
-
-def test_set_epochs_scales_milestones():
     cfg = Config.fromfile('configs/coco/mask-rcnn_vit-s_fpn_1x.py')
     warmup, steps = cfg.param_scheduler
     assert (cfg.train_cfg.max_epochs, steps.milestones, warmup.end) == (12, [8, 11], 500)
-    set_epochs(cfg, 120)
-    assert (steps.end, steps.milestones) == (120, [80, 110])
+    set_epochs(cfg, 12 * epochs)
+    assert (steps.end, steps.milestones) == (12 * epochs, [8 * epochs, 11 * epochs])
     assert warmup.end == 500  # counted in iterations

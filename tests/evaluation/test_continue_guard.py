@@ -100,32 +100,20 @@ def test_a_worse_network_is_reported_and_the_start_is_kept(tmp_path):
     assert 'untrained' in summary and 'kNN top-1' in summary
 
 
-@pytest.fixture(scope='module')
-def stopped(tmp_path_factory):
-    """A run on images without labels that the guard has stopped."""
-    folder = tmp_path_factory.mktemp('stopped')
-    cfg = guarded(folder, epochs=3, report=True, stop_if_worse=True)
-    return folder, *run_report(without_labels(cfg, folder))
-
-
-def test_geometry_is_compared_without_labels(stopped):
-    _, report, said, _ = stopped
+def test_a_run_without_labels_is_stopped_by_geometry_and_resumes_with_the_first_start(tmp_path):
+    cfg = guarded(tmp_path, epochs=3, report=True, stop_if_worse=True)
+    report, said, fault = run_report(without_labels(cfg, tmp_path))
     assert [level for level, _ in said] == ['WARNING', 'INFO', 'INFO', 'INFO']
     assert 'random weights' in said[0][1] and 'before the first step, RankMe' in said[1][1]
     assert '100 % of the nearest neighbours are those of the start' in said[2][1]
     first, last = report.metrics[1][1], report.metrics[2][1]
     assert first['geometry/lidar_images'] == 16 and 0 < first['geometry/alignment'] < 4
     summary = '\n'.join(report.summarise_metrics())
-    assert 'untrained' in summary
     assert f'after 2 epochs  {last["geometry/rank_me"]:.2f}' in summary
-
-
-def test_the_guard_stops_the_run_and_resumes_with_the_first_start(stopped):
-    folder, _, _, fault = stopped
     assert fault.startswith(f'{WORSE.format(2)} RankMe is 1.0, it was ')
-    assert (folder / 'epoch_2.pth').is_file() and not (folder / 'epoch_3.pth').exists()
-    again = without_labels(guarded(folder, epochs=3), folder)
-    again.resume, again.load_from = True, str(folder / 'epoch_2.pth')
+    assert (tmp_path / 'epoch_2.pth').is_file() and not (tmp_path / 'epoch_3.pth').exists()
+    again = without_labels(guarded(tmp_path, epochs=3), tmp_path)
+    again.resume, again.load_from = True, str(tmp_path / 'epoch_2.pth')
     _, said, _ = run(again)
     # First the evaluation that the error cut short.
     warned = [text.split(' RankMe')[0] for level, text in said if level == 'WARNING']

@@ -1,13 +1,12 @@
 import copy
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_knn_loop import ColouredNoise
 
-from mmpatchmix.datasets import Digits
+from mmpatchmix.datasets import Digits, ImageFolder
 from mmpatchmix.evaluation.feature_cache import _compare, cached_features, feature_key
 from mmpatchmix.evaluation.features import Features
 
@@ -79,17 +78,10 @@ def test_key_depends_on_content_and_not_on_names(parts, tmp_path):
 
 
 def test_key_depends_on_the_time_of_a_file_with_any_name(parts, tmp_path):
-    path = os.fsencode(tmp_path) + b'/not UTF-8 \xff\n.png'
-    Path(os.fsdecode(path)).write_bytes(b'image')
-
-    class Files:
-        def __len__(self):
-            return 1
-
-        def get_data_info(self, index):
-            return dict(img_path=os.fsdecode(path), gt_label=0)
-
-    before = feature_key(**(parts | dict(data=Files())))
+    path = tmp_path / os.fsdecode(b'not UTF-8 \xff\n.png')
+    path.write_bytes(b'image')
+    data = ImageFolder(str(tmp_path))
+    before = feature_key(**(parts | dict(data=data)))
     os.utime(path, ns=(1, 1))
-    after = feature_key(**(parts | dict(data=Files())))
+    after = feature_key(**(parts | dict(data=data)))
     assert [name for name in before if before[name] != after[name]] == ['images']

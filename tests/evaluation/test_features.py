@@ -121,15 +121,12 @@ def test_progress_is_logged_every_20_seconds(monkeypatch):
     lines = []
     logger = SimpleNamespace(info=lines.append)
     monkeypatch.setattr(features_module.MMLogger, 'get_current_instance', lambda: logger)
-    clock = iter([0, 25, 30, 50])  # seconds: the start, then one call per batch
+    clock = iter([0, 25, 30])  # seconds: the start, then one call per batch
     monkeypatch.setattr(features_module, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
-    loader = [dict(data_samples='x')] * 3
-    arguments = loader, 'abc', lambda batch: torch.ones(1), 'bank', 1_300_002
-    assert [index for index, *_ in features_module.iterate_features(*arguments)] == ['a', 'b', 'c']
-    assert lines == [
-        'bank: 433,334 of 1,300,002 images, 17,333 images/s, ETA 0:00:50',
-        'bank: 1,300,002 of 1,300,002 images, 26,000 images/s, ETA 0:00:00',
-    ]
+    arguments = [dict(data_samples='x')] * 2, 'ab', lambda batch: torch.ones(1), 'bank', 1_000_002
+    assert [index for index, *_ in features_module.iterate_features(*arguments)] == ['a', 'b']
+    assert lines[0] == 'bank: 500,001 of 1,000,002 images, 20,000 images/s, ETA 0:00:25'
+    assert len(lines) == 1
 
 
 def test_loaders_that_miss_or_repeat_images_and_models_without_preprocessor_raise():

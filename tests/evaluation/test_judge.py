@@ -7,11 +7,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from safetensors.torch import load_file
-from test_knn_loop import make_config, make_loader
+from test_knn_loop import make_config
 
 from mmpatchmix.cli import evaluate
-from mmpatchmix.cli.evaluate import make_table
-from mmpatchmix.evaluation.features import extract_features
 from mmpatchmix.evaluation.judge import finetune, load_features
 
 ROOT = Path(__file__).parents[2]
@@ -46,25 +44,6 @@ def test_offline_knn_equals_the_loop_and_its_features_are_cached(tmp_path):
         load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(4)))
 
 
-def test_unlabelled_images_are_extracted_once(tmp_path, monkeypatch):
-    folder = make_loader(9, seed=0, labelled=False)  # bank and queries alike
-    runner = Runner.from_cfg(make_config(tmp_path, bank=folder, queries=folder))
-    calls = []
-
-    def count(*args, **kwargs):
-        calls.append(kwargs['title'])
-        return extract_features(*args, **kwargs)
-
-    monkeypatch.setattr('mmpatchmix.evaluation.judge.extract_features', count)
-    train, test = load_features(runner, save(tmp_path / 'a.pth', scale=torch.ones(3)))
-    assert calls == ['bank']
-    assert train.features.shape == (9, 3) and torch.equal(train.features, test.features)
-    assert train.labels is None
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'no labels: kNN, linear and low-shot are left out' in log
-    assert 'one extraction for both' in log
-
-
 def test_configs_without_knn_or_pretrained_backbone_raise(tmp_path):
     with pytest.raises(ValueError, match="has no init_cfg of type 'Pretrained'"):
         finetune(Config(dict(model=dict(backbone=dict(depth=1)))), 'a.pth', None)
@@ -72,30 +51,6 @@ def test_configs_without_knn_or_pretrained_backbone_raise(tmp_path):
     config.test_cfg, config.test_evaluator = dict(type='TestLoop'), dict(type='Accuracy')
     with pytest.raises(ValueError, match=r'no mmpatchmix\.KNNLoop'):
         load_features(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
-
-
-def test_table():
-    groups = dict(
-        knn=dict(top1=50.0, top1_k5=50.0, top5_k5=90.0),
-        pixels=dict(top1_k5=40.0, top5_k5=80.0),
-        knn_turned=dict(top1_k5=30.0, top5_k5=70.0),
-        lowshot_1pct=dict(top1=30.04, top1_std=2.0, num_images=10.0),
-        similarity=dict(auroc=0.75, share_error_m2=0.1234),
-        geometry=dict(rank_me=12.34, width=96.0),
-    )
-    flat = {f'{group}/{n}': v for group, part in groups.items() for n, v in part.items()}
-    rows = list(zip(*(column.cells for column in make_table(flat).columns), strict=True))
-    assert rows == [
-        ('kNN on raw pixels, k=5', '40.0', '80.0'),
-        ('kNN on features, k=5', '50.0', '90.0'),
-        ('kNN on features, k=5, queries turned', '30.0', '70.0'),
-        ('1 % of labels (10 images)', '30.0 ± 2.0', ''),
-        ('', '', ''),
-        ('AUROC, same class nearer than another (chance 0.5)', '0.75', ''),
-        ('share of a mix of 2, error of the curve', '0.123', ''),
-        ('', '', ''),
-        ('RankMe, of 96 dimensions', '12.3', ''),
-    ]
 
 
 def test_the_verb_runs_all_evaluations(tmp_path, capsys):

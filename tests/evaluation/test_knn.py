@@ -109,23 +109,19 @@ def test_k_larger_than_the_bank_uses_all_of_it_with_a_warning():
     assert torch.equal(predictions[5], naive_predict(queries, bank, labels, 5, 0.07, 5))
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(num_neighbors=(0,)), 'num_neighbors must be integers'),
-        (dict(temperature=0.0), 'temperature must be positive'),
-        (dict(bank=torch.zeros(97, 5)), 'same D'),
-        (dict(bank=torch.zeros(0, 12), bank_labels=torch.zeros(0)), 'bank is empty'),
-        (dict(bank_labels=torch.zeros(3)), r'must be \(97,\) classes'),
-        (dict(queries=torch.full((2, 12), math.nan)), 'Row 0 of the queries'),
-        (dict(bank_labels=torch.full((97,), -1)), r'must be \(97,\) classes from 0'),
-    ],
-)
-def test_invalid_input_raises(change, message):
+def test_invalid_input_raises():
     queries, bank, labels = make_data()
-    arguments = dict(queries=queries, bank=bank, bank_labels=labels, num_neighbors=(3,)) | change
-    with pytest.raises(ValueError, match=message):
-        knn_predict(**arguments)
+    arguments = dict(queries=queries, bank=bank, bank_labels=labels, num_neighbors=(3,))
+    for message, change in {
+        'num_neighbors must be integers': dict(num_neighbors=(0,)),
+        'temperature must be positive': dict(temperature=0.0),
+        'same D': dict(bank=torch.zeros(97, 5)),
+        'bank is empty': dict(bank=torch.zeros(0, 12), bank_labels=torch.zeros(0)),
+        'Row 0 of the queries': dict(queries=torch.full((2, 12), math.nan)),
+        r'must be \(97,\) classes from 0': dict(bank_labels=torch.full((97,), -1)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            knn_predict(**arguments | change)
 
 
 @pytest.mark.parametrize('chunks', [(5, 7), knn.CHUNKS])

@@ -119,18 +119,6 @@ def test_online_and_offline_agree_and_reach_log_and_checkpoint(tmp_path):
     assert logged[0]['knn/top1'] == pytest.approx(online['knn/top1'])
 
 
-def test_hooks_are_called_like_those_of_mmengine(tmp_path, monkeypatch):
-    runner = Runner.from_cfg(make_config(tmp_path))
-    calls = []
-    monkeypatch.setattr(runner, 'call_hook', lambda name, **kwargs: calls.append((name, kwargs)))
-    metrics = runner.val()
-    runner.test()
-    stages = ('before_{}', 'before_{}_epoch', 'after_{}_epoch', 'after_{}')
-    expected = [stage.format(phase) for phase in ('val', 'test') for stage in stages]
-    assert [name for name, _ in calls if 'val' in name or 'test' in name] == expected
-    assert dict(calls)['after_val_epoch'] == dict(metrics=metrics)
-
-
 @pytest.mark.parametrize('how', ['metainfo', 'samples'])
 def test_unlabelled_data_get_geometry_instead_of_knn(tmp_path, how):
     option = dict(metainfo=dict(labelled=False)) if how == 'metainfo' else dict(labelled=False)

@@ -12,9 +12,8 @@ from typing import Any
 
 import cloudpickle
 import torch
-from mmengine.config import Config
 
-from tests.calls import SERVER, plain_text
+from tests.calls import SERVER
 
 PATIENCE = 120  # seconds; an idle machine takes a few
 
@@ -38,7 +37,6 @@ def _call(log: Path, call: bytes, env: dict) -> None:
         setattr(sys, name, os.fdopen(number, 'w', buffering=1, closefd=False))
     os.environ.update({key: str(value) for key, value in env.items()})
     torch.set_num_threads(1)
-    Config.pretty_text = property(plain_text)
     function, args = cloudpickle.loads(call)
     function(*args)
 
@@ -51,6 +49,15 @@ def finish(process: BaseProcess, seconds: float = PATIENCE) -> int:
         process.join()
         raise AssertionError(f'the process still ran after {seconds:g} s')
     return process.exitcode
+
+
+def run_ranks(folder: Path, function: Callable, *args: Any, **env: Any) -> list[str]:
+    """Call a function on two ranks that meet on loopback; return the output of each."""
+    logs = [folder / f'rank-{rank}.txt' for rank in range(2)]
+    env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=2, LOCAL_RANK=0)
+    ranks = [start(log, function, *args, RANK=i, **env) for i, log in enumerate(logs)]
+    assert [finish(rank) for rank in ranks] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    return [log.read_text() for log in logs]
 
 
 def read_stat(pid: int) -> list[str]:

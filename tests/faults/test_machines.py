@@ -4,20 +4,19 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.calls import ROOT, environment
 from tests.engine.tiny_run import tiny_run_config
 from tests.faults import SOAK
 from tests.faults.processes import PATIENCE, seconds_until
 
 pytestmark = pytest.mark.skipif(not SOAK, reason='takes minutes: make soak')
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 20  # seconds, of collectives
 LIMIT = 120  # seconds until torchrun must have ended
 PORT = '29511'
@@ -40,13 +39,12 @@ def launch(config, tmp_path):
     nodes = []
 
     def start(num_ranks, *before, **env):
-        path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-        env = {**os.environ, 'PATH': path, 'VIRTUAL_ENV': sys.prefix, 'OMP_NUM_THREADS': '1'} | env
         command = [*before, 'bash', 'tools/dist_train.sh', str(config), str(num_ranks)]
         log = tmp_path / f'node-{len(nodes)}.txt'
         with open(log, 'w') as file:
             streams = dict(stdout=file, stderr=subprocess.STDOUT)
-            node = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **streams)
+            options = dict(env=environment(**env), start_new_session=True)
+            node = subprocess.Popen(command, cwd=ROOT, **options, **streams)
         nodes.append(node)
         return node, log
 

@@ -1,7 +1,6 @@
 """The work of each gloo rank of test_two_ranks.py, and a function that starts the ranks."""
 
 import os
-import socket
 import warnings
 from functools import partial
 from unittest import mock
@@ -12,9 +11,9 @@ from mmengine.runner import Runner
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-import tests.calls  # noqa: F401  to be imported by the fork server
 from mmpatchmix.engine import PatchMixDDP, PatchMixFSDP
 from tests.engine.tiny_run import tiny_run_config
+from tests.faults.processes import free_port
 from tests.models.test_micro_batches import Recorder, freeze_statistics
 from tests.models.tiny import tiny_config, tiny_model, uint8_batch
 
@@ -25,12 +24,8 @@ ADAMW = dict(lr=0.02, betas=(0.9, 0.99), eps=1e-3, weight_decay=0.1)
 
 def start(num_ranks, folder):
     """Run ``work`` on ``num_ranks`` ranks and return their records."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(
-        work, (num_ranks, port, str(folder)), nprocs=num_ranks, start_method='forkserver'
-    )
+    arguments = num_ranks, free_port(), str(folder)
+    torch.multiprocessing.start_processes(work, arguments, num_ranks, start_method='forkserver')
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(num_ranks)]
 
 

@@ -1,5 +1,7 @@
 """Batches after the data preprocessor."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from mmpatchmix.models import PatchMixDataPreprocessor, mix_patches, mix_to_mix,
 from tests.models.augment.test_augment import OFF
 from tests.models.tiny import uint8_batch
 
+assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-5)
 MEAN, STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
 
 
@@ -28,13 +31,10 @@ def test_views_are_normalised_rgb():
     raw = {name: view.clone() for name, view in batch['inputs'].items()}
     inputs = prepare(batch)
     for name in ('view_1', 'view_2'):
-        torch.testing.assert_close(inputs[name], normalised(raw[name]), atol=1e-4, rtol=1e-5)
-    local = normalised(raw['local_views']).transpose(0, 1)  # (L, N, 3, h, w)
-    torch.testing.assert_close(inputs['local_views'], local, atol=1e-4, rtol=1e-5)
+        assert_close(inputs[name], normalised(raw[name]))
+    assert_close(inputs['local_views'].transpose(0, 1), normalised(raw['local_views']))
     inputs = prepare(uint8_batch(), to_rgb=False)
-    torch.testing.assert_close(
-        inputs['view_1'], normalised(raw['view_1'], flip=False), atol=1e-4, rtol=1e-5
-    )
+    assert_close(inputs['view_1'], normalised(raw['view_1'], flip=False))
 
 
 def test_mixtures_and_targets_follow_the_groups():
@@ -68,21 +68,33 @@ def test_every_mix_draws_its_own_permutation():
     assert not torch.equal(again['view_1'], groups['view_1'])
 
 
-def test_a_list_of_num_mix_is_drawn_from_evenly():
-    preprocessor = PatchMixDataPreprocessor(patch_size=4, num_mix=[1, 2, 4])
-    views = dict.fromkeys(('view_1', 'view_2'), torch.zeros(2, 3, 8, 8))
-    torch.manual_seed(0)
-    sizes = [len(preprocessor.mix(views)['mix_to_source'][0]) for _ in range(90)]
-    counts = {size: sizes.count(size) for size in (1, 2, 4)}
-    assert sum(counts.values()) == 90
-    # 30 expected each, standard deviation 4.5: four of them leave 12 to 48.
-    assert all(12 <= count <= 48 for count in counts.values())
+def test_unequal_shares_are_drawn_for_every_mix():
+    batch = uint8_batch(size=32, num_local=3, local_size=32)
+    inputs = prepare(batch, num_mix=3, shares=dict(alpha=1.0))
+    groups = inputs['groups']
+    counts = {
+        view: [(groups[view] == j).sum().item() for j in range(3)] for view in ('view_1', 'view_2')
+    }
+    assert counts['view_1'] != counts['view_2']
+    for count in counts.values():
+        assert count[0] == max(count) and len(set(count)) > 1
+    assert inputs['mix_to_source'][1].tolist() == pytest.approx(
+        [count / 64 for count in counts['view_2']]
+    )
+    # Local crops have one target, so their groups have equal sizes at different positions.
+    local = groups['local_views']
+    assert len({tuple(row.sort().values.tolist()) for row in local}) == 1
+    assert len({tuple(row.tolist()) for row in local}) == 3
 
 
-def test_mix_prob_is_the_share_of_mixed_batches():
-    preprocessor = PatchMixDataPreprocessor(patch_size=4, mix_prob=0.3)
+def test_num_mix_is_drawn_evenly_and_mix_prob_is_the_share_of_mixed_batches():
     views = dict.fromkeys(('view_1', 'view_2'), torch.randn(3, 3, 8, 8))
     torch.manual_seed(0)
+    preprocessor = PatchMixDataPreprocessor(patch_size=4, num_mix=[1, 2, 4])
+    sizes = [len(preprocessor.mix(views)['mix_to_source'][0]) for _ in range(90)]
+    # 30 expected each, standard deviation 4.5: four of them leave 12 to 48.
+    assert all(12 <= sizes.count(size) <= 48 for size in (1, 2, 4)) and set(sizes) == {1, 2, 4}
+    preprocessor = PatchMixDataPreprocessor(patch_size=4, mix_prob=0.3)
     mixed = 0
     for _ in range(100):
         inputs = preprocessor.mix(views)
@@ -109,29 +121,20 @@ def test_augmentation_is_that_of_the_view():
     batch = uint8_batch(num_local=2)
     raw = {name: view.clone() for name, view in batch['inputs'].items()}
     inputs = prepare(batch, augment=dict(local_views=invert))
-    torch.testing.assert_close(
-        inputs['local_views'].transpose(0, 1),
-        normalised(255 - raw['local_views']),
-        atol=1e-4,
-        rtol=1e-5,
-    )
-    torch.testing.assert_close(inputs['view_2'], normalised(raw['view_2']), atol=1e-4, rtol=1e-5)
+    assert_close(inputs['local_views'].transpose(0, 1), normalised(255 - raw['local_views']))
+    assert_close(inputs['view_2'], normalised(raw['view_2']))
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ({'num_mix': 0}, 'num_mix'),
-        ({'num_mix': []}, 'num_mix'),
-        ({'num_mix': [2, 1.5]}, 'num_mix'),
-        ({'patch_size': 0}, 'patch_size'),
-        ({'mix_prob': 1.2}, 'mix_prob'),
-        ({'augment': {'view_3': None}}, 'view_3'),
-    ],
-)
-def test_arguments_out_of_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        PatchMixDataPreprocessor(**arguments)
+def test_arguments_out_of_range_are_refused():
+    wrong = [('num_mix', value) for value in (0, [], [2, 1.5])]
+    wrong += [('shares', value) for value in ('unequal', {'alpha': 0}, {'alpha': 1, 'beta': 1})]
+    for name, value in [*wrong, ('patch_size', 0), ('mix_prob', 1.2)]:
+        with pytest.raises(ValueError, match=name):
+            PatchMixDataPreprocessor(**{name: value})
+    with pytest.raises(ValueError, match='view_3'):
+        PatchMixDataPreprocessor(augment={'view_3': None})
+    with pytest.raises(ValueError, match='draws its own'):
+        PatchMixDataPreprocessor(shares=dict(alpha=1), mixing=dict(type='mmpatchmix.mix_up'))
 
 
 def test_batches_are_not_changed_and_data_samples_stay():

@@ -79,18 +79,10 @@ def as_on_an_accelerator(monkeypatch):
 
 def train_with(hook, losses, *hooks):
     """Call a hook like a Runner in an epoch; also return the number of logged values."""
-    hub = MessageHub(f'test-{id(hook)}')
-    runner = SimpleNamespace(
-        hooks=hooks,
-        train_dataloader=losses,
-        train_loop=None,
-        epoch=4,
-        message_hub=hub,
-        work_dir='nowhere',
-        optim_wrapper=None,
-        log_processor=LogProcessor(),
-    )
-    logged = []
+    hub, logged = MessageHub(f'test-{id(hook)}'), []
+    parts = dict(train_dataloader=losses, train_loop=None, optim_wrapper=None, message_hub=hub)
+    parts |= dict(epoch=4, work_dir='nowhere', log_processor=LogProcessor())
+    runner = SimpleNamespace(hooks=hooks, **parts)
     for index, loss in enumerate(losses):
         runner.iter = index
         loss = torch.tensor(float(loss), requires_grad=True) * 2
@@ -108,12 +100,9 @@ def test_losses_are_copied_once_per_log_interval(as_on_an_accelerator):
     assert hub.log_scalars['train/acc'].data[0].tolist() == [0.5] * 10
 
 
-def test_losses_are_checked_before_a_checkpoint_by_iteration(as_on_an_accelerator):
+def test_losses_are_checked_before_a_checkpoint_and_name_their_iteration(as_on_an_accelerator):
     _, logged = train_with(LossLogHook(), range(7), CheckpointHook(interval=3, by_epoch=False))
     assert logged == [0, 0, 3, 3, 3, 6, 7]
-
-
-def test_a_deferred_nan_is_reported_with_its_own_iteration(as_on_an_accelerator):
     with pytest.raises(FloatingPointError, match='iteration 2 of epoch 5: loss=nan'):
         train_with(LossLogHook(), [1.0, float('nan'), 2.0])
 

@@ -103,11 +103,11 @@ def test_whole_batches_in_a_loop_without_micro_batches_are_refused():
     model = tiny_model(micro_batch_size=2).train()
     with pytest.raises(ValueError, match='PatchMixDDP'):
         model(preprocess(model), mode='loss')
-    with pytest.raises(ValueError, match='micro_batch_size=0'):
-        tiny_model(micro_batch_size=0)
 
 
 def test_sizes_that_cannot_work_are_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match='micro_batch_size=0'):
+        tiny_model(micro_batch_size=0)
     options = {'train_dataloader.drop_last': False, 'train_dataloader.dataset.indices': 45}
     runner = Runner.from_cfg(tiny_run_config(tmp_path, **options))
     for size, message in ((3, 'divide'), (1, 'at least 2'), (4, 'last micro-batch')):

@@ -1,6 +1,7 @@
 """Mixing and targets against the authors' package, naive code and painted provenance."""
 
 import importlib.util
+import math
 import random
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpatchmix.models import draw_groups, mix_patches, mix_to_mix, mix_to_source, mixing
 
@@ -75,6 +77,27 @@ def test_mix_keeps_dtype_and_takes_any_memory_layout(dtype):
         assert torch.equal(mixed, expected), name
 
 
+class Traffic(TorchDispatchMode):
+    """Record operators with the bytes of the tensors that they read and write."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
+        self.seen.append((str(func), sum(each.nbytes for each in tensors)))
+        return result
+
+
+def test_the_work_of_mixing_does_not_depend_on_the_number_of_images_per_mix():
+    images, works = torch.randn(16, 3, 32, 32), []
+    for num_mix in (2, 3, 8, 64):
+        groups = draw_groups(64, num_mix)
+        with Traffic() as traffic:
+            traffic.seen = []
+            mix_patches(images, groups, 4)
+        works.append(traffic.seen)
+    assert len(works[0]) > 0 and all(work == works[0] for work in works)
+
+
 @pytest.mark.parametrize('num_mix', [2, 3, 4])
 @pytest.mark.parametrize('size', [24, 32])
 def test_mix_equals_the_authors_package(monkeypatch, num_mix, size):
@@ -103,18 +126,18 @@ def test_mix_equals_the_authors_package(monkeypatch, num_mix, size):
         )
 
 
-@given(
-    num_patches=st.integers(1, 40),
-    num_images=st.integers(1, 9),
-    seed=st.integers(0, 2**31),
-    data=st.data(),
-)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31), st.data())
 @settings(max_examples=150, deadline=None)
 def test_targets_are_the_measured_overlap(num_patches, num_images, seed, data):
-    """Any M, T and N, wrap-around included."""
+    """Any M, T and N, equal and unequal shares, wrap-around and empty groups included."""
     num_mix = data.draw(st.integers(1, num_patches))
     generator = torch.Generator().manual_seed(seed)
-    groups, key_groups = (draw_groups(num_patches, num_mix, generator) for _ in range(2))
+    alpha = data.draw(st.sampled_from([None, 0.3, 1.0]))
+    torch.manual_seed(seed)
+    groups, key_groups = (
+        draw_groups(num_patches, num_mix, generator, alpha and mixing.draw_shares(num_mix, alpha))
+        for _ in range(2)
+    )
     origin = provenance(num_images, groups)  # (N, T)
     key_origin = provenance(num_images, key_groups)
 
@@ -132,13 +155,40 @@ def test_targets_are_the_measured_overlap(num_patches, num_images, seed, data):
     torch.testing.assert_close(to_mix.sum(1), ones, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize('num_mix', [0, -1, 17])
-def test_impossible_number_of_images_is_refused(num_mix):
-    with pytest.raises(ValueError, match='num_mix'):
-        draw_groups(16, num_mix)
+@pytest.mark.parametrize('shares', [None, (0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.05, 0.05, 0.9)])
+def test_groups_have_their_shares_rounded_down(shares):
+    """Position by position along the permutation; what is left over belongs to group 0."""
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(3)).tolist()
+    expected, used = [0] * 17, 0
+    for group, share in enumerate(shares or (1 / 3,) * 3):
+        for position in order[used : used + math.floor(17 * share)]:
+            expected[position] = group
+        used += math.floor(17 * share)
+    drawn = None if shares is None else torch.tensor(shares)
+    groups = draw_groups(17, 3, torch.Generator().manual_seed(3), drawn)
+    assert groups.tolist() == expected
 
 
-def test_patch_size_and_groups_must_fit_the_image():
+@pytest.mark.parametrize('shares', [(0.5, 0.5), (0.7, 0.7, -0.4), (0.3, 0.3, 0.3)])
+def test_impossible_shares_are_refused(shares):
+    with pytest.raises(ValueError, match='num_mix=3 numbers from 0 that sum to 1'):
+        draw_groups(16, 3, shares=torch.tensor(shares))
+
+
+def test_largest_share_is_swapped_with_the_first():
+    torch.manual_seed(0)
+    for _ in range(50):
+        shares = mixing.draw_shares(4, 1.0)
+        values = shares.tolist()
+        largest = values.index(max(values))
+        values[0], values[largest] = values[largest], values[0]
+        assert mixing.with_largest_first(shares).tolist() == values
+
+
+def test_number_of_images_patch_size_and_groups_must_fit():
+    for num_mix in (0, -1, 17):
+        with pytest.raises(ValueError, match='num_mix'):
+            draw_groups(16, num_mix)
     with pytest.raises(ValueError, match='must divide the view of 30x32'):
         mix_patches(torch.zeros(2, 3, 30, 32), draw_groups(16, 2), 8)
     with pytest.raises(ValueError, match='have 16 positions'):

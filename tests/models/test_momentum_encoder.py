@@ -65,7 +65,7 @@ def test_stochastic_depth_is_off_in_the_copy_only():
     assert rates(model.momentum_encoder) and set(rates(model.momentum_encoder)) == {0.0}
 
 
-@pytest.mark.parametrize('momentum', [-0.1, 1.1])
-def test_a_share_outside_0_to_1_is_refused(momentum):
-    with pytest.raises(ValueError, match='share kept'):
-        tiny_model().update_momentum_encoder(momentum)
+def test_a_share_outside_0_to_1_is_refused():
+    for momentum in (-0.1, 1.1):
+        with pytest.raises(ValueError, match='share kept'):
+            tiny_model().update_momentum_encoder(momentum)

@@ -93,14 +93,9 @@ def test_local_crops_have_the_shares_of_their_target():
         torch.testing.assert_close(crop.mean(dim=(2, 3)), target, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    'mixing', [dict(type='mmpatchmix.nothing'), dict(alpha=1.0), dict(type=None)]
-)
-def test_unknown_mixing_is_refused(mixing):
-    with pytest.raises(ValueError, match=r'data_preprocessor\.mixing'):
-        PatchMixDataPreprocessor(mixing=mixing)
-
-
-def test_share_distribution_needs_a_positive_alpha():
+def test_unknown_mixing_and_alpha_of_zero_are_refused():
+    for mixing in (dict(type='mmpatchmix.nothing'), dict(alpha=1.0), dict(type=None)):
+        with pytest.raises(ValueError, match=r'data_preprocessor\.mixing'):
+            PatchMixDataPreprocessor(mixing=mixing)
     with pytest.raises(ValueError, match='alpha=0'):
         mix_up(torch.zeros(2, 1, 4, 4), 2, alpha=0)

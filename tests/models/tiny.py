@@ -9,29 +9,16 @@ from mmpatchmix.registry import MODELS
 def tiny_config(**changes) -> ConfigDict:
     """Config of a ViT with 2 layers of 16 channels on 16-pixel images."""
 
-    def mlp(in_channels, num_layers):
-        return dict(
-            type='mmpretrain.NonLinearNeck',
-            in_channels=in_channels,
-            hid_channels=32,
-            out_channels=12,
-            num_layers=num_layers,
-            norm_cfg=dict(type='BN1d'),
-            with_last_bn_affine=False,
-            with_avg_pool=False,
-        )
-
+    mlp = dict(type='mmpretrain.NonLinearNeck', hid_channels=32, out_channels=12)
+    mlp |= dict(norm_cfg=dict(type='BN1d'), with_last_bn_affine=False, with_avg_pool=False)
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    predictor = dict(mlp, in_channels=12, num_layers=2)
     cfg = ConfigDict(
         type='mmpatchmix.PatchMix',
         data_preprocessor=dict(type='mmpatchmix.PatchMixDataPreprocessor', patch_size=4),
-        backbone=dict(
-            type='mmpatchmix.PatchMixViT',
-            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
-            img_size=16,
-            patch_size=4,
-        ),
-        neck=mlp(16, 3),
-        head=dict(type='mmpatchmix.ContrastiveHead', predictor=mlp(12, 2)),
+        backbone=dict(type='mmpatchmix.PatchMixViT', arch=arch, img_size=16, patch_size=4),
+        neck=dict(mlp, in_channels=16, num_layers=3),
+        head=dict(type='mmpatchmix.ContrastiveHead', predictor=predictor),
         momentum_encoder=dict(type='mmpatchmix.MomentumEncoder'),
     )
     cfg.update(changes)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_rgba
 
 from mmpatchmix.evaluation.similarity import calibrate
 from mmpatchmix.models.vit import PatchMixViT
@@ -59,8 +58,7 @@ def test_similar_has_a_bar_of_every_checkpoint_beside_every_image(clusters):
     pictures, features, _ = clusters
     values = {'early': features[1:4] @ features[0], 'late': torch.tensor([0.5, -0.25, 1.0])}
     figure = figures.draw_similar(pictures[0], pictures[1:4], values, ['one', 'two', 'three'])
-    left, middle, right = figure.axes
-    assert left.images[0].get_array()[0, 0, 0] == pytest.approx(0.1)
+    _, middle, right = figure.axes
     for row in range(3):
         shown = cell(middle.images[0].get_array(), row, 0)[0]
         assert shown == pytest.approx(pictures[row + 1, :, 0, 0].tolist())
@@ -70,19 +68,15 @@ def test_similar_has_a_bar_of_every_checkpoint_beside_every_image(clusters):
             assert row < bar.get_y() < bar.get_y() + bar.get_height() < row + 1
     assert [label.get_text() for label in right.get_yticklabels()] == ['one', 'two', 'three']
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['early', 'late']
-    assert right.get_xlim()[0] < -0.25 < 1 < right.get_xlim()[1]
 
 
 def test_the_map_separates_classes(clusters):
     _, features, groups = clusters
     (axis,) = (figure := figures.draw_map(features, groups, 'abc')).axes
-    parts = [part.get_offsets() for part in axis.collections]
-    assert [len(part) for part in parts] == [4, 4, 4]
-    middles = [np.asarray(part).mean(0) for part in parts]
-    spread = max(np.asarray(part).std(0).max() for part in parts)
-    assert min(np.linalg.norm(middles[i] - middles[i - 1]) for i in range(3)) > 2 * spread
+    points = np.stack([part.get_offsets() for part in axis.collections])  # (classes, images, 2)
+    middles = points.mean(1)
+    assert np.linalg.norm(middles - np.roll(middles, 1, 0), axis=1).min() > 2 * points.std(1).max()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b', 'c']
-    assert len({tuple(part.get_facecolor()[0]) for part in axis.collections}) == 3
 
 
 def test_the_matrix_is_ordered_by_class(clusters):
@@ -145,7 +139,6 @@ def test_a_sample_has_at_most_20_classes():
     assert len(chosen) == 40 == len(set(chosen))
     classes = {index // 4 for index in chosen}
     assert len(classes) == 20 and {0, 29} <= classes
-    assert choose_images([None] * 5, 40) == [0, 1, 2, 3, 4]
     assert choose_images([None] * 10, 5) == [0, 2, 4, 6, 8]
 
 
@@ -181,18 +174,14 @@ def test_figures_of_any_features_are_drawn():
     assert process.exitcode == 0
 
 
-CURVE = [(0.1, 0.2, 0.05, 10), (0.6, 0.5, 0.1, 20)]
-AGREEMENT = {'auroc': 0.7, 'precision_at_1': 0.5, 'precision_at_10': 0.4}
-
-
 def test_similarity_has_a_curve_per_mix_and_a_bar_per_number_of_neighbours():
-    figure = figures.draw_similarity({2: dict(curve=CURVE), 3: dict(curve=CURVE)}, AGREEMENT)
+    curve = dict(curve=[(0.1, 0.2, 0.05, 10), (0.6, 0.5, 0.1, 20)])
+    agreement = {'auroc': 0.7, 'precision_at_1': 0.5, 'precision_at_10': 0.4}
+    figure = figures.draw_similarity({2: curve, 3: curve}, agreement)
     curves, bars = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in curves.get_lines()}
     assert lines['mixes of 2 images'] == [[0.1, 0.2], [0.6, 0.5]]
     assert lines['equal to the true share'] == [[0, 0], [1, 1]]
-    assert len({to_rgba(line.get_color()) for line in curves.get_lines()}) == 3
     assert [bar.get_height() for bar in bars.patches] == pytest.approx([50, 40])
-    assert '0.700' in bars.get_title()
-    for alone in (({}, AGREEMENT), ({2: dict(curve=CURVE)}, None)):
+    for alone in (({}, agreement), ({2: curve}, None)):
         assert len(figures.draw_similarity(*alone).axes) == 1

@@ -4,7 +4,7 @@
 # or for one run with `PATCHMIX_IMG_SIZE=48 python tools/train.py ...`.
 img_size = int('{{$PATCHMIX_IMG_SIZE:32}}')
 
-resize = dict(backend='pillow', interpolation='bicubic')
+resize = dict(type='mmpatchmix.ResizeEdge', backend='pillow', interpolation='bicubic')
 loader = dict(batch_size=512, pin_memory=True, collate_fn=dict(type='default_collate'))
 train_dataloader = dict(
     **loader,
@@ -23,7 +23,7 @@ val_dataloader = dict(
         data_root='data/cifar10',
         split='test',
         pipeline=[
-            dict(type='ResizeEdge', scale=img_size * 256 // 224, edge='short', **resize),
+            dict(**resize, scale=img_size * 256 // 224, edge='short'),
             dict(type='CenterCrop', crop_size=img_size),
             dict(type='PackInputs'),
         ],

@@ -4,7 +4,7 @@
 # or for one run with `PATCHMIX_IMG_SIZE=160 python tools/train.py ...`.
 img_size = int('{{$PATCHMIX_IMG_SIZE:224}}')
 
-resize = dict(backend='pillow', interpolation='bicubic')
+resize = dict(type='mmpatchmix.ResizeEdge', backend='pillow', interpolation='bicubic')
 loader = dict(
     batch_size=128,  # per GPU: 8 GPUs make 1024
     num_workers=10,
@@ -27,7 +27,7 @@ val_dataloader = dict(
         data_prefix='val',
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=img_size * 256 // 224, edge='short', **resize),
+            dict(**resize, scale=img_size * 256 // 224, edge='short'),
             dict(type='CenterCrop', crop_size=img_size),
             dict(type='PackInputs'),
         ],

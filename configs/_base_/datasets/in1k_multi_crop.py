@@ -13,9 +13,8 @@ crops = dict(
 train_dataloader = dict(dataset=dict(pipeline=[crops, dict(type='mmpatchmix.PackViews')]))
 
 # Online kNN: training images, as test views, vote on the held-out ones.
-bank = dict(_base_.val_dataloader.dataset, data_prefix='train')
-val_cfg = test_cfg = dict(
-    type='mmpatchmix.KNNLoop', bank_dataloader=dict(_base_.val_dataloader, dataset=bank)
-)
+queries = _base_.val_dataloader
+bank = dict(queries, dataset=dict(queries.dataset, data_prefix='train'))
+val_cfg = test_cfg = dict(type='mmpatchmix.KNNLoop', bank_dataloader=bank)
 val_evaluator = test_evaluator = dict(type='mmpatchmix.KNNMetric', num_neighbors=(10, 20, 100, 200))
-del crops, bank
+del crops, queries, bank

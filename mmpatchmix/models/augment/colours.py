@@ -24,15 +24,10 @@ _works = True  # False once compiling has failed in this process
 
 
 def change_colours(images: Tensor, plan: Plan, to_rgb: bool = False) -> Tensor:
-    """Jitter and grey images.
+    """Jitter and grey contiguous images ``(N, C, H, W)``, uint8 or float32, by a plan.
 
-    Args:
-        images: (N, C, H, W), uint8 or float32, contiguous. Not modified.
-        plan: Operations on each image; without colours unless C is 3.
-        to_rgb: Whether three channels come in BGR order.
-
-    Returns:
-        Tensor: (N, C, H, W), new memory, from 0 to 255, of the type of :func:`choose_work_dtype`.
+    The plan is without colours unless C is 3; ``to_rgb``: three channels come in BGR order. Returns
+    new memory, ``(N, C, H, W)`` from 0 to 255, of the type of :func:`choose_work_dtype`.
     """
     weights = copy_to_device(arrange(plan), images.device)  # (39, N)
     if images.device.type in COMPILED_ON and _works and not torch._dynamo.config.disable:
@@ -80,25 +75,21 @@ def _stop_compiling(error: Exception) -> None:
     global _works
     _works = False
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    print_log(
+    message = (
         f'Colours are not compiled on this device ({reason}). They are computed eagerly with the '
         'same result, which takes the device longer. The usual cause is that Triton finds no C '
-        'compiler: install gcc.',
-        'current',
-        logging.WARNING,
+        'compiler: install gcc.'
     )
+    print_log(message, 'current', logging.WARNING)
 
 
 def arrange(plan: Plan) -> Tensor:
-    """Arrange the numbers that :func:`apply` needs in one tensor.
+    """Arrange the numbers that :func:`apply` needs in one tensor, ``(39, N)`` float32.
 
     Brightness, contrast and saturation have the form ``own * image + grey * greys + mean * mean
     grey``. Hue is turned once, between three steps before it and three after it. Contrast needs the
-    mean grey of its own place in the order: a first pass takes the operations before it.
-
-    Returns:
-        Tensor: (39, N) float32: 2 passes x 6 steps x 3 weights (own, grey, mean); 2 turns of the
-        hue; whether to grey, 1 or 0.
+    mean grey of its own place in the order: a first pass takes the operations before it. So there
+    are 2 passes x 6 steps x 3 weights (own, grey, mean), 2 turns of the hue, and 1 or 0 for grey.
     """
     factors = plan.factors.gather(1, plan.order)  # (N, 4), by place
     own = torch.where(plan.order == HUE, 1.0, factors)
@@ -169,10 +160,8 @@ def _jitter(
         own, grey, mean = weights[step]  # (N, 1, 1) each
         parts = zip(_find_greys(channels), means, strict=False)
         shifts = [grey * greys + mean * each for greys, each in parts] * len(channels)
-        channels = [
-            (own * channel + shift).clamp(0, 255)
-            for channel, shift in zip(channels, shifts, strict=False)
-        ]
+        pairs = zip(channels, shifts, strict=False)
+        channels = [(own * channel + shift).clamp(0, 255) for channel, shift in pairs]
     return channels
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmpatchmix.models.augment.plan import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Plan
+from mmpatchmix.models.augment.plan import LUMA, Plan
 
 LEVELS = np.arange(256, dtype=np.float32)
 
@@ -36,13 +36,9 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
         for channel, plane in enumerate(planes[index]):
             cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
 
-    num_threads = torch.get_num_threads()
-    if num_threads == 1:
-        for index in range(len(sources)):
-            augment_one(index)
-    else:  # OpenCV releases the GIL, and no random numbers are drawn here
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(augment_one, range(len(sources))))
+    # OpenCV releases the GIL, and no random numbers are drawn here.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(augment_one, range(len(sources))))
     return out
 
 
@@ -90,12 +86,8 @@ def adjust_hue(img: np.ndarray, turn: float) -> None:
     cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), dst=img)
 
 
-JITTER = {
-    BRIGHTNESS: adjust_brightness,
-    CONTRAST: adjust_contrast,
-    SATURATION: adjust_saturation,
-    HUE: adjust_hue,
-}
+# In the order of the numbers in Plan.order.
+JITTER = adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
 
 
 def blur(img: np.ndarray, sigma: float, side: int) -> None:

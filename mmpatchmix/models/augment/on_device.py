@@ -14,18 +14,10 @@ CONVOLVES = ('cpu',)  # types of devices on which convolutions blur faster than 
 
 
 def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-    """Augment and normalise a batch; no value is copied from the device.
+    """Augment and normalise a batch by a plan; no value is copied from the device.
 
-    Args:
-        images: (..., C, H, W), uint8, or float32 from 0 to 255, of any strides. Not modified.
-        plan: Operations on each image; without colours unless C is 3.
-        mean: (C, 1, 1), in RGB order, on the scale 0-255.
-        std: (C, 1, 1), likewise.
-        to_rgb: Whether three channels come in BGR order.
-
-    Returns:
-        Tensor: (..., C, H, W), three channels in RGB order, normalised; float32, under autocast of
-        its type.
+    Arguments and result are those of :meth:`ViewAugment.forward`. The plan is without colours
+    unless C is 3.
     """
     flip = copy_to_device(plan.flip, images.device).view(*images.shape[:-3], 1, 1, 1)
     work = images.new_empty(images.shape)  # contiguous

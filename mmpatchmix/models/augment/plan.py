@@ -13,32 +13,20 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Plan(NamedTuple):
-    """Operations on N images, in the order in which they are applied, on the CPU.
+    """Operations on N images, in the order in which they are applied, on the CPU."""
 
-    Attributes:
-        flip: (N,) bool, which images are mirrored left to right. It commutes with all others.
-        jitter: (N,) bool, which images are jittered.
-        order: (N, 4) int64, the order of an image's four jitter operations.
-        factors: (N, 4) float32, factors of brightness, contrast and saturation, and the
-            turn of the hue as a share of the circle. 1, 1, 1 and 0 change nothing.
-        grey: (N,) bool, which images are turned to grey.
-        blur: (N,) bool, which images are blurred.
-        sigma: (N,) float32, standard deviations of the blurs in pixels.
-        blur_side: Side of the blur's kernel in pixels, odd.
-        solarize: (N,) bool, which images are solarized.
-        solarize_from: Values of at least this, of 0 to 255, are inverted.
-    """
-
-    flip: Tensor
-    jitter: Tensor
-    order: Tensor
+    flip: Tensor  # (N,) bool, mirrored left to right; commutes with all others
+    jitter: Tensor  # (N,) bool
+    order: Tensor  # (N, 4) int64, the order of an image's four jitter operations
+    # (N, 4) float32, factors of brightness, contrast and saturation, and the turn of the hue as a
+    # share of the circle. 1, 1, 1 and 0 change nothing.
     factors: Tensor
-    grey: Tensor
-    blur: Tensor
-    sigma: Tensor
-    blur_side: int
-    solarize: Tensor
-    solarize_from: float
+    grey: Tensor  # (N,) bool, turned to grey
+    blur: Tensor  # (N,) bool
+    sigma: Tensor  # (N,) float32, standard deviations of the blurs in pixels
+    blur_side: int  # of the blur's kernel in pixels, odd
+    solarize: Tensor  # (N,) bool
+    solarize_from: float  # values of at least this, of 0 to 255, are inverted
 
 
 def without_colours(plan: Plan) -> Plan:

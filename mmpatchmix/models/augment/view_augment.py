@@ -22,7 +22,8 @@ class ViewAugment(nn.Module):
     the jitter, blur and flip.
 
     All random numbers come from torch's global generator on the CPU, so a seed draws the same on
-    every device. Train and eval mode are the same.
+    every device. Train and eval mode are the same. ``ValueError`` if an argument is out of its
+    range, or the images are of another kind.
 
     Args:
         color_jitter: Strength of brightness, contrast, saturation and hue, as in
@@ -38,9 +39,6 @@ class ViewAugment(nn.Module):
         solarize_threshold: Values at or above it are inverted; in [0, 1].
         solarize_prob: Share of the images that are solarized.
         flip_prob: Share of the images that are mirrored left to right.
-
-    Raises:
-        ValueError: If an argument is out of its range, or the images are of another kind.
     """
 
     def __init__(
@@ -92,12 +90,11 @@ class ViewAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, mean: Tensor, std: Tensor, to_rgb: bool = False) -> Tensor:
-        """Augment and normalise a batch.
+        """Augment a batch, subtract ``mean (C, 1, 1)`` and divide by ``std (C, 1, 1)``.
 
         Args:
             images: (..., C, H, W) uint8, or float32 from 0 to 255, of any strides. Not modified.
-            mean: (C, 1, 1), subtracted in the end; of three in RGB order; on the scale 0-255.
-            std: (C, 1, 1), divided by after that.
+            mean, std: On the scale 0-255, of three channels in RGB order.
             to_rgb: Whether three channels come in BGR order.
 
         Returns:

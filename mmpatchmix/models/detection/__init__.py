@@ -1,6 +1,6 @@
-"""Backbones, pyramids and heads for detection with a pre-trained ViT.
+"""Backbones, pyramids and heads for detection and segmentation with a pre-trained ViT.
 
-The heads are defined if mmdet is installed; pre-training does not need it.
+The heads are defined if mmdet or mmseg is installed; pre-training needs neither.
 """
 
 from importlib.util import find_spec
@@ -8,12 +8,11 @@ from importlib.util import find_spec
 from mmpatchmix.models.detection.pyramid import SimpleFeaturePyramid, ViTPyramid
 from mmpatchmix.models.detection.vit import DetectionViT, WindowedViT
 
-__all__ = ['DetectionViT', 'SimpleFeaturePyramid', 'ViTPyramid', 'WindowedViT']
-
 if find_spec('mmdet') is not None:
     from mmpatchmix.models.detection.full_precision import (
         FullPrecisionRoIExtractor,
         FullPrecisionRPNHead,
     )
 
-    __all__ += ['FullPrecisionRPNHead', 'FullPrecisionRoIExtractor']
+if find_spec('mmseg') is not None:
+    from mmpatchmix.models.detection.linear_seg_head import LinearSegHead

@@ -33,16 +33,11 @@ class ViTPyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.norms = ModuleList(LayerNorm2d(in_channels, eps=1e-6) for _ in strides)
-        self.resize = ModuleList(
-            _resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides
-        )
+        resized = (_resize(in_channels, patch_size, stride, narrow=False)[0] for stride in strides)
+        self.resize = ModuleList(resized)
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Normalise each map ``(N, C, H, W)`` and resize it to its stride.
-
-        Raises:
-            ValueError: If there are not as many maps as strides.
-        """
+        """Normalise maps ``(N, C, H, W)``, one per stride or ``ValueError``, and resize them."""
         if len(maps) != len(self.resize):
             raise ValueError(
                 f'the backbone returns {len(maps)} maps and the pyramid has {len(self.resize)} '

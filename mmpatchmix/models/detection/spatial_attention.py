@@ -54,9 +54,8 @@ class SpatialAttention(MultiheadAttention):
         scale = self.head_dims**-0.5
         if self.use_rel_pos:
             q, k = self._append_position(q, k, (height, width), scale)
-        x = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.attn_drop if self.training else 0.0, scale=scale
-        )
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
         return x.transpose(1, 2).reshape(num, height, width, self.embed_dims)
 
     def _append_position(

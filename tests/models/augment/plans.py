@@ -24,19 +24,10 @@ def make_images(num: int = 8, height: int = 24, width: int = 20) -> Tensor:
 
 def make_plan(num: int, **changes) -> Plan:
     """Nothing happens to any of ``num`` images, but for the changes: lists or numbers."""
-    off = torch.zeros(num, dtype=torch.bool)
-    plan = Plan(
-        flip=off,
-        jitter=off,
-        order=torch.arange(4).expand(num, 4),
-        factors=torch.tensor([1.0, 1, 1, 0]).expand(num, 4),
-        grey=off,
-        blur=off,
-        sigma=torch.ones(num),
-        blur_side=3,
-        solarize=off,
-        solarize_from=128.0,
-    )
+    coins = dict.fromkeys(('flip', 'jitter', 'grey', 'blur', 'solarize'), torch.zeros(num) > 0)
+    factors = torch.tensor([1.0, 1, 1, 0]).expand(num, 4)
+    numbers = dict(order=torch.arange(4).expand(num, 4), factors=factors, sigma=torch.ones(num))
+    plan = Plan(**coins, **numbers, blur_side=3, solarize_from=128.0)
     for name, value in changes.items():
         if isinstance(getattr(plan, name), Tensor):
             value = torch.as_tensor(value, dtype=getattr(plan, name).dtype)

@@ -15,18 +15,11 @@ def test_proposals_far_from_the_origin_are_not_rounded():
     """At 1,100 pixels bfloat16 moves in steps of 8."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    head = MODELS.build(
-        dict(
-            type='mmpatchmix.FullPrecisionRPNHead',
-            in_channels=4,
-            feat_channels=4,
-            anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[12]),
-            bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
-            test_cfg=ConfigDict(
-                nms_pre=50, max_per_img=50, nms=dict(type='nms', iou_threshold=0.9), min_bbox_size=0
-            ),
-        )
-    )
+    cfg = dict(type='mmpatchmix.FullPrecisionRPNHead', in_channels=4, feat_channels=4)
+    anchors = dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[12])
+    cfg |= dict(anchor_generator=anchors, bbox_coder=dict(type='DeltaXYWHBBoxCoder'))
+    nms = dict(nms=dict(type='nms', iou_threshold=0.9), min_bbox_size=0)
+    head = MODELS.build(cfg | dict(test_cfg=ConfigDict(nms_pre=50, max_per_img=50, **nms)))
     assert isinstance(head, FullPrecisionRPNHead)
     for parameter in head.rpn_reg.parameters():  # each proposal is its anchor
         torch.nn.init.zeros_(parameter)

@@ -25,10 +25,13 @@ def tokens_attention(module):
     return plain
 
 
-def test_global_attention_is_mmpretrains():
+def test_global_attention_is_mmpretrains_and_fused():
+    """The flash kernel stores no matrix of all pairs; were it not usable this would raise."""
     module, x = attention(), torch.randn(2, 5, 7, WIDTH)
-    expected = tokens_attention(module)(x.flatten(1, 2)).unflatten(1, (5, 7))
-    torch.testing.assert_close(module(x), expected)
+    with sdpa_kernel([SDPBackend.MATH]):
+        expected = tokens_attention(module)(x.flatten(1, 2)).unflatten(1, (5, 7))
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]), torch.no_grad():
+        torch.testing.assert_close(module(x), expected)
 
 
 @pytest.mark.parametrize('size', [(4, 6), (5, 7), (1, 3)])
@@ -73,15 +76,6 @@ def test_relative_position_equals_a_naive_one_gradients_included():
     theirs = torch.autograd.grad(expected.square().sum(), leaves)
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their)
-
-
-def test_global_attention_is_fused():
-    """The flash kernel stores no matrix of all pairs; were it not usable this would raise."""
-    module, x = attention(), torch.randn(1, 8, 8, WIDTH)
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]), torch.no_grad():
-        fused = module(x)
-    with sdpa_kernel([SDPBackend.MATH]), torch.no_grad():
-        torch.testing.assert_close(fused, module(x))
 
 
 def test_drop_path_drops_images_and_not_windows():

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.verb import build_runner
 from mmpatchmix.files import list_recipes
+from tests.calls import call
 from tests.docs.documents import ROOT
 from tests.engine.tiny_run import tiny_run_config
 
@@ -87,3 +88,20 @@ def test_bands_are_rows_of_the_images_in_turn(monkeypatch):
         expected = [(n + (band + first) % 2) % 3 for band in range(2) for _ in range(4)]
         assert mixed[n, 0, :, 0].tolist() == expected
     assert shares.tolist() == [0.5, 0.5]
+
+
+def test_the_demo_compares_both_runs(tmp_path):
+    folder = tmp_path / 'digits'
+    text = call(sys.executable, 'examples/demo.py', '--epochs', '1', '--work-dir', folder)
+    assert all(len(line) <= 100 for line in text.splitlines() if str(tmp_path) not in line)
+    rows = dict(re.findall(r'^ *([a-z].*?)  +([\d.]+) %', text, re.MULTILINE))
+    assert [*rows] == [
+        'with mixing', 'without mixing', 'untrained network', 'raw pixels, no network',
+    ]  # fmt: skip
+    (gap,) = re.findall(r'Mixing adds ([-\d.]+) points', text)
+    difference = float(rows['with mixing']) - float(rows['without mixing'])
+    assert abs(float(gap) - difference) < 0.11  # all three are rounded
+    assert 'epoch   1   kNN with mixing' in text and '1,437 images' in text
+    for name in ('digits', 'digits_no_mixing'):
+        for file in ('report.html', 'epoch_1.pth', 'mixed.png'):
+            assert (tmp_path / name / file).is_file()

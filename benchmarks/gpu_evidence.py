@@ -1,7 +1,6 @@
 """Compare M = 1 and M = 2 over hundreds of epochs on a GPU, in at most nine minutes.
 
     make gpu-evidence DATA=PATH             # again for what is left
-    python benchmarks/gpu_evidence.py --data PATH --minutes 1 --images 512 --device cpu --width 24
 
 PATH is the one file that is needed, cifar10.tar.gz or cifar100.tar.gz: train/CLASS/*.jpg and
 test/CLASS/*.jpg. ViT-T/4, 10,000 images on the device, batches of 256, bfloat16, compiled; full

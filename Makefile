@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
+.PHONY: help setup demo evaluate demo-coco demo-ade20k benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 
 demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 6 minutes)
 	@$(PY) examples/demo_coco.py
+
+demo-ade20k: $(STAMP)-segmentation  ## train segmentation with and without pre-training, on scenes of digits, with three seeds
+	@$(PY) examples/demo_ade20k.py
 
 # Threads as torch chooses them: nothing else should run beside.
 BENCHMARKS := mixing momentum data data:--table:decoders knn knn:--queries:50000:--bank:32768:--memory memory \

@@ -35,6 +35,8 @@ TRAINING = [
     'tifffile>=2024.1',
 ]
 DETECTION = ['onedl-mmdetection>=3.5.1', 'pycocotools>=2.0.8']
+# mmseg needs numpy>2, ftfy, regex, prettytable, scipy; nothing is compiled.
+SEGMENTATION = ['onedl-mmsegmentation>=1.4.2']
 # To write checkpoints for Hugging Face's ViT.
 EXCHANGE = ['transformers>=4.50']
 # To write ONNX, and to prove it.
@@ -106,12 +108,13 @@ setup(
     install_requires=TRAINING,
     extras_require={
         'detection': DETECTION,
+        'segmentation': SEGMENTATION,
         'exchange': EXCHANGE,
         'export': EXPORT,
         'images': IMAGES,
         # Not in 'all': 40 packages that nothing else needs.
         'track': TRACK,
-        'all': DETECTION + EXCHANGE + EXPORT + IMAGES + TEST,
+        'all': DETECTION + SEGMENTATION + EXCHANGE + EXPORT + IMAGES + TEST,
     },
     entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},

@@ -19,12 +19,14 @@ from mmpatchmix.files import list_recipes
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / 'docs' / name for name in ('recipes.md', 'extend.md')]
 PURPOSES = {'linear': 'linear probe', 'finetune': 'fine-tuning', 'coco': 'detection'}
+PURPOSES['ade20k'] = 'segmentation'
 # By the type of the data set or, first, by its data_root.
 DATA = {
     'CIFAR10': 'CIFAR-10',
     'CIFAR100': 'CIFAR-100',
     'mmpatchmix.CocoDataset': 'COCO',
     'mmpatchmix.Digits': 'digits',
+    'data/ade/ADEChallengeData2016': 'ADE20K',
     'data/imagenet': 'ImageNet-1K',
     'data/images': 'yours',
     'work_dirs/digit_scenes/data/': 'scenes of digits',
@@ -68,7 +70,11 @@ def describe_input(cfg: Config, dataset: dict) -> str:
     size = cfg.model.backbone.get('img_size')
     if cfg.get('default_scope') == 'mmpretrain':
         return f'2×{size}' if 'momentum_encoder' in cfg.model else str(size)
-    sizes = [step.get('crop_size') or step.get('scale') for step in dataset.pipeline]
+    for step in dataset.pipeline:
+        if step.type == 'RandomChoice':
+            sides = [scale[0] for scale in step.transforms[0][0].scales]
+            return f'1333×{min(sides)}–{max(sides)}'
+    sizes = [step.get(key) for key in ('crop_size', 'scale') for step in dataset.pipeline]
     return '×'.join(map(str, next(filter(None, sizes), (128, 128))))  # scenes of digits: no change
 
 

@@ -1,6 +1,6 @@
-"""Scenes of scikit-learn's digits with COCO annotations, and crops of their ink.
+"""Scenes of scikit-learn's digits with annotations, and crops of their ink.
 
-Imported by demo_coco.py; it needs no download.
+Imported by demo_coco.py and demo_ade20k.py; it needs no download.
 """
 
 import json
@@ -27,6 +27,8 @@ def write_digit_scenes(
 ) -> None:
     """Write ``train/``, ``val/`` and ``annotations/instances_{train,val}.json`` in COCO's format.
 
+    ``labels/{train,val}/`` has the class of every pixel, 0 for the background, for segmentation.
+
     Digits lie on black at random places and sizes; later ones cover earlier ones,
     of which half stays visible. Masks are the visible pixels, as compressed RLE. Training and
     validation scenes share no digit. Equal arguments give equal files; existing ones are replaced.
@@ -40,19 +42,23 @@ def write_digit_scenes(
         generator = np.random.default_rng([seed, stream])
         digits = Digits(split=split, image_size=digit_size[1])
         digits.full_init()
-        (root / name).mkdir(exist_ok=True)
+        for folder in (root / name, root / 'labels' / name):
+            folder.mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for number in range(1, count + 1):
             canvas, objects = _compose(generator, digits, image_size, num_digits, digit_size)
             file = f'{number:06d}.png'
             cv2.imwrite(str(root / name / file), canvas)
             images.append(dict(id=number, file_name=file, width=image_size, height=image_size))
+            labels = np.zeros_like(canvas)
             for label, mask, _ in objects:
+                labels[mask] = label + 1
                 encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
                 one = dict(id=len(annotations) + 1, image_id=number, category_id=label + 1)
                 one |= dict(area=float(rle.area(encoded)), bbox=rle.toBbox(encoded).tolist())
                 encoded['counts'] = encoded['counts'].decode()
                 annotations.append(one | dict(iscrowd=0, segmentation=encoded))
+            cv2.imwrite(str(root / 'labels' / name / file), labels)
         info = dict(description='scenes of scikit-learn digits', seed=seed)
         categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
         content = dict(info=info, images=images, annotations=annotations, categories=categories)

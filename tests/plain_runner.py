@@ -45,8 +45,24 @@ def use_scenes(dataset, split, scenes):
         data_prefix=dict(img=f'{split}/'),
         metainfo=dict(classes=tuple('0123456789')),
     )
-    for step in dataset.pipeline:
-        step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
+    resize(dataset.pipeline, (64, 64))
+
+
+def resize(node, size):
+    """Replace the sizes in a pipeline."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict | list):
+            resize(value, size)
+    if isinstance(node, dict):
+        node.update({key: size for key in ('scale', 'crop_size') if key in node})
+        node.update(dict(scales=[size]) if 'scales' in node else {})
+
+
+def use_labels(dataset, split, scenes):
+    """Replace ADE20K by scenes of digits, of 48 pixels as the narrowed model."""
+    dataset.data_root, dataset.img_suffix = str(scenes), '.png'
+    dataset.data_prefix = dict(img_path=split, seg_map_path=f'labels/{split}')
+    resize(dataset.pipeline, (48, 48))
 
 
 def shrink(cfg, images, scenes, width=48):
@@ -62,8 +78,9 @@ def shrink(cfg, images, scenes, width=48):
         if 'dataset' in dataset:  # RepeatDataset
             dataset.times = 1
             dataset = dataset.dataset
-        if cfg.default_scope == 'mmdet':
-            use_scenes(dataset, 'train' if loader is loaders[0] else 'val', scenes)
+        if cfg.default_scope in ('mmdet', 'mmseg'):
+            use = use_scenes if cfg.default_scope == 'mmdet' else use_labels
+            use(dataset, 'train' if loader is loaders[0] else 'val', scenes)
         else:
             use_images(dataset, images)
     for evaluator in filter(None, (cfg.val_evaluator, cfg.test_evaluator)):

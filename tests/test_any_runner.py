@@ -18,6 +18,7 @@ from tests.faults.processes import free_port
 CONFIGS = {
     'mmpretrain': [*ROOT.glob('configs/*.py'), *ROOT.glob('configs/[fl]*/*.py')],
     'mmdet': [*ROOT.glob('configs/coco/*.py')],
+    'mmseg': [*ROOT.glob('configs/ade20k/*.py')],
 }
 UPSTREAM = {
     module.__name__: Path(module.__path__[0], '.mim/tools') for module in (mmpretrain, mmdet)
@@ -71,7 +72,7 @@ def test_every_config_runs_in_a_plain_runner(scope, images, scenes, tmp_path):
     text = run(tmp_path, sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
     assert re.findall(r'^BUILT (.*)', text, re.M) == [str(path) for path in CONFIGS[scope]]
     ran = [Path(path).name for path in re.findall(r'^RAN (.*) 1$', text, re.M)]
-    assert len(ran) >= 3
+    assert len(ran) >= (2 if scope == 'mmseg' else 3)
 
 
 def test_mmpretrains_own_tools_train_on_two_processes(tmp_path):

@@ -53,7 +53,9 @@ def test_waiting_for_a_lock_ends_with_its_holder(tmp_path):
         with locked(tmp_path):  # an inner block does not release the lock
             pass
         assert is_in_use(tmp_path)
-        forked = multiprocessing.get_context('fork').Pool(1)  # it does not hold the lock
+        # It does not hold the lock. With a handler of SIGTERM it would not end.
+        reset = signal.signal, (signal.SIGTERM, signal.SIG_DFL)
+        forked = multiprocessing.get_context('fork').Pool(1, *reset)
         with forked, pytest.raises(ValueError, match=f'in use by process {os.getpid()}'):
             forked.apply(lock_folder, (tmp_path,))
     assert not is_in_use(tmp_path)

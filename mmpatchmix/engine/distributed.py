@@ -36,13 +36,15 @@ class PatchMixDDP(MMDistributedDataParallel):
         device_ids = None if is_on_cpus(module) else device_ids
         super().__init__(without_sync_batchnorm_on_cpus(module), device_ids=device_ids, **kwargs)
         # DDP would change its buckets after the first step, and with them the order of sums over
-        # three or more ranks, so that a resumed run would differ from an uninterrupted one.
+        # three or more ranks, so that a resumed run would differ from an uninterrupted one. With
+        # find_unused_parameters it never does.
         self.reducer._push_all_rebuilt_params()
         self.reducer._rebuild_buckets()
 
     def _build_params_for_reducer(self) -> tuple[list, list]:
-        # In the order of the backward pass, about: the order of the buckets.
-        return tuple(each[::-1] for each in super()._build_params_for_reducer())
+        # The order of the buckets: about that of the backward pass.
+        order = slice(None, None, 1 if self.find_unused_parameters else -1)
+        return tuple(each[order] for each in super()._build_params_for_reducer())
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Take one optimizer step on a batch of the data loader."""

@@ -1,12 +1,14 @@
 """Detection configs train a step and predict; ground truth as prediction has an AP of 1."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
@@ -130,3 +132,29 @@ def test_ground_truth_as_prediction_has_ap_1(scenes, tmp_path):
     metrics = Runner.from_cfg(cfg).test()
     assert metrics['coco/bbox_mAP'] == 1.0
     assert metrics['coco/segm_mAP'] == 1.0
+
+
+def test_the_recipe_of_mgc_is_as_published():
+    """Its figures, and the sizes that its pipeline yields."""
+    cfg = Config.fromfile(ROOT / 'mask-rcnn_vit-s_fpn_mgc_1x.py')
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    assert {group['lr'] for group in groups} == {7.5e-5}
+    decays = {id(group['params'][0]): group['weight_decay'] for group in groups}
+    for name, parameter in model.named_parameters():
+        free = re.search(r'\.ln\d|norms|resize\.0\.1|cls_token|pos_embed', name)
+        assert decays[id(parameter)] == (0.0 if free else 0.03), name
+    assert {m.drop_prob for m in model.modules() if hasattr(m, 'drop_prob')} == {0.0}
+    warmup, steps = cfg.param_scheduler
+    assert (warmup.end, steps.milestones, cfg.train_cfg.max_epochs) == (1000, [8, 11], 12)
+    resize_or_crop = TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[3])
+    seen = set()
+    for seed in range(40):
+        np.random.seed(seed)
+        image = np.zeros((600, 800, 3), np.uint8)
+        results = resize_or_crop(dict(img=image, img_shape=image.shape[:2]))
+        height, width = results['img'].shape[:2]
+        seen.add(height if height * 4 == width * 3 else 'cropped')
+        assert min(height, width) in range(480, 801, 32) or max(height, width) == 1333
+    assert 'cropped' in seen and seen & {480, 800}

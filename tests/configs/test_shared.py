@@ -50,7 +50,8 @@ def test_every_config_has_the_shared_runtime(path):
     # Detection also imports its data set, which imports mmdet.
     more = ['mmpatchmix.datasets.coco_files'] if '/coco/' in path else []
     assert cfg.custom_imports.imports == ['mmpatchmix.registry', *more]
-    assert cfg.default_scope == ('mmdet' if '/coco/' in path else 'mmpretrain')
+    scopes = {'coco': 'mmdet', 'ade20k': 'mmseg'}
+    assert cfg.default_scope == scopes.get(path.split('/')[1], 'mmpretrain')
     shared = Config.fromfile(ROOT / 'configs/_base_/runtime.py')
     assert {name: hook.type for name, hook in shared.default_hooks.items()}.items() <= {
         name: hook.type for name, hook in cfg.default_hooks.items()
@@ -69,7 +70,9 @@ SCRIPTS = ('health',)
 def test_header_has_the_command(path):
     header = (ROOT / path).read_text().split('\n_base_')[0]
     scripts = [f'python benchmarks/{name}.py' for name in SCRIPTS]
-    assert any(command in header for command in (path, 'make demo-coco', *scripts))
+    assert any(
+        command in header for command in (path, 'make demo-coco', 'make demo-ade20k', *scripts)
+    )
 
 
 # Config, its size, another one, and the test views' shorter edge, size * 256 / 224.

@@ -78,6 +78,7 @@ class Scenario(NamedTuple):
     crash_rank: int = 0
     kills: int = 1  # of each run; ckpt-chaos chooses the first, a seed the others
     points: int = 10**6  # at most, per mode
+    modes: tuple[str, ...] = MODES
 
 
 def digits(*options: str, epochs: int = 2) -> tuple[str, ...]:
@@ -99,7 +100,8 @@ SCENES += ('--cfg-options', f'{HOOK}interval=1', f'{HOOK}max_keep_ckpts=3')
 SCENARIOS = {
     'demo': Scenario(digits()),
     'two-ranks-0': Scenario(TWO, ranks=2),
-    'two-ranks-1': Scenario(TWO, ranks=2, crash_rank=1),
+    # Rank 1 only makes two folders.
+    'two-ranks-1': Scenario(TWO, ranks=2, crash_rank=1, modes=('before', 'term')),
     'within-epoch': Scenario(WITHIN, 'iter_*.pth', r'resumed epoch: \d+, iter: (\d+)'),
     'best': Scenario(digits(f'{HOOK}save_best=knn/top1', f'{HOOK}max_keep_ckpts=1')),
     'three-kills': Scenario(digits(), kills=3),
@@ -113,6 +115,8 @@ def run(argv: list[str]) -> None:
     if 'CKPT_CHAOS_WATCH' in os.environ:
         from ckpt_chaos.targets.common import arm_from_env
 
+        # Version 0.1.8 tells the rank to be killed when, but not that it is the one.
+        os.environ['CKPT_CHAOS_CRASH_RANK'] = os.environ.get('RANK', '0')
         arm_from_env(int(os.environ.get('RANK', 0)), lazy=True)
     # Figures stay blank: drawing them takes twice as long as all the rest.
     run_report_hook.draw_mix = lambda *args: Figure((1, 1))
@@ -157,7 +161,9 @@ def digest(work_dir: Path, with_log: bool) -> str:
     """
     newest = max(work_dir.glob('epoch_*.pth'), key=lambda path: int(path.stem[6:]))
     parts = {'checkpoint': _hash(runs._read_state(newest))}
-    for path in sorted(work_dir.glob('best_*.pth')):
+    hub = runs.torch.load(newest, weights_only=True)['message_hub']
+    if best := hub['runtime_info'].get('best_ckpt'):
+        path = work_dir / Path(best).name
         parts[path.name] = _hash(runs.torch.load(path, weights_only=True)['state_dict'])
     logs = runs.read_scalars(work_dir) if with_log else ()
     for kind, rows in zip(('training', 'validation'), logs, strict=False):
@@ -257,6 +263,8 @@ def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
             options['resume-cmd'] = shlex.join(['again', str(scenario.kills - 1), *command])
         argv = [part for key, value in options.items() for part in (f'--{key}', str(value))]
         cli.main(['run', '--ckpt-ignore-size', *argv, '--', *command])
+        commit = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True)
+        (folder / 'commit').write_bytes(commit.stdout.strip())
     return runner.rejudge(folder)
 
 
@@ -282,6 +290,7 @@ def tabulate(work: Path) -> list[dict]:
                 **{name: counts[name] for name in FAIL_ON.split(',')[:3]},
                 'PASS': counts['PASS'],
                 'control': control.verdict,
+                'commit': (folder / 'commit').read_text(),
             }
         )
     return table
@@ -300,6 +309,8 @@ def main(argv: list[str] | None = None) -> int:
     write_data(DATA)
     os.environ['PATCHMIX_IMG_SIZE'] = '32'
     for name, mode in itertools.product(args.scenarios or SCENARIOS, args.modes):
+        if mode not in SCENARIOS[name].modes:
+            continue
         run_chaos(name, mode, args.points, args.work / f'{name}-{mode}')
         text = io.StringIO()
         with contextlib.redirect_stdout(text):

@@ -1,6 +1,6 @@
-"""Backbones, pyramids and heads for detection with a pre-trained ViT.
+"""Backbones, pyramids and heads for detection and segmentation with a pre-trained ViT.
 
-The heads are defined if mmdet is installed; pre-training does not need it.
+The heads are defined if mmdet or mmseg is installed; pre-training needs neither.
 """
 
 from importlib.util import find_spec
@@ -13,3 +13,6 @@ if find_spec('mmdet') is not None:
         FullPrecisionRoIExtractor,
         FullPrecisionRPNHead,
     )
+
+if find_spec('mmseg') is not None:
+    from mmpatchmix.models.detection.linear_seg_head import LinearSegHead

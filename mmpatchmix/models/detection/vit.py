@@ -20,24 +20,29 @@ class DetectionViT(PatchMixViT):
     ``forward`` takes ``(N, C, H, W)``, pads sides that the patch size does not divide, and returns
     a map ``(N, D, H / patch, W / patch)`` for each of ``out_indices``. Every block attends
     globally, the class token included. The position embedding is interpolated to the size of each
-    batch. There is no final LayerNorm. Random weights are drawn as in mmpretrain.
+    batch. Random weights are drawn as in mmpretrain.
 
     Args:
         arch: As in :class:`mmpatchmix.models.PatchMixViT`.
         out_indices: Blocks that return a map, from 0.
+        final_norm: Whether the map of the last block passes the final LayerNorm.
         **kwargs: Those of :class:`mmpatchmix.models.PatchMixViT`.
     """
 
-    # The last norm is not used (ln2 if patch tokens were averaged).
+    # The last norm is not used by default (ln2 if patch tokens were averaged).
     dropped = ('ln1.', 'ln2.')
     pads_images = True
 
     def __init__(
-        self, arch: dict | str, out_indices: Sequence[int] = (3, 5, 7, 11), **kwargs
+        self,
+        arch: dict | str,
+        out_indices: Sequence[int] = (3, 5, 7, 11),
+        final_norm: bool = False,
+        **kwargs,
     ) -> None:
-        super().__init__(
-            arch, out_indices=list(out_indices), out_type='featmap', final_norm=False, **kwargs
-        )
+        kwargs |= dict(out_type='featmap', final_norm=final_norm)
+        super().__init__(arch, out_indices=list(out_indices), **kwargs)
+        self.dropped = tuple(name for name in self.dropped if not (final_norm and name == 'ln1.'))
 
     def _draw_weights(self) -> None:
         VisionTransformer.init_weights(self)

@@ -192,7 +192,7 @@ MAP_TABLES = {
             for m in (1, 2)
             for rate in map_data.RATES
         ]
-        + [value(f's, M = {m}', 'seconds', 0, num_mix=m) for m in (1, 2)],
+        + [value(f's, M = {m}', 'cpu_seconds', 0, num_mix=m) for m in (1, 2)],
     ),
 }
 TABLES = {'detection': detection_table}

@@ -108,7 +108,14 @@ def test_finished_runs_are_not_run_again(parts, tmp_path, monkeypatch, capsys):
     lines = runs.read_results(args.results)
     assert [line['num_mix'] for line in lines] == [1, 2]
     assert [[step for step, _ in line['curve']] for line in lines] == [[0, 1, 2]] * 2
-    assert lines[1].keys() >= {'knn', 'linear', 'labels2', 'finetuned2', 'share_error', 'seconds'}
+    assert lines[1].keys() >= {
+        'knn',
+        'linear',
+        'labels2',
+        'finetuned2',
+        'share_error',
+        'cpu_seconds',
+    }
     assert 'labels2' not in lines[0] and lines[1]['encoded_views'] == 5 * 8 * 2
     mixing_map.work(args)
     assert runs.read_results(args.results) == lines

@@ -10,13 +10,13 @@ compared with a list of held-out ones, the annotations of the COCO file checked.
 import csv
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from harness import make_parser
 
 from mmpatchmix.cli.check_run import _check_held_out
 from mmpatchmix.datasets import ImageFolder
@@ -99,4 +99,8 @@ def main(num: int, parent: str | None) -> None:
 
 
 if __name__ == '__main__':
-    main(int(sys.argv[1] if len(sys.argv) > 1 else 10**6), *sys.argv[2:3] or [None])
+    parser = make_parser(__doc__)
+    parser.add_argument('num', nargs='?', type=int, default=10**6, help='of images')
+    parser.add_argument('parent', nargs='?', help='folder for the files')
+    args = parser.parse_args()
+    main(args.num, args.parent)

@@ -259,9 +259,9 @@ def test_synthetic_images_stand_for_imagenet(scratch, tmp_path, capfd):
     assert (figures['num_images'], figures['num_epochs']) == (1_281_167, 300)
 
 
-def test_two_ranks_measure_together_and_one_prints(scratch, digits, tmp_path):
+def test_two_ranks_measure_together_and_one_prints(digits, tmp_path):
     options = ['--launcher', 'pytorch', '--seconds', '0.2', '--images', '1600', '--json']
-    first, other = run_ranks(tmp_path, benchmark.main, [str(digits), *options], TMPDIR=scratch)
+    first, other = run_ranks(tmp_path, benchmark.main, [str(digits), *options])
     figures = read_figures(first[: first.rindex('}') + 1])
     assert (figures['num_ranks'], figures['num_images']) == (2, 1600)
     assert '}' not in other

@@ -28,6 +28,7 @@ per_module = pytest.fixture(scope='module', autouse=True)(_restore_default_scope
 per_test = pytest.fixture(autouse=True)(_restore_default_scope)
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items):
     """Start with the files that take longest: a worker that ends early finds another file."""
     items.sort(key=lambda item: item.path.stem.removeprefix('test_') not in LONGEST)

@@ -45,7 +45,7 @@ fi
 
 PINS=requirements/constraints.txt
 by_pip() { .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c "$PINS" "$@"; }
-by_uv() { [ -n "$UV" ] && "$UV" pip install --python .venv/bin/python -c "$PINS" "$@"; }
+by_uv() { [ -n "$UV" ] && "$UV" pip install --compile-bytecode --python .venv/bin/python -c "$PINS" "$@"; }
 
 UV=${UV-$(command -v uv || echo .venv/bin/uv)}  # empty: pip alone
 [ -z "$UV" ] || [ -x "$UV" ] || by_pip uv >>"$LOG" 2>&1 || UV=

@@ -128,8 +128,8 @@ def main() -> None:
     rich.print(table)
     print(f'\nBoth runs took {time.monotonic() - began:.0f} s. They wrote:')
     for folder in folders.values():
-        checkpoint = (folder / 'last_checkpoint').read_text().strip()
-        print(f'  {folder}/report.html   {checkpoint}')
+        checkpoint = Path((folder / 'last_checkpoint').read_text().strip()).name
+        print(f'  {folder}/report.html   {folder}/{checkpoint}')
 
 
 if __name__ == '__main__':

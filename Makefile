@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help setup demo evaluate demo-coco demo-ade20k benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv with the pinned versions that training needs (skipped if nothing changed)
 
@@ -76,7 +76,7 @@ SOAK ?= 100
 soak: $(STAMP)-all  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)
 	@SOAK=$(SOAK) OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak
 
-chaos: $(STAMP)-all  ## kill runs at every file event and resume them, by ckpt-chaos (about an hour)
+chaos: $(STAMP)-all  ## kill runs at every file event and resume them, by ckpt-chaos (hours on 2 cores)
 	@OMP_NUM_THREADS=1 $(PY) -W ignore::RuntimeWarning -m tests.faults.chaos
 
 upstream: $(STAMP)-all  ## run mmengine's own tests with our classes in place of its own (downloads them)

@@ -76,6 +76,8 @@ def cell(runs: Runs, metric: str, digits: int = 1) -> str:
 
 def difference(ours: Runs, theirs: Runs, metric: str) -> str:
     """Format the mean difference of runs paired by seed, its standard error, and p of a t-test."""
+    if ours == theirs:  # the row of M = 1 itself
+        return ''
     seeds = sorted(s for s in set(ours) & set(theirs) if metric in ours[s])
     gaps = [ours[seed][metric] - theirs[seed][metric] for seed in seeds]
     text = f'{statistics.mean(gaps):+.1f}' if gaps else ''

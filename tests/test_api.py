@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -58,7 +59,9 @@ def test_pretrain_applies_its_options_and_returns_the_checkpoint(run):
     assert read_config_text(meta, 'optim_wrapper')['enabled'] is False
 
 
-def test_backbone_and_embedding_give_the_same_features(run, digits, tmp_path):
+def test_backbone_and_embedding_give_the_same_features(run, digits, tmp_path, monkeypatch):
+    # Both embeddings begin in one second, of which mmengine names a run.
+    monkeypatch.setattr(time, 'strftime', lambda *arguments: '20260101_000000')
     config, work_dir, checkpoint = run
     backbone = mmpatchmix.load_backbone(work_dir)
     with torch.no_grad():

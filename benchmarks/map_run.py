@@ -21,6 +21,7 @@ from mmpatchmix.engine.schedules import cosine_momentum
 from mmpatchmix.evaluation.features import evaluation_mode
 from mmpatchmix.evaluation.knn import knn_predict
 from mmpatchmix.evaluation.similarity import calibrate, predict_shares
+from mmpatchmix.models.mixing import copy_to_device
 from mmpatchmix.registry import MODELS
 
 CONFIG = CONFIGS / 'patchmix_vit-s_cifar10.py'
@@ -125,7 +126,8 @@ def train(model: nn.Module, images: Tensor, setting: Setting, autocast=nullconte
         for group in optimizer.param_groups:
             group['lr'] = peak * schedule(step, setting.steps)
         model.update_momentum_encoder(cosine_momentum(step, setting.steps, momentum))
-        views = make_views(images[next(order)], setting.level)
+        chosen = copy_to_device(next(order), images.device)
+        views = make_views(images[chosen], setting.level)
         with autocast():
             inputs = model.data_preprocessor(dict(inputs=views), training=True)['inputs']
             losses = model.loss(inputs)
@@ -166,7 +168,8 @@ def crop(images: Tensor, scale: tuple[float, float] = (0.2, 1.0)) -> Tensor:
     theta = torch.zeros(len(images), 2, 3)
     for axis, (side, share) in enumerate(zip(sides, place, strict=True)):
         theta[:, axis, axis], theta[:, axis, 2] = side, (2 * share - 1) * (1 - side)
-    grid = F.affine_grid(theta.to(images.device), images.shape, align_corners=False)
+    theta = copy_to_device(theta, images.device)
+    grid = F.affine_grid(theta, images.shape, align_corners=False)
     settings = dict(mode='bicubic', padding_mode='border', align_corners=False)
     return F.grid_sample(images, grid, **settings).clamp(0, 255)
 

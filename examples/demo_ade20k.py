@@ -1,16 +1,19 @@
 """Train UPerNet on 50 annotated scenes of digits, with and without a pre-trained backbone.
 
     python examples/demo_ade20k.py
-    python examples/demo_ade20k.py --checkpoint work_dirs/digit_scenes/pretraining/epoch_25.pth
+    python examples/demo_ade20k.py --checkpoint work_dirs/digit_scenes/pretraining/epoch_10.pth
 
-The backbone is that of demo_coco.py. Each network is trained with three seeds.
+The backbone is that of demo_coco.py. Each network is trained with three seeds, both networks of a
+seed side by side.
 """
 
 import argparse
+import subprocess
+import time
 from pathlib import Path
 from statistics import mean, stdev
 
-from demo_coco import NUM_ANNOTATED, ROOT, pretrain, train
+from demo_coco import NUM_ANNOTATED, ROOT, finish, pretrain, start
 from digit_scenes import write_digit_scenes
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +25,12 @@ SEGMENTER = ROOT / 'configs/ade20k/upernet_vit-digits_scenes.py'
 SEEDS = range(3)
 
 
+def segment(checkpoint: str | None, folder: Path, seed: int, **more) -> subprocess.Popen:
+    """Start UPerNet from a backbone, or from random weights."""
+    options = f'--seed={seed}', '--cfg-options', f'model.backbone.init_cfg.checkpoint={checkpoint}'
+    return start(SEGMENTER, folder, folder.parent / 'data', *options, **more)
+
+
 def main() -> None:
     """Train all networks on generated scenes and print the mIoU of each."""
     parser = argparse.ArgumentParser(
@@ -30,23 +39,27 @@ def main() -> None:
     parser.add_argument('--checkpoint', help='use this checkpoint instead of pre-training')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digit_scenes'))
     args = parser.parse_args()
+    began, data_root = time.monotonic(), args.work_dir / 'data'
     backbone = args.checkpoint or pretrain(args.work_dir)
-    data_root = args.work_dir / 'data'
     print(f'\nwriting {NUM_ANNOTATED} training and 100 validation scenes to {data_root}')
     write_digit_scenes(data_root, num_train=NUM_ANNOTATED)
+    found = {'pretrained': [], 'random': []}
+    for seed in SEEDS:
+        print(f'\nUPerNet from {backbone} and, in the background, from random weights', flush=True)
+        folders = {name: args.work_dir / f'segmentation-{name}-{seed}' for name in found}
+        with segment(None, folders['random'], seed, stdout=subprocess.DEVNULL) as random:
+            run = segment(backbone, folders['pretrained'], seed)
+            finish(run, folders['pretrained'])
+            finish(random, folders['random'])
+        for name, values in found.items():
+            values.append(read_scalars(folders[name])[1][-1]['mIoU'])
     table = Table('mIoU on 100 validation scenes, %', *(f'seed {seed}' for seed in SEEDS), 'mean')
-    for name, start in {'PatchMix backbone': backbone, 'random weights': None}.items():
-        found = []
-        for seed in SEEDS:
-            print(f'\nUPerNet from {start or name}, seed {seed}', flush=True)
-            folder = args.work_dir / f'segmentation-{"pretrained" if start else "random"}-{seed}'
-            option = f'model.backbone.init_cfg.checkpoint={start}'
-            train(SEGMENTER, folder, data_root, f'--seed={seed}', '--cfg-options', option)
-            found.append(read_scalars(folder)[1][-1]['mIoU'])
-        spread = f'{mean(found):.1f} ± {stdev(found):.1f}'
-        table.add_row(name, *(f'{value:.1f}' for value in found), spread)
+    for title, values in zip(('PatchMix backbone', 'random weights'), found.values(), strict=True):
+        spread = f'{mean(values):.1f} ± {stdev(values):.1f}'
+        table.add_row(title, *(f'{value:.1f}' for value in values), spread)
     Console().print(table)
     print(f'backbone    {backbone} (--checkpoint uses it again)')
+    print(f'all of this took {time.monotonic() - began:.0f} s')
 
 
 if __name__ == '__main__':

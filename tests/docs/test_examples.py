@@ -90,6 +90,16 @@ def test_bands_are_rows_of_the_images_in_turn(monkeypatch):
     assert shares.tolist() == [0.5, 0.5]
 
 
+def test_demos_on_scenes_are_complete_programs(monkeypatch, capsys):
+    """Their networks are trained by the tests of the configs."""
+    monkeypatch.syspath_prepend(str(ROOT / 'examples'))
+    for name in ('demo_coco', 'demo_ade20k'):
+        monkeypatch.setattr(sys, 'argv', [name, '--help'])
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(name).main()
+        assert end.value.code == 0 and '--checkpoint' in capsys.readouterr().out
+
+
 def test_the_demo_compares_both_runs(tmp_path):
     folder = tmp_path / 'digits'
     text = call(sys.executable, 'examples/demo.py', '--epochs', '1', '--work-dir', folder)

@@ -41,7 +41,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (about 4 minutes)
 	@$(PY) examples/demo_coco.py
 
-demo-ade20k: $(STAMP)-segmentation  ## train segmentation with and without pre-training, on scenes of digits, with three seeds
+demo-ade20k: $(STAMP)-detection $(STAMP)-segmentation  ## train segmentation with and without pre-training, on scenes of digits, with three seeds
 	@$(PY) examples/demo_ade20k.py
 
 # Threads as torch chooses them: nothing else should run beside.

@@ -124,10 +124,9 @@ class SafeCheckpointHook(CheckpointHook):
             for path in sorted(found, key=lambda path: path.stat().st_mtime)[:-NUM_BETWEEN]:
                 path.unlink(missing_ok=True)
 
-    def after_train(self, runner: Runner) -> None:
-        """Restore the previous signal handlers."""
+    def after_train_or_error(self, runner: Runner) -> None:
+        """Restore the previous signal handlers, however training has ended."""
         self._signals.restore()
-        super().after_train(runner)
 
     def after_run(self, runner: Runner) -> None:
         """Raise ``OSError`` if the last checkpoint of the run could not be saved."""
@@ -140,7 +139,6 @@ class SafeCheckpointHook(CheckpointHook):
         self._ranks.agree(0)  # no rank exits before the checkpoint is written
         if shut_down := getattr(runner.train_loop.batches, '_shutdown_workers', None):
             shut_down()
-        self._signals.restore()
         runner.logger.warning(
             f'Stopped by {signal.Signals(number).name} after iteration {runner.iter + 1} of '
             f'{runner.max_iters}; the same command with --resume continues from '

@@ -210,17 +210,23 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             sampler.seed = state['sampler_seed']
 
     def run(self) -> Any:
-        """Train; see mmengine's base class."""
-        self.runner.call_hook('before_train')
-        if self._epoch:  # resumed
-            self._decide_current_val_interval()
-        self._restore_random_states(keep=self.position > 0)
-        self._evaluate_if_due()
-        while self._epoch < self._max_epochs and not self.stop_training:
-            self.run_epoch()
-            self._decide_current_val_interval()
+        """Train; see mmengine's base class. Hooks may have ``after_train_or_error``.
+
+        It is called however training ends, unlike ``after_train``.
+        """
+        try:
+            self.runner.call_hook('before_train')
+            if self._epoch:  # resumed
+                self._decide_current_val_interval()
+            self._restore_random_states(keep=self.position > 0)
             self._evaluate_if_due()
-        self.runner.call_hook('after_train')
+            while self._epoch < self._max_epochs and not self.stop_training:
+                self.run_epoch()
+                self._decide_current_val_interval()
+                self._evaluate_if_due()
+            self.runner.call_hook('after_train')
+        finally:
+            self.runner.call_hook('after_train_or_error')
         return self.runner.model
 
     def run_epoch(self) -> None:

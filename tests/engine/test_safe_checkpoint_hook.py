@@ -110,9 +110,11 @@ def test_nan_weights_are_not_saved(tmp_path):
                 runner.model.neck.fc0.weight.data.fill_(float('nan'))
 
     runner.register_hook(Poison())
+    former = signal.getsignal(signal.SIGINT)
     with pytest.raises(FloatingPointError, match=r'not finite after .*epoch_1\.pth'):
         runner.train()
     assert names(tmp_path) == ['epoch_1.pth']
+    assert signal.getsignal(signal.SIGINT) is former  # Ctrl-C works in what goes on
 
 
 def test_the_previous_best_checkpoint_is_removed_last(tmp_path, monkeypatch):

@@ -101,16 +101,9 @@ def run_here(which: str, result: str, *tests: str) -> None:
     if which == 'ours':
         replace()
     failures = Failures()
-    options = [
-        '-q',
-        '--tb=short',
-        '--show-capture=no',
-        '-p',
-        'no:randomly',
-        '-p',
-        'no:cacheprovider',
-    ]
-    pytest.main([*tests, *options, f'--rootdir={FOLDER}', '-c', os.devnull], [failures])
+    plugins = ['-p', 'no:randomly', '-p', 'no:cacheprovider', '-c', os.devnull]
+    options = ['-q', '--tb=short', '--show-capture=no', f'--rootdir={FOLDER}']
+    pytest.main([*tests, *options, *plugins], [failures])
     Path(result).write_text(json.dumps([failures.passed, sorted(failures)]))
 
 

@@ -107,6 +107,8 @@ def read_coco(dataset: UpstreamDataset, path: str) -> dict:
     is_whole = isinstance(data, dict) and all(isinstance(data.get(key), list) for key in lists)
     if not is_whole or not data['categories']:
         raise ValueError(f'{path} needs lists of {", ".join(lists)}, and at least one category.')
+    if unnamed := [each for each in data['categories'] if not each.keys() >= {'id', 'name'}]:
+        raise ValueError(f'{path} has {len(unnamed)} categories without id or name: {unnamed[0]}.')
     classes, names = dataset.metainfo['classes'], [each['name'] for each in data['categories']]
     chosen = [name for name in names if not isinstance(classes, str) and name in classes]
     both = f'\n  config: {_show(classes)}\n  {path}: {_show(names)}'

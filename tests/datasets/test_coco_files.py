@@ -187,7 +187,8 @@ def test_repeated_ids_and_files_without_annotations_are_refused(root):
     for part, number in (('images', 2), ('annotations', 10)):
         change(root, 'train', lambda data, part=part: data[part].append(dict(data[part][2])))
         assert f'2 {part} have the id of another one: id {number}' in refusal(config(root))
-    for text in ('{"images": [', '[]', NO_ENTRIES):
+    unnamed = json.dumps(dict(images=[], categories=[{'id': 1}], annotations=[]))
+    for text in ('{"images": [', '[]', NO_ENTRIES, unnamed):
         (root / 'train.json').write_text(text)
         assert str(root / 'train.json') in refusal(config(root))
 

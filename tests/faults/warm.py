@@ -5,21 +5,10 @@ from typing import Any
 import mmdet.datasets  # noqa: F401
 from jinja2 import Environment, PackageLoader
 
+import tests.quick  # noqa: F401  keeps the digits
 from mmpatchmix.datasets import Digits
 from tests.faults import chaos  # noqa: F401
 
-_enlarge, _enlarged = Digits.load_data_list, {}
-
-
-def load_once(self: Digits) -> list[dict]:
-    """Return the samples of a split, enlarged once."""
-    key = self.split, self.image_size, self.changed
-    if key not in _enlarged:
-        _enlarged[key] = _enlarge(self)
-    return list(_enlarged[key])
-
-
-Digits.load_data_list = load_once
 for split in ('train', 'test'):
     Digits(split, serialize_data=False)
 

@@ -143,9 +143,7 @@ def embed(
             recipe.write_text(text, encoding='utf-8')
         folder = Path(out or Path(scratch, 'features'))
         own = dict(out=folder, data_root=images, work_dir=scratch)
-        # mmengine reuses the visualizer of a run of the same name that began in the same second.
-        named = {'experiment_name': Path(scratch).name, **options.pop('cfg_options', {})}
-        args = _parse(verb, recipe, checkpoint, **own | options, cfg_options=named)
+        args = _parse(verb, recipe, checkpoint, **own | options)
         with contextlib.redirect_stdout(io.StringIO()):  # the summary for a terminal
             verb.embed(args)
         found = read_embedding(folder)

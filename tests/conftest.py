@@ -1,5 +1,6 @@
 """Fixtures of all tests, and their order."""
 
+import atexit
 import gc
 
 import pytest
@@ -39,3 +40,4 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     """Exempt imported modules from garbage collection, which mmengine runs for every data set."""
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or bindings report what was not destroyed

@@ -3,13 +3,16 @@
 import functools
 import os
 from copy import deepcopy
+from importlib import import_module
 
 import mmdet
 from mmengine.config import Config, utils
 
 import mmpatchmix.registry  # noqa: F401  as by configs, before other packages
-from mmpatchmix.datasets.digits import Digits
+from mmpatchmix.cli.verb import quiet_stack
 
+quiet_stack()  # before the modules that it silences
+Digits = import_module('mmpatchmix.datasets.digits').Digits
 KEPT = (f'{os.getcwd()}/configs', os.path.dirname(mmdet.__file__))
 read, load = Config._file2dict, Digits.load_data_list
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.verb import walk_dicts
+from mmpatchmix.cli.verb import garbage_ignored, walk_dicts
 from mmpatchmix.files import find_config
 
 # Optimizer wrappers whose precision --amp and --no-amp can change.
@@ -51,6 +51,7 @@ def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true', help=about)
 
 
+@garbage_ignored()
 def load_config(args: argparse.Namespace, below: str = '') -> Any:
     """Return mmengine's ``Config``, checked, with the common arguments applied.
 

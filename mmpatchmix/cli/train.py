@@ -119,6 +119,10 @@ def prepare_work_dir(work_dir: str | Path, overwrite: bool) -> None:
 
 def train(args: argparse.Namespace) -> Path | None:
     """Build, check and describe a run; train and return the last checkpoint, or take one step."""
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        args.resume = 'auto'  # restarted by --max-restarts of torchrun.sh
+    cfg = load_config(args)  # imports the stack
+
     from mmengine.dist import is_main_process
 
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint
@@ -129,9 +133,6 @@ def train(args: argparse.Namespace) -> Path | None:
 
     if args.contact_sheet:
         check_picture_name(args.contact_sheet)
-    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-        args.resume = 'auto'  # restarted by --max-restarts of torchrun.sh
-    cfg = load_config(args)
     apply_arguments(cfg, args)
     set_trackers(cfg, [] if args.dry_run else args.track)
     work_dir = cfg.work_dir

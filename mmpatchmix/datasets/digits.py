@@ -3,8 +3,6 @@
 import cv2
 import numpy as np
 from mmpretrain.datasets import BaseDataset
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from mmpatchmix.registry import DATASETS
 
@@ -40,6 +38,9 @@ class Digits(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """Enlarge the images of the split; called once, by ``full_init``."""
+        from sklearn.datasets import load_digits  # takes a second to import
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()  # images: (1797, 8, 8) float64, 0..16
         numbers, classes = np.arange(len(digits.target)), digits.target
         splits = train_test_split(numbers, test_size=0.2, stratify=classes, random_state=0)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -16,6 +17,8 @@ def build_parts(cfg):
     train, val = (Runner.build_dataloader(cfg[f'{name}_dataloader']) for name in ('train', 'val'))
     return SimpleNamespace(
         cfg=cfg,
+        logger=MMLogger.get_current_instance(),
+        param_schedulers=cfg.get('param_scheduler'),
         model=MODELS.build(cfg.model),
         train_dataloader=train,
         val_dataloader=val,

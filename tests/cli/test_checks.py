@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import LinearLR, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -72,6 +72,24 @@ def test_a_run_that_fits_passes_and_another_schedule_end_warns(tmp_path, recwarn
     cfg.train_cfg.max_epochs = 3
     with pytest.warns(UserWarning, match=r'schedules end at epoch 4.*, the run at epoch 3'):
         check_run(build_parts(cfg))
+
+
+def test_a_warmup_of_less_than_an_iteration_is_left_out(tmp_path, monkeypatch):
+    """Of ``--epochs 1`` with 6 iterations; mmengine refuses to build it."""
+    cfg, messages = tiny_run_config(tmp_path, epochs=1), []
+    schedule = dict(by_epoch=True, convert_to_iter_based=True)
+    rest = dict(type='CosineAnnealingLR', begin=0.15, end=1, **schedule)
+    for end, num_kept in ((0.15, 1), (0.17, 2)):
+        cfg.param_scheduler = [dict(type='LinearLR', begin=0, end=end, **schedule), rest]
+        runner = build_parts(cfg)
+        monkeypatch.setattr(runner.logger, 'info', messages.append)
+        check_run(runner)
+        assert runner.param_schedulers == cfg.param_scheduler[-num_kept:]
+    (message,) = messages
+    assert message == 'LinearLR from epoch 0 to 0.15 is shorter than an iteration and left out'
+    optimizer = torch.optim.SGD([torch.ones(1)])
+    with pytest.raises(ValueError, match='end should be larger than begin'):
+        LinearLR.build_iter_from_epoch(optimizer, end=0.15, epoch_length=6)
 
 
 def test_the_described_learning_rate_is_used(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mmpatchmix.cli import verb as console
+from tests.calls import environment
 
 # Messages come from imports and from a process of a distributed run.
 CODE = """
@@ -37,7 +38,7 @@ KEPT = ('Could not import OneDL: the disk is full', 'UserWarning: faster_coco_ev
 
 def read_output(quiet):
     """Return the lines of stdout and stderr, without the source lines below warnings."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith('MKL_')}
+    env = {key: value for key, value in environment().items() if not key.startswith('MKL_')}
     command = [sys.executable, '-c', CODE.format(quiet=quiet)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=env)
     lines = (done.stdout + done.stderr).splitlines()

@@ -175,10 +175,8 @@ def test_wrong_arguments_are_refused(embedded, tmp_path):
 
 def test_unlabelled_images_are_evaluated(run, tmp_path, capsys):
     folder, _ = run
-    # mmengine keeps loggers by name of the config and second.
-    (folder / 'evaluate.py').write_text(f"_base_ = '{folder}/tiny.py'")
     evaluate.main([
-        str(folder / 'evaluate.py'), str(folder / 'work'), '--data-root', str(folder / 'images'),
+        str(folder / 'tiny.py'), str(folder / 'work'), '--data-root', str(folder / 'images'),
         '--workers', '0', '--work-dir', str(tmp_path),
     ])  # fmt: skip
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from mmpatchmix.compat import yapf_cache
 from tests.calls import environment
 
 CODE = """
@@ -49,3 +51,17 @@ def test_a_cache_that_stays_broken_is_named(grammars):
     assert process.returncode == 1
     last = said.splitlines()[-1]
     assert last.startswith(f"OSError: {folder}: yapf's cache is broken") and 'Delete' in last
+
+
+def test_equal_texts_are_formatted_once():
+    formatted = []
+
+    def format_code(text, style_config='pep8'):
+        formatted.append(text)
+        return text.strip() + style_config['base'], True
+
+    api = SimpleNamespace(FormatCode=format_code)
+    for text, base in ((' a', 'x'), (' a', 'x'), (' b', 'x'), (' b', 'y'), (' b', 'y')):
+        yapf_cache._format_once(api)  # again: no effect
+        assert api.FormatCode(text, style_config=dict(base=base)) == (text.strip() + base, True)
+    assert formatted == [' a', ' b', ' b']

@@ -33,6 +33,7 @@ FUNCTIONS = _node('function', root.FUNCTIONS, 'models')
 METRICS = _node('metric', root.METRICS, 'evaluation')
 HOOKS = _node('hook', root.HOOKS, 'engine', 'evaluation', 'report')
 LOG_PROCESSORS = _node('log_processor', root.LOG_PROCESSORS, 'engine')
+VISBACKENDS = _node('vis_backend', root.VISBACKENDS, 'engine')
 LOOPS = _node('loop', root.LOOPS, 'engine', 'evaluation')
 OPTIM_WRAPPERS = _node('optim_wrapper', root.OPTIM_WRAPPERS, 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _node(

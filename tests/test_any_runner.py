@@ -69,7 +69,8 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('scope', CONFIGS)
 def test_every_config_runs_in_a_plain_runner(scope, images, scenes, tmp_path):
     script = ROOT / 'tests/plain_runner.py'
-    text = run(tmp_path, sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
+    command = (sys.executable, script, images, scenes, tmp_path, *CONFIGS[scope])
+    text = run(tmp_path, *command, PATCHMIX_IMG_SIZE=32)
     assert re.findall(r'^BUILT (.*)', text, re.M) == [str(path) for path in CONFIGS[scope]]
     ran = [Path(path).name for path in re.findall(r'^RAN (.*) 1$', text, re.M)]
     assert len(ran) >= (2 if scope == 'mmseg' else 3)

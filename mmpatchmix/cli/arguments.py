@@ -207,7 +207,7 @@ def set_epochs(cfg: Any, epochs: int) -> None:
 
 
 def set_trackers(cfg: Any, names: Sequence[str]) -> None:
-    """Apply ``--track``: add mmengine's back ends, which follow their environment variables."""
+    """Apply ``--track``: add back ends, which follow their environment variables."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise ModuleNotFoundError(
             f"--track needs {missing[0]}, which is not installed: pip install 'mmpatchmix[track]'"
@@ -219,7 +219,7 @@ def set_trackers(cfg: Any, names: Sequence[str]) -> None:
     store = os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{Path("mlflow.db").absolute()}'
     backends = dict(
         mlflow=dict(type='MLflowVisBackend', exp_name=project, run_name=run, tracking_uri=store),
-        wandb=dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=run)),
+        wandb=dict(type='mmpatchmix.WandbBackend', init_kwargs=dict(project=project, name=run)),
     )
     for name in names:
         cfg.visualizer.vis_backends.append(backends[name])

@@ -8,5 +8,5 @@ from mmpatchmix.engine.exact_resume import ExactResumeHook
 from mmpatchmix.engine.loss_log_hook import LossLogHook
 from mmpatchmix.engine.param_groups import DecayGroupsConstructor, LayerDecayConstructor
 from mmpatchmix.engine.ranks import RankWatchHook
-from mmpatchmix.engine.run_logs import SafeLoggerHook, ShortLogProcessor
+from mmpatchmix.engine.run_logs import SafeLoggerHook, ShortLogProcessor, WandbBackend
 from mmpatchmix.engine.schedules import LinearWarmupLR, MomentumScheduleHook, cosine_momentum

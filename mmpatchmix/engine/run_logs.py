@@ -1,4 +1,4 @@
-"""The logger hook, which tolerates a full disk, and the log processor, which prints short lines."""
+"""Logger hook, log processor with short lines, and the visualizer's back end of Weights & Biases."""
 
 import logging
 import re
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.runner import BaseLoop, LogProcessor, Runner
+from mmengine.visualization import WandbVisBackend
 
-from mmpatchmix.registry import HOOKS, LOG_PROCESSORS
+from mmpatchmix.registry import HOOKS, LOG_PROCESSORS, VISBACKENDS
 
 LINE_WIDTH = 120 - len('11/28 22:04:42 - mmengine - INFO - ')
 FORMATS = {
@@ -41,6 +43,15 @@ class SafeLoggerHook(LoggerHook):
     after_train_iter = _tolerate_disk_errors(LoggerHook.after_train_iter)
     after_val_epoch = _tolerate_disk_errors(LoggerHook.after_val_epoch)
     after_run = _tolerate_disk_errors(LoggerHook.after_run)
+
+
+@VISBACKENDS.register_module()
+class WandbBackend(WandbVisBackend):
+    """mmengine's ``WandbVisBackend``, which also uploads all Python files below the folder."""
+
+    def add_config(self, config: Config, **kwargs) -> None:
+        """Send the config, and no code."""
+        self.experiment.config.update(config.to_dict(), allow_val_change=True)
 
 
 @LOG_PROCESSORS.register_module()

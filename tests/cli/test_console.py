@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,13 +14,29 @@ from tests.calls import environment
 
 # Messages come from imports and from a process of a distributed run.
 CODE = """
-import torch, warnings
+import random, warnings
+import numpy, torch
+import mmengine.logging, mmengine.registry, mmpretrain.utils
+
+def state():
+    python = list(warnings.filters), warnings.showwarning, mmengine.logging.print_log
+    drawn = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    settings = torch.get_num_threads(), torch.get_default_dtype()
+    return *python, *drawn, *settings, mmengine.registry.DefaultScope.get_current_instance()
+
+before = state()
 import mmpatchmix.registry
+assert state() == before
 if {quiet}:
     from mmpatchmix.cli.verb import quiet_stack
     quiet_stack()
     quiet_stack()  # again: no effect
-import mmpretrain.datasets, mmdet.datasets, mmdet.evaluation
+for node in vars(mmpatchmix.registry).values():
+    if isinstance(node, mmengine.registry.Registry):
+        node.import_from_location()  # all that a Runner can build of ours
+assert state()[3:] == before[3:]
+
+import mmpretrain.models, mmpretrain.datasets, mmdet.apis, mmdet.datasets, mmdet.evaluation
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
 from mmpatchmix.engine.distributed import PatchMixDDP
@@ -45,36 +62,14 @@ def read_output(quiet):
     return [line for line in lines if line and not line.startswith('  ')]
 
 
-def test_exactly_the_listed_messages_are_dropped():
-    loud, left = read_output(quiet=False), read_output(quiet=True)
+def test_imports_change_nothing_of_the_process_and_exactly_the_listed_messages_are_dropped():
+    with ThreadPoolExecutor() as threads:
+        loud, left = threads.map(read_output, (False, True))
     for message in console.PRINTED:
         assert message in loud
     for message in console.WARNED:
         assert any(re.search(f'Warning: {message}', line) for line in loud), message
     assert len(left) == 2 and all(line.endswith(end) for line, end in zip(left, KEPT, strict=True))
-
-
-def test_importing_the_registry_changes_nothing_of_the_process():
-    code = """
-import random, warnings
-import numpy, torch
-import mmengine.logging, mmengine.registry, mmpretrain.utils
-
-def state():
-    python = list(warnings.filters), warnings.showwarning, mmengine.logging.print_log
-    drawn = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
-    settings = torch.get_num_threads(), torch.get_default_dtype()
-    return *python, *drawn, *settings, mmengine.registry.DefaultScope.get_current_instance()
-
-before = state()
-import mmpatchmix.registry
-assert state() == before
-for node in vars(mmpatchmix.registry).values():
-    if isinstance(node, mmengine.registry.Registry):
-        node.import_from_location()  # all that a Runner can build of ours
-assert state()[3:] == before[3:]
-"""
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
 # 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system has those.

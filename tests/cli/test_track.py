@@ -35,6 +35,8 @@ def test_the_store_of_mlflow_can_be_set_by_its_variable(tmp_path, monkeypatch):
 def test_an_offline_run_is_written_by_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     cfg = tiny_run_config(tmp_path / 'run', 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'private.py').touch()
     set_trackers(cfg, ['wandb'])
     Runner.from_cfg(cfg).train()
     wandb = sys.modules['wandb']
@@ -44,6 +46,7 @@ def test_an_offline_run_is_written_by_wandb(tmp_path, monkeypatch):
     content = path.read_bytes()
     for name in ('knn/top1', 'health/data_share', 'patchmix_vit-digits', 'temperature'):
         assert name.encode() in content
+    assert b'private.py' not in content
 
 
 @pytest.mark.skipif(find_spec('mlflow') is None, reason='needs mlflow-skinny, of the extra [track]')

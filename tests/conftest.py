@@ -2,11 +2,11 @@
 
 import atexit
 import gc
+from importlib import import_module
 
 import pytest
-from mmengine.registry import DefaultScope
 
-import tests.quick  # noqa: F401
+gc.disable()  # for the imports: a fifth of their time
 
 LONGEST = (
     'test_any_runner',
@@ -19,8 +19,16 @@ LONGEST = (
 )
 
 
+def pytest_configure(config):
+    """Import the replacements of slow parts, where tests are run."""
+    if not getattr(config.option, 'numprocesses', None):
+        import_module('tests.quick')
+
+
 def _restore_default_scope():
     """Undo the default scope that a Runner has set; a test that needs one sets it."""
+    from mmengine.registry import DefaultScope
+
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
@@ -40,4 +48,5 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     """Exempt imported modules from garbage collection, which mmengine runs for every data set."""
     gc.freeze()
+    gc.enable()
     atexit.register(gc.unfreeze)  # or bindings report what was not destroyed

@@ -3,11 +3,8 @@
 import gc
 from importlib import import_module
 
-from mmengine.registry import Registry
-
-from mmpatchmix.cli.verb import quiet_stack
-
-quiet_stack()  # before the modules that it silences
+gc.disable()  # for the imports: a fifth of their time
+import_module('mmpatchmix.cli.verb').quiet_stack()  # before the modules that it silences
 registry = import_module('mmpatchmix.registry')
 import_module('tests.quick')
 for name in ('train', 'test', 'benchmark'):
@@ -15,6 +12,7 @@ for name in ('train', 'test', 'benchmark'):
 for name in ('mmpretrain.models', 'mmpretrain.datasets', 'torch.utils.tensorboard'):
     import_module(name)
 for each in vars(registry).values():
-    if isinstance(each, Registry):
+    if hasattr(each, 'import_from_location'):
         each.import_from_location()
 gc.freeze()  # mmengine collects garbage for every data set it builds
+gc.enable()

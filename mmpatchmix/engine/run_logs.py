@@ -1,4 +1,4 @@
-"""Logger hook, log processor with short lines, and the visualizer's back end of Weights & Biases."""
+"""Logger hook, log processor with short lines, and back end for Weights & Biases."""
 
 import logging
 import re

@@ -1,7 +1,6 @@
 """The frame of every verb: one-line errors, a quiet console, the Runner, the memory of the host."""
 
 import argparse
-import atexit
 import ctypes
 import functools
 import gc
@@ -156,17 +155,11 @@ def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None)
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
     derive_num_classes(cfg, checkpoint)
     compare_ranks(cfg)
-    number = next(RUNNER_NUMBERS)
-    if number == 0:
-        # mmengine collects garbage for every data set: not among the modules, for half a second.
-        gc.collect()
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # or bindings report what was not destroyed
 
     class ConciseRunner(runner_class):
         def __init__(self, *args, **kwargs) -> None:
             # mmengine keeps loggers and visualizers by name and second of the start.
-            if number:
+            if number := next(RUNNER_NUMBERS):
                 name = kwargs.get('experiment_name') or Path(cfg.filename or 'run').stem
                 kwargs['experiment_name'] = f'{name}-{number}'
             super().__init__(*args, **kwargs)

@@ -34,7 +34,8 @@ class Digits(BaseDataset):
         if not isinstance(image_size, int) or image_size < 8:
             raise ValueError(f'Digits: image_size must be a whole number >= 8, got {image_size!r}')
         self.split, self.image_size, self.changed = split, image_size, changed
-        super().__init__(ann_file='', **kwargs)
+        # Not serialised: mmengine then collects garbage, for half a second.
+        super().__init__(ann_file='', **{'serialize_data': False, **kwargs})
 
     def load_data_list(self) -> list[dict]:
         """Enlarge the images of the split; called once, by ``full_init``."""

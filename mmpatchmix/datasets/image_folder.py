@@ -3,7 +3,7 @@
 import os
 import os.path as osp
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from sys import intern
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmpatchmix.datasets.decode_image import EXTENSIONS
 from mmpatchmix.datasets.image_list import (
     find_class_folders,
     find_split,
-    hash_name,
+    hash_names,
     is_list,
     is_work_dir,
     read_image_list,
@@ -106,14 +106,13 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         self.data_prefix['img_path'] = self._given_prefix
         names, labels, is_split = self._read_list() if self.list_file else self._read_folder()
         self._metainfo.update(labelled=labels is not None, split=self.split)
+        paths = np.array(encoded := os.fsencode('\0'.join(names)).split(b'\0'))
+        data_list = np.empty(len(names), [('path', paths.dtype), ('label', np.int32)])
+        data_list['path'], data_list['label'] = paths, -1 if labels is None else labels
         if labels is not None:
             self.understood.setdefault('labels', f'{len(self.CLASSES)} classes')
             if self.split and not is_split:
-                rows = self._choose_split(map(hash_name, names), len(names))
-                names, labels = [names[row] for row in rows], [labels[row] for row in rows]
-        paths = np.array([os.fsencode(name) for name in names])
-        data_list = np.empty(len(names), [('path', paths.dtype), ('label', np.int32)])
-        data_list['path'], data_list['label'] = paths, -1 if labels is None else labels
+                return data_list[self._choose_split(hash_names(encoded))]
         return data_list
 
     @force_full_init
@@ -140,16 +139,16 @@ class ImageFolder(SkipUnreadable, BaseDataset):
 
     def _read_folder(self) -> tuple[list[str], list[int] | None, bool]:
         """Return paths, class numbers if any, and whether the paths are those of a split."""
-        names, folders, is_split = self._enter_split(*self._list_files())
+        names, counts, is_split = self._enter_split(*self._list_files())
         has_classes = self.labels
         if has_classes == 'auto':
-            found = find_class_folders(self.img_prefix, names, self.CLASSES or ())
+            found = find_class_folders(self.img_prefix, +counts, self.CLASSES or ())
             has_classes, self.understood['labels'] = found
         if not has_classes:
             self.understood.setdefault('labels', 'none (labels=False)')
             return names, None, is_split
         labels = [intern(name.partition('/')[0]) for name in names]
-        num_loose = sum('/' not in name for name in names)
+        num_loose = counts['']
         if num_loose or (len(set(labels)) < 2 and not self.CLASSES):
             found = f'{num_loose} lie in none' if num_loose else f'all are in {labels[0]}'
             raise ValueError(
@@ -157,7 +156,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
                 f'two or more class folders, but {found}. Use labels=False, or set data_root to '
                 'the folder of the class folders'
             )
-        classes = [name[:-1] for name in folders if name.count('/') == 1]
+        classes = [name[:-1] for name in sorted(counts) if name.count('/') == 1]
         return names, self._number_labels(labels, classes), is_split
 
     def _read_list(self) -> tuple[list[str], list[int] | None, bool]:
@@ -182,8 +181,11 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             names, labels = [names[row] for row in rows], labels and [labels[row] for row in rows]
         return names, labels and self._number_labels(labels, classes), is_split
 
-    def _list_files(self) -> tuple[list[str], list[str]]:
-        """Return relative paths of the images, and of all folders with '/' at the end, sorted."""
+    def _list_files(self) -> tuple[list[str], Counter]:
+        """Return relative paths of the images, sorted, and the number of images in each folder.
+
+        Folders are '' or end with '/'; those without images count 0.
+        """
         root = self.img_prefix.rstrip('/') or '/'
         if not osp.isdir(root):
             found = f'{root} is a file: unpack archives first' if osp.exists(root) else root
@@ -195,52 +197,50 @@ class ImageFolder(SkipUnreadable, BaseDataset):
                 f'ImageFolder: {root} is the work dir of a run, whose pictures would be read as '
                 'images. Use another --work-dir, or move the files of the run (.lock and others)'
             )
-        names, folders, left_out = [], [], {}
-        for name in walk(root, left_out):
-            if name[-1] == '/':
-                folders.append(name)
-            elif name.lower().endswith(self.extensions):
-                names.append(name)
-            else:
+        names, counts, left_out = [], Counter(), {}
+        for folder, files in walk(root, left_out):
+            images = [name for name in files if name.lower().endswith(self.extensions)]
+            names += [folder + name for name in images]
+            counts[folder] = len(images)
+            for name in sorted(set(files).difference(images)) if len(images) < len(files) else ():
                 kind = osp.splitext(name)[1].lower() or 'no extension'
-                left_out.setdefault(kind, []).append(name)
+                left_out.setdefault(kind, []).append(folder + name)
         kinds = sorted(left_out.items(), key=lambda item: -len(item[1]))[:6]
-        counts = '; '.join(f'{len(each):,} x {kind}, such as {each[0]}' for kind, each in kinds)
-        if counts:
-            self.understood['left out'] = counts
+        others = '; '.join(f'{len(each):,} x {kind}, such as {each[0]}' for kind, each in kinds)
+        if others:
+            self.understood['left out'] = others
         if not names:
             if '.tar' in left_out:
-                counts += f'. Tar files of images are read by {SHARDS}'
+                others += f'. Tar files of images are read by {SHARDS}'
             wanted = ', '.join(sorted(self.extensions))
             raise ValueError(
                 f'ImageFolder: no image in {root}. Searched for {wanted} at any depth; found '
-                f'{counts or "no file at all"}'
+                f'{others or "no file at all"}'
             )
-        return sorted(names), sorted(folders)
+        return sorted(names), counts
 
-    def _enter_split(
-        self, names: list[str], folders: list[str]
-    ) -> tuple[list[str], list[str], bool]:
-        """Restrict paths to the folder of the split; also return whether there is such a folder."""
-        counts = Counter(name.partition('/')[0] if '/' in name else LOOSE for name in names)
+    def _enter_split(self, names: list[str], counts: Counter) -> tuple[list[str], Counter, bool]:
+        """Restrict both to the folder of the split; also return whether there is such a folder."""
+        totals = Counter()
+        for folder, count in (+counts).items():
+            totals[folder.partition('/')[0] or LOOSE] += count
         # The plain names first, test sets last.
-        parts = sorted(counts, key=lambda name: ('te' in name.lower(), len(name), name))
+        parts = sorted(totals, key=lambda name: ('te' in name.lower(), len(name), name))
         split_of = {find_split(name): name for name in reversed(parts)}
         train, val = split_of.get('train'), split_of.get('val')
         # A train folder beside others, none of them held out, may be a class.
         if self.split is None or train is None or (val is None and len(parts) > 1):
-            return names, folders, False
+            return names, counts, False
         part = split_of.get(self.split, train)
         self.data_prefix['img_path'] = osp.join(self.img_prefix, part)
         if val:
             others = [name for name in parts if name not in (train, val)]
-            unused = ''.join(f', {name} not used ({counts[name]:,} images)' for name in others)
+            unused = ''.join(f', {name} not used ({totals[name]:,} images)' for name in others)
             self.understood['folders'] = f'{train} is trained on, {val} held out{unused}'
-        inside = (
-            [path.removeprefix(f'{part}/') for path in paths if path.startswith(f'{part}/')]
-            for paths in (names, folders)
-        )
-        return *inside, val is not None
+        start = f'{part}/'
+        inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+        below = {key.removeprefix(start): n for key, n in counts.items() if key.startswith(start)}
+        return inside, Counter(below), val is not None
 
     def _number_labels(self, labels: Sequence[str], found: Sequence[str]) -> list[int]:
         """Return class numbers; set ``metainfo['classes']`` to those found unless it is given."""
@@ -260,9 +260,9 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         number_of = {name: number for number, name in enumerate(classes)}
         return [number_of[label] for label in labels]
 
-    def _choose_split(self, hashes: Iterable[int], num_images: int) -> np.ndarray:
+    def _choose_split(self, hashes: np.ndarray) -> np.ndarray:
         """Return the rows of the split: the hashes below ``holdout * 2**64`` are held out."""
-        is_held_out = np.fromiter(hashes, np.uint64, num_images) / 2.0**64 < self.holdout
+        is_held_out, num_images = hashes / 2.0**64 < self.holdout, len(hashes)
         rows = np.flatnonzero(is_held_out == (self.split == 'val'))
         if len(rows) == 0:
             raise ValueError(

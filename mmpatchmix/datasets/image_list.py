@@ -1,15 +1,16 @@
 """File names of images: names of splits, lists in text files, walking a folder, hashes."""
 
 import csv
-import hashlib
 import io
 import os
 import os.path as osp
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from hashlib import blake2b
 from itertools import islice
 
+import numpy as np
 from mmengine.logging import MMLogger
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS
@@ -49,15 +50,18 @@ def find_split(name: str) -> str | None:
     return next((split for split, form in SPLITS.items() if form.fullmatch(_letters(name))), None)
 
 
-def find_class_folders(root: str, names: list[str], classes: Sequence[str]) -> tuple[bool, str]:
+def find_class_folders(
+    root: str, paths: Collection[str], classes: Sequence[str]
+) -> tuple[bool, str]:
     """Return whether the top-level folders of images are classes, and the reason.
 
     They are if every image lies exactly one level down, in two or more folders that are not named
-    like splits or numbered parts, or at any depth in folders that ``classes`` names.
+    like splits or numbered parts, or at any depth in folders that ``classes`` names. ``paths`` are
+    those of all folders with images, '' or with '/' at the end.
     """
-    folders = sorted({name.partition('/')[0] for name in names})
+    folders = sorted({path.partition('/')[0] for path in paths})
     listed = ', '.join(folders[:4]) + (' ...' if len(folders) > 4 else '')
-    depths = sorted({name.count('/') for name in names})
+    depths = sorted({path.count('/') for path in paths})
     if depths[0] and set(folders) <= set(classes):
         return True, f'{listed} are folders of the given classes'
     if depths == [0]:
@@ -236,8 +240,10 @@ def _find_columns(
     return label, third if split is None else split
 
 
-def walk(root: str, left_out: dict, folder: str = '', above: tuple = ()) -> Iterator[str]:
-    """Yield relative paths of all files and, with '/' at the end, of all folders.
+def walk(
+    root: str, left_out: dict, folder: str = '', above: tuple = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield relative paths of all folders, '' or with '/' at the end, and the names of their files.
 
     Hidden ones, folders of the system, work dirs of runs, pipes and devices are added to the lists
     of ``left_out``, by kind. Links to folders are followed, except to a folder above (a cycle).
@@ -246,23 +252,22 @@ def walk(root: str, left_out: dict, folder: str = '', above: tuple = ()) -> Iter
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    num_runs = num_others = 0
+    files, folders, num_runs = [], [], 0
     with os.scandir(osp.join(root, folder)) as entries:
         for entry in entries:
-            name, is_dir = folder + entry.name, False
-            if entry.name.startswith('.') or not entry.is_file(follow_symlinks=False):
-                is_dir = osp.isdir(entry.path)
-                if kind := _find_kind(entry, is_dir):
-                    left_out.setdefault(kind, []).append(name)
-                    num_runs += kind == WORK_DIR
-                    continue
-            num_others += 1
-            if is_dir:
-                yield from walk(root, left_out, f'{name}/', (*above, here))
+            if not entry.name.startswith('.') and entry.is_file(follow_symlinks=False):
+                files.append(entry.name)
+                continue
+            is_dir = osp.isdir(entry.path)
+            if kind := _find_kind(entry, is_dir):
+                left_out.setdefault(kind, []).append(folder + entry.name)
+                num_runs += kind == WORK_DIR
             else:
-                yield name
-    if folder and (num_others or not num_runs):  # a folder of runs alone is not an empty class
-        yield folder
+                (folders if is_dir else files).append(entry.name)
+    if files or folders or not num_runs:  # a folder of runs alone is not an empty class
+        yield folder, files
+    for name in folders:
+        yield from walk(root, left_out, f'{folder}{name}/', (*above, here))
 
 
 def _find_kind(entry: os.DirEntry, is_dir: bool) -> str | None:
@@ -296,7 +301,7 @@ def is_work_dir(folder: str) -> bool:
         )
 
 
-def hash_name(name: str) -> int:
-    """Return a hash of a name, uniform in [0, 2**64) and the same on every machine."""
-    digest = hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=8).digest()
-    return int.from_bytes(digest, 'big')
+def hash_names(names: Sequence[bytes]) -> np.ndarray:
+    """Return hashes of names, (N,) uniform in [0, 2**64) and the same on every machine."""
+    digests = b''.join([blake2b(name, digest_size=8).digest() for name in names])
+    return np.frombuffer(digests, '>u8')

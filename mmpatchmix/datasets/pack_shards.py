@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmpatchmix.datasets.decode_image import EXTENSIONS, UnfitImageError, decode_image
 from mmpatchmix.datasets.image_folder import ImageFolder
-from mmpatchmix.datasets.image_list import hash_name
+from mmpatchmix.datasets.image_list import hash_names
 from mmpatchmix.datasets.shard_index import META, read_index, scan_shard
 from mmpatchmix.datasets.skip_unreadable import ERRORS
 from mmpatchmix.files import locked, move_into_place, write_text
@@ -110,8 +110,7 @@ def pack_shards(
         if value is not None and (value < smallest[name] or (name == 'quality' and value > 100)):
             raise ValueError(f'pack-shards: {name}={value} is out of range')
     folder = ImageFolder(str(images))
-    hashes = [hash_name(os.fsdecode(path)) for path in folder.data_list['path']]
-    order = np.argsort(np.array(hashes, np.uint64), kind='stable')
+    order = np.argsort(hash_names(folder.data_list['path'].tolist()), kind='stable')
     name = re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
     plan = dict(
         name=name or 'images',

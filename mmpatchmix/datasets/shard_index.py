@@ -20,7 +20,7 @@ from mmengine import fileio
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.logging import MMLogger
 
-from mmpatchmix.datasets.image_list import hash_name
+from mmpatchmix.datasets.image_list import hash_names
 from mmpatchmix.files import replacing
 
 # Key and ending of a member are split at the first dot, as in the webdataset library; but see
@@ -133,7 +133,8 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                 last = shard.members[-1].name if shard.members else 'none'
                 raise ValueError(f'cut or damaged at byte {shard.offset}, after the member {last}')
         samples = np.array(rows, SAMPLE)
-        samples['hash'] = [hash_name(name) for name in meta.get('sources', keys)]
+        names = meta.get('sources', keys)
+        samples['hash'] = hash_names([name.encode(errors='surrogateescape') for name in names])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ValueError(
             f'the shard {path} is refused: {error}. Make or copy it again; shards are '

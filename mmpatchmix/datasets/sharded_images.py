@@ -73,7 +73,7 @@ class ShardedImages(ImageFolder):
                 labels = [classes[number] for number in samples['label']]
                 samples['label'] = self._number_labels(labels, classes)
             if self.split:
-                samples = samples[self._choose_split(samples['hash'], len(samples))]
+                samples = samples[self._choose_split(samples['hash'])]
         data_list = np.empty(len(samples), [(name, samples.dtype[name]) for name in HELD])
         for name in HELD:
             data_list[name] = samples[name] if labelled or name != 'label' else -1

@@ -2,11 +2,12 @@
 
 import os
 import pickle
+from hashlib import blake2b
 
 import pytest
 from mmpretrain.registry import DATASETS
 
-from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.datasets import ImageFolder, image_folder
 from mmpatchmix.datasets.survey import survey_images
 from tests.datasets.folders import PIPELINE, make_classes, make_folder, write_image
 
@@ -92,10 +93,11 @@ def test_names_of_any_length_and_letters(tmp_path):
 
 
 def test_memory_per_image_is_the_longest_name_and_four_bytes(tmp_path, monkeypatch):
-    names = [f'n{i % 10:08d}/n{i % 10:08d}_{i:06d}.JPEG' for i in range(1000)]
-    monkeypatch.setattr('mmpatchmix.datasets.image_folder.walk', lambda root, left_out: iter(names))
-    dataset = ImageFolder(str(tmp_path), classes=[f'n{i:08d}' for i in range(10)])
-    assert len(names[0]) == 31
+    classes = [f'n{i:08d}' for i in range(10)]
+    folders = [(f'{name}/', [f'{name}_{i:06d}.JPEG' for i in range(100)]) for name in classes]
+    monkeypatch.setattr(image_folder, 'walk', lambda root, left_out: iter(folders))
+    dataset = ImageFolder(str(tmp_path), classes=classes)
+    assert len(folders[0][0] + folders[0][1][0]) == 31
     assert dataset.data_list.nbytes == 1000 * (31 + 4)
 
 
@@ -185,6 +187,9 @@ def test_a_train_folder_alone_is_split_by_names(tmp_path):
     told = f'{len(val)} of 30, chosen by their names (dataset.holdout)'
     assert train.understood['held out'] == told
     assert len(train) + len(val) == 30 and 0 < len(val) < 20
+    # The first 8 bytes of the hash as a number, so that another version holds out the same.
+    digests = {name: blake2b(name.encode(), digest_size=8).hexdigest() for name in list_names(val)}
+    assert all(int(digest, 16) < 0.3 * 16**16 for digest in digests.values())
 
 
 @pytest.mark.parametrize(

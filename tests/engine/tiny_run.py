@@ -21,10 +21,6 @@ def tiny_run_config(
         cfg.default_hooks.report.pictures = False  # of held-out images, which take longer still
     else:
         cfg.default_hooks.pop('report')
-    val = cfg.val_cfg
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, val.bank_dataloader):
-        loader.dataset.serialize_data = False  # which would collect garbage, 0.5 s each
-    val.more_queries.changed.dataset.serialize_data = False
     set_epochs(cfg, epochs)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'test-{uuid.uuid4().hex}'  # mmengine keeps loggers by this name

@@ -10,7 +10,7 @@ from mmpatchmix.datasets import Digits
 from tests.faults import chaos  # noqa: F401
 
 for split in ('train', 'test'):
-    Digits(split, serialize_data=False)
+    Digits(split)
 
 _compile, _compiled = Environment.compile, {}
 

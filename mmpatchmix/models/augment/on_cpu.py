@@ -29,16 +29,22 @@ def augment(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, to_rgb: bool 
     normalised = ((torch.arange(256) - mean[:, 0]) / std[:, 0]).numpy()  # (3, 256)
     plan = Plan(*(part.tolist() if isinstance(part, Tensor) else part for part in plan))
 
-    def augment_one(index: int) -> None:
-        img = np.ascontiguousarray(sources[index])
-        img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if to_rgb else img.copy()
-        _augment_image(img, plan, index)
-        for channel, plane in enumerate(planes[index]):
-            cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
+    num_threads = torch.get_num_threads()
 
+    def augment_share(first: int) -> None:
+        for index in range(first, len(sources), num_threads):
+            img = np.ascontiguousarray(sources[index])
+            img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if to_rgb else img.copy()
+            _augment_image(img, plan, index)
+            for channel, plane in enumerate(planes[index]):
+                cv2.LUT(cv2.extractChannel(img, channel), normalised[channel], dst=plane)
+
+    if num_threads == 1:  # a new thread would get its memory from the system
+        augment_share(0)
+        return out
     # OpenCV releases the GIL, and no random numbers are drawn here.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(augment_one, range(len(sources))))
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(augment_share, range(num_threads)))
     return out
 
 

@@ -88,10 +88,7 @@ def run_one_step(runner: Runner) -> dict[str, float]:
 
 
 def _leave_out_short_schedules(runner: Runner) -> None:
-    """Remove schedules of less than one iteration, which mmengine does not build.
-
-    Such as a warm-up of 10 of 100 epochs, after ``--epochs 1``, on a few images.
-    """
+    """Remove schedules of less than one iteration, as of ``--epochs 1``; mmengine refuses them."""
     num_iters, kept = len(runner.train_dataloader), []
     if not isinstance(runner.param_schedulers, list):
         return
@@ -269,5 +266,4 @@ def _check_schedule_end(runner: Runner) -> None:
     schedulers = runner.cfg.get('param_scheduler') or []
     end = max((s['end'] for s in schedulers if s.get('by_epoch', True) and 'end' in s), default=0)
     if end not in (0, last := runner.train_loop.max_epochs):
-        text = f'the schedules end at epoch {end}, the run at epoch {last}; --epochs N sets both.'
-        warnings.warn(text)
+        warnings.warn(f'schedules end at epoch {end}, the run at epoch {last}: --epochs sets both')

@@ -122,7 +122,6 @@ def train(args: argparse.Namespace) -> Path | None:
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         args.resume = 'auto'  # restarted by --max-restarts of torchrun.sh
     cfg = load_config(args)  # imports the stack
-
     from mmengine.dist import is_main_process
 
     from mmpatchmix.checkpoints.sealing import find_checkpoints, find_good_checkpoint

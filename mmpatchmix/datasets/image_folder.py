@@ -148,8 +148,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             self.understood.setdefault('labels', 'none (labels=False)')
             return names, None, is_split
         labels = [intern(name.partition('/')[0]) for name in names]
-        num_loose = counts['']
-        if num_loose or (len(set(labels)) < 2 and not self.CLASSES):
+        if (num_loose := counts['']) or (len(set(labels)) < 2 and not self.CLASSES):
             found = f'{num_loose} lie in none' if num_loose else f'all are in {labels[0]}'
             raise ValueError(
                 f'ImageFolder: labels=True needs the {len(names)} images of {self.img_prefix} in '

@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 
@@ -50,9 +50,7 @@ def find_split(name: str) -> str | None:
     return next((split for split, form in SPLITS.items() if form.fullmatch(_letters(name))), None)
 
 
-def find_class_folders(
-    root: str, paths: Collection[str], classes: Sequence[str]
-) -> tuple[bool, str]:
+def find_class_folders(root: str, paths: Counter, classes: Sequence[str]) -> tuple[bool, str]:
     """Return whether the top-level folders of images are classes, and the reason.
 
     They are if every image lies exactly one level down, in two or more folders that are not named
@@ -92,9 +90,7 @@ def is_list(path: str) -> bool:
     return path.lower().endswith(('.csv', '.tsv', '.txt')) and not osp.isdir(path)
 
 
-def read_image_list(
-    path: str,
-) -> tuple[list[str], Sequence[str] | None, list[str] | None, str]:
+def read_image_list(path: str) -> tuple[list[str], list[str] | None, list[str] | None, str]:
     """Read paths and, if there are any, labels and splits ('train' or 'val') of a list.
 
     Paths are the column of existing files. A first line without a file is a header; without one,

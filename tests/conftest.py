@@ -16,6 +16,11 @@ LONGEST = (
     'test_examples',
     'test_mmcv_ops',
     'test_console',
+    'test_ranks',
+    'test_report_page',
+    'test_quick_start',
+    'test_benchmarks',
+    'test_wheel',
 )
 
 

@@ -47,7 +47,7 @@ class SafeLoggerHook(LoggerHook):
 
 @VISBACKENDS.register_module()
 class WandbBackend(WandbVisBackend):
-    """mmengine's ``WandbVisBackend``, which also uploads all Python files below the folder."""
+    """mmengine's ``WandbVisBackend`` without its upload of all Python files below the folder."""
 
     def add_config(self, config: Config, **kwargs) -> None:
         """Send the config, and no code."""

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +18,7 @@ from mmpatchmix.datasets.image_folder import adopt_classes
 from mmpatchmix.datasets.pack_views import channels_first
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.ranks import compare_data
+from mmpatchmix.engine.schedules import leave_out_short
 from mmpatchmix.models import ImageClassifier, PatchMix, draw_groups, unwrap_model
 from mmpatchmix.models.compiling import records_graphs
 
@@ -39,7 +39,8 @@ def check_run(runner: Runner) -> None:
     compare_data(runner.train_loop.dataloader.dataset)
     _ = runner.val_loop
     model = unwrap_model(runner.model)
-    _leave_out_short_schedules(runner)
+    num_iters = len(runner.train_dataloader)
+    runner.param_schedulers = leave_out_short(runner.param_schedulers, num_iters)
     _check_classes(runner, model)
     if not isinstance(model, PatchMix):
         return
@@ -85,22 +86,6 @@ def run_one_step(runner: Runner) -> dict[str, float]:
     if torch.cuda.is_available():
         result['peak_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return result
-
-
-def _leave_out_short_schedules(runner: Runner) -> None:
-    """Remove schedules of less than one iteration, as of ``--epochs 1``; mmengine refuses them."""
-    num_iters, kept = len(runner.train_dataloader), []
-    if not isinstance(runner.param_schedulers, list):
-        return
-    for schedule in runner.param_schedulers:
-        begin, end = schedule.get('begin', 0), schedule.get('end', INF)
-        is_short = begin < end and int(begin * num_iters) == int(end * num_iters)
-        if schedule.get('convert_to_iter_based') and is_short:
-            name = f'{schedule["type"]} from epoch {begin:g} to {end:g}'
-            runner.logger.info(f'{name} is shorter than an iteration and left out')
-        else:
-            kept.append(schedule)
-    runner.param_schedulers = kept
 
 
 def _check_classes(runner: Runner, model: torch.nn.Module) -> None:

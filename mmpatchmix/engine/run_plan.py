@@ -7,6 +7,7 @@ import warnings
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
+from mmpatchmix.engine.schedules import leave_out_short
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 
@@ -86,7 +87,8 @@ def replan(runner: Runner, before: dict[str, str]) -> None:
     for group in wrapper.param_groups:  # also the base settings, which are logged as base_lr
         for name in [name for name in group if name.startswith('initial_')]:
             group[name.removeprefix('initial_')] = group[name]
-    runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+    schedules = leave_out_short(runner.cfg.param_scheduler, len(loop.dataloader))
+    runner.param_schedulers = runner.build_param_scheduler(schedules)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the optimizer does not step in between
         for iteration in range(1, loop._iter + 1):

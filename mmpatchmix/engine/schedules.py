@@ -1,8 +1,10 @@
 """Linear learning rate warm-up from 0, and the schedule of the momentum encoder."""
 
 import math
+from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.optim.scheduler import LinearLR
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
@@ -26,6 +28,22 @@ class LinearWarmupLR(LinearLR):
     def _get_value(self) -> list[float]:
         factor = self.last_step / self.total_iters if self.total_iters > 0 else 1.0
         return [base * factor for base in self.base_values]
+
+
+def leave_out_short(schedules: Any, num_iters: int) -> Any:
+    """Return those of a list that take an iteration or more; mmengine refuses the others."""
+    if not isinstance(schedules, list):
+        return schedules
+    kept = []
+    for schedule in schedules:
+        begin, end = schedule.get('begin', 0), schedule.get('end', INF)
+        is_short = begin < end and int(begin * num_iters) == int(end * num_iters)
+        if schedule.get('convert_to_iter_based') and is_short:
+            name = f'{schedule["type"]} from epoch {begin:g} to {end:g}'
+            print_log(f'{name} is shorter than an iteration and left out', 'current')
+        else:
+            kept.append(schedule)
+    return kept
 
 
 def cosine_momentum(step: int, num_steps: int, start: float = 0.996, end: float = 1.0) -> float:

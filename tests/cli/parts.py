@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -17,7 +16,6 @@ def build_parts(cfg):
     train, val = (Runner.build_dataloader(cfg[f'{name}_dataloader']) for name in ('train', 'val'))
     return SimpleNamespace(
         cfg=cfg,
-        logger=MMLogger.get_current_instance(),
         param_schedulers=cfg.get('param_scheduler'),
         model=MODELS.build(cfg.model),
         train_dataloader=train,

@@ -17,6 +17,7 @@ from mmpatchmix.cli.arguments import set_data_root
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.config_checks import apply_options, check_config
 from mmpatchmix.cli.describe_run import describe_run, describe_schedules
+from mmpatchmix.engine import schedules
 from mmpatchmix.models import PatchMixViT
 from mmpatchmix.models.classifier import derive_num_classes
 from mmpatchmix.registry import DATASETS, MODELS
@@ -82,7 +83,7 @@ def test_a_warmup_of_less_than_an_iteration_is_left_out(tmp_path, monkeypatch):
     for end, num_kept in ((0.15, 1), (0.17, 2)):
         cfg.param_scheduler = [dict(type='LinearLR', begin=0, end=end, **schedule), rest]
         runner = build_parts(cfg)
-        monkeypatch.setattr(runner.logger, 'info', messages.append)
+        monkeypatch.setattr(schedules, 'print_log', lambda text, logger: messages.append(text))
         check_run(runner)
         assert runner.param_schedulers == cfg.param_scheduler[-num_kept:]
     (message,) = messages

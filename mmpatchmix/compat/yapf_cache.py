@@ -1,7 +1,6 @@
 """Reason: a Runner formats its config with yapf, whose import fails on a partly written cache.
 
 It formats the same text up to seven times, and at every checkpoint: 0.3 s each, here once.
-
 yapf writes its grammars into the user's cache folder under their final names
 (https://github.com/google/yapf/issues/1204). Ranks that start together on a new machine can read
 an incomplete file, and a full disk leaves one behind.

@@ -74,7 +74,6 @@ class Scenario(NamedTuple):
     ranks: int = 1
     crash_rank: int = 0
     kills: int = 1  # of each run; ckpt-chaos chooses the first, a seed the others
-    points: int = 10**6  # at most, per mode
     modes: tuple[str, ...] = MODES
 
 
@@ -103,7 +102,7 @@ SCENARIOS = {
     'best': Scenario(digits(f'{HOOK}save_best=knn/top1', f'{HOOK}max_keep_ckpts=1')),
     'three-kills': Scenario(digits(), kills=3),
     'shards': Scenario(SHARDS),
-    'scenes': Scenario(SCENES, points=20),
+    'scenes': Scenario(SCENES),
 }
 
 
@@ -244,7 +243,7 @@ def run_chaos(name: str, modes: str, points: int, folder: Path) -> list[Any]:
         command = [*scenario.command, '--work-dir', '{out}']
         options = {
             'modes': modes,
-            'max-points': min(points, scenario.points),
+            'max-points': points,
             'checkpoint-glob': '{out}/' + scenario.checkpoints,
             'step-regex': scenario.step,
             # A torn file loses half of all that was ever written to it: lines of a log, too.

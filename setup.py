@@ -118,7 +118,7 @@ setup(
         'track': TRACK,
         'all': DETECTION + SEGMENTATION + EXCHANGE + EXPORT + IMAGES + TEST,
     },
-    entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.cli.main:main']},
+    entry_points={'console_scripts': ['mmpatchmix = mmpatchmix.__main__:main']},
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,
 )

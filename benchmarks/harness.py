@@ -23,7 +23,7 @@ quiet_stack()  # before the packages are imported whose messages it removes
 
 import mmpatchmix.registry  # noqa: F401, E402  before a benchmark imports mmpretrain
 from mmpatchmix.cli.verb import keep_freed_memory  # noqa: E402
-from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16  # noqa: E402
+from mmpatchmix.engine.optimizers import computes_bf16  # noqa: E402
 from mmpatchmix.report.run_record import describe_machine  # noqa: E402
 
 CONFIGS = Path(__file__).parents[1] / 'configs'

@@ -24,7 +24,7 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         vit: mmpretrain's ``VisionTransformer``.
-        preprocessing: The :class:`~mmpatchmix.checkpoints.preprocessing.Preprocessing` of the test
+        preprocessing: The :class:`~mmpatchmix.checkpoints.vit_spec.Preprocessing` of the test
             view: size, mean and std.
         embed_dims: Width ``D`` of the features.
     """

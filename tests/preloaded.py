@@ -7,9 +7,11 @@ gc.disable()  # for the imports: a fifth of their time
 import_module('mmpatchmix.cli.verb').quiet_stack()  # before the modules that it silences
 registry = import_module('mmpatchmix.registry')
 import_module('tests.quick')
-for name in ('train', 'test', 'benchmark'):
+for name in ('train', 'test', 'benchmark', 'check_run', 'describe_run'):
     import_module(f'mmpatchmix.cli.{name}')
-for name in ('mmpretrain.models', 'mmpretrain.datasets', 'torch.utils.tensorboard'):
+for name in ('models', 'datasets', 'visualization'):
+    import_module(f'mmpretrain.{name}')
+for name in ('setuptools', 'torch.utils.serialization', 'torch.utils.tensorboard'):
     import_module(name)
 for each in vars(registry).values():
     if hasattr(each, 'import_from_location'):

@@ -31,7 +31,7 @@ train_dataloader = dict(batch_size=32, dataset=dict(indices=128))
 val_dataloader = test_dataloader = dict(dataset=dict(indices=64))
 val_cfg = test_cfg = dict(bank_dataloader=dict(dataset=dict(indices=64)))
 train_cfg = dict(max_epochs=1)
-default_hooks = dict(report=dict(evaluate_untrained=False))
+default_hooks = dict(report=dict(evaluate_untrained=False, pictures=False))
 env_cfg = dict(dist_cfg=dict(timeout=100))
 """
 SCENES = """
@@ -40,6 +40,7 @@ train_dataloader = dict(batch_size=2, dataset=dict(data_root='{data}'))
 val_dataloader = test_dataloader = dict(batch_size=2, dataset=dict(data_root='{data}'))
 val_evaluator = test_evaluator = dict(ann_file='{data}/annotations/instances_val.json')
 train_cfg = dict(max_epochs=1, val_interval=1)
+default_hooks = dict(report=dict(evaluate_untrained=False, pictures=False))
 """
 
 

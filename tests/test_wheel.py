@@ -29,7 +29,7 @@ def test_the_wheel_holds_every_recipe_and_tool_and_the_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith('/entry_points.txt'))
-        assert 'mmpatchmix = mmpatchmix.cli.main:main' in archive.read(entry_points).decode()
+        assert 'mmpatchmix = mmpatchmix.__main__:main' in archive.read(entry_points).decode()
         (metadata,) = (name for name in names if name.endswith('.dist-info/METADATA'))
         fields = Parser().parsestr(archive.read(metadata).decode())
     assert fields['License-Expression'] == 'Apache-2.0' and fields['Keywords']

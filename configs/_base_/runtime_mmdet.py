@@ -1,7 +1,13 @@
 # The runtime of detection: mmdet's scope and pictures, a checkpoint of every epoch.
 _base_ = './runtime.py'
 
-custom_imports = dict(imports=['mmpatchmix.registry', 'mmpatchmix.datasets.coco_files'])
+custom_imports = dict(
+    imports=[
+        'mmpatchmix.registry',
+        'mmpatchmix.datasets.coco_files',
+        'mmpatchmix.models.detection.full_precision',
+    ]
+)
 default_scope = 'mmdet'
 default_hooks = dict(
     checkpoint=dict(interval=1, max_keep_ckpts=2),

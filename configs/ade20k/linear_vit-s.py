@@ -7,6 +7,9 @@
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-s_in1k/epoch_300.pth
 _base_ = './upernet_vit-s_160k.py'
 
+custom_imports = dict(
+    imports=['mmpatchmix.registry', 'mmpatchmix.models.detection.linear_seg_head']
+)
 model = dict(
     backbone=dict(out_indices=[11], final_norm=True, frozen_stages=12, drop_path_rate=0.0),
     neck=None,

@@ -10,9 +10,14 @@ from torch import Tensor
 from mmpatchmix.checkpoints import key_names
 from mmpatchmix.checkpoints.key_names import Layout, explain_difference
 from mmpatchmix.checkpoints.matching import KeyReport, match_state_dict
-from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from mmpatchmix.checkpoints.reading import read_checkpoint
-from mmpatchmix.checkpoints.vit_spec import ViTSpec, read_spec, read_stated_spec
+from mmpatchmix.checkpoints.vit_spec import (
+    Preprocessing,
+    ViTSpec,
+    read_preprocessing,
+    read_spec,
+    read_stated_spec,
+)
 
 # Required to derive the size of the network.
 _ESSENTIAL = ('patch_embed.projection.weight', 'pos_embed', 'layers.0.ffn.layers.0.0.weight')

@@ -1,21 +1,27 @@
-"""Read weights and metadata of checkpoint files, without running code from them."""
+"""Read weights and metadata of checkpoint files, without running code from them.
+
+A file of the Hugging Face hub is named ``hf:ORG/NAME[@REVISION][:FILE]``.
+"""
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import find_roles
 from mmpatchmix.compat.file_kinds import is_safetensors
 from mmpatchmix.compat.safe_loading import load_torch
 
 # Key of the metadata of files that convert/ writes: a JSON object.
 METADATA_KEY = 'mmpatchmix'
+# Weights in the folder of a model on the hub, the first kind that there is.
+_PATTERNS = ('model*.safetensors*', 'pytorch_model*')
 # Files of weights in a folder of Hugging Face transformers.
 _WEIGHTS = [
     f'{n}{i}' for n in ('model.safetensors', 'pytorch_model.bin') for i in ('', '.index.json')
@@ -35,6 +41,48 @@ class Checkpoint(NamedTuple):
     raw: dict[str, Tensor] = {}
 
 
+def resolve(path: str | Path) -> Path:
+    """Return a path, or the local copy of a file or folder of the hub.
+
+    Downloads, cache, tokens and offline mode are those of ``huggingface_hub``. Without FILE,
+    configs and weights are downloaded.
+
+    Raises:
+        ValueError: If the name is malformed, or its repository is no folder of a model.
+        OSError: If there is no such file, or no access to it.
+    """
+    if not str(path).startswith('hf:'):
+        return Path(path)
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    match = re.fullmatch(r'hf:([^/@:]+/[^/@:]+)(?:@([^:]+))?(?::(.+))?', str(path))
+    if match is None:
+        raise ValueError(f'{path} must be hf:ORG/NAME, hf:ORG/NAME:FILE or hf:ORG/NAME@REVISION.')
+    repo, revision, file = match.groups()
+    with explain_errors(path):
+        if file:
+            return Path(hf_hub_download(repo, file, revision=revision))
+        for weights in _PATTERNS:
+            patterns = ['config.json', 'preprocessor_config.json', weights]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+            if any(folder.glob(weights)) and (folder / 'config.json').is_file():
+                return folder
+    raise ValueError(
+        f'{path} has no config.json with weights: name a file of it, hf:{repo}:FILE '
+        f'(https://huggingface.co/{repo}/tree/main).'
+    )
+
+
+@contextmanager
+def explain_errors(name: str | Path) -> Iterator[None]:
+    """Raise errors of the hub's client and of the network in one line."""
+    try:
+        yield
+    except Exception as error:
+        text = ' '.join(str(error).split())
+        raise OSError(f'{name}: {type(error).__name__}: {text}') from error
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read the weights of a file safely, onto the CPU.
 
@@ -42,7 +90,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path: A torch file (a ``state_dict``, or a dict with one or several of them under any
             keys, such as ``model`` or ``student`` and ``teacher``), a ``.safetensors`` file, or
             a folder of Hugging Face ``transformers`` with one or several files of weights, or the
-            name of one of them on the hub, see :func:`mmpatchmix.checkpoints.hub.resolve`.
+            name of one of them on the hub, see :func:`resolve`.
 
     Raises:
         FileNotFoundError: If there is no such file.

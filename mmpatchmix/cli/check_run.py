@@ -3,10 +3,10 @@
 import math
 import os
 import os.path as osp
+import sys
 import time
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def check_run(runner: Runner) -> None:
     Raises:
         ValueError: If they do not fit, with the keys to change.
     """
-    if find_spec('mmdet'):
+    if 'mmdet' in sys.modules:  # of a detection config; pre-training needs none of it
         from mmpatchmix.datasets.coco_files import check_coco_files
 
         check_coco_files(runner)

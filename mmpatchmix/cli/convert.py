@@ -50,9 +50,19 @@ def convert(args: argparse.Namespace) -> None:
         source = find_checkpoint(source)
     print(convert_checkpoint(source, args.destination, *options))
     if args.push:
-        from mmpatchmix.checkpoints.hub import push
-
         print(f'pushed to {push(args.destination, args.push)}')
+
+
+def push(folder: str | Path, repo: str) -> str:
+    """Upload a folder to ``ORG/NAME``, private if it is new; return the address."""
+    from huggingface_hub import HfApi
+
+    from mmpatchmix.checkpoints.reading import explain_errors
+
+    with explain_errors(repo):
+        url = HfApi().create_repo(repo, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message='Upload a backbone')
+    return str(url)
 
 
 parse_args, main = make_verb('convert', __doc__, add_arguments, convert)

@@ -10,9 +10,8 @@ from torch import nn
 from mmpatchmix.cli.arguments import BF16, FLOAT32
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
-from mmpatchmix.engine.bf16_optim_wrapper import computes_bf16
-from mmpatchmix.engine.param_groups import complete_optimizer
-from mmpatchmix.engine.run_plan import global_batch
+from mmpatchmix.engine.optimizers import complete_optimizer, computes_bf16
+from mmpatchmix.engine.schedules import global_batch
 from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process

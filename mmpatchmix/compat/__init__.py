@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-ORDER = 'mmcv_ops', 'multimodal', 'cpu_launcher', 'safe_loading', 'orientation', 'yapf_cache'
+ORDER = 'mmcv_ops', 'imports', 'cpu_launcher', 'safe_loading', 'orientation'
 
 
 def prepare_openmmlab() -> None:

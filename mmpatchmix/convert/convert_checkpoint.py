@@ -18,11 +18,9 @@ from torch import Tensor
 
 from mmpatchmix import __version__
 from mmpatchmix.checkpoints.backbone import Backbone, read_backbone
-from mmpatchmix.checkpoints.hub import resolve
 from mmpatchmix.checkpoints.key_names import DINOV2, from_mmpretrain
-from mmpatchmix.checkpoints.preprocessing import Preprocessing
-from mmpatchmix.checkpoints.reading import METADATA_KEY, read_checkpoint
-from mmpatchmix.checkpoints.vit_spec import NORM_EPS, TRANSFORMERS_NAMES, ViTSpec
+from mmpatchmix.checkpoints.reading import METADATA_KEY, read_checkpoint, resolve
+from mmpatchmix.checkpoints.vit_spec import NORM_EPS, TRANSFORMERS_NAMES, Preprocessing, ViTSpec
 from mmpatchmix.convert.features import (
     TOLERANCE,
     FeatureFunction,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmpatchmix.checkpoints.preprocessing import Preprocessing
+from mmpatchmix.checkpoints.vit_spec import Preprocessing
 
 _INPUT, _OUTPUT = 'images', 'features'
 

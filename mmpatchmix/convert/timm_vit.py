@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mmpatchmix.checkpoints.preprocessing import read_preprocessing
 from mmpatchmix.checkpoints.reading import read_config_text
+from mmpatchmix.checkpoints.vit_spec import read_preprocessing
 from mmpatchmix.convert import onnx
 from mmpatchmix.convert.features import verify
 from mmpatchmix.registry import MODELS

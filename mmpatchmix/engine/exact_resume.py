@@ -10,7 +10,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from mmpatchmix.engine.exact_order import ExactTrainLoop, read_random_states, seed_cpu
-from mmpatchmix.engine.run_plan import compare_plans, describe_plan, replan
+from mmpatchmix.engine.schedules import compare_plans, describe_plan, replan
 from mmpatchmix.registry import HOOKS
 
 

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.engine.exact_resume import StatefulHook
-from mmpatchmix.engine.run_plan import find_start
+from mmpatchmix.engine.schedules import find_start
 from mmpatchmix.evaluation.knn_loop import KNNLoop
 from mmpatchmix.evaluation.rank_me import nearest_others, share_kept
 from mmpatchmix.registry import HOOKS

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmpatchmix.engine.exact_resume import StatefulHook
-from mmpatchmix.engine.run_plan import global_batch
+from mmpatchmix.engine.schedules import global_batch
 from mmpatchmix.evaluation.features import TrainingFeatures
 from mmpatchmix.evaluation.rank_me import lidar, rank_me
 from mmpatchmix.models import PatchMix, unwrap_model

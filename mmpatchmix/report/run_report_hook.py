@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.engine.distributed import PatchMixFSDP
 from mmpatchmix.engine.exact_order import random_states_kept
-from mmpatchmix.engine.run_plan import find_start
+from mmpatchmix.engine.schedules import find_start
 from mmpatchmix.models import PatchMix
 from mmpatchmix.models.compiling import unwrap_model
 from mmpatchmix.registry import HOOKS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmpatchmix.cli.main import main
+from mmpatchmix.__main__ import main
 from tests.calls import call
 from tests.engine.tiny_run import tiny_run_config
 from tests.faults.processes import run_ranks
@@ -129,7 +129,7 @@ def test_two_ranks_restart_and_resume_from_the_last_checkpoint(config, tmp_path)
 _base_ = '{config}'
 custom_imports = dict(imports=['mmpatchmix.registry', 'dying_hook'])
 custom_hooks = [dict(type='DyingHook')]
-default_hooks = dict(report=dict(evaluate_untrained=False))
+default_hooks = dict(report=dict(evaluate_untrained=False, pictures=False))
 """)
     command = ['bash', 'tools/dist_train.sh', broken, 2, '--max-restarts', '1', '--epochs', '2']
     path = f'{tmp_path}{os.pathsep}{ROOT}'

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mmpatchmix
+from mmpatchmix.__main__ import VERBS, main
 from mmpatchmix.cli import convert, show
-from mmpatchmix.cli.main import VERBS, main
 from mmpatchmix.convert.convert_checkpoint import TARGETS
 from mmpatchmix.files import find_config, list_recipes
 from mmpatchmix.report.pictures import PICTURES
@@ -18,7 +18,7 @@ from mmpatchmix.report.pictures import PICTURES
 HEAVY = ('torch', 'mmcv', 'mmpretrain', 'mmdet', 'numpy')
 CHILD = f"""
 import sys
-from mmpatchmix.cli.main import main
+from mmpatchmix.__main__ import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:

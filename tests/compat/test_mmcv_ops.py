@@ -12,7 +12,7 @@ import mmcv
 import pytest
 from mmpretrain.utils import dependency
 
-from mmpatchmix.compat import mmcv_ops, multimodal
+from mmpatchmix.compat import imports, mmcv_ops
 
 LIBRARY = '_ext' + sysconfig.get_config_var('EXT_SUFFIX')
 
@@ -70,8 +70,8 @@ def test_modules_imported_before_get_the_missing_ops():
     done = run(
         'import sys\n'
         # Next to transformers 5 mmdet cannot be imported without it.
-        'from mmpatchmix.compat import multimodal\n'
-        'multimodal.install()\n'
+        'from mmpatchmix.compat import imports\n'
+        'imports.prepare_mmpretrain()\n'
         'try:\n'
         '    import mmdet.models\n'
         'except ImportError:\n'
@@ -102,6 +102,6 @@ def test_only_an_incompatible_transformers_disables_the_models(monkeypatch, vers
         return version
 
     monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
-    monkeypatch.setattr(multimodal, 'version', find)
-    multimodal.install()
+    monkeypatch.setattr(imports, 'version', find)
+    imports.prepare_mmpretrain()
     assert dependency.WITH_MULTIMODAL is expected

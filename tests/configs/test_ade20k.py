@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
 from examples.digit_scenes import write_digit_scenes
 from mmpatchmix.models import PatchMixViT
+from mmpatchmix.models.detection.linear_seg_head import LinearSegHead
 from mmpatchmix.registry import MODELS
 from tests.plain_runner import shrink
 
@@ -81,8 +81,7 @@ def test_config_starts_from_a_pre_training_trains_a_step_and_predicts(
 
 
 def test_the_linear_head_normalises_and_multiplies():
-    init_default_scope('mmseg')
-    head = MODELS.build(dict(type='mmpatchmix.LinearSegHead', in_channels=5, num_classes=3))
+    head = LinearSegHead(in_channels=5, num_classes=3)
     assert {name for name, _ in head.named_children()} >= {'norm', 'conv_seg'}
     assert sum(parameter.numel() for parameter in head.parameters()) == 2 * 5 + 3 * 5 + 3
     x = torch.randn(4, 5, 2, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1

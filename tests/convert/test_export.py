@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 from mmpatchmix.checkpoints import read_backbone
-from mmpatchmix.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from mmpatchmix.checkpoints.vit_spec import Preprocessing, read_preprocessing
 from mmpatchmix.convert.convert_checkpoint import convert_checkpoint
 from mmpatchmix.convert.features import build_vit
 from mmpatchmix.models.load_backbone import load_backbone

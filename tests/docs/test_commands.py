@@ -18,8 +18,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmpatchmix.__main__ import VERBS, main
 from mmpatchmix.cli.config_checks import apply_options, check_config
-from mmpatchmix.cli.main import VERBS, main
 from mmpatchmix.files import find_config
 from mmpatchmix.registry import MODELS
 from tests.docs.documents import DOCUMENTS, ROOT, read_commands

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from mmengine.runner import Runner
 
 from benchmarks.harness import report
-from mmpatchmix.cli.main import main as train
+from mmpatchmix.__main__ import main as train
 from mmpatchmix.report import run_report_hook
 from tests.calls import SERVER
 from tests.datasets.shards import make_shards

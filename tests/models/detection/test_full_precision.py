@@ -5,7 +5,10 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from mmpatchmix.models.detection import FullPrecisionRoIExtractor, FullPrecisionRPNHead
+from mmpatchmix.models.detection.full_precision import (
+    FullPrecisionRoIExtractor,
+    FullPrecisionRPNHead,
+)
 from mmpatchmix.registry import MODELS
 
 SIZE = 1200

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmpatchmix.compat import yapf_cache
+from mmpatchmix.compat import imports
 from tests.calls import environment
 
 CODE = """
-from mmpatchmix.compat import yapf_cache
+from mmpatchmix.compat.imports import import_yapf
 print('it begins', flush=True)
-yapf_cache.install()
+import_yapf()
 import yapf
 """
 
@@ -62,6 +62,6 @@ def test_equal_texts_are_formatted_once():
 
     api = SimpleNamespace(FormatCode=format_code)
     for text, base in ((' a', 'x'), (' a', 'x'), (' b', 'x'), (' b', 'y'), (' b', 'y')):
-        yapf_cache._format_once(api)  # again: no effect
+        imports._format_once(api)  # again: no effect
         assert api.FormatCode(text, style_config=dict(base=base)) == (text.strip() + base, True)
     assert formatted == [' a', ' b', ' b']

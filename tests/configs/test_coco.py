@@ -19,6 +19,13 @@ from tests.plain_runner import shrink
 
 ROOT = Path(__file__).parents[2] / 'configs/coco'
 DIGITS, VITDET = 'mask-rcnn_vit-digits_scenes.py', 'vitdet_vit-s_rel-pos_12e.py'
+DINOV3 = dict(
+    type='mmpatchmix.TimmViT',
+    model='vit_small_patch16_dinov3',
+    out_type='featmap',
+    out_indices=[1, 2, 3],
+    options=dict(depth=4, embed_dim=96, num_heads=3, patch_size=8),
+)
 
 
 @pytest.fixture(scope='module')
@@ -40,9 +47,12 @@ def small(name, scenes, work_dir, width=48):
 
 
 # The others differ in widths, which are reduced here, and in schedules.
-@pytest.mark.parametrize('name', [DIGITS, VITDET])
+@pytest.mark.parametrize('name', [DIGITS, VITDET, 'timm'])
 def test_config_trains_a_step_and_predicts(name, scenes, tmp_path):
-    runner = Runner.from_cfg(small(name, scenes, tmp_path))
+    cfg = small(DIGITS if name == 'timm' else name, scenes, tmp_path)
+    if name == 'timm':
+        cfg.model.backbone = DINOV3
+    runner = Runner.from_cfg(cfg)
     runner._init_model_weights()
     wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
     before = {key: value.clone() for key, value in runner.model.named_parameters()}
@@ -53,8 +63,8 @@ def test_config_trains_a_step_and_predicts(name, scenes, tmp_path):
     assert all(torch.isfinite(torch.as_tensor(value)) for value in losses.values())
     # AdamW moves all parameters that have a gradient.
     moved = [k for k, v in runner.model.named_parameters() if not torch.equal(v, before[k])]
-    assert any(key.startswith('backbone.layers.0.attn.qkv') for key in moved)
-    assert any(key.startswith('backbone.patch_embed') for key in moved)
+    assert any(re.match(r'backbone\.(layers|model\.blocks)\.0\.attn\.qkv', key) for key in moved)
+    assert any(re.match(r'backbone\.(model\.)?patch_embed', key) for key in moved)
 
     runner.model.eval()
     with torch.no_grad():

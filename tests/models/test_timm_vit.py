@@ -64,7 +64,7 @@ def timm_feature(model, images):
         ('vit_base_patch16_dinov3_qkvb', dict(depth=2), 96),
         ('eva02_small_patch14_224', {}, 98),
         ('vit_small_patch14_reg4_dinov2', dict(depth=2), 98),
-        ('vit_base_patch16_siglip_224', dict(depth=2), 96),
+        ('vit_base_patch16_siglip_224.v2_webli', dict(depth=2), 96),
         ('vit_small_patch16_224', dict(depth=2), 96),
     ],
 )

@@ -61,10 +61,6 @@ def test_an_error_inside_a_compiled_ext_is_not_hidden(tmp_path):
         mmcv_ops.load_ext([str(tmp_path)])
 
 
-def test_the_models_are_imported_before_all_others():
-    run('from mmpatchmix.models.mixing import draw_groups')
-
-
 def test_modules_imported_before_get_the_missing_ops():
     """Without compiled ops, mmdet defines functions that raise in their place."""
     done = run(

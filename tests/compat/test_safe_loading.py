@@ -96,7 +96,7 @@ def test_a_resumed_runner_does_not_run_the_config_text_of_a_file(trained, config
 def test_no_loader_of_mmengine_runs_code_in_a_checkpoint(tmp_path, load):
     path, sign = tmp_path / 'trapped.pth', tmp_path / 'sprung'
     torch.save(dict(state_dict=dict(trap=Trap(sign))), path)
-    with pytest.raises(ValueError, match=r'not a file of weights only: .*\(io\.open\)'):
+    with pytest.raises(ValueError, match=r'not a file of weights only: .*\(_?io\.open\)'):
         load(path)
     assert not sign.exists()
 

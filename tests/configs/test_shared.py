@@ -47,8 +47,12 @@ def walk(node, path=''):
 @pytest.mark.parametrize('path', CONFIGS)
 def test_every_config_has_the_shared_runtime(path):
     cfg = read(path)
-    # Detection also imports its data set, which imports mmdet.
-    more = ['mmpatchmix.datasets.coco_files'] if '/coco/' in path else []
+    # What needs mmdet or mmseg is imported for detection and segmentation alone.
+    more = []
+    if '/coco/' in path:
+        more = ['mmpatchmix.datasets.coco_files', 'mmpatchmix.models.detection.full_precision']
+    elif 'ade20k/linear' in path:
+        more = ['mmpatchmix.models.detection.linear_seg_head']
     assert cfg.custom_imports.imports == ['mmpatchmix.registry', *more]
     scopes = {'coco': 'mmdet', 'ade20k': 'mmseg'}
     assert cfg.default_scope == scopes.get(path.split('/')[1], 'mmpretrain')

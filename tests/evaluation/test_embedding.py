@@ -105,6 +105,7 @@ def test_a_killed_run_continues_on_two_ranks(written):
 
 
 def test_an_interrupted_run_keeps_its_rows_and_a_full_disk_raises(tmp_path, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     interrupted = Counting(9, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         embed(interrupted, make_loader(Numbers(11)), tmp_path / 'x', ABOUT)

@@ -148,6 +148,8 @@ class PatchMixFSDP(nn.Module):
 def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
     """Shard query and momentum encoder alike."""
     device, copies = next(model.parameters()).device.type, dist.get_world_size() // ranks_per_copy
+    if device == 'cpu' and not hasattr(FSDPModule, 'set_force_sum_reduction_for_comms'):
+        raise ValueError(f'FSDP on CPUs needs a later torch than {torch.__version__}: use DDP.')
     shape = (ranks_per_copy,) if copies == 1 else (copies, ranks_per_copy)
     mesh = init_device_mesh(device, shape, mesh_dim_names=('copy', 'shard')[-len(shape) :])
     # Resharded after each forward: the momentum update works on shards.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from mmpatchmix.checkpoints import fit_state_dict, read_backbone
 from mmpatchmix.compat.file_kinds import find_damage
@@ -12,6 +13,10 @@ from tests.models.emulation import Emulation
 from tests.models.tiny import tiny_model
 
 close = torch.testing.assert_close
+pytestmark = pytest.mark.skipif(
+    not hasattr(FSDPModule, 'set_force_sum_reduction_for_comms'),
+    reason='this torch has no FSDP on CPUs',
+)
 
 
 def near(ours, theirs, message, tolerance=1e-5):

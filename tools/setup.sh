@@ -41,11 +41,12 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$PYTHON" -m venv .venv || die "could not create .venv (see the lines above)"
   : >"$LOG" || die "cannot write $LOG"
   echo "Setting up .venv (about 7 GB, most of it torch; once only). Details: $LOG"
+  echo "The first command after it starts later: Python compiles modules when it imports them first."
 fi
 
 PINS=requirements/constraints.txt
 by_pip() { .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c "$PINS" "$@"; }
-by_uv() { [ -n "$UV" ] && "$UV" pip install --compile-bytecode --python .venv/bin/python -c "$PINS" "$@"; }
+by_uv() { [ -n "$UV" ] && "$UV" pip install --python .venv/bin/python -c "$PINS" "$@"; }
 
 UV=${UV-$(command -v uv || echo .venv/bin/uv)}  # empty: pip alone
 [ -z "$UV" ] || [ -x "$UV" ] || by_pip uv >>"$LOG" 2>&1 || UV=

@@ -36,20 +36,25 @@ room() { df -Pk . | awk 'NR==2 {print int($4 / 1048576)}'; }
   die "the stack needs about ${NEED_GB} GB here and $(room) GB are free. Free some space, or clone onto a larger disk."
 
 [ $# -gt 0 ] || set -- --editable .
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+if ! .venv/bin/python -c '' 2>/dev/null; then
   rm -rf .venv
-  "$PYTHON" -m venv .venv || die "could not create .venv (see the lines above)"
+  "$PYTHON" -m venv --without-pip .venv || die "could not create .venv (see the lines above)"
   : >"$LOG" || die "cannot write $LOG"
   echo "Setting up .venv (about 7 GB, most of it torch; once only). Details: $LOG"
   echo "The first command after it starts later: Python compiles modules when it imports them first."
 fi
 
 PINS=requirements/constraints.txt
-by_pip() { .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c "$PINS" "$@"; }
+by_pip() {
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip || return
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c "$PINS" "$@"
+}
 by_uv() { [ -n "$UV" ] && "$UV" pip install --python .venv/bin/python -c "$PINS" "$@"; }
 
 UV=${UV-$(command -v uv || echo .venv/bin/uv)}  # empty: pip alone
-[ -z "$UV" ] || [ -x "$UV" ] || by_pip uv >>"$LOG" 2>&1 || UV=
+# The machine's own pip puts uv into .venv 8 s sooner than a new pip.
+[ -z "$UV" ] || [ -x "$UV" ] || "$PYTHON" -m pip --python .venv/bin/python install -q uv >>"$LOG" 2>&1 ||
+  by_pip uv >>"$LOG" 2>&1 || UV=
 
 install() {  # install WHAT-IT-IS PIP-ARGUMENTS...
   printf '  %-58s' "$1 ..."
@@ -65,6 +70,7 @@ install() {  # install WHAT-IT-IS PIP-ARGUMENTS...
 }
 
 install "$*" "$@"
+[ -x .venv/bin/pip ] || by_uv pip >>"$LOG" 2>&1  # for packages of one's own
 
 # opencv-python needs libGL, which servers often lack; the headless build of
 # the same version does not, and serves everything we use.

@@ -41,7 +41,6 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
   "$PYTHON" -m venv --without-pip .venv || die "could not create .venv (see the lines above)"
   : >"$LOG" || die "cannot write $LOG"
   echo "Setting up .venv (about 7 GB, most of it torch; once only). Details: $LOG"
-  echo "The first command after it starts later: Python compiles modules when it imports them first."
 fi
 
 PINS=requirements/constraints.txt
@@ -49,7 +48,8 @@ by_pip() {
   .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip || return
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c "$PINS" "$@"
 }
-by_uv() { [ -n "$UV" ] && "$UV" pip install --python .venv/bin/python -c "$PINS" "$@"; }
+# Where Python may not store compiled modules, each start would compile them again.
+by_uv() { [ -n "$UV" ] && "$UV" pip install ${PYTHONDONTWRITEBYTECODE:+--compile-bytecode} --python .venv/bin/python -c "$PINS" "$@"; }
 
 UV=${UV-$(command -v uv || echo .venv/bin/uv)}  # empty: pip alone
 # The machine's own pip puts uv into .venv 8 s sooner than a new pip.

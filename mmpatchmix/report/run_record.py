@@ -107,7 +107,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
             elif named and all(name.startswith(LOGGED_BESIDES) for name in named):
                 step = record.get('iter', record.get('step'))
                 training[step] = {'iter': step} | training.get(step, {}) | record
-            elif named or 'mIoU' in record:  # mmseg's have no prefix; several hooks write a step
+            elif record.keys() - {'step', 'time', 'data_time'}:  # several hooks write at one step
                 validation[record['step']] = validation.get(record['step'], {}) | record
     return tuple([records[step] for step in sorted(records)] for records in (training, validation))
 

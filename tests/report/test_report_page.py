@@ -309,13 +309,3 @@ def test_show_draws_from_config_and_checkpoints_of_a_run(work_dir, tmp_path, cap
     ):
         with pytest.raises(SystemExit, match=message):
             show.main(arguments)
-
-
-def test_metrics_without_a_prefix_are_those_of_an_evaluation(tmp_path):
-    """As mmseg names them."""
-    (tmp_path / 'x/vis_data').mkdir(parents=True)
-    lines = '{"loss": 1.0, "iter": 1, "epoch": 1}\n{"aAcc": 80.0, "mIoU": 7.5, "step": 1}\n'
-    (tmp_path / 'x/vis_data/scalars.json').write_text(lines)
-    training, validation = read_scalars(tmp_path)
-    assert [each['loss'] for each in training] == [1.0]
-    assert validation == [dict(aAcc=80.0, mIoU=7.5, step=1)]

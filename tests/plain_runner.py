@@ -7,7 +7,8 @@ python tests/plain_runner.py IMAGES SCENES WORK_DIR CONFIG...
 
 import gc
 
-gc.disable()  # for the imports: a fifth of their time
+if __name__ == '__main__':  # not in tests that import this file
+    gc.disable()  # for the imports: a fifth of their time
 import functools  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402

@@ -9,13 +9,13 @@ import gc
 
 if __name__ == '__main__':  # not in tests that import this file
     gc.disable()  # for the imports: a fifth of their time
-import functools  # noqa: E402
-import re  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import functools
+import re
+import sys
+from pathlib import Path
 
-from mmengine.config import Config, utils  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.config import Config, utils
+from mmengine.runner import Runner
 
 # Widths of networks, and counts of samples and boxes.
 LARGE = (192, 256, 384, 512, 768, 1024, 1280, 1536, 3072, 4096, 5120)

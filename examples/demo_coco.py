@@ -3,8 +3,8 @@
     python examples/demo_coco.py
     python examples/demo_coco.py --checkpoint work_dirs/digits/epoch_80.pth
 
-The backbone is pre-trained on 2,000 scenes without their annotations, while the detector from
-random weights trains.
+The backbone is pre-trained on 2,000 scenes without their annotations. Then both detectors train
+side by side.
 """
 
 import argparse
@@ -14,20 +14,23 @@ import sys
 import time
 from pathlib import Path
 
-from digit_scenes import write_digit_scenes, write_ink_crops
 from rich.console import Console
 from rich.table import Table
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.cli import show
-from mmpatchmix.cli.verb import exit_on_user_error
-from mmpatchmix.report.run_record import read_scalars
+from mmpatchmix.cli.verb import exit_on_user_error, quiet_stack
+
+quiet_stack()  # before the packages are imported whose messages it removes
+
+from digit_scenes import write_digit_scenes, write_ink_crops  # noqa: E402
+
+from mmpatchmix.report.run_record import read_scalars  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PRETRAINING = ROOT / 'configs/patchmix_vit-digits_scenes.py'
 DETECTOR = ROOT / 'configs/coco/mask-rcnn_vit-digits_scenes.py'
 NUM_UNLABELLED, NUM_ANNOTATED = 2000, 50
-NUM_EPOCHS = 10  # of pre-training; the recipe has 25
 METRICS = {
     'box AP': 'coco/bbox_mAP',
     'box AP50': 'coco/bbox_mAP_50',
@@ -36,11 +39,13 @@ METRICS = {
 }
 
 
-def start(config: Path, folder: Path, data_root: Path, *options: str, **more) -> subprocess.Popen:
-    """Start ``tools/train.py`` on one thread; ``more`` is given to ``Popen``."""
+def start(
+    config: Path, folder: Path, data_root: Path, *options: str, threads: int = 1, **more
+) -> subprocess.Popen:
+    """Start ``tools/train.py``; ``more`` is given to ``Popen``."""
     paths = [f'--work-dir={folder}', f'--data-root={data_root}']
     tool = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--overwrite']
-    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    environment = os.environ | {'OMP_NUM_THREADS': f'{threads}'}
     return subprocess.Popen([*tool, *paths, *options], env=environment, **more)
 
 
@@ -58,13 +63,27 @@ def pretrain(work_dir: Path) -> str:
     write_digit_scenes(scenes, num_train=NUM_UNLABELLED, num_val=0)
     count = write_ink_crops(scenes / 'train', crops)
     print(f'pre-training on {count:,} pieces of ink of them, in {crops}', flush=True)
-    return finish(start(PRETRAINING, folder, crops, f'--epochs={NUM_EPOCHS}'), folder)
+    return finish(start(PRETRAINING, folder, crops, threads=2), folder)
 
 
-def detect(checkpoint: str | None, folder: Path, data_root: Path, **more) -> subprocess.Popen:
-    """Start Mask R-CNN from a backbone, or from random weights."""
-    option = f'model.backbone.init_cfg.checkpoint={checkpoint}'
-    return start(DETECTOR, folder, data_root, '--cfg-options', option, **more)
+def train_both(
+    config: Path, backbone: str, folders: dict[str, Path], data_root: Path, *options: str
+) -> str:
+    """Train from a backbone and, on another core, from random weights.
+
+    Return the checkpoint of the former. ``folders`` are those of 'pretrained' and 'random'.
+    """
+
+    def begin(name: str, checkpoint: str | None, **more) -> subprocess.Popen:
+        option = f'model.backbone.init_cfg.checkpoint={checkpoint}'
+        return start(config, folders[name], data_root, *options, '--cfg-options', option, **more)
+
+    print(f'\ntraining from {backbone}: {folders["pretrained"]}')
+    print(f'and, in the background, from random weights: {folders["random"]}', flush=True)
+    with begin('random', None, stdout=subprocess.DEVNULL) as random:
+        checkpoint = finish(begin('pretrained', backbone), folders['pretrained'])
+        finish(random, folders['random'])
+    return checkpoint
 
 
 def main() -> None:
@@ -79,13 +98,8 @@ def main() -> None:
     print(f'writing {NUM_ANNOTATED} training and 100 validation scenes to {data_root}')
     write_digit_scenes(data_root, num_train=NUM_ANNOTATED)
     folders = {name: args.work_dir / name for name in ('random', 'pretrained')}
-    print(f'Mask R-CNN from random weights, in the background: {folders["random"]}')
-    with detect(None, folders['random'], data_root, stdout=subprocess.DEVNULL) as random:
-        backbone = args.checkpoint or pretrain(args.work_dir)
-        print(f'\nMask R-CNN from {backbone}', flush=True)
-        run = detect(backbone, folders['pretrained'], data_root)
-        detector = finish(run, folders['pretrained'])
-        finish(random, folders['random'])
+    backbone = args.checkpoint or pretrain(args.work_dir)
+    detector = train_both(DETECTOR, backbone, folders, data_root)
     table = Table('100 validation scenes', *METRICS)
     for title, name in {'PatchMix backbone': 'pretrained', 'random weights': 'random'}.items():
         metrics = read_scalars(folders[name])[1][-1]

@@ -31,6 +31,7 @@ DATA = {
     'data/images': 'yours',
     'work_dirs/digit_scenes/data/': 'scenes of digits',
     'work_dirs/digit_scenes/crops': 'pieces of such scenes',
+    'work_dirs/segmentation/data/': 'scenes of a digit',
 }
 # Measured with this code, in %.
 MEASURED = {'patchmix_vit-digits': 'kNN 95.8', 'patchmix_vit-digits_plain': 'kNN 83.3'}

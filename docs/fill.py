@@ -76,7 +76,8 @@ def describe_input(cfg: Config, dataset: dict) -> str:
             sides = [scale[0] for scale in step.transforms[0][0].scales]
             return f'1333×{min(sides)}–{max(sides)}'
     sizes = [step.get(key) for key in ('crop_size', 'scale') for step in dataset.pipeline]
-    return '×'.join(map(str, next(filter(None, sizes), (128, 128))))  # scenes of digits: no change
+    sizes.append(cfg.model.data_preprocessor.get('size', (128, 128)))  # scenes: as they are
+    return '×'.join(map(str, next(filter(None, sizes))))
 
 
 def fill(document: str) -> str:

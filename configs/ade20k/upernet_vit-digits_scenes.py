@@ -41,7 +41,7 @@ prefix = dict(img_path='val', seg_map_path='labels/val')
 val_dataloader = test_dataloader = dict(**loader, dataset=dict(**scenes, data_prefix=prefix))
 del head, scenes, loader, prefix
 
-# The narrow heads need a high rate, and the backbone a low one, or it loses what it has learned.
+# A high rate for the narrow heads, and a low one for the backbone.
 optim_wrapper = dict(optimizer=dict(lr=1e-2), paramwise_cfg=dict(layer_decay_rate=0.3))
 # 40 epochs of 13 iterations
 _base_.param_scheduler[0].end = 50

@@ -18,6 +18,6 @@ whole = dict(
     ratio=(1.0, 1.0),
 )
 train_dataloader = dict(dataset=dict(pipeline=[load, whole, pack]))
-# M = 2; 3 and 4 are level with it on images without augmentation (docs/evidence.md).
+# M = 2: 3 (digits, X-rays) and 4 (digits) are level with it there (docs/evidence.md).
 model = dict(data_preprocessor=dict(augment=dict(_delete_=True)))
 del load, crops, pack, whole

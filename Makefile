@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate demo-coco demo-ade20k benchmarks gpu-check gpu-evidence test soak chaos upstream lint docs clean
+.PHONY: help setup demo evaluate demo-coco demo-ade20k benchmarks gpu-check gpu-evidence test test-programs soak chaos upstream lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,8 +69,12 @@ gpu-evidence: $(STAMP)-all  ## compare M = 1 and M = 2 on a GPU, in at most 9 mi
 	@env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(PY) benchmarks/gpu_evidence.py --data $(DATA)
 	@$(PY) benchmarks/evidence.py
 
-test: $(STAMP)-all lint  ## lint and run the whole test suite
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)-all lint  ## lint and run all tests but those of whole programs
+	@$(PYTEST) -m 'not program'
+
+test-programs: $(STAMP)-all  ## test whole programs: upstream's tools, the demo, the notebook, restarts
+	@$(PYTEST) -m program
 
 SOAK ?= 100
 soak: $(STAMP)-all  ## kill, fill, stop and cut runs by the hundred (about 30 minutes on an idle machine; disks and links need root)

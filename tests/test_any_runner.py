@@ -15,6 +15,7 @@ from examples.digit_scenes import write_digit_scenes
 from tests.calls import ROOT, call
 from tests.faults.processes import free_port
 
+pytestmark = pytest.mark.program
 CONFIGS = {
     'mmpretrain': [*ROOT.glob('configs/*.py'), *ROOT.glob('configs/[fl]*/*.py')],
     'mmdet': [*ROOT.glob('configs/coco/*.py')],

@@ -46,6 +46,7 @@ def test_the_wheel_holds_every_recipe_and_tool_and_the_command(wheel):
     assert not any(name.startswith('tests/') for name in names)
 
 
+@pytest.mark.program
 def test_a_recipe_runs_by_its_name_from_an_empty_folder(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / 'installed')

@@ -121,6 +121,7 @@ class DyingHook(Hook):
 """
 
 
+@pytest.mark.program
 def test_two_ranks_restart_and_resume_from_the_last_checkpoint(config, tmp_path):
     """Both restart after one died, in a new store."""
     broken = tmp_path / 'broken.py'

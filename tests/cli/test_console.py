@@ -62,6 +62,7 @@ def read_output(quiet):
     return [line for line in lines if line and not line.startswith('  ')]
 
 
+@pytest.mark.program
 def test_imports_change_nothing_of_the_process_and_exactly_the_listed_messages_are_dropped():
     with ThreadPoolExecutor() as threads:
         loud, left = threads.map(read_output, (False, True))

@@ -61,6 +61,7 @@ def test_an_error_inside_a_compiled_ext_is_not_hidden(tmp_path):
         mmcv_ops.load_ext([str(tmp_path)])
 
 
+@pytest.mark.program
 def test_modules_imported_before_get_the_missing_ops():
     """Without compiled ops, mmdet defines functions that raise in their place."""
     done = run(

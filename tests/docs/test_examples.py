@@ -100,6 +100,7 @@ def test_demos_on_scenes_are_complete_programs(monkeypatch, capsys):
         assert end.value.code == 0 and '--checkpoint' in capsys.readouterr().out
 
 
+@pytest.mark.program
 def test_the_demo_compares_both_runs(tmp_path):
     folder = tmp_path / 'digits'
     text = call(sys.executable, 'examples/demo.py', '--epochs', '1', '--work-dir', folder)

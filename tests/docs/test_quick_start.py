@@ -3,10 +3,12 @@
 import re
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.docs.documents import ROOT
 
+pytestmark = pytest.mark.program
 NOTEBOOK = ROOT / 'examples/quick_start.ipynb'
 
 

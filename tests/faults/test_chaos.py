@@ -1,6 +1,10 @@
 """A sample of the kills of `make chaos`, by ckpt-chaos."""
 
+import pytest
+
 from tests.faults.chaos import run_chaos
+
+pytestmark = pytest.mark.program
 
 
 def test_a_run_killed_at_file_events_resumes_its_newest_checkpoint_bit_for_bit(tmp_path):

@@ -25,6 +25,8 @@ WARNED = (
     # mmengine sets them itself, in every process of a distributed run.
     'Setting MKL_NUM_THREADS environment variable for each process',
     '`broadcast_buffers` is deprecated',
+    'Default ``avg_non_ignore`` is False',  # as in mmseg's own configs
+    'The draw is False, it means that the hook',
 )
 # Likewise, of every data loader.
 WARNED_BY_LOADERS = ("'pin_memory' argument is set as", 'This DataLoader will create .* worker')

@@ -37,6 +37,7 @@ for node in vars(mmpatchmix.registry).values():
 assert state()[3:] == before[3:]
 
 import mmpretrain.models, mmpretrain.datasets, mmdet.apis, mmdet.datasets, mmdet.evaluation
+import mmseg.engine, mmseg.models
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
 from mmpatchmix.engine.distributed import PatchMixDDP
@@ -46,6 +47,9 @@ store = torch.distributed.HashStore()
 torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
 PatchMixDDP(torch.nn.Linear(1, 1), device_ids=[0], broadcast_buffers=False)
 torch.distributed.destroy_process_group()
+mmseg.models.CrossEntropyLoss()
+mmengine.visualization.Visualizer.get_instance('any')
+mmseg.engine.SegVisualizationHook()
 
 print_log('Could not import OneDL: the disk is full')
 warnings.warn('faster_coco_eval is too old')

@@ -142,7 +142,8 @@ CELLS = {
     for level in LEVELS
 }
 LENGTHS = {f'{batch} | 4,096': dict(batch=batch, steps=192_000 // batch) for batch in BATCHES} | {
-    '64 | 2,048': dict(images=2048, steps=12_000)
+    '64 | 512': dict(images=512, steps=3_000),
+    '64 | 2,048': dict(images=2048, steps=12_000),
 }
 LENGTHS = {title: dict(data='cifar10', level='full') | where for title, where in LENGTHS.items()}
 PLAIN = dict(num_mix=1, change=None)

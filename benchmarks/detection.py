@@ -4,9 +4,10 @@
     python benchmarks/detection.py --seeds 0 1 2
 
 A ViT is pre-trained on pieces of ink of 2,000 generated scenes of digits, by PatchMix and by MoCo
-v3 (`num_mix=1`); Mask R-CNN is trained on the annotations of the first N scenes, with the best
-learning rate of the `tune-...` rows. Each run appends a line to benchmarks/results/detection.jsonl;
-a stopped command continues when it is repeated.
+v3 (`num_mix=1`), with views that move, resize and turn them and, `plain`, without augmentation.
+Mask R-CNN is trained on the annotations of the first N scenes, with the best learning rate of the
+`tune-...` rows. Each run appends a line to benchmarks/results/detection.jsonl; a stopped command
+continues when it is repeated.
 """
 
 import json
@@ -29,7 +30,14 @@ SCENES = ROOT / 'scenes'
 NUM_SCENES, NUM_HELD_OUT = 2_000, 100
 COUNTS = (10, 20, 50, 100, 400)
 EPOCHS = 3  # of 400 scenes: 1,200 in each run
-STARTS = dict(random=None, patchmix=2, mocov3=1)  # images per mix of the pre-training
+# Images per mix of the pre-training, and whether it augments.
+STARTS = {
+    'random': None,
+    'patchmix': (2, True),
+    'mocov3': (1, True),
+    'plain-patchmix': (2, False),
+    'plain-mocov3': (1, False),
+}
 RATES = (1e-3, 2e-3, 4e-3)
 CHOSEN = 2e-3  # by the tune rows, for every start
 
@@ -40,12 +48,16 @@ ROWS = {
 
 
 @cache
-def pretraining_config(num_mix: int) -> tuple[Config, str]:
+def pretraining_config(num_mix: int, augments: bool) -> tuple[Config, str]:
     """Return the config of a pre-training, and the checkpoint that it writes."""
     cfg = Config.fromfile(CONFIGS / 'patchmix_vit-digits_scenes.py')
     cfg.train_dataloader.dataset.data_root = str(ROOT / 'crops')
     cfg.model.data_preprocessor.num_mix = num_mix
     cfg.work_dir = str(ROOT / f'pretraining-{num_mix}')
+    if not augments:
+        cfg.work_dir += '-plain'
+        plain = Config.fromfile(CONFIGS / 'patchmix_vit-digits_plain.py').train_dataloader
+        cfg.train_dataloader.dataset.pipeline[1:] = plain.dataset.pipeline
     return cfg, f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
@@ -58,7 +70,7 @@ def build_config(row: str, seed: int) -> tuple[Config, str]:
     cfg.randomness.seed = seed
     digest_before = None
     if STARTS[start]:
-        before, cfg.model.backbone.init_cfg.checkpoint = pretraining_config(STARTS[start])
+        before, cfg.model.backbone.init_cfg.checkpoint = pretraining_config(*STARTS[start])
         digest_before = digest_config(before)
     cfg.work_dir = str(ROOT / f'{row}-{seed}')
     return cfg, digest_config(cfg, digest_before)
@@ -92,8 +104,8 @@ def prepare(starts: set[str]) -> None:
         partial.mkdir(exist_ok=True)
         write_ink_crops(SCENES / 'train', partial)
         partial.rename(crops)
-    for num_mix in sorted(STARTS[start] for start in starts if STARTS[start]):
-        cfg, checkpoint = pretraining_config(num_mix)
+    for how in sorted(STARTS[start] for start in starts if STARTS[start]):
+        cfg, checkpoint = pretraining_config(*how)
         if not Path(checkpoint).is_file():
             print(f'pre-training in {cfg.work_dir} ...', flush=True)
             build_quiet_runner(cfg).train()

@@ -32,6 +32,8 @@ STARTS = {
     'random': 'random weights',
     'mocov3': 'MoCo v3 on unlabelled crops',
     'patchmix': 'PatchMix on unlabelled crops',
+    'plain-mocov3': 'MoCo v3, without augmentation',
+    'plain-patchmix': 'PatchMix, without augmentation',
 }
 COUNTS = (10, 20, 50, 100, 400)
 
@@ -132,7 +134,8 @@ def detection_table(rows: Rows) -> str:
             if start != 'random' and gains:
                 text += f' ({statistics.mean(gains):+.1f})'
             cells.append(text)
-        body.append(cells)
+        if any(cells[1:]):
+            body.append(cells)
     return make_table(['annotated scenes', *map(str, COUNTS)], body)
 
 

@@ -2,8 +2,10 @@
 #
 # Meant for 2 CPU cores, about 3 minutes. No paper has figures for it. A detector from this backbone
 # has 38 % mask AP with 50 annotated scenes, one from random weights 34 % (docs/evidence.md).
-# `make demo-coco` makes the scenes, cuts the pieces, runs this config and trains both detectors.
+# The backbone of `make demo-coco` was made by the first command, which makes the scenes, cuts the
+# pieces, runs this config and trains both detectors:
 #
+#   python examples/demo_coco.py --pretrain
 #   python tools/train.py configs/patchmix_vit-digits_scenes.py
 _base_ = './patchmix_vit-digits.py'
 

@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import load_file
 
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.verb import build_runner
 from mmpatchmix.files import list_recipes
+from mmpatchmix.registry import MODELS
 from tests.calls import call
 from tests.docs.documents import ROOT
 from tests.engine.tiny_run import tiny_run_config
@@ -98,6 +100,19 @@ def test_demos_on_scenes_are_complete_programs(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             importlib.import_module(name).main()
         assert end.value.code == 0 and '--checkpoint' in capsys.readouterr().out
+
+
+def test_the_shipped_backbone_starts_the_detector_of_the_demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'examples'))
+    demo = importlib.import_module('demo_coco')
+    cfg = Config.fromfile(demo.DETECTOR).model.backbone
+    cfg.init_cfg.checkpoint = str(demo.BACKBONE)
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+    loaded, shipped = backbone.state_dict(), load_file(demo.BACKBONE)
+    kept = [name for name in shipped if name in loaded]
+    assert len(kept) > 40
+    assert all(torch.equal(loaded[name], shipped[name].float()) for name in kept)
 
 
 @pytest.mark.program

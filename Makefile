@@ -38,7 +38,7 @@ evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, 
 	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits_plain.py "$$(cat $(DIGITS)/last_checkpoint)" \
 	  --finetune configs/finetune/vit-digits_plain.py --work-dir $(DIGITS)/evaluation
 
-demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (6 to 12 minutes)
+demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (3 to 6 minutes)
 	@$(PY) examples/demo_coco.py
 
 demo-ade20k: $(STAMP)-detection $(STAMP)-segmentation  ## train segmentation with and without pre-training, on scenes of a digit, with three seeds (10 to 14 minutes)

@@ -1,6 +1,6 @@
 # Mask R-CNN on 50 scenes of scikit-learn digits.
 #
-# Meant for 2 CPU cores, a minute. The scenes are made by examples/demo_coco.py, which trains this
+# Meant for a CPU core, 3 minutes. The scenes are made by examples/demo_coco.py, which trains this
 # config from a backbone that saw scenes without annotations, and from random weights:
 #
 #   make demo-coco

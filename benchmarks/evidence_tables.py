@@ -176,7 +176,7 @@ MAP_TABLES = {
     'map-knn': (WHERE, CELLS, objectives('knn')),
     'map-plain': (
         WHERE,
-        {title: where for title, where in CELLS.items() if where['level'] in ('none', 'crops')},
+        {title: where for title, where in CELLS.items() if where['level'] != 'crops+flip'},
         objectives('knn'),
     ),
     'map-linear': (WHERE, CELLS, objectives('linear')),

@@ -106,7 +106,7 @@ def check_arguments(arguments):
 
 
 def check_script(script, arguments, monkeypatch):
-    """Run a script of benchmarks/ until it has parsed its arguments."""
+    """Run a script of benchmarks/ or examples/ until it has parsed its arguments."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(parser, *args, **kwargs):
@@ -137,7 +137,7 @@ def test_command_is_valid(document, command, monkeypatch):
             for argument in arguments:
                 path, _, name = argument.partition('::')
                 assert argument.startswith('-') or f'def {name}' in (ROOT / path).read_text()
-        case ['python', script, *arguments] if script.startswith('benchmarks/'):
+        case ['python', script, *arguments] if script.startswith(('benchmarks/', 'examples/')):
             check_script(script, arguments, monkeypatch)
         case _:
             arguments = to_arguments(words)

@@ -70,10 +70,10 @@ gpu-evidence: $(STAMP)-all  ## compare M = 1 and M = 2 on a GPU, in at most 9 mi
 	@$(PY) benchmarks/evidence.py
 
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: $(STAMP)-all lint  ## lint and run all tests but those of whole programs
+test: $(STAMP)-all lint  ## lint and run all tests but those of whole programs and of compiled steps
 	@$(PYTEST) -m 'not program'
 
-test-programs: $(STAMP)-all  ## test whole programs: upstream's tools, the demo, the notebook, restarts
+test-programs: $(STAMP)-all  ## run these: upstream's tools, the demo, the notebook, restarts, compiled steps
 	@$(PYTEST) -m program
 
 SOAK ?= 100

@@ -60,6 +60,7 @@ def count_kernels(num_local=2, num_mix=2, num_layers=2, is_compiled=False):
     return Counter(kernel.part for kernel in kernels)
 
 
+@pytest.mark.program
 def test_number_of_kernels_beside_the_encoders_is_constant():
     """In M, the number of crops and the number of layers; the momentum update is one kernel."""
     changes = [{}, dict(num_mix=4), dict(num_local=4), dict(num_layers=4)]

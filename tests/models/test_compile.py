@@ -68,6 +68,7 @@ def test_recomputed_blocks_are_compiled():
     assert counter.frame_count == 2
 
 
+@pytest.mark.program
 @pytest.mark.skipif(
     not shutil.which(os.environ.get('CXX', 'g++')), reason='needs a C++ compiler (g++, or $CXX)'
 )

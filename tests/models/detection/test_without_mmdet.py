@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 from mmpatchmix.models.mixing import draw_groups  # may be the first import
@@ -18,6 +20,7 @@ assert not unneeded, unneeded
 """
 
 
+@pytest.mark.program
 def test_pretraining_imports_neither_mmdet_nor_mmseg():
     """Whether they are installed or not; they take seconds."""
     subprocess.run([sys.executable, '-c', CODE], check=True, timeout=120)

@@ -1,6 +1,6 @@
 # PatchMix on unlabelled pieces of ink, 32x32 pixels each, cut out of scenes of digits.
 #
-# Meant for 2 CPU cores, 5 to 8 minutes. No paper has figures for it. A detector from this backbone
+# Meant for 2 CPU cores, about 8 minutes. No paper has figures for it. A detector from this backbone
 # has 38 % mask AP with 50 annotated scenes, one from random weights 34 % (docs/evidence.md). The
 # first command makes the scenes, cuts the pieces, runs this config and trains both detectors:
 #

@@ -102,7 +102,7 @@ def main() -> None:
     start_from = parser.add_mutually_exclusive_group()
     start_from.add_argument('--checkpoint', default=BACKBONE, help='use another backbone')
     start_from.add_argument(
-        '--pretrain', action='store_true', help='pre-train the backbone anew (5 to 8 minutes)'
+        '--pretrain', action='store_true', help='pre-train the backbone anew (about 8 minutes)'
     )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digit_scenes'))
     args = parser.parse_args()

@@ -72,6 +72,7 @@ gpu-evidence: $(STAMP)-all  ## compare M = 1 and M = 2 on a GPU, in at most 9 mi
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)-all lint  ## lint and run all tests but those of whole programs and of compiled steps
 	@$(PYTEST) -m 'not program'
+	@echo 'Not run: the tests of whole programs and compiled steps. They are run by make test-programs.'
 
 test-programs: $(STAMP)-all  ## run these: upstream's tools, the demo, the notebook, restarts, compiled steps
 	@$(PYTEST) -m program

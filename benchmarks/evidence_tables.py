@@ -28,6 +28,7 @@ CHANGES = {
 }
 LABELS = (10, 20, 50, 100)
 BATCHES = (32, 64, 128, 256)
+FEW_IMAGES = {512: 3_000, 128: 3_000, 2_048: 12_000}  # and steps of 64
 STARTS = {
     'random': 'random weights',
     'mocov3': 'MoCo v3 on unlabelled crops',
@@ -145,8 +146,7 @@ CELLS = {
     for level in LEVELS
 }
 LENGTHS = {f'{batch} | 4,096': dict(batch=batch, steps=192_000 // batch) for batch in BATCHES} | {
-    '64 | 512': dict(images=512, steps=3_000),
-    '64 | 2,048': dict(images=2048, steps=12_000),
+    f'64 | {images:,}': dict(images=images, steps=steps) for images, steps in FEW_IMAGES.items()
 }
 LENGTHS = {title: dict(data='cifar10', level='full') | where for title, where in LENGTHS.items()}
 PLAIN = dict(num_mix=1, change=None)

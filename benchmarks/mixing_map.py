@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from evidence_tables import BATCHES, LEVELS
+from evidence_tables import BATCHES, FEW_IMAGES, LEVELS
 from harness import make_parser, set_up
 from map_data import LOADERS, RATES, STEPS
 from map_run import CHANGES, Setting, build_config, run
@@ -74,8 +74,10 @@ PLANS = {
     ],
     'D': join(compare(data, level, (num_mix,), change=name) for name in CHANGES),
     'C': join(compare('cifar10', 'full', batch=b, steps=192_000 // b) for b in BATCHES),
-    'B': compare('cifar10', 'full', images=512, steps=3_000)
-    + compare('cifar10', 'full', images=2048, steps=12_000),
+    'B': join(
+        compare('cifar10', 'full', images=images, steps=steps)
+        for images, steps in FEW_IMAGES.items()
+    ),
     **{f'A-{name}': join(compare(name, level) for level in LEVELS) for name in PHOTOS},
     'A-more': join(more(name) for name in ('digits', *PHOTOS)),
 }

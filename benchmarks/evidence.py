@@ -22,6 +22,11 @@ from runs import read_results
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks/results'
 DOCUMENTS = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+PANELS = {
+    title: {level: dict(data=data, level=level) for level in LEVELS}
+    for data, title in IMAGES.items()
+}
+PANELS['CIFAR-10, full: batch, images'] = {k.replace(' |', ','): v for k, v in LENGTHS.items()}
 
 
 def printed_table(name: str) -> str:
@@ -58,14 +63,9 @@ def fill(document: str, found: Map, rows: Rows) -> str:
 
 def draw_map(found: Map) -> None:
     """Draw what mixing gains in kNN: augmentation by images seen, and batch by images seen."""
-    panels = {
-        title: {level: dict(data=data, level=level) for level in LEVELS}
-        for data, title in IMAGES.items()
-    }
-    panels['CIFAR-10, full: batch, images'] = {k.replace(' |', ','): v for k, v in LENGTHS.items()}
     figure = Figure(figsize=(13, 5.6), layout='constrained', dpi=110)
     axes = figure.subplots(2, 3).flatten()
-    for axis, (title, rows) in zip(axes, panels.items(), strict=False):
+    for axis, (title, rows) in zip(axes, PANELS.items(), strict=False):
         gaps = [
             measure_gaps(*(found.find(**where, num_mix=m) for m in (1, 2)))
             for where in rows.values()
@@ -106,6 +106,30 @@ def draw_gaps(axis, names: list[str], gaps: list[dict[int, float]]):
     return drawn
 
 
+def draw_curves(found: Map) -> None:
+    """Draw kNN over images seen: dashed M = 1, solid M = 2; the mean and range of the seeds."""
+    figure = Figure(figsize=(13, 7), layout='constrained', dpi=110)
+    axes = figure.subplots(2, 3).flatten()
+    axes[-1].set_axis_off()
+    for axis, (title, rows) in zip(axes, PANELS.items(), strict=False):
+        for number, (name, where) in enumerate(rows.items()):
+            for num_mix, style in ((1, '--'), (2, '-')):
+                runs = found.find(**where, num_mix=num_mix).values()
+                if not runs:
+                    continue
+                curves = np.array([run['curve'] for run in runs])  # (seeds, points, step and kNN)
+                seen = curves[0, :, 0] * next(iter(runs))['batch'] / 1000
+                label = f'{name}, M = {num_mix}'
+                look = dict(color=f'C{number}', linestyle=style, label=label)
+                axis.plot(seen, curves[..., 1].mean(0), **look)
+                spread = curves[..., 1].min(0), curves[..., 1].max(0)
+                axis.fill_between(seen, *spread, color=look['color'], alpha=0.15)
+        axis.set(title=title, xlabel='images seen (thousands)', ylabel='kNN (%)')
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.savefig(ROOT / 'docs/images/curves.png')
+
+
 def read_all() -> tuple[Map, Rows]:
     """Return the runs of the map, and those of the detectors."""
     return Map(read_results(RESULTS / 'map.jsonl')), read(RESULTS / 'detection.jsonl')
@@ -117,6 +141,7 @@ def main() -> None:
     for path in DOCUMENTS:
         path.write_text(fill(path.read_text(), found, rows))
     draw_map(found)
+    draw_curves(found)
 
 
 if __name__ == '__main__':

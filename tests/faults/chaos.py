@@ -11,7 +11,6 @@ Commands are forks of one interpreter that has imported everything. Results stay
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import io
 import itertools
@@ -118,7 +117,7 @@ def run(argv: list[str]) -> None:
     run_report_hook.draw_mix = lambda *args: Figure((1, 1))
     run_report_hook.draw_pictures = lambda runner, names: [(n, Figure((1, 1))) for n in names]
     if argv[0] == 'digest':
-        print(digest(Path(argv[1]), with_log=argv[2] == 'with-log'))
+        print(runs.digest(Path(argv[1]), with_log=argv[2] == 'with-log'))
     elif argv[0] == 'again':
         kill_again(int(argv[1]), argv[2:])
     else:
@@ -147,34 +146,6 @@ def kill_again(times: int, argv: list[str]) -> None:
             return train(argv)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(f'kill {number + 2}: {mode} event {event}, exit code {code}', flush=True)
-
-
-def digest(work_dir: Path, with_log: bool) -> str:
-    """Return a text that is equal for runs that are equal bit for bit, whenever they ran.
-
-    It covers the newest and the best checkpoint, with the history of logged values, and with
-    ``with_log`` the values in ``scalars.json``.
-    """
-    newest = max(work_dir.glob('epoch_*.pth'), key=lambda path: int(path.stem[6:]))
-    parts = {'checkpoint': _hash(runs._read_state(newest))}
-    hub = runs.torch.load(newest, weights_only=True)['message_hub']
-    if best := hub['runtime_info'].get('best_ckpt'):
-        path = work_dir / Path(best).name
-        parts[path.name] = _hash(runs.torch.load(path, weights_only=True)['state_dict'])
-    logs = runs.read_scalars(work_dir) if with_log else ()
-    for kind, rows in zip(('training', 'validation'), logs, strict=False):
-        parts[kind] = _hash(dict(enumerate(runs._without_clocks(rows))))
-    return f'{newest.name}: {parts}'
-
-
-def _hash(values: dict) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(values.items()):
-        if isinstance(value, runs.torch.Tensor):
-            data = value.detach().flatten().contiguous().view(runs.torch.uint8).numpy().tobytes()
-            value = f'{value.dtype} {tuple(value.shape)} {hashlib.sha256(data).hexdigest()}'
-        digest.update(f'{key}: {value!r}\n'.encode())
-    return f'{len(values)} values {digest.hexdigest()[:16]}'
 
 
 class Forks:

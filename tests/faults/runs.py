@@ -1,5 +1,6 @@
 """Runs of 15 iterations, saved after 2, 4, 5, 6, 8, 10, 12, 14 and 15, and their differences."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -149,3 +150,31 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _without_clocks(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k.rpartition('/')[2] not in CLOCKS} for row in rows]
+
+
+def digest(work_dir: Path, with_log: bool) -> str:
+    """Return a text that is equal for runs that are equal bit for bit, whenever they ran.
+
+    It covers the newest and the best checkpoint, with the history of logged values, and with
+    ``with_log`` the values in ``scalars.json``.
+    """
+    newest = max(work_dir.glob('epoch_*.pth'), key=lambda path: int(path.stem[6:]))
+    parts = {'checkpoint': _hash(_read_state(newest))}
+    hub = torch.load(newest, weights_only=True)['message_hub']
+    if best := hub['runtime_info'].get('best_ckpt'):
+        path = work_dir / Path(best).name
+        parts[path.name] = _hash(torch.load(path, weights_only=True)['state_dict'])
+    logs = read_scalars(work_dir) if with_log else ()
+    for kind, rows in zip(('training', 'validation'), logs, strict=False):
+        parts[kind] = _hash(dict(enumerate(_without_clocks(rows))))
+    return f'{newest.name}: {parts}'
+
+
+def _hash(values: dict) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(values.items()):
+        if isinstance(value, torch.Tensor):
+            data = value.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+            value = f'{value.dtype} {tuple(value.shape)} {hashlib.sha256(data).hexdigest()}'
+        digest.update(f'{key}: {value!r}\n'.encode())
+    return f'{len(values)} values {digest.hexdigest()[:16]}'

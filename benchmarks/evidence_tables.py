@@ -42,6 +42,13 @@ Runs = dict[int, dict]  # by seed
 Rows = dict[str, Runs]
 
 
+def best_rate(lines: Iterable[dict], data: str, level: str, num_mix: int) -> float | None:
+    """Return the rate with the best kNN of the runs that tune it, None before all are done."""
+    wanted = dict(data=data, level=level, num_mix=min(num_mix, 2), is_tuning=True)
+    found = {line['lr']: line['knn'] for line in lines if wanted.items() <= line.items()}
+    return max(found, key=found.get) if found.keys() == set(map_data.RATES) else None
+
+
 class Map:
     """The runs of the map by their settings."""
 
@@ -53,6 +60,9 @@ class Map:
         plain = dict(alpha=None, batch=64, images=None, change=None, is_tuning=False)
         if not wanted.get('is_tuning'):
             plain['steps'] = map_data.STEPS[wanted['data']]
+            tuned = [wanted.get(name) for name in ('data', 'level', 'num_mix')]
+            rate = best_rate(self.lines, *tuned) if None not in tuned else None
+            plain |= dict(lr=rate) if rate else {}
         wanted = plain | wanted
         return {line['seed']: line for line in self.lines if wanted.items() <= line.items()}
 
@@ -145,6 +155,9 @@ CELLS = {
     for data, title in IMAGES.items()
     for level in LEVELS
 }
+BOTH_RATES = {
+    f'{rate} per 64 images': dict(data='bands', level='full', lr=rate) for rate in (1e-3, 3e-3)
+}
 LENGTHS = {f'{batch} | 4,096': dict(batch=batch, steps=192_000 // batch) for batch in BATCHES} | {
     f'64 | {images:,}': dict(images=images, steps=steps) for images, steps in FEW_IMAGES.items()
 }
@@ -183,6 +196,18 @@ MAP_TABLES = {
     'map-auroc': (WHERE, CELLS, objectives('linear_auroc')),
     'map-shares': (WHERE, CELLS, objectives('share_error', 3)[:-1]),
     'map-others': (WHERE, CELLS, [gap(title, ours) for title, ours in OTHERS.items()]),
+    'map-both-rates': (
+        'rate',
+        BOTH_RATES,
+        [
+            column
+            for metric in ('knn', 'linear')
+            for column in (
+                *(value(f'{metric}, M = {m}', metric, num_mix=m) for m in (1, 2)),
+                gap(f'{metric}, M = 2 less M = 1', dict(num_mix=2), metric=metric),
+            )
+        ],
+    ),
     'map-terms': (
         '',
         TERMS,

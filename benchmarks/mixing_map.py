@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from evidence_tables import BATCHES, FEW_IMAGES, LEVELS
+from evidence_tables import BATCHES, BOTH_RATES, FEW_IMAGES, LEVELS, best_rate
 from harness import make_parser, set_up
 from map_data import LOADERS, RATES, STEPS
 from map_run import CHANGES, Setting, build_config, run
@@ -73,6 +73,12 @@ PLANS = {
         for seed in SEEDS[name]
     ],
     'D': join(compare(data, level, (num_mix,), change=name) for name in CHANGES),
+    'A-rates': [
+        Setting(**where, num_mix=m, seed=seed, steps=STEPS[where['data']])
+        for seed in range(5)
+        for where in BOTH_RATES.values()
+        for m in (1, 2)
+    ],
     'C': join(compare('cifar10', 'full', batch=b, steps=192_000 // b) for b in BATCHES),
     'B': join(
         compare('cifar10', 'full', images=images, steps=steps)
@@ -87,12 +93,8 @@ def choose_rate(setting: Setting, lines: list[dict]) -> Setting:
     """Return the setting with the best rate of the runs that tune it, if they are done."""
     if setting.lr is not None:
         return setting
-    wanted = dict(data=setting.data, level=setting.level, is_tuning=True)
-    wanted |= dict(num_mix=min(setting.num_mix, 2))
-    found = [line for line in lines if wanted.items() <= line.items()]
-    if {line['lr'] for line in found} != set(RATES):
-        return setting
-    return replace(setting, lr=max(found, key=lambda line: line['knn'])['lr'])
+    rate = best_rate(lines, setting.data, setting.level, setting.num_mix)
+    return replace(setting, lr=rate)
 
 
 def digest(setting: Setting) -> str:

@@ -30,6 +30,9 @@ def test_numbers_changed_by_hand_are_replaced():
     assert evidence.fill(wrong, *evidence.read_all()) == document
 
 
+TUNED = {1e-3: 41.0, 3e-3: 42.0, 9e-3: 40.0}  # kNN by rate
+
+
 def make_map():
     """By hand: 40 and 44 against 37 and 39 are 42 against 38, +3 and +5, t = 4 with 1 degree."""
     plain = dict(data='digits', level='crops', steps=400, batch=64, alpha=None, images=None)
@@ -48,6 +51,17 @@ def test_map_has_means_spreads_and_the_paired_test():
     gap = '+4.0 ± 1.0 (p = 0.16)'
     assert cells == ['digits', 'crops', '38.0 ± 1.4', '42.0 ± 2.8', '', '', gap]
     assert len(text.splitlines()) == 3  # rows without runs are left out
+
+
+def test_runs_at_another_rate_than_the_tuned_one_are_left_out():
+    plain = make_map().lines[0]
+    tuning = [plain | dict(lr=lr, knn=knn, is_tuning=True, steps=133) for lr, knn in TUNED.items()]
+    runs = [plain | dict(lr=lr, knn=lr) for lr in (3e-3, 1e-3)]
+    where = dict(data='digits', level='crops', num_mix=1)
+    found = evidence.Map(tuning + runs)
+    assert found.find(**where)[0]['knn'] == 3e-3  # 1e-3 comes later
+    assert found.find(**where, lr=1e-3)[0]['knn'] == 1e-3
+    assert evidence.Map(tuning[1:] + runs).find(**where)[0]['knn'] == 1e-3  # not tuned yet
 
 
 def test_heat_map_shows_the_mean_difference_of_the_curves():

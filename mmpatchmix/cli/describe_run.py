@@ -131,7 +131,7 @@ def _describe_views(pipeline: list) -> dict[str, str]:
             sizes = [step['global_size'], step.get('local_size', 96)]
             sizes = [s if isinstance(s, int) else f'{s[0]}x{s[1]}' for s in sizes]
             local = f' and {step["num_local"]} of {sizes[1]}' if step.get('num_local') else ''
-            return {'crops': f'2 of {sizes[0]}{local} pixels per image'}
+            return {'views': f'2 of {sizes[0]}{local} pixels per image'}
         if step.get('type') == 'mmpatchmix.TransformViews':
             return {'views': f'2 per image, by {", ".join(each.type for each in step.transforms)}'}
     return {}

@@ -201,10 +201,10 @@ MAP_TABLES = {
         BOTH_RATES,
         [
             column
-            for metric in ('knn', 'linear')
+            for name, metric in (('kNN', 'knn'), ('linear', 'linear'))
             for column in (
-                *(value(f'{metric}, M = {m}', metric, num_mix=m) for m in (1, 2)),
-                gap(f'{metric}, M = 2 less M = 1', dict(num_mix=2), metric=metric),
+                *(value(f'{name}, M = {m}', metric, num_mix=m) for m in (1, 2)),
+                gap(f'{name}, M = 2 less M = 1', dict(num_mix=2), metric=metric),
             )
         ],
     ),

@@ -5,11 +5,11 @@
     python benchmarks/mixing_map.py --data PATH          # all plans, the most important runs first
 
 A: augmentation (none, crops, crops and flips, full) on digits, CIFAR-10, CIFAR-10 as five bands,
-and chest X-rays. B: length, on few images. C: batch size. D: terms of the loss, temperatures, other
-mixings. E: networks without training. PATH holds cifar10.tar.gz (train/CLASS/*.jpg,
-test/CLASS/*.jpg) and MedMNIST's pneumoniamnist.npz; the digits need neither. Each run appends a
-line to benchmarks/results/map.jsonl; lines with the same setting are not run again. The learning
-rate is tuned for M = 1 and M = 2 alike.
+and chest X-rays; A-rates: the five bands at two learning rates. B: length, on few images. C: batch
+size. D: terms of the loss, temperatures, other mixings. E: networks without training. PATH holds
+cifar10.tar.gz (train/CLASS/*.jpg, test/CLASS/*.jpg) and MedMNIST's pneumoniamnist.npz; the digits
+need neither. Each run appends a line to benchmarks/results/map.jsonl; lines with the same setting
+are not run again. The learning rate is tuned for M = 1 and M = 2 alike.
 """
 
 import hashlib

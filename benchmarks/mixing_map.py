@@ -93,8 +93,7 @@ def choose_rate(setting: Setting, lines: list[dict]) -> Setting:
     """Return the setting with the best rate of the runs that tune it, if they are done."""
     if setting.lr is not None:
         return setting
-    rate = best_rate(lines, setting.data, setting.level, setting.num_mix)
-    return replace(setting, lr=rate)
+    return replace(setting, lr=best_rate(lines, setting.data, setting.level, setting.num_mix))
 
 
 def digest(setting: Setting) -> str:

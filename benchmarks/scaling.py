@@ -160,7 +160,6 @@ def main() -> None:
     args = parse_args(__doc__, ranks=1000, batch=16, teraflops=200.0, network=25.0, latency=200.0)
     sizes = [(128, 8), (64, 64), (args.batch, args.ranks)]
     rows = [plan_step(name, 8, *size, args) for name in PLANNED for size in sizes]
-    rows += [plan_step(name, 0, 128, 8, args) for name in PLANNED]
     assumed = {key: getattr(args, key) for key in ('teraflops', 'network', 'latency')}
     report('a step, on paper', rows, **assumed)
 

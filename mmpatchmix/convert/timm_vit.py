@@ -32,9 +32,11 @@ def write_timm_vit(
     prefix = 'backbone.model.' if encoder == 'query' else None
     start = dict(type='Pretrained', checkpoint=str(source), prefix=prefix)
     config = {**find_timm_vit(meta), 'frozen_stages': -1}
+    if size:
+        config['options'] = {**(config.get('options') or {}), 'img_size': size}
     vit, copy = (MODELS.build({**config, 'init_cfg': init}).eval() for init in (start, None))
     vit.init_weights()
-    channels, size = vit.model.in_chans, size or vit.model.patch_embed.img_size[0]
+    channels, size = vit.model.in_chans, vit.model.patch_embed.img_size[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     if target == 'timm':
         from timm.models import load_checkpoint

@@ -27,14 +27,13 @@ from mmpatchmix.registry import MODEL_WRAPPERS
 class PatchMixDDP(MMDistributedDataParallel):
     """mmengine's DDP, which also runs on CPUs and trains in micro-batches.
 
-    On CPUs ``device_ids``, which mmengine's Runner always passes, has no effect, and
-    ``SyncBatchNorm``, which torch has for GPUs only, becomes BatchNorm per rank. A model without
-    ``micro_batch_size`` trains as in mmengine, whose arguments these are.
+    On CPUs ``SyncBatchNorm``, which torch has for GPUs only, becomes BatchNorm per rank. A model
+    without ``micro_batch_size`` trains as in mmengine. ``device_ids``, which its Runner passes, has
+    no effect: targets stay on the host, since the loss would wait for a copy from the device.
     """
 
     def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
-        device_ids = None if is_on_cpus(module) else device_ids
-        super().__init__(without_sync_batchnorm_on_cpus(module), device_ids=device_ids, **kwargs)
+        super().__init__(without_sync_batchnorm_on_cpus(module), **kwargs)
         # DDP would change its buckets after the first step, and with them the order of sums over
         # three or more ranks, so that a resumed run would differ from an uninterrupted one. With
         # find_unused_parameters it never does.
@@ -53,15 +52,11 @@ class PatchMixDDP(MMDistributedDataParallel):
         return train_in_micro_batches(self, self.module, data, optim_wrapper)
 
 
-def is_on_cpus(module: nn.Module) -> bool:
-    """Return whether all parameters of a model are on CPUs."""
-    return all(parameter.device.type == 'cpu' for parameter in module.parameters())
-
-
 def without_sync_batchnorm_on_cpus(module: nn.Module) -> nn.Module:
     """Replace SyncBatchNorm of a model on CPUs by BatchNorm, with a warning."""
     synchronised = any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
-    if not synchronised or not is_on_cpus(module):
+    is_on_cpus = all(parameter.device.type == 'cpu' for parameter in module.parameters())
+    if not synchronised or not is_on_cpus:
         return module
     message = 'SyncBatchNorm needs GPUs: on CPUs each process normalises by itself.'
     print_log(message, logger='current', level=logging.WARNING)
@@ -91,6 +86,7 @@ class PatchMixFSDP(nn.Module):
             key = f'model_wrapper_cfg.ranks_per_copy={ranks_per_copy}'
             raise ValueError(f'{key} must divide the number of ranks, {num_ranks}.')
         self.module = without_sync_batchnorm_on_cpus(module)
+        self.val_step, self.test_step = module.val_step, module.test_step
         self.ranks_per_copy = ranks_per_copy
         self.is_sharded = False
 
@@ -103,12 +99,6 @@ class PatchMixFSDP(nn.Module):
         if not self.is_sharded:
             self.shard(optim_wrapper.optimizer)
         return self.module.train_step(data, optim_wrapper)
-
-    def val_step(self, data: dict) -> Any:  # noqa: D102
-        return self.module.val_step(data)
-
-    def test_step(self, data: dict) -> Any:  # noqa: D102
-        return self.module.test_step(data)
 
     def shard(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep on each rank its shards of the state of rank 0; called on all ranks, once."""
@@ -156,7 +146,7 @@ def shard_model(model: PatchMix, ranks_per_copy: int) -> None:
     settings = {'mesh': mesh, 'reshard_after_forward': True}
     encoders = [model] if model.momentum_encoder is None else [model, model.momentum_encoder]
     for encoder in encoders:
-        for block in encoder.backbone.layers:
+        for block in getattr(encoder.backbone, 'layers', None) or encoder.backbone.model.blocks:
             fully_shard(block, **settings)
         # FSDP warns of outputs that are views: an in-place operation would remove its hook.
         encoder.backbone.register_forward_hook(lambda *args: tuple(x.clone() for x in args[-1]))

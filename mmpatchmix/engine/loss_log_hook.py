@@ -125,8 +125,8 @@ def _raise(runner: Runner, iteration: int, epoch: int, losses: dict, file: str |
 def write_failed_step(runner: Runner, iteration: int, states: dict, losses: dict) -> str | None:
     """Write ``failed_iter_N.pth``: batch, weights, random states and config of a failed step.
 
-    The batch is read again, since samples depend on seed, epoch and index only. The weights are
-    those before the step, on which :class:`~mmpatchmix.engine.BF16OptimWrapper` has stopped.
+    The batch is read again, since samples depend on seed, epoch and index only. Trained weights are
+    those before the step (``BF16OptimWrapper`` stops); the momentum encoder may be ahead of it.
 
     ``iteration`` counts from 0, ``states`` are the random states before the step, ``losses`` those
     of this rank. Returns the path; None for other optimizers and samplers, or if the disk fails.

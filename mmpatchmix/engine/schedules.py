@@ -101,6 +101,8 @@ def describe_plan(runner: Runner) -> dict[str, str]:
     optimizer.pop('lr', None)
     groups = getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', [])
     momentum = (cfg.get('default_hooks') or {}).get('momentum') or {}
+    schedules = cfg.get('param_scheduler') or []
+    schedules = [schedules] if isinstance(schedules, dict) else schedules
     plan = {
         'epochs': runner.max_epochs,
         'images': len(loader.dataset),
@@ -109,7 +111,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'iterations per epoch': len(loader),
         'learning rate': max((float(g.get('initial_lr', g['lr'])) for g in groups), default=0.0),
         'optimizer': _format_settings(optimizer),
-        'schedules': '; '.join(_format_settings(dict(s)) for s in cfg.get('param_scheduler') or []),
+        'schedules': '; '.join(_format_settings(dict(each)) for each in schedules),
         'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }
     preprocessor = getattr(unwrap_model(runner.model), 'data_preprocessor', None)

@@ -31,7 +31,7 @@ class PatchMixDataPreprocessor(SelfSupDataPreprocessor):
     - ``view_1``, ``view_2``: ``(N, H, W, C)``
     - ``local_views``, with local crops: ``(N, L, h, w, C)``
 
-    becomes, normalised, three channels as RGB (float32; on an accelerator the type of autocast)
+    becomes, normalised, three channels as RGB (float32, or the type of autocast)
 
     - ``view_1``, ``view_2``, ``mixed_view_1``, ``mixed_view_2``: ``(N, C, H, W)``
     - ``local_views``, ``mixed_local_views``: ``(L, N, C, h, w)``

@@ -62,7 +62,7 @@ def resize_mix(
             for side, small in zip((height, width), size, strict=True)
         )
         box = slice(top, top + size[0]), slice(left, left + size[1])
-        small = F.interpolate(images.roll(-j, 0), size, mode='bilinear', antialias=True)
+        small = F.interpolate(images.roll(-j, 0).float(), size, mode='bilinear', antialias=True)
         mixed[..., box[0], box[1]] = small
         owner[box] = j
     return mixed, group_shares(owner.flatten(), num_mix)

@@ -173,11 +173,8 @@ def find_pretrained(init_cfg: dict | list | None) -> dict | None:
 
 def warn_of_random_weights() -> None:
     """Log that ``init_cfg`` names no checkpoint."""
-    print_log(
-        'The backbone starts from random weights: model.backbone.init_cfg.checkpoint is not set.',
-        'current',
-        logging.WARNING,
-    )
+    about = 'random weights: model.backbone.init_cfg.checkpoint is not set.'
+    print_log(f'The backbone starts from {about}', 'current', logging.WARNING)
 
 
 def check_divisible(images: Tensor, patch_size: int) -> None:

@@ -42,6 +42,16 @@ def test_the_momentum_encoder_is_exported(name, tmp_path):
     assert np.allclose(found, timm_feature(momentum, pictures(32, 5)), atol=1e-4)
 
 
+def test_learned_positions_are_interpolated_to_another_size(tmp_path):
+    name = 'vit_tiny_patch16_224'
+    _, momentum = save_run(name, tmp_path / 'run.pth')
+    convert_checkpoint(tmp_path / 'run.pth', tmp_path / 'x.safetensors', 'timm', img_size=48)
+    copy = timm.create_model(name, num_classes=0, **SMALL | dict(img_size=48)).eval()
+    timm.models.load_checkpoint(copy, str(tmp_path / 'x.safetensors'))
+    expected = timm_feature(momentum, pictures(48))  # which interpolates
+    assert np.allclose(timm_feature(copy, pictures(48)), expected, atol=1e-5)
+
+
 def test_onnx_of_the_query_encoder_at_another_size(tmp_path):
     query, _ = save_run(DINOV3, tmp_path / 'run.pth')
     convert_checkpoint(tmp_path / 'run.pth', tmp_path / 'x.onnx', 'onnx', 'query', img_size=24)

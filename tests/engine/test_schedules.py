@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 
 from mmpatchmix.cli.arguments import set_epochs
 from mmpatchmix.engine import cosine_momentum
+from mmpatchmix.engine.schedules import describe_plan
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH = 4, 6
@@ -84,6 +85,18 @@ def test_with_accumulation_the_momentum_counts_optimizer_steps(tmp_path):
     for i, row in rows.items():
         assert row['updates'] == i // 3 + 1
         assert row['momentum'] == pytest.approx(cosine_momentum(i // 3, steps))
+
+
+def test_one_schedule_without_a_list_is_that_of_a_list(tmp_path):
+    schedule = dict(type='CosineAnnealingLR', T_max=2, end=2)
+    plans = []
+    for given in (schedule, [schedule]):
+        cfg = tiny_run_config(tmp_path, epochs=2)
+        cfg.param_scheduler = given
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        plans.append(describe_plan(runner)['schedules'])
+    assert plans[0] == plans[1] == 'T_max 2, end 2, type CosineAnnealingLR'
 
 
 @pytest.mark.parametrize('epochs', [1, 600])

@@ -38,6 +38,9 @@ def work(rank, num_ranks, port, folder):
     ddp = partial(PatchMixDDP, broadcast_buffers=False)
     records = {'ddp': train(ddp, rank)}
     if num_ranks == 2:
+        options = dict(embed_dim=16, depth=2, num_heads=2, patch_size=4, img_size=16)
+        name = 'vit_tiny_patch16_224'
+        timm = dict(backbone=dict(type='mmpatchmix.TimmViT', model=name, options=options))
         large = dict(micro_batch_size=2, backbone=tiny_config().backbone | {'with_cp': True})
         records |= {
             'fsdp': train(PatchMixFSDP, rank),
@@ -48,6 +51,8 @@ def work(rank, num_ranks, port, folder):
             'whole': train_with_frozen_statistics(rank),
             'micro-batches': train_with_frozen_statistics(rank, micro_batch_size=2),
             'compiled': train_with_frozen_statistics(rank, compile=dict(backend='eager')),
+            'fsdp of timm': train(PatchMixFSDP, rank, **timm),
+            'ddp of timm': train(ddp, rank, **timm),
             'fsdp without momentum': train(PatchMixFSDP, rank, momentum_encoder=None),
             'ddp without momentum': train(ddp, rank, momentum_encoder=None),
         }

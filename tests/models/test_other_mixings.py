@@ -53,6 +53,17 @@ def test_cut_mix_takes_one_box_from_the_same_place():
         assert torch.equal(mixed[n][:, other[0]], images[(n + 1) % 4][:, other[0]])
 
 
+@pytest.mark.parametrize('mixing', MIXINGS)
+def test_bfloat16_is_mixed_as_float32_is(mixing):
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        mixed, _ = mixing(one_hot_images().to(dtype), 3)
+        assert mixed.dtype == dtype
+        results.append(mixed.float())
+    torch.testing.assert_close(*results, atol=0.01, rtol=0)
+
+
 def test_resize_mix_pastes_the_whole_image_smaller():
     torch.manual_seed(1)
     images = torch.rand(4, 3, 16, 20)

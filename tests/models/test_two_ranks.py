@@ -134,7 +134,7 @@ def test_fsdp_trains_as_ddp_does(records):
         same_training(record['fsdp'], record['ddp'])
 
 
-@pytest.mark.parametrize('way', ['in micro-batches', 'without momentum'])
+@pytest.mark.parametrize('way', ['in micro-batches', 'without momentum', 'of timm'])
 def test_fsdp_trains_as_ddp_does_in_other_ways(two, way):
     """Gradients are reduced in each micro-batch; blocks are recomputed."""
     for record in two:

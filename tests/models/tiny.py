@@ -21,6 +21,8 @@ def tiny_config(**changes) -> ConfigDict:
         head=dict(type='mmpatchmix.ContrastiveHead', predictor=predictor),
         momentum_encoder=dict(type='mmpatchmix.MomentumEncoder'),
     )
+    if 'type' in changes.get('backbone', {}):  # another one; update() would merge both
+        del cfg.backbone
     cfg.update(changes)
     return cfg
 

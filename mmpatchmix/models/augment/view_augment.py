@@ -98,8 +98,8 @@ class ViewAugment(nn.Module):
             to_rgb: Whether three channels come in BGR order.
 
         Returns:
-            Tensor: (..., C, H, W), three channels in RGB order; float32, or on an accelerator under
-            autocast of its type.
+            Tensor: (..., C, H, W), three channels in RGB order; float32, or under autocast of its
+            type, except three channels of uint8 on a CPU.
         """
         num_channels = len(mean)
         is_kind = images.dtype in (torch.uint8, torch.float32)

@@ -111,7 +111,7 @@ class WindowedViT(DetectionViT):
                 dropout_layer={'type': 'DropPath', 'drop_prob': layer.attn.out_drop.drop_prob},
                 qkv_bias=layer.attn.qkv.bias is not None,
                 layer_scale_init_value=layer_scale_init_value,
-            )
+            ).requires_grad_(layer.ln1.weight.requires_grad)  # frozen_stages
         self.layers = ModuleList(WindowBlock(layer) for layer in self.layers)
 
     def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:

@@ -49,6 +49,16 @@ def test_windowed_vit_is_mmpretrains_without_class_token():
     torch.testing.assert_close(model(x)[0], reference(x)[0])
 
 
+@pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
+@pytest.mark.parametrize('num_frozen', [0, 2, 4])
+def test_frozen_blocks_have_no_trainable_parameter(kind, num_frozen):
+    model = kind(**SMALL, frozen_stages=num_frozen)
+    trained = [all(p.requires_grad for p in layer.parameters()) for layer in model.layers]
+    frozen = [not any(p.requires_grad for p in layer.parameters()) for layer in model.layers]
+    assert frozen == [index < num_frozen for index in range(4)]
+    assert trained == [not each for each in frozen]
+
+
 def test_global_blocks_end_the_quarters_and_drop_path_rises_linearly():
     model = WindowedViT(**{**SMALL, 'arch': {**ARCH, 'num_layers': 12}}, drop_path_rate=0.11)
     sizes = [layer.attn.window_size for layer in model.layers]

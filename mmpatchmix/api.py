@@ -94,7 +94,8 @@ def load_backbone(path: str | Path, encoder: str = 'momentum') -> FeatureExtract
     from mmpatchmix.checkpoints.reading import read_config_text
     from mmpatchmix.convert.features import build_vit
 
-    source = read_backbone(_find_file(path), encoder)
+    is_work_dir = Path(path).is_dir() and not Path(path, 'config.json').is_file()
+    source = read_backbone(find_checkpoint(str(path)) if is_work_dir else str(path), encoder)
     state = source.state_dict
     stated = read_config_text(source.meta, 'model').get('backbone') or {}
     num_channels = state['patch_embed.projection.weight'].shape[1]
@@ -149,12 +150,6 @@ def embed(
         found = read_embedding(folder)
         features = found.features if out else np.array(found.features)
     return features, dict(file=found.files, readable=found.readable.tolist())
-
-
-def _find_file(path: str | Path) -> str:
-    """Return a checkpoint; of a work dir the last one, a folder of transformers as it is."""
-    is_work_dir = Path(path).is_dir() and not Path(path, 'config.json').is_file()
-    return find_checkpoint(str(path)) if is_work_dir else str(path)
 
 
 def _parse(verb: ModuleType, *words: Any, **options: Any) -> argparse.Namespace:

@@ -8,7 +8,7 @@
 # the last checkpoint, up to N times, after one of them has failed. MEETING_SECONDS (60) is the
 # rendezvous time-out, STOP_SECONDS (120) the time to save and exit after a signal.
 set -eu
-PROCESSES=$1
+PROCESSES=${1?usage: bash tools/torchrun.sh PROCESSES -m mmpatchmix VERB [ARGUMENTS]}
 shift
 case $PROCESSES in
   '' | *[!0-9]* | 0) echo "the number of processes must be at least 1, not '$PROCESSES'" >&2; exit 2 ;;

@@ -72,6 +72,8 @@ def load_config(args: argparse.Namespace, below: str = '') -> Any:
     for _, node in walk_dicts(cfg):
         node.update({key: expand_user(value) for key, value in node.items()})
     check_config(cfg)
+    if isinstance(cfg.get('param_scheduler'), dict):
+        cfg.param_scheduler = [cfg.param_scheduler]
     if args.data_root:
         set_data_root(cfg, args.data_root)
     if args.val_root:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmpatchmix.cli.arguments import add_common_arguments, load_config
+from mmpatchmix.cli.arguments import FOLDER, SHARDS, add_common_arguments, holds_shards, load_config
 from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
 
 
@@ -36,7 +36,8 @@ def set_images(cfg: Any, data_root: str | None) -> None:
         pipeline = list(former.get('pipeline') or [])
         if not any(str(step['type']).rpartition('.')[2].startswith('Load') for step in pipeline):
             pipeline.insert(0, dict(type='LoadImageFromFile'))  # absent for data sets in memory
-        loader.dataset = dict(type='mmpatchmix.ImageFolder', data_root=data_root, labels=False)
+        kind = SHARDS if holds_shards(data_root) else FOLDER
+        loader.dataset = dict(type=kind, data_root=data_root, labels=False)
         # Rows of unreadable images are NaN.
         loader.dataset.update(pipeline=pipeline, test_mode=True, max_unreadable=1.0)
         if former.get('extensions'):

@@ -65,7 +65,7 @@ def suggest_values(survey: Any) -> str:
         return '0,1' if survey.high <= 1 else 'dtype'
     if survey.low >= 0 and all(name.startswith('uint') for name in names):
         return f'0,{2 ** max(8, int(survey.high).bit_length()) - 1}'
-    return f'{survey.low:.6g},{survey.high:.6g}'
+    return f'{survey.low:.17g},{survey.high:.17g}'  # exact
 
 
 def show_progress(paths: Sequence[str]) -> Iterable[str]:

@@ -25,7 +25,8 @@ def evaluate(args: argparse.Namespace) -> None:
     cfg.load_from, cfg.resume = find_checkpoint(args.checkpoint), False
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
-    metrics = build_runner(cfg, args.verbose, cfg.load_from).test()
+    found = build_runner(cfg, args.verbose, cfg.load_from).test()
+    metrics = {name: float(value) for name, value in found.items() if not getattr(value, 'ndim', 0)}
     if int(os.environ.get('RANK', 0)) != 0:
         return
     width = max(map(len, metrics), default=0)

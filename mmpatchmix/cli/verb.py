@@ -73,7 +73,7 @@ def make_verb(name: str, doc: str, add_arguments: Callable, run: Callable) -> tu
         add_arguments(parser)
         about = 'print all records of the log file, and tracebacks'
         parser.add_argument('--verbose', action='store_true', help=about)
-        return parser.parse_args(argv)
+        return parser.parse_intermixed_args(argv)  # options may stand between
 
     def main(argv: Sequence[str] | None = None) -> None:
         args = parse_args(argv)

@@ -209,22 +209,14 @@ def _read_scalar(dtype: _DType, data: bytes) -> np.generic | None:
     return None if kind is None else np.frombuffer(data, kind)[0]
 
 
-def _read_class(*args) -> type:
-    return _Discarded  # getattr(class, name): a class within a class, a member of an enumeration
-
-
-def _read_bytes(*args) -> bytes:
-    return b''  # numpy saves the data of an empty array as a call of bytes()
-
-
 _REPLACEMENTS = [
     (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_DType, 'numpy.dtype'),
     (_Array, 'numpy.ndarray'),
     *((_read_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
     *((_Array, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-    (_read_bytes, 'builtins.bytes'),
-    (_read_class, 'builtins.getattr'),
+    (lambda *_: b'', 'builtins.bytes'),  # the data of an empty array
+    (lambda *_: _Discarded, 'builtins.getattr'),  # a class within a class, or a member of an enum
     *((_Discarded, name) for name in ('copyreg._reconstructor', 're._compile')),
 ]
 

@@ -191,7 +191,7 @@ def _find_coco(node: Any) -> Iterator[dict]:
 
 
 def _show(names: Sequence[str]) -> str:
-    return f'{len(names)} classes ({", ".join(names[:100])}{", ..." * (len(names) > 100)})'
+    return f'{len(names)} classes ({", ".join(map(str, names[:99]))}{", ..." * (len(names) > 99)})'
 
 
 def _check_sizes(images: list[dict], path: str, folder: str, load: LoadImageFromFile) -> None:

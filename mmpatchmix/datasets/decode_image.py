@@ -41,7 +41,7 @@ def decode_image(content: bytes, path: str) -> DecodedImage:
     """Decode a TIFF, NumPy or DICOM file, or any format of OpenCV, by its first bytes.
 
     Raises:
-        OSError: If the file is damaged, or does not hold one image, but an animation or a palette.
+        OSError: If the file is damaged, or holds a palette, or several frames (PNG, TIFF, WebP).
         ValueError: If a package is required that is not installed.
     """
     try:

@@ -187,15 +187,10 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         """
         root = self.img_prefix.rstrip('/') or '/'
         if not osp.isdir(root):
-            found = f'{root} is a file: unpack archives first' if osp.exists(root) else root
+            found = f'{root}, a file: unpack archives first' if osp.exists(root) else root
             if root.endswith('.tar'):
                 found += f', or read it as a shard: {SHARDS}'
             raise FileNotFoundError(f'ImageFolder: there is no folder {found}. {HOW_TO_SET}')
-        if is_work_dir(root):
-            raise ValueError(
-                f'ImageFolder: {root} is the work dir of a run, whose pictures would be read as '
-                'images. Use another --work-dir, or move the files of the run (.lock and others)'
-            )
         names, counts, left_out = [], Counter(), {}
         for folder, files in walk(root, left_out):
             images = [name for name in files if name.lower().endswith(self.extensions)]
@@ -215,6 +210,11 @@ class ImageFolder(SkipUnreadable, BaseDataset):
             raise ValueError(
                 f'ImageFolder: no image in {root}. Searched for {wanted} at any depth; found '
                 f'{others or "no file at all"}'
+            )
+        if is_work_dir(root):
+            raise ValueError(
+                f'ImageFolder: {root} is the work dir of a run, whose pictures would be read as '
+                'images. Use another --work-dir, or move the files of the run (.lock and others)'
             )
         return sorted(names), counts
 

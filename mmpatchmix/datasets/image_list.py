@@ -43,6 +43,7 @@ TRUE, FALSE = ('true', 't', 'yes', '1'), ('false', 'f', 'no', '0')  # of columns
 SYSTEM_FOLDER = re.compile(r'__.*|[@$#~].*|lost\+found|System Volume Information|Recycled|Recycler')
 RUN_FOLDER = re.compile(r'\d{8}_\d{6}')
 WORK_DIR = 'work dirs of runs'
+ENDINGS = (*EXTENSIONS, '.npy', '.dcm')
 
 
 def find_split(name: str) -> str | None:
@@ -120,7 +121,7 @@ def read_image_list(path: str) -> tuple[list[str], list[str] | None, list[str] |
     except csv.Error as error:
         raise ValueError(f'ImageFolder: {path} is not a CSV file: {error}') from error
     header = ()
-    if lines and not any(is_file(c) or c.lower().endswith(EXTENSIONS) for c in lines[0][1:]):
+    if lines and not any(is_file(c) or c.lower().endswith(ENDINGS) for c in lines[0][1:]):
         _, *header = lines.pop(0)
     if not lines:
         raise ValueError(f'ImageFolder: the list {path} names no image')

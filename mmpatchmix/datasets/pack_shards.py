@@ -65,7 +65,9 @@ class Sources(Dataset):
         height, width, num_channels = values.shape
         shrinks = self.size is not None and min(height, width) > self.size
         if not shrinks and self.quality is None:
-            return os.path.splitext(source)[1].lower(), content
+            if (ending := os.path.splitext(source)[1].lower()) not in EXTENSIONS:
+                raise UnfitImageError(f'shards hold files that end in {", ".join(EXTENSIONS)}')
+            return ending, content
         if high != 255 or num_channels not in (1, 3):
             raise UnfitImageError(
                 f'{num_channels} channel{"" if num_channels == 1 else "s"} of {values.dtype} '

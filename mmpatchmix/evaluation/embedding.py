@@ -225,7 +225,7 @@ def _finish(folder: Path, dataset: Dataset) -> None:
     with open(partial / FILES, 'w', **text) as file:
         csv.writer(file).writerow(['file', 'readable'])
         for index, state in enumerate(states):
-            name = _path(dataset, index)
+            name = getattr(dataset, 'name_sample', lambda row: _path(dataset, row))(index)
             name = os.path.relpath(name, root) if name and root else name
             csv.writer(file).writerow([name, int(state == _DONE)])
     (partial / _STATES).unlink()

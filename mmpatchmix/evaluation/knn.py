@@ -64,9 +64,10 @@ def find_near_duplicates(
 ) -> Tensor:
     """Find all pairs of rows of ``(M, D)`` whose cosine is at least a threshold in (-1, 1].
 
-    Returns ``(P, 3)`` float64 on the CPU: row, later row and cosine of each pair, the nearest
-    first, equal ones by row. The features are read in blocks, and may be mapped from a disk.
-    ``ValueError`` if the threshold is out of range, or a feature is not finite.
+    A cosine may be 1e-6 less, since rounding lowers that of equal rows. Returns ``(P, 3)`` float64
+    on the CPU: row, later row and cosine of each pair, the nearest first, equal ones by row. The
+    features are read in blocks, and may be mapped from a disk. ``ValueError`` if the threshold is
+    out of range, or a feature is not finite.
     """
     if not -1 < threshold <= 1:
         raise ValueError(f'the threshold is a cosine, above -1 and at most 1; got {threshold}.')
@@ -74,7 +75,7 @@ def find_near_duplicates(
     for start in range(0, len(features), CHUNKS[1]):
         queries, later = features[start : start + CHUNKS[1]], features[start:]
         for first, other, cosines in _compare_blocks(queries.to(device), later):
-            row, column = (cosines >= threshold).nonzero(as_tuple=True)
+            row, column = (cosines >= threshold - 1e-6).nonzero(as_tuple=True)
             pairs = row + first + start, column + other + start, cosines[row, column]
             pairs = torch.stack([part.double() for part in pairs], dim=1)
             found.append(pairs[pairs[:, 0] < pairs[:, 1]].cpu())

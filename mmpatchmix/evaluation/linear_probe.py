@@ -103,7 +103,7 @@ def linear_probe(
     scaled = [rate * scale for rate in base_learning_rates]
     held = low_shot_indices(train.labels, _HOLDOUT, seed)
     kept = torch.ones(len(train.labels), dtype=torch.bool)
-    kept[held] = False
+    kept[held] = len(held) == len(kept)  # one image per class: none to spare
     probes = fit_linear(train.features[kept], train.labels[kept], scaled, num_classes, **settings)
     heldout = _accuracy(probes, train.features[held], train.labels[held])[:, 0]  # (L,)
     best = int(heldout.argmax())
@@ -158,8 +158,8 @@ def low_shot(
 
 def _check_labels(train: Features, test: Features) -> int:
     """Return the number of classes; raise if labels or classes of the training set are missing."""
-    if train.labels is None or test.labels is None:
-        raise ValueError('A linear probe needs labels of the training and of the test images.')
+    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
+        raise ValueError('A linear probe needs labels of all images, of two classes or more.')
     foreign = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if foreign:
         raise ValueError(f'Classes {foreign[:10]} of the test set are not in the training set.')

@@ -29,13 +29,13 @@ def uniformity(features: Tensor) -> float:
     """Compute the log of the mean Gaussian potential of all pairs of normalised features.
 
     ``log mean exp(-2 |a - b|^2)`` over pairs of different rows of ``(N, D)``; lower is more
-    uniform, 0 is total collapse (Wang & Isola, https://arxiv.org/abs/2005.10242).
+    uniform, 0 is total collapse; one row has none (Wang & Isola, https://arxiv.org/abs/2005.10242).
     """
     features = F.normalize(features.double(), dim=1)
     total = -float(len(features))  # the pairs of a row with itself, exp(0) each
     for rows in features.split(_CHUNK):
         total += (4 * (rows @ features.T - 1)).exp().sum().item()
-    return torch.tensor(total / len(features) / (len(features) - 1)).log().item()
+    return torch.tensor(total / len(features)).div(len(features) - 1).log().item()
 
 
 def rank_me(features: Tensor) -> float:

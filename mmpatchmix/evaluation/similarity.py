@@ -89,22 +89,22 @@ def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -
     """Measure how well the similarities of each image to all others order these by class.
 
     Returned are ``auroc``, the probability that an image of the same class is more similar than one
-    of another class (mean over images; 0.5 by chance), and for each K of ``ranks``
+    of another class (mean over images; 0.5 by chance), and for each K of ``ranks`` below N
     ``precision_at_K``, the share of the K nearest that have the same class.
     """
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
-    aurocs, precisions = [], {k: [] for k in ranks}
+    aurocs, shares = [], {k: [] for k in ranks if k < len(labels)}
     for rows in torch.arange(len(labels)).split(_CHUNK):
         similarity = vectors[rows] @ vectors.T  # (n, N)
         similarity[torch.arange(len(rows)), rows] = -torch.inf  # the image itself comes last
         order = similarity.argsort(dim=1, descending=True)[:, :-1]
         same = labels[rows, None] == labels[order]  # (n, N - 1), nearest first
-        for k in ranks:
-            precisions[k].append(same[:, :k].double().mean(1))
+        for k in shares:
+            shares[k].append(same[:, :k].double().mean(1))
         positives = same.sum(1)
         negatives = same.shape[1] - positives
         # For each positive, the number of negatives that are less similar.
         after = negatives[:, None] - (~same).cumsum(1)
         aurocs.append((after * same).sum(1).double() / (positives * negatives))  # NaN without any
     result = {'auroc': torch.cat(aurocs).nanmean().item()}
-    return result | {f'precision_at_{k}': torch.cat(precisions[k]).mean().item() for k in ranks}
+    return result | {f'precision_at_{k}': torch.cat(shares[k]).mean().item() for k in shares}

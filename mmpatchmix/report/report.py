@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -34,6 +35,7 @@ CAPTIONS = {
 PICTURE_BYTES = 2_500_000  # of all pictures together; the page stays below 5 MB
 PICTURE_WIDTH = 1400
 NUM_ROWS = 50  # of a table of numbers
+LAST = ('loss', 'kl', 'time')  # figures of the last iteration
 
 
 def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
@@ -107,12 +109,12 @@ def summarise(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the headline figures: name, value, and where it was measured."""
     tiles = []
     names = dict.fromkeys(name for record in run.validation for name in record)
-    names = [n for n in names if n.endswith(('/top1', '_mAP')) and not n.startswith('pixels')]
+    names = [n for n in names if re.fullmatch('(?!pixels).*(/top1|_mAP|mIoU)', n)]
     for name in names[:4]:
         found = [(record[name], record['step']) for record in run.validation if name in record]
         value, step = max(found)
         tiles.append((name, f'{value:.4g}', f'best, epoch {step}; last {found[-1][0]:.4g}'))
-    for name in ('loss', 'kl', 'time'):
+    for name in LAST:
         if name in run.last:
             unit = ' s' if name == 'time' else ''
             tiles.append((name, f'{run.last[name]:.4g}{unit}', f'iteration {run.last["iter"]:,}'))
@@ -123,8 +125,8 @@ def compare(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
     """Return a table of figures, a row per run, and the config values that differ."""
     figures = []
     for run in runs:
-        values = {f'best {name}': value for name, value, _ in summarise(run) if '/' in name}
-        last = {name: run.last[name] for name in ('loss', 'kl', 'time', 'iter') if name in run.last}
+        values = {f'best {name}': value for name, value, _ in summarise(run) if name not in LAST}
+        last = {name: run.last[name] for name in (*LAST, 'iter') if name in run.last}
         values |= {f'last {name}': f'{value:.6g}' for name, value in last.items()}
         figures.append(values | {'warnings': str(len(run.warnings))})
     titles = list(dict.fromkeys(name for values in figures for name in values))
@@ -176,7 +178,8 @@ def embed_pictures(run: RunRecord, budget: int) -> tuple[list[dict[str, str]], l
 def _describe_run(run: RunRecord, name: str, budget: int) -> dict[str, Any]:
     """Return the variables of the template for one run; ``budget`` is that of its pictures."""
     pictures, left_out = embed_pictures(run, budget)
-    names = dict.fromkeys(name for record in run.validation for name in record if '/' in name)
+    names = dict.fromkeys(name for record in run.validation for name in record)
+    names = [name for name in names if name not in ('step', 'time', 'data_time')]
     found = {n: [(r['step'], r[n]) for r in run.validation if n in r] for n in names}
     evaluations = {n: tuple(zip(*points, strict=True)) for n, points in found.items()}
     return dict(

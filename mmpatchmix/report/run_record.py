@@ -59,8 +59,10 @@ class RunRecord:
     @property
     def epochs_per_iter(self) -> float | None:
         """Epochs per iteration; None if the run does not count epochs."""
-        last = self.last
-        return last['epoch'] / last['iter'] if last.get('epoch') and last.get('iter') else None
+        last, ends = self.last, [self.about.get(name) for name in ('max_epochs', 'max_iters')]
+        # The epoch of a record is that in progress.
+        epochs, iters = ends if all(ends) else (last.get('epoch'), last.get('iter'))
+        return epochs / iters if last.get('epoch') and iters else None
 
 
 def read_run(work_dir: str | Path) -> RunRecord:

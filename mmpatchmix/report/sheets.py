@@ -1,8 +1,10 @@
 """Figures of training inputs (a mix, views), contact sheets of files, and PNG output."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from matplotlib import colormaps
@@ -11,9 +13,11 @@ from matplotlib.figure import Figure
 from mmengine.dataset import default_collate
 from mmengine.runner import Runner
 from mmengine.visualization.utils import img_from_canvas
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mmpatchmix.datasets.decode_image import decode_image
+from mmpatchmix.datasets.skip_unreadable import ERRORS
 from mmpatchmix.engine.exact_order import random_states_kept
 from mmpatchmix.files import printable
 from mmpatchmix.models import PatchMix, PatchMixDataPreprocessor, unwrap_model
@@ -182,8 +186,13 @@ def draw_contact_sheet(rows: Sequence[Sequence[tuple[str | Path, str]]], path: s
 
 def _make_thumbnail(file: str | Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            image.draft('RGB', (2 * _SIDE, 2 * _SIDE))  # decodes JPEGs at a smaller size
-            return ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (_SIDE, _SIDE))
-    except OSError:
+        with suppress(UnidentifiedImageError), Image.open(file) as image:
+            if image.mode[0] not in 'IF':  # which Pillow would clip to 8 bits
+                image.draft('RGB', (2 * _SIDE, 2 * _SIDE))  # decodes JPEGs at a smaller size
+                return ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (_SIDE, _SIDE))
+        values = decode_image(Path(file).read_bytes(), str(file)).values  # (H, W, C)
+        values = values[:, :, :3] if values.shape[2] > 2 else values[:, :, 0]
+        values = cv2.normalize(values.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+        return ImageOps.fit(Image.fromarray(values).convert('RGB'), (_SIDE, _SIDE))
+    except (*ERRORS, ValueError):
         return Image.new('RGB', (_SIDE, _SIDE), 'grey')

@@ -89,6 +89,7 @@ def test_shell_tools_print_their_usage():
     for tool in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh'):
         text = call('bash', f'tools/{tool}', ok=False)
         assert f'bash tools/{tool}' in text and 'CONFIG' in text
+    assert 'usage: bash tools/torchrun.sh PROCESSES' in call('bash', 'tools/torchrun.sh', ok=False)
 
 
 @pytest.mark.parametrize(

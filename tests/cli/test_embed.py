@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from mmpatchmix.cli import embed, evaluate, neighbours
+from mmpatchmix.cli import embed, evaluate, neighbours, pack_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,21 @@ def embedded(run):
 def read(path):
     with open(path, encoding='utf-8', newline='') as file:
         return list(csv.reader(file))[1:]
+
+
+def test_shards_have_the_features_of_their_images(run, embedded):
+    folder, _ = run
+    pack_shards.main([str(folder / 'images'), str(folder / 'shards')])
+    embed.main([
+        str(folder / 'tiny.py'), str(folder / 'work'), '--out', str(folder / 'of_shards'),
+        '--work-dir', str(folder / 'log'), '--data-root', str(folder / 'shards'),
+    ])  # fmt: skip
+    (shard,) = (path.name for path in (folder / 'shards').glob('*.tar'))
+    names = [f'{shard}: {number:09d}.jpg' for number in range(6)]
+    assert [file for file, _ in read(folder / 'of_shards/files.csv')] == names
+    expected, found = (np.load(path / 'features.npy') for path in (embedded, folder / 'of_shards'))
+    expected, found = (rows[rows[:, 0].argsort()] for rows in (expected, found))
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # packed in another order
 
 
 def test_features_are_those_of_the_momentum_backbone_on_the_test_view(run, embedded):

@@ -1,8 +1,12 @@
 """Errors that a user can mend end in one message with the key, others in a traceback."""
 
+import json
 import uuid
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
@@ -132,3 +136,15 @@ def test_faults_of_the_code_keep_their_traceback(verbose):
     if verbose:
         with pytest.raises(ValueError, match="user's"), exit_on_user_error(verbose):
             raise ValueError("a user's")
+
+
+def test_metrics_of_any_type_are_printed_and_written(config, tmp_path, monkeypatch, capsys):
+    """IoUMetric of mmseg returns NumPy's numbers, ConfusionMatrix of mmpretrain a matrix."""
+    found = {'mIoU': np.float32(7.5), 'top1': torch.tensor(50.0), 'confusion': torch.eye(2)}
+    runner = SimpleNamespace(test=lambda: found)
+    monkeypatch.setattr(test_verb, 'build_runner', lambda *_: runner)
+    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+    out = tmp_path / 'metrics.json'
+    test_verb.main([config, str(tmp_path / 'a.pth'), '--out', str(out)])
+    assert json.loads(out.read_text()) == {'mIoU': 7.5, 'top1': 50}
+    assert 'mIoU    7.5000' in capsys.readouterr().out

@@ -37,6 +37,12 @@ def test_help_and_mistakes_answer_before_heavy_imports(verb, argument, status):
     assert f'usage: mmpatchmix {verb} ' in done.stdout + done.stderr
 
 
+def test_options_may_stand_between_arguments():
+    args = show.parse_args(['map', 'CONFIG', '--data-root', 'PATH', 'RUN', 'RUN2'])
+    assert (args.config, args.data_root) == ('CONFIG', 'PATH')
+    assert args == show.parse_args(['map', 'CONFIG', 'RUN', 'RUN2', '--data-root', 'PATH'])
+
+
 def test_choices_verbs_version_and_unknown_verbs(capsys):
     assert tuple(PICTURES) == show.OF_FEATURES
     assert set(convert.TARGETS) == {*TARGETS, 'hf'}  # another name of transformers

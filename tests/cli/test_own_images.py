@@ -183,10 +183,13 @@ def test_stats_suggest_values(tmp_path, capsys):
         (make_noise((9, 9, 3)), 'dtype'),
         (np.linspace(-1, 3, 81).reshape(9, 9), '-1,3'),
         (np.arange(81, dtype=np.int16).reshape(9, 9) - 40, '-40,40'),
+        (np.linspace(-4738.1, 0.1, 81, dtype=np.float32).reshape(9, 9), '-4738.1'),
+        (np.arange(81, dtype=np.int32).reshape(9, 9) + 1_234_567, '1234567,1234647'),
     ):
         (tmp_path / 'a.npy').write_bytes(as_npy(values))
         stats.main([str(tmp_path)])
-        assert f'PATCHMIX_VALUES={suggested} ' in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert f'PATCHMIX_VALUES={suggested}' in text and 'do not fit' not in text
     for wrong in (['--values', '2,1'], ['--channels', '4'], ['--sample', '0']):
         with pytest.raises(SystemExit):
             stats.main([str(tmp_path), *wrong])

@@ -70,6 +70,15 @@ def test_shards_hold_what_the_folder_holds(tmp_path):
     assert {int(sample['cls']) for sample in samples[:7]} == {0, 1, 2}
 
 
+def test_files_of_other_endings_are_left_out_by_name(tmp_path):
+    make_folder(tmp_path, 'a.png', 'b.png')
+    (tmp_path / 'c.jfif').write_bytes((tmp_path / 'a.png').read_bytes())
+    (tmp_path / 'list.txt').write_text('a.png\nb.png\nc.jfif\n')
+    skipped = pack(tmp_path / 'list.txt', tmp_path / 'out')
+    assert [*skipped] == ['c.jfif'] and 'shards hold files that end in .jpg' in skipped['c.jfif']
+    assert len(ShardedImages(str(tmp_path / 'out'))) == 2
+
+
 def test_the_images_held_out_are_those_of_the_folder(tmp_path):
     images = make_classes(tmp_path / 'images', 40)
     pack(images, tmp_path / 'out')

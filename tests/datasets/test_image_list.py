@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from mmpatchmix.datasets import ImageFolder
@@ -52,6 +53,15 @@ def test_labels_are_names_or_numbers(folder):
         assert (list_names(dataset), list_labels(dataset)) == ([*NAMES], [0, 0, 1, 1])
     ignored = ImageFolder(write(folder, '\n'.join(lines)), labels=False)
     assert list_labels(ignored) == [None] * 4
+
+
+def test_a_first_line_whose_file_is_missing_is_no_header(tmp_path):
+    for name in ('1.npy', '2.npy', '3.npy'):
+        np.save(tmp_path / name, np.zeros((4, 4), np.uint8))
+    text = 'gone.npy,cat\n1.npy,cat\n2.npy,dog\n3.npy,dog\n'
+    dataset = ImageFolder(write(tmp_path, text))
+    assert list_names(dataset) == ['gone.npy', '1.npy', '2.npy', '3.npy']
+    assert dataset.metainfo['classes'] == ('cat', 'dog')
 
 
 def test_missing_and_repeated_images_are_counted(folder):

@@ -29,6 +29,7 @@ def test_uniformity_equals_the_sum_over_pairs(chunk, monkeypatch):
         total += math.exp(-2 * float((unit[i] - unit[j]).square().sum()))
     assert rank_me.uniformity(features) == pytest.approx(math.log(total / 90))
     assert rank_me.uniformity(torch.ones(7, 3)) == pytest.approx(0, abs=1e-9)
+    assert not math.isfinite(rank_me.uniformity(torch.ones(1, 3)))
 
 
 def test_rank_me_of_a_known_spectrum():

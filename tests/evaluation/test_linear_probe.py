@@ -87,6 +87,14 @@ def test_top1_is_the_accuracy_of_the_final_classifier():
     assert metrics['linear/top1'] == pytest.approx(100 * expected)
 
 
+def test_one_image_per_class_is_trained_on_and_one_class_is_refused():
+    train = Features(torch.eye(3), torch.arange(3))
+    metrics = linear_probe(train, train, (0.1, 10.0), num_epochs=50)
+    assert metrics['linear/top1'] == metrics['linear/heldout_top1_lr10'] == 100
+    with pytest.raises(ValueError, match='of two classes or more'):
+        linear_probe(*[Features(torch.eye(3), torch.zeros(3, dtype=torch.int64))] * 2)
+
+
 def test_low_shot_lists_are_stratified_and_depend_on_labels_fraction_and_seed_alone():
     labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]

@@ -89,6 +89,7 @@ def test_class_agreement_equals_counting_pairs(chunk, monkeypatch):
         aurocs.append(sum(wins) / len(wins))
         nearest = sorted(others, key=cosine.get, reverse=True)[:5]
         precision.append(sum(bool(labels[m] == labels[n]) for m in nearest) / 5)
-    result = class_agreement(Features(features, labels), ranks=(5,))
+    result = class_agreement(Features(features, labels), ranks=(5, 12))
+    assert result.keys() == {'auroc', 'precision_at_5'}  # there are 11 others
     assert result['auroc'] == pytest.approx(sum(aurocs) / 12)
     assert result['precision_at_5'] == pytest.approx(sum(precision) / 12)

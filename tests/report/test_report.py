@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from matplotlib import colormaps
+from PIL import Image
 
 from mmpatchmix.models import draw_groups, mix_patches, mix_to_source
 from mmpatchmix.report.report import compare, describe_progress, format_table, name_runs
 from mmpatchmix.report.run_record import flatten, read_run, read_scalars
 from mmpatchmix.report.run_report_hook import RunReportHook
-from mmpatchmix.report.sheets import draw_mixed, to_array
+from mmpatchmix.report.sheets import draw_contact_sheet, draw_mixed, to_array
 
 
 def test_mixed_figure_shows_the_source_of_each_patch_and_the_target():
@@ -83,6 +86,22 @@ def test_runs_are_compared_by_figures_and_config_values(tmp_path):
     assert found['differences'] == [['optimizer.lr', '0.1', '0.2']]
     assert name_runs([Path('/a/run'), Path('/b/run')]) == ['a/run', 'b/run']
     assert name_runs([Path('/a/run')] * 2) == ['/a/run (1)', '/a/run (2)']
+
+
+def test_thumbnails_of_images_of_any_depth_show_their_range(tmp_path):
+    ramp = np.tile(np.linspace(100, 4000, 64), (64, 1))
+    cv2.imwrite(str(tmp_path / '0.png'), ramp.astype(np.uint16))
+    tifffile.imwrite(tmp_path / '1.tif', ramp.astype(np.float32) / 1e4)
+    np.save(tmp_path / '2.npy', np.repeat(ramp[:, :, None], 5, 2).astype(np.int32))
+    (tmp_path / '3.png').write_bytes(b'no image')
+    names = ('0.png', '1.tif', '2.npy', '3.png')
+    draw_contact_sheet([[(tmp_path / name, '') for name in names]], tmp_path / 'sheet.png')
+    sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
+    *ramps, grey = np.array_split(sheet[20:80, :, 0].astype(float), 4, axis=1)
+    for cell in ramps:
+        left, middle, right = (cell[:, place].mean() for place in (16, cell.shape[1] // 2, -18))
+        assert left < 60 and 90 < middle < 165 and right > 195
+    assert (grey[:, 20:-20] == 128).all()
 
 
 def test_a_table_keeps_markup_and_long_lines():

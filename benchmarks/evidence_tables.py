@@ -36,6 +36,14 @@ STARTS = {
     'plain-mocov3': 'MoCo v3, without augmentation',
     'plain-patchmix': 'PatchMix, without augmentation',
 }
+STARTS_COMPARED = {
+    ('mocov3', 'random'): 'MoCo v3 on unlabelled crops less random weights',
+    ('patchmix', 'random'): 'PatchMix on unlabelled crops less random weights',
+    ('plain-mocov3', 'random'): 'MoCo v3, without augmentation, less random weights',
+    ('plain-patchmix', 'random'): 'PatchMix, without augmentation, less random weights',
+    ('patchmix', 'mocov3'): 'PatchMix less MoCo v3, on unlabelled crops',
+    ('plain-patchmix', 'plain-mocov3'): 'PatchMix less MoCo v3, without augmentation',
+}
 COUNTS = (10, 20, 50, 100, 400)
 
 Runs = dict[int, dict]  # by seed
@@ -68,10 +76,11 @@ class Map:
 
 
 def read(path: Path) -> Rows:
-    """Read the last line of each row and seed."""
-    rows = defaultdict(dict)
-    for run in read_results(path):
-        rows[run['row']][run['seed']] = run
+    """Read the last line of each row and seed, of the last run's version of torch."""
+    rows, runs = defaultdict(dict), read_results(path)
+    for run in runs:
+        if run['machine']['torch'] == runs[-1]['machine']['torch']:
+            rows[run['row']][run['seed']] = run
     return rows
 
 
@@ -134,19 +143,15 @@ def table(found: Map, corner: str, rows: dict[str, dict], columns: list[Column])
 
 
 def detection_table(rows: Rows) -> str:
-    """Mask AP by number of annotated scenes, and the difference to random weights."""
-    body = []
-    for start, title in STARTS.items():
-        cells = [title]
-        for num in COUNTS:
-            runs, base = rows.get(f'{start}-{num}', {}), rows.get(f'random-{num}', {})
-            text = spread(run['mask_ap'] for run in runs.values())
-            gains = [runs[seed]['mask_ap'] - base[seed]['mask_ap'] for seed in runs if seed in base]
-            if start != 'random' and gains:
-                text += f' ({statistics.mean(gains):+.1f})'
-            cells.append(text)
-        if any(cells[1:]):
-            body.append(cells)
+    """Mask AP by number of annotated scenes, and differences paired by seed."""
+    body = [
+        [title, *(cell(rows.get(f'{start}-{num}', {}), 'mask_ap') for num in COUNTS)]
+        for start, title in STARTS.items()
+    ]
+    for (ours, theirs), title in STARTS_COMPARED.items():
+        pairs = [[rows.get(f'{start}-{num}', {}) for start in (ours, theirs)] for num in COUNTS]
+        body.append([title, *(difference(*pair, 'mask_ap') for pair in pairs)])
+    body = [line for line in body if any(line[1:])]
     return make_table(['annotated scenes', *map(str, COUNTS)], body)
 
 

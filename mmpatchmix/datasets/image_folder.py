@@ -187,7 +187,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
         """
         root = self.img_prefix.rstrip('/') or '/'
         if not osp.isdir(root):
-            found = f'{root}, a file: unpack archives first' if osp.exists(root) else root
+            found = f'{root}: a file; unpack archives first' if osp.exists(root) else root
             if root.endswith('.tar'):
                 found += f', or read it as a shard: {SHARDS}'
             raise FileNotFoundError(f'ImageFolder: there is no folder {found}. {HOW_TO_SET}')

@@ -145,7 +145,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r'\.png.*found 2 x \.heic, such as .\.heic; 1 x '):
         ImageFolder(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r'images.tar is a file: unpack'):
+    with pytest.raises(FileNotFoundError, match=r'images.tar: a file; unpack'):
         ImageFolder(str(tmp_path / 'images.tar'))
 
 

@@ -52,7 +52,7 @@ def test_windowed_vit_is_mmpretrains_without_class_token():
 @pytest.mark.parametrize('kind', [DetectionViT, WindowedViT])
 @pytest.mark.parametrize('num_frozen', [0, 2, 4])
 def test_frozen_blocks_have_no_trainable_parameter(kind, num_frozen):
-    model = kind(**SMALL, frozen_stages=num_frozen)
+    model = kind(**SMALL, out_indices=(-1,), frozen_stages=num_frozen)
     trained = [all(p.requires_grad for p in layer.parameters()) for layer in model.layers]
     frozen = [not any(p.requires_grad for p in layer.parameters()) for layer in model.layers]
     assert frozen == [index < num_frozen for index in range(4)]

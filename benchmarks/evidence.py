@@ -126,6 +126,8 @@ def draw_curves(found: Map) -> None:
         axis.set(title=title, xlabel='images seen (thousands)', ylabel='kNN (%)')
         if axis.lines:
             axis.legend(fontsize=7)
+        else:
+            axis.text(0.5, 0.5, 'not measured', ha='center')
         axis.grid(alpha=0.3)
     figure.savefig(ROOT / 'docs/images/curves.png')
 

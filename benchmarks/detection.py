@@ -39,7 +39,7 @@ STARTS = {
     'plain-mocov3': (1, False),
 }
 RATES = (1e-3, 2e-3, 4e-3)
-CHOSEN = 2e-3  # by the tune rows, for every start
+CHOSEN = 2e-3  # by the tune rows of random weights and augmented views; for every start
 
 ROWS = {
     **{f'tune-{start}-lr{lr:g}': (start, 50, lr) for lr in RATES for start in STARTS},

@@ -143,11 +143,11 @@ def test_near_duplicates_are_all_pairs_once(monkeypatch, chunks, threshold):
     cosines = [cosine for *_, cosine in pairs]
     assert cosines == sorted(cosines, reverse=True)
     assert find_near_duplicates(torch.eye(4), 0.5).shape == (0, 3)
+    with pytest.raises(ValueError, match=r'above -1 and at most 1; got 97\.0'):
+        find_near_duplicates(torch.eye(4), 97.0)
 
 
 def test_copies_are_near_duplicates_from_a_cosine_of_one():
     features = torch.randn(100, 384, generator=torch.Generator().manual_seed(0))
     pairs = find_near_duplicates(torch.cat([features, features]), 1.0)
     assert sorted(pairs[:, :2].tolist()) == [[n, n + 100] for n in range(100)]
-    with pytest.raises(ValueError, match=r'above -1 and at most 1; got 97\.0'):
-        find_near_duplicates(torch.eye(4), 97.0)

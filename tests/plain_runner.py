@@ -74,7 +74,6 @@ def shrink(cfg, images, scenes, width=48):
     narrow(cfg.model, width)
     if cfg.default_scope == 'mmpretrain':
         cfg.model.backbone.arch.num_layers = 2
-        cfg.model.backbone.frozen_stages = min(2, cfg.model.backbone.get('frozen_stages', 0))
     # Without labels there is nothing to evaluate.
     loaders = [*filter(None, (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader))]
     loops = [*filter(None, (cfg.val_cfg, cfg.test_cfg))]

@@ -2,7 +2,7 @@
 _base_ = './classification.py'
 
 model = dict(
-    backbone=dict(frozen_stages=12),  # all of them: no gradient, evaluation mode
+    backbone=dict(frozen_stages=1000),  # all blocks of any ViT: no gradient, evaluation mode
     head=dict(loss=dict(type='CrossEntropyLoss')),
 )
 # The training transforms after the crop; each config adds its own crop.

@@ -1,7 +1,7 @@
 """ViTDet: Mask R-CNN on ViT-B/16 with windowed attention, COCO, 100 epochs.
 
 Paper:    ViTDet, arXiv 2203.16527 (there 51.6 box AP from MAE weights, with
-          relative position), as the stronger transfer of a PatchMix backbone.
+          use_rel_pos=True), as the stronger transfer of a PatchMix backbone.
 Hardware: meant for 64 GPUs with 1 image each, or 8 of 80 GB with 8 (batch 64);
           with fewer images add --auto-scale-lr.
 Command:  bash tools/dist_train.sh configs/coco/vitdet_vit-b_100e.py 8 --amp --cfg-options \
@@ -26,7 +26,7 @@ model = dict(
         arch=dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
         window_size=14,
         global_blocks=[2, 5, 8, 11],
-        use_rel_pos=False,
+        use_rel_pos=False,  # True: relative position, as in the paper
         rel_pos_size=img_size // 16,
         drop_path_rate=0.1,
         with_cp=False,  # True saves about a third of the memory for one more pass of the blocks

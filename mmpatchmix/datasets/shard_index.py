@@ -134,6 +134,9 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                 raise ValueError(f'cut or damaged at byte {shard.offset}, after the member {last}')
         samples = np.array(rows, SAMPLE)
         names = meta.get('sources', keys)
+        if len(names) != len(keys):
+            found = f'{len(keys)} members end in {", ".join(sorted(endings))}'
+            raise ValueError(f'pack-shards wrote {len(names)} images, and {found}')
         samples['hash'] = hash_names([name.encode(errors='surrogateescape') for name in names])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ValueError(

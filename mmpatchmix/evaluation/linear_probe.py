@@ -92,8 +92,11 @@ def linear_probe(
         held-out accuracy of each rate as ``linear/heldout_top1_lr0.1``.
 
     Raises:
-        ValueError: If labels are missing, or a class of the test set is not in the training set.
+        ValueError: If labels are missing, a class of the test set is not in the training set, or
+            ``num_epochs`` is below 1.
     """
+    if num_epochs < 1:
+        raise ValueError(f'a linear probe needs 1 epoch or more; got {num_epochs}.')
     num_classes = _check_labels(train, test)
     mean, std = train.features.mean(dim=0), train.features.std(dim=0, correction=0)  # (D,)
     std = std.where(std > 0, torch.ones(()))

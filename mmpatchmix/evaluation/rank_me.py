@@ -121,13 +121,16 @@ def measure_geometry(
     num_images: int = 1000,
     num_pairs: int = 5,
 ) -> dict[str, float]:
-    """Compute all figures that need no labels, of features ``(N, D)`` of test views, N at least 2.
+    """Compute all figures that need no labels, of features ``(N, D)`` of test views.
 
-    These are ``geometry/rank_me`` and ``geometry/uniformity``; with a data set of training images
-    (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix model of the features
-    also ``geometry/lidar``, ``geometry/alignment`` and ``geometry/lidar_images``.
+    These are ``geometry/rank_me`` and, of two images or more, ``geometry/uniformity``; with a data
+    set of training images (``num_pairs`` pairs of views of up to ``num_images``) and the PatchMix
+    model of the features also ``geometry/lidar``, ``geometry/alignment`` and
+    ``geometry/lidar_images``.
     """
-    metrics = {'rank_me': rank_me(features), 'uniformity': uniformity(features)}
+    metrics = {'rank_me': rank_me(features)}
+    if len(features) > 1:
+        metrics['uniformity'] = uniformity(features)
     if dataset is not None and isinstance(model, PatchMix):
         views = encode_views(model, dataset, num_images, num_pairs)
         metrics |= {'lidar': lidar(views), 'lidar_images': float(len(views))}

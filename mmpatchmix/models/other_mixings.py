@@ -51,6 +51,8 @@ def resize_mix(
     ``M - 1`` images are pasted; a later one covers an earlier one. ``scale`` is the range of the
     pasted side, as a share of the image's.
     """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f'scale must be a range within 0 and 1; got {scale}.')
     height, width = images.shape[-2:]
     owner = torch.zeros(height, width, dtype=torch.int64)
     mixed = images.clone()

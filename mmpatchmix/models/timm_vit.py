@@ -32,8 +32,8 @@ class TimmViT(BaseModule):
             token, or the pooled feature of models without one, or without a norm of it (EVA-02).
         out_indices: Blocks that return a map, with ``out_type='featmap'``. Images are padded to
             whole patches, and maps are not normed. Later blocks are not built.
-        frozen_stages: Number of first blocks that are not trained, with the embeddings; if it is
-            the number of all blocks, nothing is trained.
+        frozen_stages: Number of first blocks that are not trained, with the embeddings; from
+            the number of all blocks on, nothing is trained.
         with_cp: Recompute the blocks in the backward instead of storing their activations.
         options: Further arguments of timm's model.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads all weights of any file that

@@ -42,7 +42,7 @@ class PatchMixViT(VisionTransformer):
             ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` takes any checkpoint that
             :func:`mmpatchmix.checkpoints.read_backbone` reads and loads all of it or raises;
             ``prefix=...`` selects one of several encoders, by default the momentum encoder. A
-            backbone with ``frozen_stages`` equal to the number of layers stays in evaluation mode.
+            backbone with as many ``frozen_stages`` as layers, or more, stays in evaluation mode.
     """
 
     # Key prefixes of a checkpoint that are not loaded, and key suffixes that it may lack.
@@ -109,6 +109,10 @@ class PatchMixViT(VisionTransformer):
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6)
+
+    def _freeze_stages(self) -> None:
+        self.frozen_stages = min(self.frozen_stages, self.num_layers)
+        super()._freeze_stages()
 
     def train(self, mode: bool = True) -> None:
         """Set the mode; frozen blocks, or a completely frozen backbone, stay in evaluation mode."""

@@ -18,7 +18,7 @@ from mmpatchmix.registry import MODELS
 from tests.plain_runner import shrink
 
 ROOT = Path(__file__).parents[2] / 'configs/coco'
-DIGITS, VITDET = 'mask-rcnn_vit-digits_scenes.py', 'vitdet_vit-s_rel-pos_12e.py'
+DIGITS, VITDET = 'mask-rcnn_vit-digits_scenes.py', 'vitdet_vit-s_12e.py'
 DINOV3 = dict(
     type='mmpatchmix.TimmViT',
     model='vit_small_patch16_dinov3',
@@ -39,6 +39,8 @@ def small(name, scenes, work_dir, width=48):
     """Return a config with narrow networks, 64 pixels and few boxes."""
     cfg = Config.fromfile(ROOT / name)
     shrink(cfg, None, scenes, width)
+    if name == VITDET:
+        cfg.model.backbone.use_rel_pos = True
     cfg.model.train_cfg.rcnn.sampler.num = 16
     for nms in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
         nms.max_per_img = 20
@@ -98,7 +100,8 @@ def test_bfloat16_step_is_near_the_float32_step(scenes, tmp_path):
 
 
 def test_vitdet_is_as_published():
-    cfg = Config.fromfile(ROOT / 'vitdet_vit-b_rel-pos_100e.py')
+    cfg = Config.fromfile(ROOT / 'vitdet_vit-b_100e.py')
+    cfg.model.backbone.use_rel_pos = True
     init_default_scope('mmdet')
     with torch.device('meta'):
         backbone = MODELS.build(cfg.model.backbone)

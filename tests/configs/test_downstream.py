@@ -54,7 +54,6 @@ def test_recipe(kind, size, data):
     assert '.checkpoint=' in Path(cfg.filename).read_text().split('_base_')[0]
     if kind == 'linear':
         assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 0)
-        assert backbone.frozen_stages == 12
         assert steps[-3:] == ['RandomResizedCrop', 'RandomFlip', 'PackInputs']
         return
     assert (optimizer.type, optimizer.weight_decay) == ('AdamW', 0.05)
@@ -79,8 +78,6 @@ def reduce(cfg, tmp_path):
     """Reduce the network, the images and the length; return the state of the checkpoint."""
     arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96)
     cfg.model.backbone.update(arch=arch, patch_size=8)
-    if 'frozen_stages' in cfg.model.backbone:
-        cfg.model.backbone.frozen_stages = 2
     cfg.model.head.in_channels = 24
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=4, num_workers=0, persistent_workers=False, pin_memory=False)

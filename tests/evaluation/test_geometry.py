@@ -30,6 +30,7 @@ def test_uniformity_equals_the_sum_over_pairs(chunk, monkeypatch):
     assert rank_me.uniformity(features) == pytest.approx(math.log(total / 90))
     assert rank_me.uniformity(torch.ones(7, 3)) == pytest.approx(0, abs=1e-9)
     assert not math.isfinite(rank_me.uniformity(torch.ones(1, 3)))
+    assert rank_me.measure_geometry(None, torch.ones(1, 3)).keys() == {'geometry/rank_me'}
 
 
 def test_rank_me_of_a_known_spectrum():

@@ -87,10 +87,12 @@ def test_top1_is_the_accuracy_of_the_final_classifier():
     assert metrics['linear/top1'] == pytest.approx(100 * expected)
 
 
-def test_one_image_per_class_is_trained_on_and_one_class_is_refused():
+def test_one_image_per_class_is_trained_on_and_one_class_or_no_epoch_is_refused():
     train = Features(torch.eye(3), torch.arange(3))
     metrics = linear_probe(train, train, (0.1, 10.0), num_epochs=50)
     assert metrics['linear/top1'] == metrics['linear/heldout_top1_lr10'] == 100
+    with pytest.raises(ValueError, match='1 epoch or more; got 0'):
+        linear_probe(train, train, num_epochs=0)
     with pytest.raises(ValueError, match='of two classes or more'):
         linear_probe(*[Features(torch.eye(3), torch.zeros(3, dtype=torch.int64))] * 2)
 

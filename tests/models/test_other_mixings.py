@@ -77,6 +77,12 @@ def test_resize_mix_pastes_the_whole_image_smaller():
         torch.testing.assert_close(pasted, whole)
 
 
+@pytest.mark.parametrize('scale', [(0.0, 0.5), (0.5, 1.5), (0.8, 0.1)])
+def test_resize_mix_refuses_other_ranges(scale):
+    with pytest.raises(ValueError, match='within 0 and 1'):
+        resize_mix(one_hot_images(), 2, scale=scale)
+
+
 @pytest.mark.parametrize('name', ['mix_up', 'cut_mix', 'resize_mix'])
 def test_preprocessor_takes_a_mixing_by_name(name):
     preprocessor = PatchMixDataPreprocessor(

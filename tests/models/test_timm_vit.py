@@ -274,3 +274,7 @@ def test_frozen_blocks_of_our_vit_have_no_drop_path_and_registers_no_gradient():
     trained = {name.split('.')[0] for name, p in vit.named_parameters() if p.requires_grad}
     assert trained == {'layers', 'ln1'}
     assert PatchMixViT(**options).register_tokens.requires_grad
+    frozen = PatchMixViT(**options, frozen_stages=3)  # more than there are
+    frozen.train()
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert not any(module.training for module in frozen.modules())

@@ -99,7 +99,7 @@ def draw_gaps(axis, names: list[str], gaps: list[dict[int, float]]):
         if not np.isnan(value):
             colour = 'white' if abs(value) > 10 else 'black'
             place = dict(ha='center', va='center', color=colour, fontsize=7)
-            axis.text(column, row, f'{value:+.1f}', **place)
+            axis.text(column, row, f'{round(value, 1) + 0.0:+.1f}', **place)
     axis.set_yticks(range(len(names)), names)
     every = range(0, len(seen), 3) if len(seen) > 1 else []
     axis.set_xticks(every, [f'{seen[i] / 1000:.0f}' for i in every])

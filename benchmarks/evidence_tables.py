@@ -102,7 +102,7 @@ def difference(ours: Runs, theirs: Runs, metric: str) -> str:
         return ''
     seeds = sorted(s for s in set(ours) & set(theirs) if metric in ours[s])
     gaps = [ours[seed][metric] - theirs[seed][metric] for seed in seeds]
-    text = f'{statistics.mean(gaps):+.1f}' if gaps else ''
+    text = f'{round(statistics.mean(gaps), 1) + 0.0:+.1f}' if gaps else ''  # never -0.0
     if len(gaps) < 2:
         return text
     p = ttest_rel(*([runs[seed][metric] for seed in seeds] for runs in (ours, theirs))).pvalue

@@ -28,7 +28,7 @@ CHANGES = {
 }
 LABELS = (10, 20, 50, 100)
 BATCHES = (32, 64, 128, 256)
-FEW_IMAGES = {512: 3_000, 128: 3_000, 2_048: 12_000}  # and steps of 64
+FEW_IMAGES = {2_048: 12_000, 512: 3_000, 128: 3_000}  # and steps of 64
 STARTS = {
     'random': 'random weights',
     'mocov3': 'MoCo v3 on unlabelled crops',

@@ -62,6 +62,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from mmpatchmix.evaluation import judge, linear_probe, low_shot
     from mmpatchmix.report.feature_figures import draw_similarity
 
+    if args.linear_epochs < 1 or not all(0 < share <= 1 for share in args.fractions):
+        raise ValueError('--linear-epochs must be at least 1, --fractions above 0 and at most 1.')
     cfg, checkpoint = load_config(args, below='evaluation'), find_checkpoint(args.checkpoint)
     work_dir, second = Path(cfg.work_dir), None
     if args.finetune:  # read now, so that a wrong name is an error at once

@@ -136,7 +136,9 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
         names = meta.get('sources', keys)
         if len(names) != len(keys):
             found = f'{len(keys)} members end in {", ".join(sorted(endings))}'
-            raise ValueError(f'pack-shards wrote {len(names)} images, and {found}')
+            raise ValueError(
+                f'pack-shards wrote {len(names)} images, {found}: set extensions to all'
+            )
         samples['hash'] = hash_names([name.encode(errors='surrogateescape') for name in names])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ValueError(

@@ -52,7 +52,9 @@ def resize_mix(
     pasted side, as a share of the image's.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f'scale must be a range within 0 and 1; got {scale}.')
+        raise ValueError(
+            f'resize_mix: scale must be two numbers, 0 < low <= high <= 1; got {scale}'
+        )
     height, width = images.shape[-2:]
     owner = torch.zeros(height, width, dtype=torch.int64)
     mixed = images.clone()

@@ -74,6 +74,16 @@ def test_recipe(kind, size, data):
     assert cfg.custom_hooks[0].momentum == pytest.approx(1 - 0.99996)
 
 
+@pytest.mark.parametrize('num_layers', [6, 12, 24])
+def test_a_linear_probe_freezes_a_vit_of_any_depth(num_layers):
+    backbone = load('linear', 's', 'in1k').model.backbone
+    backbone.arch.update(embed_dims=12, num_layers=num_layers, num_heads=2, feedforward_channels=12)
+    vit = MODELS.build(backbone)
+    assert not any(parameter.requires_grad for parameter in vit.parameters())
+    vit.train()
+    assert not any(module.training for module in vit.modules())
+
+
 def reduce(cfg, tmp_path):
     """Reduce the network, the images and the length; return the state of the checkpoint."""
     arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96)

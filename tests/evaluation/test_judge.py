@@ -53,6 +53,12 @@ def test_configs_without_knn_or_pretrained_backbone_raise(tmp_path):
         load_features(Runner.from_cfg(config), save(tmp_path / 'a.pth', scale=torch.ones(3)))
 
 
+@pytest.mark.parametrize('wrong', [('--linear-epochs', '0'), ('--fractions', '0.1', '10')])
+def test_numbers_out_of_range_are_refused_before_anything_is_read(wrong):
+    with pytest.raises(SystemExit, match='at least 1, --fractions above 0 and at most 1'):
+        evaluate.main(['no_such_config', 'no_such_checkpoint', *wrong])
+
+
 def test_the_verb_runs_all_evaluations(tmp_path, capsys):
     """On digits, from random weights: figures near chance."""
     config = Config.fromfile(ROOT / 'configs' / 'patchmix_vit-digits.py')

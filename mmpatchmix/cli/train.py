@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,19 @@ def train(args: argparse.Namespace) -> Path | None:
     apply_arguments(cfg, args)
     set_trackers(cfg, [] if args.dry_run else args.track)
     work_dir = cfg.work_dir
-    with tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-') as scratch:
-        if args.dry_run:
-            cfg.work_dir = scratch
-        elif not cfg.get('resume'):
+    folder = nullcontext(work_dir)
+    if args.dry_run:
+        folder = tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-')
+    with folder as cfg.work_dir:
+        if not args.dry_run and not cfg.get('resume'):
             prepare_work_dir(work_dir, args.overwrite)
         elif args.resume == 'auto' and not find_checkpoints(work_dir):
             print(f'--resume: {work_dir} has no checkpoint yet; starting from the beginning')
         runner = build_runner(cfg, args.verbose)
         check_run(runner)
         lines, facts = describe_run(runner)
-        runner.logger.info('\n'.join([Path(args.config).stem, *lines]).replace(scratch, work_dir))
+        text = '\n'.join([Path(args.config).stem, *lines])
+        runner.logger.info(text.replace(cfg.work_dir, work_dir))
         if args.dry_run:
             if args.contact_sheet and is_main_process():
                 save_picture(draw_views(runner), args.contact_sheet)

@@ -47,6 +47,7 @@ def read_index(
     Shards that are new, or whose size or modification time differs, are scanned. ``endings`` are
     those of images, with dots, in lower case.
     """
+    _open.cache_clear()  # a shard that was replaced is opened anew
     folder = osp.commonpath([osp.dirname(path) for path in paths])
     names = [osp.relpath(path, folder) for path in paths]
     key = json.dumps([VERSION, list(paths) if cache_dir else names, list(endings)])
@@ -187,7 +188,8 @@ class ShardBackend(BaseStorageBackend):
         """Read the bytes of a path; OSError if the shard is missing or too short."""
         path, _, part = filepath.removeprefix(PREFIX).rpartition('/')
         offset, size = map(int, part.split('+'))
-        content = os.pread(_open(path).fileno(), size, offset)
+        file = _open(path)  # or another thread could close it before it is read
+        content = os.pread(file.fileno(), size, offset)
         if len(content) < size:
             raise OSError(f'{path} ends before byte {offset + size}: it was cut')
         return content

@@ -46,6 +46,7 @@ def test_shards_are_scanned_once_and_again_when_they_change(tmp_path, monkeypatc
     names.clear()
     assert read_all(open_shards(tmp_path)) == list(range(9))
     assert names == []
+    os.remove(tmp_path / 'train-000001.tar')  # as pack-shards replaces it
     write_tar(tmp_path / 'train-000001.tar', {f'{i}.png': encode_image(i) for i in (50, 51)})
     assert read_all(open_shards(tmp_path, labels=False)) == [0, 1, 2, 50, 51, 6, 7, 8]
     assert names == ['train-000001.tar']
@@ -62,6 +63,17 @@ def test_a_change_that_keeps_the_size_is_detected(tmp_path):
     os.utime(tmp_path / 'a.tar', ns=(0, 0))
     assert open_shards(tmp_path).get_data_info(0)['gt_label'] == 7
     assert _digest_images(dataset) != before
+
+
+def test_a_shard_stays_open_until_it_is_read(shards, monkeypatch):
+    read = os.pread
+
+    def read_later(*args):
+        shard_index._open.cache_clear()  # as another thread that opens many shards
+        return read(*args)
+
+    monkeypatch.setattr(os, 'pread', read_later)
+    assert read_all(open_shards(shards)) == list(range(NUM))
 
 
 def test_a_damaged_index_in_the_cache_is_replaced(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def lock_folder(folder: str | Path, wait: bool = False) -> None:
     start and command, or ``wait`` waits for it; then a read-only folder is not locked.
     """
     path = Path(folder).resolve() / LOCK
-    if path in _held:
+    if path in _held and path.exists():  # a notebook may have removed it
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if wait and not os.access(path.parent, os.W_OK):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -42,6 +43,9 @@ def test_a_second_process_is_refused_and_the_holder_named(tmp_path):
     assert not is_in_use(tmp_path / 'run') and not is_in_use(tmp_path / 'none')
     lock_folder(tmp_path / 'run')  # the lock ended with its holder
     lock_folder(tmp_path / 'run')  # taking it twice in one process is allowed
+    assert f'process {os.getpid()}' in (tmp_path / 'run/.lock').read_text()
+    shutil.rmtree(tmp_path / 'run')  # in a notebook, between two runs
+    lock_folder(tmp_path / 'run')
     assert f'process {os.getpid()}' in (tmp_path / 'run/.lock').read_text()
 
 

@@ -45,6 +45,7 @@ ARGUMENTS = {'data_root': '--data-root', 'max_epochs': '--epochs', 'num_workers'
 
 def check_config(cfg: Any) -> None:
     """Raise a ValueError with every unknown key or type of a config, and every unfit value."""
+    _look_up.cache_clear()  # a notebook may have registered a class again
     problems = [
         f'{key}: did you mean {near}?'
         for key in cfg.keys() - TOP_LEVEL

@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from mmpatchmix.cli.config_checks import check_config
+from mmpatchmix.registry import MODELS
 
 CONFIG = Config.fromfile('configs/patchmix_vit-s_in1k.py')
 WRONG = [
@@ -74,3 +75,19 @@ def test_misspelt_keys_and_types_of_upstream_are_refused():
         cfg.merge_from_dict({option: 'ResNett' if option.endswith('type') else 5})
         with pytest.raises(ValueError, match=f'{option}: .*did you mean {near}'):
             check_config(cfg)
+
+
+def test_a_class_that_is_registered_again_is_checked_anew(monkeypatch):
+    class Scaled:
+        def __init__(self, scale=1):
+            pass
+
+    class Sized:
+        def __init__(self, size=1):
+            pass
+
+    for kind, key in ((Scaled, 'scale'), (Sized, 'size')):  # as a cell of a notebook does
+        monkeypatch.setitem(MODELS._module_dict, 'Redefined', kind)
+        check_config(Config(dict(model=dict(type='mmpatchmix.Redefined', **{key: 2}))))
+        with pytest.raises(ValueError, match=f'did you mean {key}'):
+            check_config(Config(dict(model=dict(type='mmpatchmix.Redefined', **{f'{key}s': 2}))))

@@ -11,7 +11,8 @@ custom_imports = dict(
     imports=['mmpatchmix.registry', 'mmpatchmix.models.detection.linear_seg_head']
 )
 model = dict(
-    backbone=dict(out_indices=[11], final_norm=True, frozen_stages=12, drop_path_rate=0.0),
+    # All blocks are frozen, of a ViT of any depth.
+    backbone=dict(out_indices=[-1], final_norm=True, frozen_stages=1000, drop_path_rate=0.0),
     neck=None,
     decode_head=dict(
         _delete_=True, type='mmpatchmix.LinearSegHead', in_channels=384, num_classes=150

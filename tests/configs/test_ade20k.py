@@ -92,6 +92,15 @@ def test_the_linear_head_normalises_and_multiplies():
     assert torch.allclose(head((x,)), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('num_layers', [2, 14])
+def test_the_linear_probe_freezes_all_blocks_and_uses_the_last(num_layers):
+    options = dict(Config.fromfile(ROOT / 'linear_vit-s.py').model.backbone, init_cfg=None)
+    arch = dict(embed_dims=12, num_layers=num_layers, num_heads=3, feedforward_channels=24)
+    backbone = MODELS.build(dict(options, arch=arch, img_size=32))
+    assert not any(parameter.requires_grad for parameter in backbone.layers.parameters())
+    assert backbone.out_indices == [num_layers - 1]
+
+
 def test_only_the_map_of_the_last_block_is_normed():
     cfg = Config.fromfile(ROOT / 'linear_vit-s.py')
     arch = dict(embed_dims=12, num_layers=2, num_heads=3, feedforward_channels=24)

@@ -1,8 +1,10 @@
 """ViTs as backbones of detectors, plain or with window attention."""
 
+import logging
 import math
 from collections.abc import Sequence
 
+from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
@@ -24,7 +26,7 @@ class DetectionViT(PatchMixViT):
 
     Args:
         arch: As in :class:`mmpatchmix.models.PatchMixViT`.
-        out_indices: Blocks that return a map, from 0.
+        out_indices: Blocks that return a map, from 0; a warning if the last is none of them.
         final_norm: Whether the map of the last block passes the final LayerNorm.
         **kwargs: Those of :class:`mmpatchmix.models.PatchMixViT`.
     """
@@ -42,6 +44,10 @@ class DetectionViT(PatchMixViT):
     ) -> None:
         kwargs |= dict(out_type='featmap', final_norm=final_norm)
         super().__init__(arch, out_indices=list(out_indices), **kwargs)
+        last = self.num_layers - 1
+        if max(self.out_indices) < last:
+            text = f'backbone.out_indices={out_indices}: later blocks, up to {last}, are not used.'
+            print_log(text, 'current', logging.WARNING)
         self.dropped = tuple(name for name in self.dropped if not (final_norm and name == 'ln1.'))
 
     def _draw_weights(self) -> None:

@@ -59,6 +59,14 @@ def test_frozen_blocks_have_no_trainable_parameter(kind, num_frozen):
     assert trained == [not each for each in frozen]
 
 
+def test_blocks_that_no_map_uses_are_logged(monkeypatch):
+    logged = []
+    monkeypatch.setattr('mmpatchmix.models.detection.vit.print_log', lambda *a: logged.append(a[0]))
+    for out_indices in ([1, 3], [-1], [-3]):
+        DetectionViT(**SMALL, out_indices=out_indices)
+    assert logged == ['backbone.out_indices=[-3]: later blocks, up to 3, are not used.']
+
+
 def test_global_blocks_end_the_quarters_and_drop_path_rises_linearly():
     model = WindowedViT(**{**SMALL, 'arch': {**ARCH, 'num_layers': 12}}, drop_path_rate=0.11)
     sizes = [layer.attn.window_size for layer in model.layers]

@@ -40,7 +40,7 @@ class TimmViT(BaseModule):
             :func:`mmpatchmix.checkpoints.timm_names.read_timm_weights` reads, or raises.
 
     Raises:
-        ValueError: If timm has no such model, or it is another kind of network.
+        ValueError: If timm has no such model, it is another kind of network, or has no such output.
     """
 
     num_extra_tokens = 1  # before the patch tokens of the output 'raw'
@@ -63,6 +63,9 @@ class TimmViT(BaseModule):
         sizes |= dict(img_size=img_size) if img_size else {}
         sizes |= dict(dynamic_img_pad=True) if out_type == 'featmap' else {}
         self.model = vit = build_timm(model, **{**sizes, **(options or {})})
+        known = ['pooled', 'raw', 'featmap'] + ['cls_token'] * (vit.cls_token is not None)
+        if out_type not in (None, *known):
+            raise ValueError(f'backbone.out_type={out_type!r}: {model} has {", ".join(known)}.')
         names = set(vit.state_dict())
         if out_type is None and vit.cls_token is not None and type(vit.norm) is not nn.Identity:
             out_type = 'cls_token'

@@ -161,6 +161,12 @@ def test_other_models_are_refused(name):
         TimmViT(name)
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'map'])
+def test_outputs_that_a_model_lacks_are_refused(out_type):
+    with pytest.raises(ValueError, match=f"out_type='{out_type}': .* has pooled, raw, featmap"):
+        TimmViT('vit_base_patch16_siglip_224', out_type=out_type, options=SMALL)
+
+
 def tiny_patchmix(**backbone):
     torch.manual_seed(0)
     cfg = tiny_config()

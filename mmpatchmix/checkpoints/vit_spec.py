@@ -8,7 +8,7 @@ from typing import Any
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
 
-from mmpatchmix.checkpoints.reading import METADATA_KEY, read_config_text
+from mmpatchmix.checkpoints.reading import METADATA_KEY, read_checkpoint, read_config_text
 
 # Weights do not determine the number of heads. Where a file does not state it, it is assumed by
 # width: of MoCo v3 and PatchMix, and of timm, with 64 values per head.
@@ -201,3 +201,16 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
             f'{load.get("value_range", "dtype")!r} of mmpatchmix.LoadAnyImage became 0 to 255'
         )
     return replace(default, **values), ''
+
+
+def check_preprocessing(path: str, config: str) -> None:
+    """Raise ``ValueError`` if a config text normalises images otherwise than a checkpoint's run."""
+    metas = read_checkpoint(path).meta, dict(cfg=config)
+    (theirs, unknown), (ours, _) = (read_preprocessing(meta, 1) for meta in metas)
+    for key in () if unknown else ('mean', 'std', 'values'):
+        if (wanted := getattr(theirs, key)) != (found := getattr(ours, key)):
+            raise ValueError(
+                f'{path} was trained with the {key} {wanted}, and the config has {found}. Use the '
+                "copy of the config in the run's folder, or set model.data_preprocessor.mean and "
+                'std, and PATCHMIX_VALUES, as there.'
+            )

@@ -3,7 +3,6 @@
 mmpatchmix neighbours embedded --of cats/1.jpg dogs/7.jpg
 mmpatchmix neighbours embedded --queries other_embedded -k 5   # for each image of another folder
 mmpatchmix neighbours embedded --near-duplicates 0.97
-mmpatchmix neighbours embedded --embed CONFIG CKPT --data-root PATH --of cats/1.jpg
 
 Writes a table (CSV) and a contact sheet (PNG). The search is exact. The cosine of near-duplicates
 depends on network and images: check the sheet and adjust the threshold.
@@ -32,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--near-duplicates', type=float, metavar='COSINE', help='all pairs from this cosine on')
     add = parser.add_argument
     add('-k', type=int, default=10, help='neighbours of each image (default: 10)')
-    add('--embed', nargs=2, metavar=('CONFIG', 'CKPT'), help='write the embedding if it is missing')
-    add('--data-root', help='for --embed: the folder of images')
     add('--out', help='folder of table and sheet; default: the embedding')
 
 
@@ -41,11 +38,6 @@ def neighbours(args: argparse.Namespace) -> None:
     """Write the table and the sheet, and print the first rows."""
     if args.k < 1:
         raise ValueError(f'-k {args.k}: look for at least 1 neighbour.')
-    if args.embed and not Path(args.embedding).exists():
-        from mmpatchmix.cli import embed
-
-        data_root = ['--data-root', args.data_root] if args.data_root else []
-        embed.main([*args.embed, *data_root, '--out', args.embedding])
     from mmpatchmix.evaluation.embedding import read_embedding
     from mmpatchmix.report.report import format_table
     from mmpatchmix.report.sheets import draw_contact_sheet

@@ -136,10 +136,7 @@ def train(args: argparse.Namespace) -> Path | None:
     apply_arguments(cfg, args)
     set_trackers(cfg, [] if args.dry_run else args.track)
     work_dir = cfg.work_dir
-    folder = nullcontext(work_dir)
-    if args.dry_run:
-        folder = tempfile.TemporaryDirectory(prefix='mmpatchmix-dry-run-')
-    with folder as cfg.work_dir:
+    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(work_dir) as cfg.work_dir:
         if not args.dry_run and not cfg.get('resume'):
             prepare_work_dir(work_dir, args.overwrite)
         elif args.resume == 'auto' and not find_checkpoints(work_dir):

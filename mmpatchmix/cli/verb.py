@@ -139,12 +139,14 @@ def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None)
     """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
     Unless ``verbose``, records of ``FILE_ONLY`` are not printed. A classifier gets the number of
-    classes of the ``checkpoint`` to evaluate, or of the training images.
+    classes of the ``checkpoint`` to evaluate, or of the training images. ``ValueError`` if the
+    config normalises images otherwise than that of the checkpoint.
     """
     import torch
     from mmengine.registry import RUNNERS
 
     import mmpatchmix.registry  # noqa: F401  registers before mmengine's first look-up
+    from mmpatchmix.checkpoints.vit_spec import check_preprocessing
     from mmpatchmix.engine.ranks import compare_ranks
     from mmpatchmix.models.classifier import derive_num_classes
 
@@ -155,6 +157,8 @@ def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None)
     if runner_class is None:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
     derive_num_classes(cfg, checkpoint)
+    if checkpoint:
+        check_preprocessing(checkpoint, cfg.pretty_text)
     compare_ranks(cfg)
 
     class ConciseRunner(runner_class):

@@ -1,5 +1,6 @@
 """The verbs for unlabelled images: embed, neighbours, and evaluate without labels."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -11,9 +12,12 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from mmpatchmix.checkpoints.vit_spec import check_preprocessing
 from mmpatchmix.cli import embed, evaluate, neighbours, pack_shards
 
 ROOT = Path(__file__).parents[2]
+
+TEST_VIEW = 'test_dataloader.dataset.pipeline'
 
 
 @pytest.fixture(scope='module')
@@ -156,15 +160,16 @@ def test_neighbours_of_named_images(run, embedded, capsys, tmp_path):
     assert np.array_equal(first, copy) and first.std() > 10  # the image and its copy, not blank
 
 
-def test_queries_of_another_embedding_which_is_written_first(run, embedded, tmp_path, monkeypatch):
+def test_queries_of_another_embedding(run, embedded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the log goes to work_dirs/
     folder, _ = run
     (tmp_path / 'new').mkdir()
     (tmp_path / 'new' / 'x.jpg').write_bytes((folder / 'images/dogs/3.jpg').read_bytes())
-    neighbours.main([
-        str(tmp_path / 'queries'), '--embed', str(folder / 'tiny.py'), str(folder / 'work'),
-        '--data-root', str(tmp_path / 'new'), '--of', 'x.jpg',
+    embed.main([
+        str(folder / 'tiny.py'), str(folder / 'work'), '--data-root', str(tmp_path / 'new'),
+        '--out', str(tmp_path / 'queries'),
     ])  # fmt: skip
+    neighbours.main([str(tmp_path / 'queries'), '--of', 'x.jpg'])
     assert read(tmp_path / 'queries' / 'neighbours.csv') == []  # of one image
     neighbours.main([str(embedded), '--queries', str(tmp_path / 'queries'), '-k', '1',
                      '--out', str(tmp_path / 'out')])  # fmt: skip
@@ -175,6 +180,37 @@ def test_queries_of_another_embedding_which_is_written_first(run, embedded, tmp_
     (tmp_path / 'queries' / 'about.json').write_text(json.dumps(about))
     with pytest.raises(SystemExit, match='different checkpoint: their features cannot'):
         neighbours.main([str(embedded), '--queries', str(tmp_path / 'queries')])
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'key', 'value', 'message'),
+    [
+        ('folder', 'model.data_preprocessor.mean', [1, 2, 3], r'the mean \(1.0, 2.0, 3.0\), and'),
+        ('folder', 'model.data_preprocessor.std', [1, 2, 3], r'the std \(1.0, 2.0, 3.0\), and'),
+        ('any', f'{TEST_VIEW}.0.value_range', '0,4095', "'0,4095' of .* the config has .*'dtype'"),
+    ],
+)
+def test_other_preprocessing_than_in_training_is_refused(recipe, key, value, message, tmp_path):
+    cfg = Config.fromfile(f'configs/patchmix_vit-s_{recipe}.py')
+    run = copy.deepcopy(cfg)
+    run.merge_from_dict({key: value})
+    for name, text in (('run', run.pretty_text), ('same', cfg.pretty_text), ('none', None)):
+        torch.save(dict(state_dict=dict(x=torch.ones(1)), meta=dict(cfg=text)), tmp_path / name)
+    with pytest.raises(ValueError, match=f'was trained with .*{message}'):
+        check_preprocessing(str(tmp_path / 'run'), cfg.pretty_text)
+    for name in ('same', 'none'):
+        check_preprocessing(str(tmp_path / name), cfg.pretty_text)
+
+
+def test_embedding_with_other_means_than_in_training_is_refused(run, tmp_path):
+    folder, model = run
+    cfg = Config.fromfile(folder / 'tiny.py')
+    cfg.model.data_preprocessor.mean = [0.0, 0.0, 0.0]
+    checkpoint = dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text))
+    torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+    command = [str(folder / 'tiny.py'), str(tmp_path / 'epoch_1.pth'), '--out', str(tmp_path / 'x')]
+    with pytest.raises(SystemExit, match='was trained with the mean'):
+        embed.main([*command, '--data-root', str(folder / 'images'), '--work-dir', str(tmp_path)])
 
 
 def test_wrong_arguments_are_refused(embedded, tmp_path):

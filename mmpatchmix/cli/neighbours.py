@@ -10,7 +10,6 @@ depends on network and images: check the sheet and adjust the threshold.
 
 import argparse
 import csv
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +23,14 @@ SHOWN = 20  # images on the console and on the sheet; the table has all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument('embedding', help='the folder that "mmpatchmix embed" wrote')
+    add = parser.add_argument
+    add('embedding', help='the folder that "mmpatchmix embed" wrote')
+    add('-k', type=int, default=10, help='neighbours of each image (default: 10)')
+    add('--out', help='folder of table and sheet; default: the embedding')
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add('--of', nargs='+', metavar='FILE', help='images of the embedding, by name or path')
     add('--queries', metavar='EMBEDDING', help='all images of another embedding')
     add('--near-duplicates', type=float, metavar='COSINE', help='all pairs from this cosine on')
-    add = parser.add_argument
-    add('-k', type=int, default=10, help='neighbours of each image (default: 10)')
-    add('--out', help='folder of table and sheet; default: the embedding')
 
 
 def neighbours(args: argparse.Namespace) -> None:
@@ -133,11 +132,9 @@ def _find_row(found: Any, name: str) -> int:
     relative = os.path.relpath(os.path.abspath(name), root)
     name = next((each for each in (name, relative) if each in found.files), name)
     if name not in found.files:
-        near = ' or '.join(difflib.get_close_matches(name, found.files, n=3))
         raise ValueError(
-            f'{name} is not in the embedding, whose names are relative to {root}'
-            + (f'; did you mean {near}?' if near else '.')
-            + ' For images from elsewhere, embed their folder and give it as --queries.'
+            f'{name} is not in the embedding, whose names are relative to {root}. For images from '
+            'elsewhere, embed their folder and give it as --queries.'
         )
     row = found.files.index(name)
     if not found.readable[row]:

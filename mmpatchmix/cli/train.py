@@ -56,6 +56,10 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Set the config values of the arguments of this verb."""
     if args.timm:
         set_timm_backbone(cfg, args.timm)
+    if args.stats:
+        from mmpatchmix.cli.stats import set_stats
+
+        set_stats(cfg)
     if args.init:
         from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 
@@ -63,10 +67,6 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
         set_initial_weights(cfg, args.init, begun and str(begun))
     if args.contact_sheet and not args.dry_run:
         raise ValueError('--contact-sheet needs --dry-run; a run draws mixed.png by itself.')
-    if args.stats:
-        from mmpatchmix.cli.stats import set_stats
-
-        set_stats(cfg)
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
     set_precision(cfg, args.amp)

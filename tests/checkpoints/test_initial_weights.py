@@ -62,6 +62,22 @@ def test_the_network_of_the_file_replaces_that_of_the_recipe(checkpoint, tmp_pat
         assert torch.allclose(small.backbone(images())[-1], expected, atol=1e-5)
 
 
+def test_another_normalisation_than_that_of_the_file_is_printed(checkpoint, tmp_path, capsys):
+    path, vit = checkpoint
+    own = dict(mean=[12.5, 2, 3], std=[64, 65, 66])
+    meta = asdict(SPEC) | dict(preprocessing=own | dict(resize=16, crop=16))
+    torch.save(dict(state_dict=vit.state_dict(), meta=dict(mmpatchmix=meta)), path)
+    cfg = tiny_run_config(tmp_path)
+    cfg.model.data_preprocessor.update(mean=[1, 2, 3], std=own['std'])
+    apply(cfg, '--init', path)
+    said = capsys.readouterr().out
+    assert 'normalised with the mean [1, 2, 3], those of the file [12.5, 2, 3]' in said
+    assert 'the std' not in said
+    cfg.model.data_preprocessor.update(own)
+    apply(cfg, '--init', path)
+    assert 'normalised' not in capsys.readouterr().out
+
+
 def test_the_dumped_config_starts_and_resumes_the_same_run(checkpoint, tmp_path):
     cfg = apply(tiny_run_config(tmp_path, epochs=1, num_images=16), '--init', checkpoint[0])
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -215,7 +215,7 @@ def test_embedding_with_other_means_than_in_training_is_refused(run, tmp_path):
 
 def test_wrong_arguments_are_refused(embedded, tmp_path):
     for folder, arguments, message in (
-        (embedded, ['--of', 'dogs/22.jpg'], 'did you mean dogs/2.jpg'),
+        (embedded, ['--of', 'dogs/22.jpg'], 'dogs/22.jpg is not in the embedding'),
         (embedded, ['--of', 'cats/1.jpg', '-k', '0'], 'at least 1 neighbour'),
         (embedded, ['--near-duplicates', '97'], 'cosine'),
         (tmp_path / 'none', ['--near-duplicates', '0.9'], 'there is no embedding'),

@@ -44,9 +44,7 @@ def show(args: argparse.Namespace) -> None:
     cfg = load_config(args, below='show')
     if args.what == 'class_precision':
         cfg.test_evaluator.classwise = True
-    save_picture(
-        draw(build_runner(cfg, args.verbose, *checkpoints[:1]), args.what, checkpoints), path
-    )
+    save_picture(draw(build_runner(cfg, args.verbose, *checkpoints), args.what, checkpoints), path)
     print(f'written to {path}')
 
 

@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
     """Set the config values of the arguments of this verb."""
+    if args.contact_sheet and not args.dry_run:
+        raise ValueError('--contact-sheet needs --dry-run; a run draws mixed.png by itself.')
     if args.timm:
         set_timm_backbone(cfg, args.timm)
     if args.stats:
@@ -65,8 +67,6 @@ def apply_arguments(cfg: Any, args: argparse.Namespace) -> None:
 
         begun = find_good_checkpoint(cfg.work_dir)[0] if args.resume == 'auto' else args.resume
         set_initial_weights(cfg, args.init, begun and str(begun))
-    if args.contact_sheet and not args.dry_run:
-        raise ValueError('--contact-sheet needs --dry-run; a run draws mixed.png by itself.')
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
     set_precision(cfg, args.amp)

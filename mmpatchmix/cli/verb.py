@@ -135,12 +135,12 @@ def quiet_stack() -> None:
     mmengine.logging.print_log = print_relevant
 
 
-def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None) -> Any:
+def build_runner(cfg: Any, verbose: bool = False, *checkpoints: str) -> Any:
     """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
     Unless ``verbose``, records of ``FILE_ONLY`` are not printed. A classifier gets the number of
-    classes of the ``checkpoint`` to evaluate, or of the training images. ``ValueError`` if the
-    config normalises images otherwise than that of the checkpoint.
+    classes of the first of the ``checkpoints`` to evaluate, or of the training images.
+    ``ValueError`` if the config normalises images otherwise than the run of a checkpoint.
     """
     import torch
     from mmengine.registry import RUNNERS
@@ -156,8 +156,8 @@ def build_runner(cfg: Any, verbose: bool = False, checkpoint: str | None = None)
     runner_class = RUNNERS.get(name)
     if runner_class is None:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
-    derive_num_classes(cfg, checkpoint)
-    if checkpoint:
+    derive_num_classes(cfg, *checkpoints[:1])
+    for checkpoint in checkpoints:
         check_preprocessing(checkpoint, cfg.pretty_text)
     compare_ranks(cfg)
 

@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 
 from mmpatchmix.checkpoints.vit_spec import check_preprocessing
-from mmpatchmix.cli import embed, evaluate, neighbours, pack_shards
+from mmpatchmix.cli import embed, evaluate, neighbours, pack_shards, show
 
 ROOT = Path(__file__).parents[2]
 
@@ -202,15 +202,18 @@ def test_other_preprocessing_than_in_training_is_refused(recipe, key, value, mes
         check_preprocessing(str(tmp_path / name), cfg.pretty_text)
 
 
-def test_embedding_with_other_means_than_in_training_is_refused(run, tmp_path):
+def test_verbs_refuse_other_means_than_in_training(run, tmp_path):
     folder, model = run
     cfg = Config.fromfile(folder / 'tiny.py')
     cfg.model.data_preprocessor.mean = [0.0, 0.0, 0.0]
     checkpoint = dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text))
     torch.save(checkpoint, tmp_path / 'epoch_1.pth')
-    command = [str(folder / 'tiny.py'), str(tmp_path / 'epoch_1.pth'), '--out', str(tmp_path / 'x')]
+    config, other = str(folder / 'tiny.py'), str(tmp_path / 'epoch_1.pth')
+    common = ['--data-root', str(folder / 'images'), '--work-dir', str(tmp_path)]
     with pytest.raises(SystemExit, match='was trained with the mean'):
-        embed.main([*command, '--data-root', str(folder / 'images'), '--work-dir', str(tmp_path)])
+        embed.main([config, other, '--out', str(tmp_path / 'x'), *common])
+    with pytest.raises(SystemExit, match='was trained with the mean'):
+        show.main(['similar', config, str(folder / 'work'), other, *common])  # the second of two
 
 
 def test_wrong_arguments_are_refused(embedded, tmp_path):

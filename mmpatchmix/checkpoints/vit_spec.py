@@ -177,7 +177,7 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
         return Preprocessing(**fields).to(img_size), ''
     if isinstance(theirs := meta.get('preprocessor'), dict):
         values = {
-            name: tuple(255 * value for value in theirs[key])
+            name: tuple(round(255 * value, 3) for value in theirs[key])  # as configs have them
             for name, key in (('mean', 'image_mean'), ('std', 'image_std'))
             if theirs.get(key)
         }
@@ -203,14 +203,11 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
     return replace(default, **values), ''
 
 
-def check_preprocessing(path: str, config: str) -> None:
-    """Raise ``ValueError`` if a config text normalises images otherwise than a checkpoint's run."""
+def compare_preprocessing(path: str, config: str) -> str:
+    """Return how a config text normalises images otherwise than a checkpoint's run, or ''."""
     metas = read_checkpoint(path).meta, dict(cfg=config)
     (theirs, unknown), (ours, _) = (read_preprocessing(meta, 1) for meta in metas)
     for key in () if unknown else ('mean', 'std', 'values'):
         if (wanted := getattr(theirs, key)) != (found := getattr(ours, key)):
-            raise ValueError(
-                f'{path} was trained with the {key} {wanted}, and the config has {found}. Use the '
-                "copy of the config in the run's folder, or set model.data_preprocessor.mean and "
-                'std, and PATCHMIX_VALUES, as there.'
-            )
+            return f'was trained with the {key} {wanted}, and the config has {found}'
+    return ''

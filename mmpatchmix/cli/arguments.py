@@ -277,11 +277,6 @@ def set_initial_weights(cfg: Any, checkpoint: str, begun: str | None = None) -> 
     model.neck.in_channels = spec.embed_dims
     if begun is None and int(os.environ.get('RANK', 0)) == 0:
         changes = changes and [f'the network becomes that of the file: {", ".join(changes)}']
-        for key in ('mean', 'std'):
-            each = getattr(source.preprocessing, key), model.data_preprocessor.get(key) or ()
-            file, own = ([round(value, 1) for value in values] for values in each)
-            if file != own:
-                changes += [f'images are normalised with the {key} {own}, those of the file {file}']
         print(f'--init {checkpoint}: layout {source.layout.name!r}, images of {spec.img_size}')
         for line in (*source.report.assumed, *source.report.notes, *changes):
             print(f'  {line}')

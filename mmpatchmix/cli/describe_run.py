@@ -7,12 +7,13 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
+from mmpatchmix.checkpoints.vit_spec import compare_preprocessing
 from mmpatchmix.cli.arguments import BF16, FLOAT32
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.optimizers import complete_optimizer, computes_bf16
 from mmpatchmix.engine.schedules import global_batch
-from mmpatchmix.models import unwrap_model
+from mmpatchmix.models import PatchMixViT, unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process
 
@@ -38,7 +39,9 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         if (count := sum(p.numel() for p in child.parameters()))
     ]
     start = cfg.model.get('backbone') or {}
-    start = (find_pretrained(start.get('init_cfg')) or {}).get('checkpoint')
+    start = str((find_pretrained(start.get('init_cfg')) or {}).get('checkpoint') or '')
+    if start and not cfg.get('resume') and isinstance(model.backbone, PatchMixViT):
+        start += f'  <- {note}' if (note := compare_preprocessing(start, cfg.pretty_text)) else ''
     evaluation = 'none during training'
     if runner.val_loop is not None:
         kind = type(runner.val_loop).__name__
@@ -56,7 +59,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         **describe_schedules(cfg, batch),
         'parameters': ', '.join(parts),
         'trained': f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,}',
-        **({'starts from': str(start)} if start else {}),
+        **({'starts from': start} if start else {}),
         'evaluation': evaluation,
         'output': str(runner.work_dir),
     }

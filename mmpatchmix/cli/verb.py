@@ -146,7 +146,7 @@ def build_runner(cfg: Any, verbose: bool = False, *checkpoints: str) -> Any:
     from mmengine.registry import RUNNERS
 
     import mmpatchmix.registry  # noqa: F401  registers before mmengine's first look-up
-    from mmpatchmix.checkpoints.vit_spec import check_preprocessing
+    from mmpatchmix.checkpoints.vit_spec import compare_preprocessing
     from mmpatchmix.engine.ranks import compare_ranks
     from mmpatchmix.models.classifier import derive_num_classes
 
@@ -158,7 +158,11 @@ def build_runner(cfg: Any, verbose: bool = False, *checkpoints: str) -> Any:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
     derive_num_classes(cfg, *checkpoints[:1])
     for checkpoint in checkpoints:
-        check_preprocessing(checkpoint, cfg.pretty_text)
+        if difference := compare_preprocessing(checkpoint, cfg.pretty_text):
+            raise ValueError(
+                f"{checkpoint} {difference}. Use the copy of the config in the run's folder, or "
+                'set model.data_preprocessor.mean and std, and PATCHMIX_VALUES, as there.'
+            )
     compare_ranks(cfg)
 
     class ConciseRunner(runner_class):

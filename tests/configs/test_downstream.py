@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 
 import mmpatchmix.models.vit  # noqa: F401
 from mmpatchmix.checkpoints import ViTSpec
+from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.convert.features import build_vit
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,8 @@ def reduce(cfg, tmp_path):
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     state = {f'momentum_encoder.backbone.{key}': value for key, value in vit.state_dict().items()}
-    meta = dict(mmpatchmix=asdict(spec))
+    images = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], resize=64, crop=64)
+    meta = dict(mmpatchmix=asdict(spec) | dict(preprocessing=images))
     torch.save(dict(state_dict=state, meta=meta), tmp_path / 'pretrained.pth')
     cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'pretrained.pth')
     cfg.work_dir = str(tmp_path / 'run')
@@ -114,6 +116,8 @@ def test_one_epoch_trains_the_backbone_only_in_fine_tuning(kind, tmp_path):
     cfg = load(kind, 's', 'cifar10')
     before = reduce(cfg, tmp_path)
     runner = Runner.from_cfg(cfg)
+    start = describe_run(runner)[1]['starts from']
+    assert '<- was trained with the mean (1.0, 2.0, 3.0), and the config has (12' in start
     head = runner.model.head.fc.weight.detach().clone()
     runner.train()
     after = runner.model.backbone.state_dict()

@@ -36,7 +36,7 @@ $(DIGITS)/last_checkpoint: | setup
 
 evaluate: setup $(DIGITS)/last_checkpoint  ## judge the demo's checkpoint: kNN, linear, few labels, fine-tuning
 	@$(PY) -m mmpatchmix evaluate configs/patchmix_vit-digits_plain.py "$$(cat $(DIGITS)/last_checkpoint)" \
-	  --finetune configs/finetune/vit-digits_plain.py --work-dir $(DIGITS)/evaluation
+	  --finetune configs/finetune/vit-digits_plain.py
 
 demo-coco: $(STAMP)-detection  ## train a detector with and without pre-training, on scenes of digits (3 to 6 minutes)
 	@$(PY) examples/demo_coco.py

@@ -91,16 +91,13 @@ def load_backbone(path: str | Path, encoder: str = 'momentum') -> FeatureExtract
     """
     quiet_stack()
     from mmpatchmix.checkpoints import read_backbone
-    from mmpatchmix.checkpoints.reading import read_config_text
     from mmpatchmix.convert.features import build_vit
 
     is_work_dir = Path(path).is_dir() and not Path(path, 'config.json').is_file()
     source = read_backbone(find_checkpoint(str(path)) if is_work_dir else str(path), encoder)
     state = source.state_dict
-    stated = read_config_text(source.meta, 'model').get('backbone') or {}
     num_channels = state['patch_embed.projection.weight'].shape[1]
-    out_type = stated.get('out_type', 'cls_token')  # what the run evaluated
-    vit = build_vit(source.spec, in_channels=num_channels, out_type=out_type)
+    vit = build_vit(source.spec, in_channels=num_channels)
     vit.load_state_dict(state, strict=True)
     return FeatureExtractor(vit, source.preprocessing).eval()
 

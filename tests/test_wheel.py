@@ -54,6 +54,6 @@ def test_a_recipe_runs_by_its_name_from_an_empty_folder(wheel, tmp_path):
     empty.mkdir()
     command = [sys.executable, '-m', 'mmpatchmix', 'train', 'patchmix_vit-digits', '--dry-run']
     text = call(*command, cwd=empty, PYTHONPATH=tmp_path / 'installed')
-    assert 'Everything builds and trains; nothing was written.' in text
+    assert 'Everything builds and trains; no run was written.' in text
     assert 'OneDL' not in text
     assert list(empty.iterdir()) == []

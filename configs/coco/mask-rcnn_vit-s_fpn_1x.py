@@ -49,7 +49,7 @@ val_dataloader = test_dataloader = dict(dataset=dict(type='mmpatchmix.CocoDatase
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    constructor='mmpatchmix.DetectorLayerDecayConstructor',
+    constructor='mmpatchmix.LayerDecayConstructor',
     # lr for a batch of 16 = 8 GPUs x 2; --auto-scale-lr adapts it to another batch.
     optimizer=dict(type='AdamW', lr=7.5e-5, betas=(0.9, 0.999), weight_decay=0.03),
     paramwise_cfg=dict(

@@ -53,7 +53,7 @@ del img_size, norm, transforms, dataloader
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    constructor='mmpatchmix.DetectorLayerDecayConstructor',
+    constructor='mmpatchmix.LayerDecayConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),  # batch 64
     paramwise_cfg=dict(
         layer_decay_rate=0.7,

@@ -6,7 +6,7 @@ A file of the Hugging Face hub is named ``hf:ORG/NAME[@REVISION][:FILE]``.
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,8 @@ class Checkpoint(NamedTuple):
     # mmengine's 'meta'; metadata of files that convert/ wrote under 'mmpatchmix'; configs of a
     # folder under 'transformers' and 'preprocessor'.
     meta: dict[str, Any]
-    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning, lists of
-    # torch_ema, diffusers and NeMo): the raw weights; their names begin with 'raw.'.
+    # Where state_dict holds averages (EMAHook of mmengine, WeightAveraging of Lightning): the raw
+    # weights; their names begin with 'raw.'.
     raw: dict[str, Tensor] = {}
 
 
@@ -117,8 +117,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if is_mmengine or raw or not has_roles:
         usual = [name for name in ('state_dict', 'model') if name in networks]
         networks = {'': networks[usual[0]]} if usual else networks
-    if not (raw or has_roles) and (averages := _find_averages(content)):
-        raw, networks = _name_averages(path, averages, networks)
     if not networks:
         raise ValueError(
             f'{path} holds no tensors; its keys are {list(content)[:10]}. Those of '
@@ -180,32 +178,6 @@ def _find_networks(content: dict) -> dict[str, dict[str, Tensor]]:
     if sizes.get('') == largest:  # a state_dict with other entries
         return {'': found['']}
     return {name: found[name] for name in found if name and 2 * sizes[name] >= largest}
-
-
-def _find_averages(content: dict) -> Sequence[Tensor]:
-    """Return averages in a list without names: ``shadow_params`` of torch_ema and others, or []."""
-    waiting = [content]
-    for node in waiting:  # grows
-        for key, value in node.items():
-            values = value if isinstance(value, list | tuple) else [value]
-            waiting += [each for each in values if isinstance(each, dict)]
-            is_list = values is value and value and all(isinstance(v, Tensor) for v in value)
-            if is_list and find_roles(str(key))[1] and 'exp_' not in key:  # no moments of Adam
-                return value
-    return []
-
-
-def _name_averages(path: Path, averages: Sequence[Tensor], networks: dict) -> tuple[dict, dict]:
-    """Return the weights, and the network of their averages, which are in the same order."""
-    raw = next(iter(networks.values())) if len(networks) == 1 else {}
-    names = [k for k in raw if raw[k].is_floating_point() and '.running_' not in k]
-    if [raw[name].shape for name in names] != [value.shape for value in averages]:
-        raise ValueError(
-            f'{path} has a list of {len(averages)} averages without names, which do not '
-            f'match the {len(names)} weights in number and shapes: save the averages by name, or '
-            "the weights alone, as torch.save({'state_dict': ...}, PATH)."
-        )
-    return raw, {'': raw | dict(zip(names, averages, strict=True))}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -129,6 +129,8 @@ def read_stated_spec(meta: Mapping[str, Any]) -> dict[str, int | float]:
         arch = VisionTransformer.arch_zoo.get(arch.lower())
     stated = (arch if isinstance(arch, dict) else {}) | backbone
     fields = {key: value for key, value in stated.items() if key in _FIELDS and type(value) is int}
+    if isinstance(size := stated.get('img_size'), list | tuple):  # height and width
+        fields['img_size'] = size[0] if len({*size}) == 1 else size
     norm = backbone.get('norm_cfg')
     if isinstance(norm, dict) and isinstance(norm.get('eps'), float):
         fields['norm_eps'] = norm['eps']
@@ -203,9 +205,12 @@ def read_preprocessing(meta: Mapping[str, Any], img_size: int) -> tuple[Preproce
     return replace(default, **values), ''
 
 
-def compare_preprocessing(path: str, config: str) -> str:
-    """Return how a config text normalises images otherwise than a checkpoint's run, or ''."""
+def compare_with_run(path: str, config: str) -> str:
+    """Return how a config text differs from a checkpoint's run in heads or normalisation, or ''."""
     metas = read_checkpoint(path).meta, dict(cfg=config)
+    heads, own_heads = (read_stated_spec(meta).get('num_heads') for meta in metas)
+    if heads and own_heads and heads != own_heads:
+        return f'was trained with {heads} attention heads, and the config has {own_heads}'
     (theirs, unknown), (ours, _) = (read_preprocessing(meta, 1) for meta in metas)
     for key in () if unknown else ('mean', 'std', 'values'):
         if (wanted := getattr(theirs, key)) != (found := getattr(ours, key)):

@@ -7,7 +7,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpatchmix.checkpoints.vit_spec import compare_preprocessing
+from mmpatchmix.checkpoints.vit_spec import compare_with_run
 from mmpatchmix.cli.arguments import BF16, FLOAT32
 from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
@@ -41,7 +41,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     start = cfg.model.get('backbone') or {}
     start = str((find_pretrained(start.get('init_cfg')) or {}).get('checkpoint') or '')
     if start and not cfg.get('resume') and isinstance(model.backbone, PatchMixViT):
-        start += f'  <- {note}' if (note := compare_preprocessing(start, cfg.pretty_text)) else ''
+        start += f'  <- {note}' if (note := compare_with_run(start, cfg.pretty_text)) else ''
     evaluation = 'none during training'
     if runner.val_loop is not None:
         kind = type(runner.val_loop).__name__

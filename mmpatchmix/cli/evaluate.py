@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from mmpatchmix import __version__
 from mmpatchmix.cli.arguments import add_common_arguments, load_config
-from mmpatchmix.cli.verb import build_runner, find_checkpoint, make_verb
+from mmpatchmix.cli.verb import build_runner, check_config_of_run, find_checkpoint, make_verb
 
 # Evaluations, and rows of the table: names of metrics as regular expressions, and titles that may
 # refer to groups by number and to other metrics with the same prefix by name.
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shares = dict(nargs='+', type=float, default=[0.01, 0.1])
     add('--fractions', **shares, help='shares of labels for low-shot (default: 0.01 0.1)')
     add('--linear-epochs', type=int, default=100, help='of the linear probe (default: 100)')
-    add('--finetune', metavar='CONFIG', help='also fine-tune by this config')
+    add('--finetune', metavar='CONFIG', help='also fine-tune by this config, as it is')
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -64,11 +64,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.linear_epochs < 1 or not all(0 < share <= 1 for share in args.fractions):
         raise ValueError('--linear-epochs must be at least 1, --fractions above 0 and at most 1.')
-    cfg, checkpoint = load_config(args, below='evaluation'), find_checkpoint(args.checkpoint)
-    work_dir, second = Path(cfg.work_dir), None
+    checkpoint = find_checkpoint(args.checkpoint)
+    args.work_dir = args.work_dir or str(Path(checkpoint).with_name('evaluation'))  # for its report
+    cfg, work_dir, second = load_config(args), Path(args.work_dir), None
     if args.finetune:  # read now, so that a wrong name is an error at once
         own = {'config': args.finetune, 'work_dir': str(work_dir / 'finetune'), 'cfg_options': []}
         second = load_config(argparse.Namespace(**vars(args) | own))
+        check_config_of_run(second, checkpoint)
     if not cfg.get('test_cfg'):
         raise ValueError(f'{args.config} has no evaluation (test_cfg and test_dataloader).')
     runner = build_runner(cfg, args.verbose, checkpoint)
@@ -88,6 +90,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for fraction in args.fractions if 'low-shot' in what else ():
         metrics |= low_shot(train, test, fraction)
     work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / 'similarity.png').unlink(missing_ok=True)  # of an earlier evaluation
     if 'similarity' in what:
         figures, *curves = judge.judge_similarity(runner, test)
         metrics |= figures

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = 'scale the learning rate from the batch of the recipe to the actual batch'
     add('--auto-scale-lr', action='store_true', help=about)
     add('--epochs', type=int, help='length of the run; all schedules are scaled with it')
-    add('--dry-run', action='store_true', help='print the recipe, train one step, write nothing')
+    add('--dry-run', action='store_true', help='print the recipe, train one step, start no run')
     about = 'with --dry-run, draw augmented views as the model gets them into this PNG file'
     add('--contact-sheet', metavar='FILE', help=about)
     add('--track', action='append', default=[], choices=TRACKERS, help='log to this tracker, too')
@@ -152,7 +152,7 @@ def train(args: argparse.Namespace) -> Path | None:
             result = run_one_step(runner)
             if is_main_process():
                 text = ', '.join(f'{name} {value:.4g}' for name, value in result.items())
-                written = args.contact_sheet or 'nothing'
+                written = args.contact_sheet or 'no run'
                 print(f'one step: {text}\nEverything builds and trains; {written} was written.')
             return None
     for hook in runner.hooks:

@@ -135,18 +135,28 @@ def quiet_stack() -> None:
     mmengine.logging.print_log = print_relevant
 
 
+def check_config_of_run(cfg: Any, checkpoint: str) -> None:
+    """Raise ``ValueError`` if the run of a checkpoint had other heads or another normalisation."""
+    from mmpatchmix.checkpoints.vit_spec import compare_with_run
+
+    if difference := compare_with_run(checkpoint, cfg.pretty_text):
+        raise ValueError(
+            f"{checkpoint} {difference}. Use the copy of the config in the run's folder, or its "
+            'model.backbone and model.data_preprocessor, and PATCHMIX_VALUES.'
+        )
+
+
 def build_runner(cfg: Any, verbose: bool = False, *checkpoints: str) -> Any:
     """Build the Runner, of the class that ``runner_type`` names, after the ranks have met.
 
     Unless ``verbose``, records of ``FILE_ONLY`` are not printed. A classifier gets the number of
     classes of the first of the ``checkpoints`` to evaluate, or of the training images.
-    ``ValueError`` if the config normalises images otherwise than the run of a checkpoint.
+    ``ValueError`` if one of them does not pass :func:`check_config_of_run`.
     """
     import torch
     from mmengine.registry import RUNNERS
 
     import mmpatchmix.registry  # noqa: F401  registers before mmengine's first look-up
-    from mmpatchmix.checkpoints.vit_spec import compare_preprocessing
     from mmpatchmix.engine.ranks import compare_ranks
     from mmpatchmix.models.classifier import derive_num_classes
 
@@ -158,11 +168,7 @@ def build_runner(cfg: Any, verbose: bool = False, *checkpoints: str) -> Any:
         raise ValueError(f'runner_type={name!r} is not registered: set custom_imports.')
     derive_num_classes(cfg, *checkpoints[:1])
     for checkpoint in checkpoints:
-        if difference := compare_preprocessing(checkpoint, cfg.pretty_text):
-            raise ValueError(
-                f"{checkpoint} {difference}. Use the copy of the config in the run's folder, or "
-                'set model.data_preprocessor.mean and std, and PATCHMIX_VALUES, as there.'
-            )
+        check_config_of_run(cfg, checkpoint)
     compare_ranks(cfg)
 
     class ConciseRunner(runner_class):

@@ -118,15 +118,16 @@ def _decode_dicom(content: bytes) -> DecodedImage:
     dataset = pydicom.dcmread(io.BytesIO(content))
     if dataset.PhotometricInterpretation == 'PALETTE COLOR' or 'ModalityLUTSequence' in dataset:
         raise UnfitImageError('holds indices of a lookup table, not values')
+    groups = (dataset.get(f'{kind}FunctionalGroupsSequence') for kind in ('Shared', 'PerFrame'))
+    if any('PixelValueTransformationSequence' in each for group in groups for each in group or ()):
+        raise UnfitImageError('rescales its values by frame (an enhanced DICOM)')
     is_movie = int(dataset.get('NumberOfFrames') or 1) > 1
     axes = f'{"Q" * is_movie}YX{"S" * (dataset.SamplesPerPixel > 1)}'
     decoded = _add_range(_channels_last(pixel_array(dataset), axes), dataset.BitsStored)  # RGB
-    if dataset.PhotometricInterpretation == 'MONOCHROME1':
-        decoded = _invert(decoded)
     slope = float(dataset.get('RescaleSlope', 1))
     intercept = float(dataset.get('RescaleIntercept', 0))
-    if (slope, intercept) == (1, 0):
-        return decoded
+    if (slope, intercept) == (1, 0):  # else inverted for display only
+        return _invert(decoded) if dataset.PhotometricInterpretation == 'MONOCHROME1' else decoded
     low, high = sorted(slope * end + intercept for end in (decoded.low, decoded.high))
     return DecodedImage(slope * decoded.values.astype(np.float64) + intercept, low, high)
 

@@ -20,7 +20,7 @@ from mmengine import fileio
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.logging import MMLogger
 
-from mmpatchmix.datasets.image_list import hash_names
+from mmpatchmix.datasets.image_list import find_split, hash_names
 from mmpatchmix.files import replacing
 
 # Key and ending of a member are split at the first dot, as in the webdataset library; but see
@@ -215,7 +215,14 @@ def list_shards(location: str) -> list[str]:
             f'{location.rstrip("/")}/train-{{000000..000009}}.tar'
         )
     if osp.isdir(location):
-        location = osp.join(glob.escape(location), '*.tar')
+        folder, location = location, osp.join(glob.escape(location), '*.tar')
+        words = (re.split(r'[-_.\d]+', osp.basename(path)) for path in glob.glob(location))
+        splits = [{*map(find_split, each)} - {None} for each in words]
+        if {'train'} in splits and {'val'} in splits:
+            raise ValueError(
+                f'{folder} has shards for training and for validation: name both, such as '
+                f"--data-root '{folder}/train-*.tar' --val-root '{folder}/val-*.tar'"
+            )
     names = _expand(location)
     if is_remote:
         return names

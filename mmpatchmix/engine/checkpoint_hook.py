@@ -45,7 +45,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     Args:
         minutes: Minutes between checkpoints within an epoch, above 0; None for never.
-        iterations: Iterations between checkpoints within an epoch, above 0; None for never.
+        iterations: Iterations between checkpoints within an epoch, above 0; None for never. With
+            accumulation, at the next step of the optimizer.
         **kwargs: Those of mmengine's ``CheckpointHook``: ``interval``, ``save_best``, ...
     """
 
@@ -78,13 +79,14 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Install signal handlers; remove temporary files of an interrupted run."""
         super().before_train(runner)
-        self._is_local = isinstance(self.file_backend, LocalBackend)
+        if not isinstance(self.file_backend, LocalBackend):
+            raise ValueError(f'checkpoint.out_dir={self.out_dir} must be a folder, not remote.')
         self._saved_at = time.monotonic()
         env_cfg = runner.cfg.get('env_cfg') or {}
         self._ranks.timeout = (env_cfg.get('dist_cfg') or {}).get('timeout')
         if isinstance(runner.train_loop, ExactTrainLoop):
             self._signals.install()
-        if dist.is_main_process() and self._is_local:
+        if dist.is_main_process():
             Path(self.out_dir).mkdir(parents=True, exist_ok=True)
             for path in Path(self.out_dir).glob('.*.pth.partial'):
                 path.unlink()
@@ -101,7 +103,7 @@ class SafeCheckpointHook(CheckpointHook):
         late, number = self._ranks.listen(late, self._signals.received, at_once=at_end)
         if number:
             self._stop(runner, number)
-        by_iteration = self.iterations and (runner.iter + 1) % self.iterations == 0
+        by_iteration = self.iterations and (runner.iter + 1) % self.iterations < accumulation
         # The end of an epoch saves by itself, or the next iteration does.
         if not at_end and self.by_epoch and (late or by_iteration):
             self.save_within_epoch(runner)
@@ -151,10 +153,6 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save as mmengine does, but remove old checkpoints afterwards."""
-        if not self._is_local:
-            runner.call_hook('prepare_checkpoint')
-            super()._save_checkpoint_with_step(runner, step, meta)
-            return
         kept, old = list(dict.fromkeys([*getattr(self, 'keep_ckpt_ids', ()), step])), []
         if self.max_keep_ckpts > 0:
             old, kept = kept[: -self.max_keep_ckpts], kept[-self.max_keep_ckpts :]
@@ -224,8 +222,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save as mmengine does, but safely, and remove the previous best checkpoint last."""
-        if not self.save_best or not self._is_local:
-            super()._save_best_checkpoint(runner, metrics)
+        if not self.save_best:
             return
         if missing := [key for key in self.key_indicators if key not in ('auto', *metrics)]:
             runner.logger.warning(

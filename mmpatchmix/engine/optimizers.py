@@ -104,9 +104,7 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
         ]
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
-    name=['LayerDecayConstructor', 'DetectorLayerDecayConstructor']
-)
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     """mmpretrain's layer-wise learning rate decay, for any model with a ViT as ``backbone``.
 

@@ -1,6 +1,6 @@
 """Schedules of learning rate and momentum encoder, and the plan of a run that resuming compares.
 
-The plan is start, length, batch and schedules.
+The plan is length, batch, optimizer, schedules, mixing, loss and normalisation.
 """
 
 import math
@@ -19,6 +19,7 @@ from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 
+LOSS_SETTINGS = ('temperature', 'mix_temperature', 'label_smoothing', 'loss_weights')
 # Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
 CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
 LENGTHS = re.compile(r'\b(begin|end|T_max|step_size|milestones) (\[.*?\]|[^,;]+)')
@@ -95,7 +96,7 @@ class MomentumScheduleHook(Hook):
 
 
 def describe_plan(runner: Runner) -> dict[str, str]:
-    """Return everything that must not change on resuming, as text, of a built Runner."""
+    """Return what resuming compares, as text, of a built Runner."""
     loader, cfg = runner.train_dataloader, runner.cfg
     optimizer = dict((cfg.get('optim_wrapper') or {}).get('optimizer') or {})
     optimizer.pop('lr', None)
@@ -114,13 +115,21 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'schedules': '; '.join(_format_settings(dict(each)) for each in schedules),
         'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }
-    preprocessor = getattr(unwrap_model(runner.model), 'data_preprocessor', None)
+    model = unwrap_model(runner.model)
+    preprocessor = getattr(model, 'data_preprocessor', None)
     if hasattr(preprocessor, 'num_mix_choices'):
         plan['mixing'] = (
             f'num_mix {preprocessor.num_mix_choices}, patches of {preprocessor.patch_size}, '
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
             + (f', shares of alpha {preprocessor.alpha:g}' if preprocessor.alpha else '')
         )
+        parts = {**vars(model), **vars(model.head)}
+        plan['loss'] = _format_settings({name: parts.get(name) for name in LOSS_SETTINGS})
+        steps = cfg.train_dataloader.dataset.get('pipeline') or []
+        plan['values'] = [step['value_range'] for step in steps if 'value_range' in step]
+    for name in ('mean', 'std'):  # of the images
+        if hasattr(preprocessor, name):
+            plan[name] = ', '.join(f'{value:g}' for value in getattr(preprocessor, name).flatten())
     return {k: f'{v:g}' if isinstance(v, float) else str(v) for k, v in plan.items()}
 
 
@@ -135,7 +144,7 @@ def global_batch(runner: Runner) -> int:
 
 
 def find_start(runner: Runner) -> str | None:
-    """Return the file whose weights a run starts from, or started from; None for random weights."""
+    """Return the file whose weights a run starts from; of a resumed run, only of ``init_cfg``."""
     backbone = getattr(unwrap_model(runner.model), 'backbone', None)
     pretrained = find_pretrained(getattr(backbone, 'init_cfg', None)) or {}
     return pretrained.get('checkpoint') or (None if runner._resume else runner._load_from)
@@ -143,11 +152,8 @@ def find_start(runner: Runner) -> str | None:
 
 def compare_plans(before: dict[str, str], now: dict[str, str]) -> tuple[list[str], bool]:
     """Return a line for each difference, and whether only length and batch differ."""
-    names = [name for name in before | now if before.get(name) != now.get(name)]
-    lines = [
-        f'{name}: {before.get(name, "nothing")} in the checkpoint, {now.get(name, "nothing")} now'
-        for name in names
-    ]
+    names = [name for name in before if before[name] != now.get(name)]
+    lines = [f'{n}: {before[n]} in the checkpoint, {now.get(n, "nothing")} now' for n in names]
     schedules = [LENGTHS.sub('', plan.get('schedules', '')) for plan in (before, now)]
     allowed = (*CHANGEABLE, 'schedules') if schedules[0] == schedules[1] else CHANGEABLE
     return lines, set(names) <= set(allowed)

@@ -122,6 +122,8 @@ def _output_tokens(model: nn.Module) -> int:
     if not vits:
         raise ValueError(f'{type(model).__name__} has no ViT of mmpretrain: no patch tokens.')
     for vit in vits:
+        if vit.out_type == 'avg_featmap':
+            raise ValueError('features are means of patch tokens, which have a norm of their own')
         vit.out_type = 'raw'
     return vits[0].num_extra_tokens
 

@@ -48,7 +48,10 @@ def derive_num_classes(cfg: dict, checkpoint: str | None = None) -> None:
         while 'dataset' in loader:  # a data loader or a wrapper
             loader = loader['dataset']
         init_default_scope(cfg.get('default_scope') or 'mmengine')
-        classes = DATASETS.build({**loader, 'pipeline': []}).metainfo.get('classes') or ()
+        metainfo = DATASETS.build({**loader, 'pipeline': []}).metainfo
+        classes = metainfo.get('classes') or ()
+        if metainfo.get('labelled') and not classes:
+            raise ValueError('labels of these shards have no names: set model.num_classes.')
     if len(classes):
         model['num_classes'] = len(classes)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.logging import MMLogger
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from mmpatchmix.checkpoints.backbone import read_backbone
@@ -43,8 +44,11 @@ def load_backbone(
             f'{path} is another network than model.backbone; nothing was loaded. Give the model '
             f'the arch of the pre-training: {"; ".join(wrong)}.'
         )
-    weights = dict(source.state_dict)
-    # mmpretrain's hook of load_state_dict; called here so that shapes can be compared.
+    weights, side = dict(source.state_dict), source.spec.img_size // source.spec.patch_size
+    # mmpretrain's hook takes the grid of a rectangle with as many positions for the same.
+    options = (side, side), backbone.patch_resolution, backbone.interpolate_mode, 1
+    weights['pos_embed'] = resize_pos_embed(weights['pos_embed'], *options)
+    # The hook of load_state_dict; called here so that shapes can be compared.
     backbone._prepare_pos_embed(weights, prefix='')
     notes = fit_channels(weights, backbone.patch_embed.projection.in_channels)
     advice = 'Give the backbone the patch_size and parts of the pre-training.'

@@ -49,7 +49,7 @@ def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
     names = name_runs([run.work_dir for run in runs])
     plots = plan_plots(runs, names)
     curves = [{s['label']: (s['x'], s['y']) for s in plot['series']} for plot in plots]
-    are_epochs = all(run.epochs_per_iter for run in runs if run.training)
+    units = {'epoch' if r.epochs_per_iter else 'iteration' for r in runs if r.training} or {'epoch'}
     budget = PICTURE_BYTES // max(1, len(runs))
     options = dict(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment = Environment(loader=PackageLoader('mmpatchmix', 'report'), **options)
@@ -60,7 +60,7 @@ def write_report(work_dirs: Sequence[str | Path], path: str | Path) -> Path:
         comparison=compare(runs, names) if len(runs) > 1 else None,
         plots=plots,
         tables=[_tabulate(each, NUM_ROWS) for each in curves],
-        x_label='epoch' if are_epochs else 'iteration',
+        x_label=' or '.join(sorted(units)),  # of runs that count epochs, and that count none
         library=_read_library(),
     )
     path = Path(path)

@@ -6,6 +6,7 @@ from mmpretrain.models.backbones import VisionTransformer
 
 from mmpatchmix.checkpoints import match_state_dict, read_backbone
 from mmpatchmix.convert.features import build_vit
+from mmpatchmix.models import PatchMixViT
 from mmpatchmix.models.load_backbone import load_backbone
 from tests.checkpoints.vits import (
     SPEC,
@@ -105,3 +106,17 @@ def test_folders_with_another_activation_are_refused(tmp_path):
     path, _ = hugging_face(tmp_path, 'ViTModel', 'ViTConfig', hidden_act='gelu_new')
     with pytest.raises(ValueError, match="hidden_act='gelu_new'"):
         read_backbone(path)
+
+
+def test_positions_of_a_square_are_resized_to_a_rectangle_of_as_many(tmp_path):
+    spec = replace(SPEC, img_size=4 * SPEC.patch_size)
+    rows = torch.arange(4.0).repeat_interleave(4)[None, :, None]  # of each patch of 4 x 4
+    vit = build_vit(spec)
+    vit.pos_embed.data[:, 1:] = rows
+    content = dict(state_dict=vit.state_dict(), meta=dict(mmpatchmix=asdict(spec)))
+    torch.save(content, tmp_path / 'square.pth')
+    size = (2 * SPEC.patch_size, 8 * SPEC.patch_size)
+    wide = PatchMixViT(arch=spec.arch, img_size=size, patch_size=SPEC.patch_size)
+    load_backbone(wide, tmp_path / 'square.pth')
+    found = wide.pos_embed[0, 1:, 0].view(2, 8)
+    assert (found == found[:, :1]).all() and 0 < found[0, 0] < 1 and 2 < found[1, 0] < 3

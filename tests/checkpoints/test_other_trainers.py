@@ -158,26 +158,6 @@ def test_a_state_dict_of_averages_is_preferred_to_the_raw_one_beside_it(tmp_path
     assert read_checkpoint(tmp_path / 'x.pth').state_dict.keys() == average.keys()
 
 
-@pytest.mark.parametrize('place', [['ema'], ['EMA', 'callbacks'], [], None])
-def test_a_list_of_averages_is_named_by_the_weights_beside_it(tmp_path, place):
-    raw, shadow = RAW.state_dict(), [value.detach() for value in AVERAGE.parameters()]
-    content = {'shadow_params': shadow, 'decay': 0.999}
-    if place is None:  # NeMo
-        content = dict(optimizer_states=[dict(exp_avg=[torch.ones(2)], ema=shadow)])
-    for key in place or ():
-        content = {key: content}
-    content |= dict(net=with_prefix(raw, 'module.'), epoch=1)
-    name, report = positions(tmp_path, content)
-    assert name == 'average' and "for the raw ones: prefix='raw.'" in report
-    assert positions(tmp_path, content, 'query')[0] == 'raw'
-    state = read_checkpoint(tmp_path / 'x.pth').state_dict
-    averages = AVERAGE.state_dict()
-    assert all(torch.equal(state[f'module.{key}'], averages[key]) for key in raw)
-    shadow.pop()
-    with pytest.raises(ValueError, match=rf'{len(shadow)} averages .* the {len(raw)} weights'):
-        read_checkpoint(save(tmp_path, content))
-
-
 @pytest.mark.parametrize(
     ('find', 'wrapped'),
     [

@@ -23,6 +23,7 @@ from mmpatchmix.models.classifier import derive_num_classes
 from mmpatchmix.registry import DATASETS, MODELS
 from tests.cli.parts import build_parts, get_refusal
 from tests.datasets.folders import make_classes
+from tests.datasets.shards import make_shards
 from tests.engine.tiny_run import tiny_run_config
 
 SMALL = dict(type='mmpatchmix.PatchMixViT', arch='deit-tiny', img_size=32)
@@ -183,6 +184,11 @@ def test_the_number_of_classes_is_that_of_the_images_or_of_the_checkpoint(tmp_pa
     given.model.num_classes = 7
     derive_num_classes(given)
     assert given.model.num_classes == 7  # check_run refuses it
+    shards = make_shards(tmp_path / 'shards', 6, 6)  # with labels, without their names
+    cfg = Config.fromfile('configs/finetune/vit-s_in1k.py')
+    cfg.train_dataloader.dataset = dict(type='mmpatchmix.ShardedImages', data_root=str(shards))
+    with pytest.raises(ValueError, match=r'have no names: set model\.num_classes'):
+        derive_num_classes(cfg)
 
 
 def test_the_number_of_classes_takes_one_option_and_must_fit_the_data():

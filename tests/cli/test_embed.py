@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from mmpatchmix.checkpoints.vit_spec import compare_preprocessing
+from mmpatchmix.checkpoints.vit_spec import compare_with_run
 from mmpatchmix.cli import embed, evaluate, neighbours, pack_shards, show
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +186,7 @@ def test_queries_of_another_embedding(run, embedded, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('recipe', 'key', 'value', 'message'),
     [
+        ('folder', 'model.backbone.arch', 'deit-small', '6 att.* the config has 12'),
         ('folder', 'model.data_preprocessor.mean', [1, 2, 3], r'the mean \(1.0, 2.0, 3.0\), and'),
         ('folder', 'model.data_preprocessor.std', [1, 2, 3], r'the std \(1.0, 2.0, 3.0\), and'),
         ('any', f'{TEST_VIEW}.0.value_range', '0,4095', "'0,4095' of .* the config has .*'dtype'"),
@@ -197,10 +198,10 @@ def test_other_preprocessing_than_in_training_is_found(recipe, key, value, messa
     run.merge_from_dict({key: value})
     for name, text in (('run', run.pretty_text), ('same', cfg.pretty_text), ('none', None)):
         torch.save(dict(state_dict=dict(x=torch.ones(1)), meta=dict(cfg=text)), tmp_path / name)
-    difference = compare_preprocessing(str(tmp_path / 'run'), cfg.pretty_text)
+    difference = compare_with_run(str(tmp_path / 'run'), cfg.pretty_text)
     assert re.search(f'was trained with .*{message}', difference)
     for name in ('same', 'none'):
-        assert compare_preprocessing(str(tmp_path / name), cfg.pretty_text) == ''
+        assert compare_with_run(str(tmp_path / name), cfg.pretty_text) == ''
 
 
 def test_verbs_refuse_other_means_than_in_training(run, tmp_path):

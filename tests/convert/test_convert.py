@@ -59,10 +59,15 @@ def test_contradictions_between_weights_and_metadata_are_errors(own, tmp_path):
     with pytest.raises(ValueError, match='num_heads=3 by its own metadata, not 4'):
         read_backbone(own[0], num_heads=4)
     content = torch.load(own[0])
-    content['meta']['cfg'] = content['meta']['cfg'].replace('img_size=16', 'img_size=32')
+    config = content['meta']['cfg']
+    for size, said in (('32', '32'), ('(8, 32)', r'\(8, 32\)'), ('[8, 32]', r'\[8, 32\]')):
+        content['meta']['cfg'] = config.replace('img_size=16', f'img_size={size}')
+        torch.save(content, tmp_path / 'odd.pth')
+        with pytest.raises(ValueError, match=f'img_size is 16 in its weights and {said} in its m'):
+            read_backbone(tmp_path / 'odd.pth')
+    content['meta']['cfg'] = config.replace('img_size=16', 'img_size=(16, 16)')
     torch.save(content, tmp_path / 'odd.pth')
-    with pytest.raises(ValueError, match='img_size is 16 in its weights and 32 in its metadata'):
-        read_backbone(tmp_path / 'odd.pth')
+    assert read_backbone(tmp_path / 'odd.pth').spec.img_size == 16
 
 
 def test_different_features_are_refused_and_nothing_is_kept(own, tmp_path, monkeypatch):

@@ -190,5 +190,16 @@ def test_dicom_is_rescaled():
     assert (low, high) == (-1024, 2 * 4095 - 1024)
     values = decode(as_dicom(levels, PhotometricInterpretation='MONOCHROME1', **ids)).values
     assert np.array_equal(values[:, :, 0], 4095 - levels)
+    options = dict(PhotometricInterpretation='MONOCHROME1', RescaleIntercept='-1024', **ids)
+    values = decode(as_dicom(levels, RescaleSlope='1', **options)).values  # not as displayed
+    assert np.array_equal(values[:, :, 0], levels - 1024.0)
     with pytest.raises(OSError, match='not an image'):
         decode(as_dicom(levels, **ids)[:-100])
+    from pydicom import Dataset
+
+    for kind in ('Shared', 'PerFrame'):
+        group = Dataset()
+        group.PixelValueTransformationSequence = [Dataset()]
+        enhanced = as_dicom(levels, **{f'{kind}FunctionalGroupsSequence': [group]}, **ids)
+        with pytest.raises(OSError, match='by frame'):
+            decode(enhanced)

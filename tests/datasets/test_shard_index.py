@@ -98,6 +98,17 @@ def test_folders_ranges_and_wildcards(shards, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize('name', ['val-000000', 'set-validation-01', 'test'])
+def test_training_and_validation_shards_in_one_folder_are_told_apart(tmp_path, name):
+    make_shards(tmp_path, 4, 2)
+    write_tar(tmp_path / 'other.tar', {'9.png': encode_image(9)})
+    assert len(open_shards(tmp_path)) == 5
+    write_tar(tmp_path / f'{name}.tar', {'8.png': encode_image(8)})
+    with pytest.raises(ValueError, match=r"--data-root '.*/train-\*\.tar' --val-root"):
+        open_shards(tmp_path)
+    assert len(open_shards(tmp_path / 'train-*.tar')) == 4
+
+
 def test_missing_shards_are_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'train-000007.tar and 2 more'):
         open_shards(shards / 'train-{000005..000009}.tar')

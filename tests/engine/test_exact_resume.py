@@ -104,6 +104,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 @pytest.mark.parametrize('change', [False, True])
 def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
     options = {'model.data_preprocessor.num_mix': 3, 'optim_wrapper.optimizer.lr': 1e-3}
+    options |= {'model.data_preprocessor.std': [60.0] * 3, 'model.head.temperature': 0.5}
+    options['model.loss_weights'] = dict(mix_mix=0)
     options['default_hooks.exact_resume.change_schedule'] = change
     runner = build(tmp_path, whole / 'iter_5.pth', epochs=6, **options)
     with pytest.raises(ValueError, match='this run differs from the run') as refusal:
@@ -112,6 +114,9 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
         'epochs: 3 in the checkpoint, 6 now',
         'learning rate: 0.003 in the checkpoint, 0.001 now',
         'mixing: num_mix [2]',
+        '60, 60, 60 now',
+        "'mix_mix': 0",
+        'temperature 0.5',
         '--change-schedule',
     ):
         assert line in str(refusal.value)

@@ -23,7 +23,7 @@ def detector(kind, **kwargs):
 def settings(model):
     flat = {f'.{name}': dict(decay_mult=0.0) for name in ('cls_token', 'pos_embed', 'rel_pos_')}
     cfg = dict(
-        constructor='mmpatchmix.DetectorLayerDecayConstructor',
+        constructor='mmpatchmix.LayerDecayConstructor',
         optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
         paramwise_cfg=dict(layer_decay_rate=RATE, flat_decay_mult=0.0, custom_keys=flat),
     )

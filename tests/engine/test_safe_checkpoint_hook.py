@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from mmengine.fileio import HTTPBackend
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -78,6 +79,26 @@ def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
     assert names(tmp_path) == ['epoch_1.pth', 'iter_2.pth']
     with pytest.raises(ValueError, match='minutes=0'):
         SafeCheckpointHook(minutes=0)
+
+
+@pytest.mark.parametrize(('iterations', 'saved'), [(1, [2, 4]), (2, [2, 4]), (3, [4]), (5, [])])
+def test_with_accumulation_the_next_optimizer_step_is_saved(tmp_path, iterations, saved):
+    cfg = tiny_run_config(tmp_path, 1, num_images=48)  # 6 iterations, the last ends the epoch
+    cfg.optim_wrapper.accumulative_counts = 2
+    cfg.default_hooks.checkpoint.iterations = iterations
+    runner = Runner.from_cfg(cfg)
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook))
+    found = []
+    hook.save_within_epoch = lambda runner: found.append(runner.iter + 1)
+    runner.train()
+    assert found == saved
+
+
+def test_a_remote_folder_is_refused_before_training(tmp_path, monkeypatch):
+    # Of mmengine's remote backends http needs no other package, but cannot join paths.
+    monkeypatch.setattr(HTTPBackend, 'join_path', lambda _, *parts: '/'.join(parts), raising=False)
+    with pytest.raises(ValueError, match=r'out_dir=http://h/.* must be a folder'):
+        build(tmp_path, out_dir='http://h').train()
 
 
 def test_a_failing_disk_ends_no_run_and_keeps_good_checkpoints(tmp_path, monkeypatch):

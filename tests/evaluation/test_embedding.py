@@ -181,5 +181,8 @@ def test_patch_tokens_are_those_of_the_vit(photos, tmp_path):
     assert np.allclose(tokens[[0, 1, 3, 4]], expected[:, 1:], atol=2e-3)
     features = np.load(tmp_path / 'x' / 'features.npy')
     assert np.allclose(features[[0, 1, 3, 4]], expected[:, 0], atol=1e-5)
+    model.backbone.out_type = 'avg_featmap'
+    with pytest.raises(ValueError, match='a norm of their own'):
+        embed(model, folder_loader(photos), tmp_path / 'y', ABOUT, patch_tokens=True)
     with pytest.raises(ValueError, match='no ViT of mmpretrain: no patch tokens'):
         embed(Sums(), folder_loader(photos), tmp_path / 'y', ABOUT, patch_tokens=True)

@@ -67,11 +67,11 @@ def test_the_verb_runs_all_evaluations(tmp_path, capsys):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_0.pth')
     evaluate.main([
         str(config.filename), str(tmp_path / 'epoch_0.pth'), '--linear-epochs', '2',
-        '--work-dir', str(tmp_path / 'out'), '--finetune', 'configs/finetune/vit-digits.py',
+        '--finetune', 'configs/finetune/vit-digits.py',
         '--cfg-options', 'train_dataloader.dataset.indices=200',
     ])  # fmt: skip
     text = capsys.readouterr().out
-    report = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())
+    report = json.loads((tmp_path / 'evaluation' / 'evaluation.json').read_text())
     metrics = report['metrics']
     assert report['checkpoint'].endswith('epoch_0.pth') and 'torch' in report['versions']
     assert metrics['pixels/top1'] > 90  # digits are easy
@@ -84,7 +84,16 @@ def test_the_verb_runs_all_evaluations(tmp_path, capsys):
     assert 1 < metrics['geometry/lidar'] < 96 and metrics['geometry/lidar_images'] == 200
     assert 1 < metrics['geometry/rank_me'] < 96 and metrics['geometry/uniformity'] < 0
     assert 0 < metrics['geometry/alignment'] < 4
-    assert (tmp_path / 'out' / 'similarity.png').stat().st_size > 10_000
+    assert (tmp_path / 'evaluation' / 'similarity.png').stat().st_size > 10_000
+    config.model.data_preprocessor.mean = [1.0] * 3
+    content = dict(meta=dict(cfg=config.pretty_text), state_dict=model.state_dict())
+    torch.save(content, tmp_path / 'epoch_0.pth')
+    config.dump(tmp_path / 'own.py')
+    with pytest.raises(SystemExit, match='was trained with the mean'):
+        evaluate.main([
+            str(tmp_path / 'own.py'), str(tmp_path / 'epoch_0.pth'),
+            '--finetune', 'configs/finetune/vit-digits.py',
+        ])  # fmt: skip
     for row in ('kNN on raw pixels', 'kNN on features', 'linear on', 'fine-tuned, 2 epochs'):
         assert row in text
-    assert (tmp_path / 'out' / 'features' / 'bank.safetensors').is_file()
+    assert (tmp_path / 'evaluation' / 'features' / 'bank.safetensors').is_file()

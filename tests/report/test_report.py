@@ -12,7 +12,13 @@ from matplotlib import colormaps
 from PIL import Image
 
 from mmpatchmix.models import draw_groups, mix_patches, mix_to_source
-from mmpatchmix.report.report import compare, describe_progress, format_table, name_runs
+from mmpatchmix.report.report import (
+    compare,
+    describe_progress,
+    format_table,
+    name_runs,
+    write_report,
+)
 from mmpatchmix.report.run_record import flatten, read_run, read_scalars
 from mmpatchmix.report.run_report_hook import RunReportHook
 from mmpatchmix.report.sheets import draw_contact_sheet, draw_mixed, to_array
@@ -79,6 +85,9 @@ def test_runs_are_compared_by_figures_and_config_values(tmp_path):
         (folder.parent / 'run.json').write_text(json.dumps(about))
     runs = [read_run(tmp_path / name) for name in ('one', 'two')]
     assert describe_progress(runs[1]) == 'iteration 10 of 20 (50 %), epoch 1 of 2'
+    write_scalars(tmp_path / 'three', '20260101_000000', [{'loss': 9.0, 'iter': 10}])
+    page = write_report([tmp_path / 'one', tmp_path / 'three'], tmp_path / 'report.html')
+    assert 'x_axis_label: "epoch or iteration"' in page.read_text()
     found = compare(runs, ['one', 'two'])
     rows = [dict(zip(found['columns'], row, strict=True)) for row in found['rows']]
     assert [row['state'] for row in rows] == ['finished', 'not finished']

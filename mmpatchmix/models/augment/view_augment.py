@@ -138,8 +138,8 @@ class ViewAugment(nn.Module):
             grey=grey,
             blur=blur,
             sigma=smallest + (largest - smallest) * uniform[:, 13],
-            # A tenth of the size, odd, at least 3.
-            blur_side=self.blur_kernel or max(3, 2 * (size // 10 // 2) + 1),
+            # A tenth of the size, odd, at least 3; borders are reflected once.
+            blur_side=min(self.blur_kernel or max(3, 2 * (size // 10 // 2) + 1), 2 * size - 1),
             solarize=solarize,
             solarize_from=255 * self.solarize_threshold,
         )

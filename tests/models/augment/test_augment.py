@@ -130,6 +130,7 @@ def test_blur_kernel_follows_simclr(size, side):
     # SimCLR: kernel_size = height // 10, radius = kernel_size // 2, taps = 2 * radius + 1.
     assert ViewAugment().draw(1, size).blur_side == side
     assert ViewAugment(blur_kernel=5).draw(1, size).blur_side == 5
+    assert ViewAugment(blur_kernel=23).draw(1, 8).blur_side == 15  # reaches 7 pixels beyond
 
 
 def test_wrong_arguments_and_images_are_refused():

@@ -14,7 +14,7 @@ for node in nodes:
     node.get('mmpretrain.LARS')  # imports the modules of mmpretrain
 assert registry.MODELS.get('PatchMix') and registry.MODELS.get('WindowedViT')
 assert registry.MODELS.get('mmpretrain.ImageClassifier')
-assert registry.OPTIM_WRAPPER_CONSTRUCTORS.get('DetectorLayerDecayConstructor')
+assert registry.OPTIM_WRAPPER_CONSTRUCTORS.get('LayerDecayConstructor')
 unneeded = {name.split('.')[0] for name in sys.modules} & {'mmdet', 'mmseg'}
 assert not unneeded, unneeded
 """

@@ -161,7 +161,13 @@ CELLS = {
     for level in LEVELS
 }
 BOTH_RATES = {
-    f'{rate} per 64 images': dict(data='bands', level='full', lr=rate) for rate in (1e-3, 3e-3)
+    f'{IMAGES[data]} | {level} | {rate}': dict(data=data, level=level, lr=rate)
+    for data, level, rates in (
+        ('bands', 'full', (1e-3, 3e-3)),
+        ('digits', 'crops', (1e-3, 3e-3)),
+        ('digits', 'full', (3e-4, 1e-3)),  # the lower one is none of map_data.RATES
+    )
+    for rate in rates
 }
 LENGTHS = {f'{batch} | 4,096': dict(batch=batch, steps=192_000 // batch) for batch in BATCHES} | {
     f'64 | {images:,}': dict(images=images, steps=steps) for images, steps in FEW_IMAGES.items()
@@ -202,7 +208,7 @@ MAP_TABLES = {
     'map-shares': (WHERE, CELLS, objectives('share_error', 3)[:-1]),
     'map-others': (WHERE, CELLS, [gap(title, ours) for title, ours in OTHERS.items()]),
     'map-both-rates': (
-        'rate',
+        f'{WHERE} | rate per 64',
         BOTH_RATES,
         [
             column

@@ -5,7 +5,7 @@
     python benchmarks/mixing_map.py --data PATH          # all plans, the most important runs first
 
 A: augmentation (none, crops, crops and flips, full) on digits, CIFAR-10, CIFAR-10 as five bands,
-and chest X-rays; A-rates: the five bands at two learning rates. B: length, on few images. C: batch
+and chest X-rays; A-rates: some at the same learning rates. B: length, on few images. C: batch
 size. D: terms of the loss, temperatures, other mixings. E: networks without training. PATH holds
 cifar10.tar.gz (train/CLASS/*.jpg, test/CLASS/*.jpg) and MedMNIST's pneumoniamnist.npz; the digits
 need neither. Each run appends a line to benchmarks/results/map.jsonl; lines with the same setting
@@ -30,7 +30,7 @@ from runs import HERE, append_result, read_results
 
 RESULTS = HERE / 'results/map.jsonl'
 SEEDS = dict(digits=range(5), cifar10=range(3), bands=range(3), chest=range(3))
-LARGEST = ('digits', 'none', 4)  # images, augmentation and M where mixing gains most: part D
+LARGEST = ('digits', 'none', 4)  # images, augmentation and M of part D
 
 
 def tuning(data: str, level: str) -> list[Setting]:

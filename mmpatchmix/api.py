@@ -58,7 +58,7 @@ def pretrain(
         images: A folder, a list of images, or tar shards; by default those of the recipe.
         recipe: Name of a shipped recipe, or a config file.
         work_dir: Folder of checkpoints, log and report; by default ``work_dirs/RECIPE``.
-        epochs: Length of the run; all schedules are scaled with it.
+        epochs: Length of the run; schedules by epoch are scaled with it.
         **options: Further options of the verb, with underscores: ``resume=True``, ``amp=False``,
             ``init='vit.pth'``, ``cfg_options={'train_dataloader.batch_size': 64}``.
 

@@ -52,7 +52,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, begin=10, end=100, **schedule),
 ]
 del schedule
-# `momentum` is the share that is replaced: 1 - 0.99996.
-ema = dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL')
-custom_hooks = [dict(**ema, evaluate_on_ema=True, evaluate_on_origin=True)]
+# `momentum` (1 - 0.99996), at least 5 / (5 + iterations), is replaced: by the last fifth at first.
+ema = dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=4e-5, gamma=5)
+custom_hooks = [dict(**ema, priority='ABOVE_NORMAL', evaluate_on_ema=True, evaluate_on_origin=True)]
 del ema

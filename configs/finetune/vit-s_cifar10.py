@@ -17,9 +17,10 @@ model = dict(
 # The images are RGB, so the colours that fill are RGB too.
 after_crop[1]['hparams']['pad_val'] = [124, 116, 104]
 after_crop[2].update(fill_color=[123.675, 116.28, 103.53], fill_std=[58.395, 57.12, 57.375])
-crop = dict(type='RandomCrop', crop_size=img_size, padding=4)
-train_dataloader = dict(dataset=dict(pipeline=[crop, *after_crop]))
-del img_size, after_crop, crop
+resize = dict(type='ResizeEdge', scale=img_size, backend='pillow', interpolation='bicubic')
+crop = dict(type='RandomCrop', crop_size=img_size, padding=img_size // 8)
+train_dataloader = dict(dataset=dict(pipeline=[resize, crop, *after_crop]))
+del img_size, after_crop, resize, crop
 
 # base lr 5e-4 per 256 images: 5e-4 * 512 / 256 = 1e-3
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

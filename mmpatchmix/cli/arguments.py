@@ -81,6 +81,8 @@ def load_config(args: argparse.Namespace, below: str = '') -> Any:
     if args.workers is not None:
         set_workers(cfg, args.workers)
     cfg.launcher = find_launcher(args.launcher)
+    if cfg.launcher == 'slurm':  # mmengine sets it later, when the ranks meet
+        os.environ.setdefault('RANK', os.environ.get('SLURM_PROCID', '0'))
     work_dir = cfg.get('work_dir') or Path('work_dirs', path.stem)
     cfg.work_dir = args.work_dir or str(Path(work_dir, below))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -42,14 +42,13 @@ def check_run(runner: Runner) -> None:
     num_iters = len(runner.train_dataloader)
     runner.param_schedulers = leave_out_short(runner.param_schedulers, num_iters)
     _check_classes(runner, model)
-    if not isinstance(model, PatchMix):
-        return
+    _check_schedule_end(runner)
     with random_states_kept():
         _check_held_out(runner)
-        _check_batch(runner, model)
-        _check_compiler(runner, model)
-        _check_views(runner, model)
-        _check_schedule_end(runner)
+        if isinstance(model, PatchMix):
+            _check_batch(runner, model)
+            _check_compiler(runner, model)
+            _check_views(runner, model)
 
 
 def prepare_training(runner: Runner) -> None:

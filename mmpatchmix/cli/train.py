@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--seed', type=int, help='seed of all random numbers; rank r uses seed + r')
     about = 'scale the learning rate from the batch of the recipe to the actual batch'
     add('--auto-scale-lr', action='store_true', help=about)
-    add('--epochs', type=int, help='length of the run; all schedules are scaled with it')
+    add('--epochs', type=int, help='length of the run; schedules by epoch are scaled with it')
     add('--dry-run', action='store_true', help='print the recipe, train one step, start no run')
     about = 'with --dry-run, draw augmented views as the model gets them into this PNG file'
     add('--contact-sheet', metavar='FILE', help=about)

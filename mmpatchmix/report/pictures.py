@@ -168,7 +168,7 @@ def attend_class_token(model: nn.Module, inputs: Tensor) -> Tensor:
     attn, tokens = layer.attn, outputs[0]  # (N, T, D)
     query, key, _ = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
     scores = torch.einsum('nhd,nthd->nht', query[:, 0], key) * attn.head_dims**-0.5  # (N, heads, T)
-    weights = scores.float().softmax(-1)[..., vit.num_extra_tokens :]
-    height, width = inputs.shape[-2:]
-    rows = round(height / (height * width / weights.shape[-1]) ** 0.5)
-    return weights.unflatten(-1, (rows, -1)).cpu()
+    strides = vit.patch_embed.projection.stride
+    rows, columns = (side // step for side, step in zip(inputs.shape[-2:], strides, strict=True))
+    weights = scores.float().softmax(-1)[..., -rows * columns :]  # the last tokens are patches
+    return weights.unflatten(-1, (rows, columns)).cpu()

@@ -160,6 +160,17 @@ def test_the_launcher_is_found_or_its_absence_refused(monkeypatch):
     assert find_launcher('none') == 'pytorch'
 
 
+@pytest.mark.parametrize('number', ['0', '1'])
+def test_of_a_slurm_job_the_first_task_alone_prepares_the_work_dir(tmp_path, monkeypatch, number):
+    monkeypatch.setenv('RANK', '')  # restored afterwards
+    monkeypatch.delenv('RANK')
+    monkeypatch.setenv('SLURM_PROCID', number)
+    load_config(train.parse_args(['patchmix_vit-digits', '--launcher', 'slurm']))
+    (tmp_path / 'epoch_1.pth').touch()
+    train.prepare_work_dir(tmp_path, overwrite=True)
+    assert (tmp_path / 'epoch_1.pth').exists() == (number != '0')
+
+
 def test_home_is_expanded_in_arguments_and_configs(tmp_path, monkeypatch):
     (tmp_path / 'a.py').write_text(
         "load_from = '~/b.pth'\ntrain_dataloader = dict(dataset=dict(data_root='~/data', n='~'))\n"

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpatchmix.cli.arguments import set_data_root
+from mmpatchmix.cli.arguments import set_data_root, set_val_root
 from mmpatchmix.cli.check_run import check_run
 from mmpatchmix.cli.config_checks import apply_options, check_config
 from mmpatchmix.cli.describe_run import describe_run, describe_schedules
@@ -189,6 +189,20 @@ def test_the_number_of_classes_is_that_of_the_images_or_of_the_checkpoint(tmp_pa
     cfg.train_dataloader.dataset = dict(type='mmpatchmix.ShardedImages', data_root=str(shards))
     with pytest.raises(ValueError, match=r'have no names: set model\.num_classes'):
         derive_num_classes(cfg)
+
+
+def test_a_classifier_is_not_evaluated_on_training_images_either(tmp_path):
+    root = make_classes(tmp_path / 'images', 20)
+    cfg = Config.fromfile('configs/finetune/vit-s_in1k.py')
+    cfg.model.backbone, cfg.work_dir = SMALL, str(tmp_path)
+    set_data_root(cfg, str(root))
+    set_val_root(cfg, str(root))
+    cfg.train_cfg.max_epochs = 40
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+    derive_num_classes(cfg)
+    with pytest.warns(UserWarning, match=r'schedules end at epoch 100.*, the run at epoch 40'):
+        assert 'images of val_dataloader are trained on too' in get_refusal(cfg)
 
 
 def test_the_number_of_classes_takes_one_option_and_must_fit_the_data():

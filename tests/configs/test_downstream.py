@@ -1,13 +1,17 @@
 """Linear probes and fine-tuning: the recipes' values, and an epoch at reduced size."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import MODELS, TRANSFORMS
 
 import mmpatchmix.models.vit  # noqa: F401
 from mmpatchmix.checkpoints import ViTSpec
@@ -66,13 +70,32 @@ def test_recipe(kind, size, data):
     assert (mixup.type, mixup.alpha, cutmix.type, cutmix.alpha) == ('Mixup', 0.8, 'CutMix', 1.0)
     crop = 'RandomResizedCrop' if data == 'in1k' else 'RandomCrop'
     assert steps[-5:] == [crop, 'RandomFlip', 'RandAugment', 'RandomErasing', 'PackInputs']
+    assert data == 'in1k' or steps[-6] == 'ResizeEdge'
     rand, erase = cfg.train_dataloader.dataset.pipeline[-3:-1]
     assert (rand.magnitude_level, rand.magnitude_std, rand.policies) == (9, 0.5, 'timm_increasing')
     assert erase.erase_prob == 0.25
     fill = erase.fill_color if data != 'in1k' else erase.fill_color[::-1]  # files come as BGR
     assert fill == cfg.model.data_preprocessor.mean
     assert rand.hparams.pad_val == [round(value) for value in erase.fill_color]
-    assert cfg.custom_hooks[0].momentum == pytest.approx(1 - 0.99996)
+    (ema,) = cfg.custom_hooks
+    assert ema.momentum == pytest.approx(1 - 0.99996)
+    # Weights of the initial values, and of the last fifth, after 9,700 and 125,000 iterations.
+    for num_iters in (9_700, 125_000):
+        kept = [1 - max(ema.momentum, ema.gamma / (ema.gamma + n)) for n in range(1, num_iters)]
+        assert math.prod(kept) < 1e-15
+        assert 1 - math.prod(kept[-num_iters // 5 :]) == pytest.approx(0.65, abs=0.03)
+
+
+@pytest.mark.parametrize('size', ['24', '32', '64'])
+def test_training_views_of_cifar_have_the_size_of_the_test_views(monkeypatch, size):
+    monkeypatch.setenv('PATCHMIX_IMG_SIZE', size)
+    cfg = load('finetune', 't', 'cifar100')
+    init_default_scope(cfg.default_scope)
+    image = dict(img=np.full((32, 32, 3), 200, np.uint8), gt_label=1)
+    steps = cfg.train_dataloader.dataset.pipeline[:2]
+    view = Compose([TRANSFORMS.build(step) for step in steps])(dict(image))['img']
+    assert view.shape == (int(size), int(size), 3)
+    assert (view == 200).mean() > 0.7  # at most an eighth of black border at each side
 
 
 @pytest.mark.parametrize('num_layers', [6, 12, 24])

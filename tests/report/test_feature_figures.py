@@ -130,6 +130,12 @@ def test_attention_of_the_class_token_equals_torchs_own():
     found = attend_class_token(model, images)
     assert found.shape == (3, 2, 2, 4) and vit.training
     torch.testing.assert_close(found.flatten(2), weights[:, :, 0, 1:], atol=1e-6, rtol=1e-5)
+    arch = dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=12)
+    model.backbone = PatchMixViT(arch=arch, img_size=16, patch_size=8, num_registers=4)
+    with torch.no_grad():  # all tokens alike: a ninth each, of the class, 4 registers, 4 patches
+        model.backbone.layers[0].attn.qkv.weight.zero_()
+    found = attend_class_token(model, torch.randn(2, 3, 16, 16))
+    torch.testing.assert_close(found, torch.full((2, 2, 2, 2), 1 / 9))
 
 
 def test_a_sample_has_at_most_20_classes():

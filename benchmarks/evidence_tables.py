@@ -188,6 +188,7 @@ STARTING = {
         'random weights': dict(steps=0),
         'M = 1': dict(num_mix=1),
         'M = 2': dict(num_mix=2),
+        'M = 1, with crops': dict(num_mix=1, level='crops'),
     }.items()
 }
 SCORES = {f'{n}': f'labels{n}' for n in LABELS} | {

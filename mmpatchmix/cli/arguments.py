@@ -30,7 +30,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every verb that builds a Runner."""
     add = parser.add_argument
     add('config', help='config file, or the name of a shipped recipe: patchmix_vit-s_in1k')
-    add('--work-dir', help='output folder (default: work_dirs/CONFIG)')
+    add('--work-dir', help='output folder (default: work_dirs/CONFIG; evaluate: by the checkpoint)')
     shards = "tar shards: their folder or names, 'shards/train-{000000..000009}.tar'"
     add('--data-root', help=f'images of all data sets: a folder, a list, or {shards}')
     add('--val-root', metavar='PATH', help='images for evaluation, if --data-root has none')

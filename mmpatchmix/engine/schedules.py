@@ -123,13 +123,14 @@ def describe_plan(runner: Runner) -> dict[str, str]:
             f'probability {preprocessor.mix_prob:g}, {preprocessor.mixing or "PatchMix"}'
             + (f', shares of alpha {preprocessor.alpha:g}' if preprocessor.alpha else '')
         )
-        parts = {**vars(model), **vars(model.head)}
+        parts = vars(model) | vars(model.head)
         plan['loss'] = _format_settings({name: parts.get(name) for name in LOSS_SETTINGS})
         steps = cfg.train_dataloader.dataset.get('pipeline') or []
         plan['values'] = [step['value_range'] for step in steps if 'value_range' in step]
     for name in ('mean', 'std'):  # of the images
         if hasattr(preprocessor, name):
-            plan[name] = ', '.join(f'{value:g}' for value in getattr(preprocessor, name).flatten())
+            values = getattr(preprocessor, name).flatten().tolist()
+            plan[name] = ', '.join(f'{value:g}' for value in values)
     return {k: f'{v:g}' if isinstance(v, float) else str(v) for k, v in plan.items()}
 
 

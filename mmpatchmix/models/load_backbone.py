@@ -45,10 +45,9 @@ def load_backbone(
             f'the arch of the pre-training: {"; ".join(wrong)}.'
         )
     weights, side = dict(source.state_dict), source.spec.img_size // source.spec.patch_size
-    # mmpretrain's hook takes the grid of a rectangle with as many positions for the same.
+    # mmpretrain's hook, called here to compare shapes, takes a rectangle of as many for the same.
     options = (side, side), backbone.patch_resolution, backbone.interpolate_mode, 1
     weights['pos_embed'] = resize_pos_embed(weights['pos_embed'], *options)
-    # The hook of load_state_dict; called here so that shapes can be compared.
     backbone._prepare_pos_embed(weights, prefix='')
     notes = fit_channels(weights, backbone.patch_embed.projection.in_channels)
     advice = 'Give the backbone the patch_size and parts of the pre-training.'

@@ -231,10 +231,11 @@ def test_wrong_arguments_are_refused(embedded, tmp_path):
 
 def test_unlabelled_images_are_evaluated(run, tmp_path, capsys):
     folder, _ = run
-    evaluate.main([
+    command = [
         str(folder / 'tiny.py'), str(folder / 'work'), '--data-root', str(folder / 'images'),
         '--workers', '0', '--work-dir', str(tmp_path),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    evaluate.main(command)
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())['metrics']
     assert not any('knn' in name or 'linear' in name for name in metrics)
     # Bank and queries are the same images: their features are extracted once.
@@ -243,3 +244,6 @@ def test_unlabelled_images_are_evaluated(run, tmp_path, capsys):
     assert 1 < metrics['geometry/lidar'] <= 5 and 0 < metrics['geometry/alignment'] < 4
     text = capsys.readouterr().out
     assert 'RankMe, of 12 dimensions' in text and 'LiDAR, of 12 dimensions, 6 images' in text
+    (tmp_path / 'similarity.png').write_bytes(b'of an earlier checkpoint')
+    evaluate.main([*command, '--what', 'geometry'])
+    assert not (tmp_path / 'similarity.png').exists()

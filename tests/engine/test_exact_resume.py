@@ -21,6 +21,7 @@ from mmpatchmix.engine.exact_order import (
     SeededSamples,
     make_exact,
 )
+from mmpatchmix.engine.schedules import compare_plans, describe_plan
 from tests.engine.tiny_run import tiny_run_config
 
 EPOCHS, PER_EPOCH, BATCH = 3, 4, 8
@@ -115,12 +116,21 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
         'learning rate: 0.003 in the checkpoint, 0.001 now',
         'mixing: num_mix [2]',
         '60, 60, 60 now',
-        "'mix_mix': 0",
+        "'mix_mix': 0, ",
         'temperature 0.5',
         '--change-schedule',
     ):
         assert line in str(refusal.value)
     assert runner.iter == 5
+    runner.cfg.train_dataloader.dataset.pipeline.append(dict(value_range='0,4095'))
+    plan = describe_plan(runner)
+    assert plan['values'] == "['0,4095']"
+    former = {name: plan[name] for name in plan if name not in ('values', 'mean', 'std', 'loss')}
+    assert compare_plans(former, plan) == ([], True)  # of an older checkpoint
+    assert compare_plans(plan | dict(values="['dtype']"), plan) == (
+        ["values: ['dtype'] in the checkpoint, ['0,4095'] now"],
+        False,
+    )
 
 
 class Rates(Hook):

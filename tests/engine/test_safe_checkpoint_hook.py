@@ -81,6 +81,7 @@ def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
         SafeCheckpointHook(minutes=0)
 
 
+@pytest.mark.filterwarnings('ignore:Detected call of `scheduler')  # without a step before
 @pytest.mark.parametrize(('iterations', 'saved'), [(1, [2, 4]), (2, [2, 4]), (3, [4]), (5, [])])
 def test_with_accumulation_the_next_optimizer_step_is_saved(tmp_path, iterations, saved):
     cfg = tiny_run_config(tmp_path, 1, num_images=48)  # 6 iterations, the last ends the epoch

@@ -163,9 +163,12 @@ CELLS = {
 BOTH_RATES = {
     f'{IMAGES[data]} | {level} | {rate}': dict(data=data, level=level, lr=rate)
     for data, level, rates in (
+        ('bands', 'none', (3e-3,)),
         ('bands', 'full', (1e-3, 3e-3)),
+        ('chest', 'full', (3e-3,)),
         ('cifar10', 'crops+flip', (3e-3,)),
         ('digits', 'crops', (1e-3, 3e-3)),
+        ('digits', 'crops+flip', (1e-3, 3e-3)),
         ('digits', 'full', (3e-4, 1e-3)),  # the lower one is none of map_data.RATES
     )
     for rate in rates

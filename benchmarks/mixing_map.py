@@ -30,6 +30,7 @@ from runs import HERE, append_result, read_results
 
 RESULTS = HERE / 'results/map.jsonl'
 SEEDS = dict(digits=range(5), cifar10=range(3), bands=range(3), chest=range(3))
+FIVE_SEEDS = dict(data='bands', level='full')
 LARGEST = ('digits', 'none', 4)  # images, augmentation and M of part D
 
 
@@ -74,9 +75,15 @@ PLANS = {
     ],
     'D': join(compare(data, level, (num_mix,), change=name) for name in CHANGES),
     'A-rates': [
-        Setting(**where, num_mix=m, seed=seed, steps=STEPS[where['data']])
+        Setting(
+            **where,
+            num_mix=m,
+            seed=seed,
+            steps=STEPS[where['data']],
+            finetunes=where['level'] == 'none',
+        )
         for where in BOTH_RATES.values()
-        for seed in range(3 if where['data'] == 'cifar10' else 5)
+        for seed in (range(5) if FIVE_SEEDS.items() <= where.items() else SEEDS[where['data']])
         for m in (1, 2)
     ],
     'C': join(compare('cifar10', 'full', batch=b, steps=192_000 // b) for b in BATCHES),

@@ -34,6 +34,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from mmpatchmix.cli.benchmark import write_sample_photos
 from mmpatchmix.datasets import LoadMultiCrop
 from mmpatchmix.datasets.pack_shards import pack_shards
+from mmpatchmix.models.augment import on_device, view_augment
 from mmpatchmix.registry import MODELS, TRANSFORMS
 
 
@@ -95,7 +96,7 @@ def build_preprocessors(cfg: Config, batch: dict) -> dict[str, Callable[[], obje
         torch.set_num_threads(num_threads)
 
     def run_batched() -> None:
-        with mock.patch('mmpatchmix.models.augment.view_augment.goes_to_cpu', lambda images: False):
+        with mock.patch.object(view_augment, 'on_cpu', on_device):
             preprocessor(batch, training=True)
 
     return {

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from harness import DEVICE, make_rows, measure, parse_args, report
 from torch import Tensor
 
-from mmpatchmix.evaluation.knn import choose_chunks, knn_predict
+from mmpatchmix.evaluation.knn import CHUNKS, CHUNKS_OF_GPUS, knn_predict
 
 
 def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +35,7 @@ def make_features(num_bank: int, num_queries: int, num_dims: int) -> tuple[Tenso
 
 def product(queries: Tensor, bank: Tensor) -> None:
     """Compute all similarities block by block, each into the same buffer."""
-    query_chunk, bank_chunk = choose_chunks(queries)
+    query_chunk, bank_chunk = CHUNKS if queries.device.type == 'cpu' else CHUNKS_OF_GPUS
     buffer = queries.new_empty(min(len(queries), query_chunk) * min(len(bank), bank_chunk))
     for block in bank.split(bank_chunk):
         block = block.to(queries.device)

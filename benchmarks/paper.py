@@ -92,7 +92,7 @@ class Paper(Parts):
         # Fake tensors are on the CPU, whose autograd runs in this thread; the code that depends on
         # the device takes the branches of an accelerator.
         with (
-            mock.patch.object(view_augment, 'goes_to_cpu', lambda images: False),
+            mock.patch.object(view_augment, 'on_cpu', on_device),
             mock.patch.object(on_device, 'CONVOLVES', ()),
             mock.patch.object(colours, 'choose_work_dtype', choose_half_for_bytes),
             mock.patch.object(colours, 'PIXELS_AT_ONCE', 2**62),

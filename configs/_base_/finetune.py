@@ -1,5 +1,6 @@
 # Fine-tuning: all layers are trained, the first ones at lower rates, on augmented images.
-_base_ = './classification.py'
+# `after_crop` are the training transforms; each config adds its own crop.
+_base_ = ['./classification.py', './augmented.py']
 
 model = dict(
     backbone=dict(drop_path_rate=0.1),
@@ -10,30 +11,6 @@ model = dict(
         probs=[0.5, 0.5],
     ),
 )
-
-# The training transforms after the crop; each config adds its own crop. Colours are BGR.
-after_crop = [
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',  # m9, mstd 0.5, inc 1
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=[103.53, 116.28, 123.675],
-        fill_std=[57.375, 57.12, 58.395],
-    ),
-    dict(type='PackInputs'),
-]
 
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -8,10 +8,6 @@ Command:  bash tools/dist_train.sh configs/coco/mask-rcnn_vit-b_fpn_1x.py 8 --cf
 
 _base_ = './mask-rcnn_vit-s_fpn_1x.py'
 
-model = dict(
-    backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)),
-    neck=[
-        dict(type='mmpatchmix.ViTPyramid', in_channels=768, strides=(4, 8, 16, 32)),
-        dict(type='FPN', in_channels=[768] * 4, out_channels=256, num_outs=5),
-    ],
-)
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))
+_base_.model.neck[0].in_channels = 768
+_base_.model.neck[1].in_channels = [768] * 4

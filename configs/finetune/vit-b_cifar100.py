@@ -5,9 +5,6 @@
 #
 #   python tools/train.py configs/finetune/vit-b_cifar100.py --cfg-options \
 #       model.backbone.init_cfg.checkpoint=work_dirs/patchmix_vit-b_cifar100/epoch_800.pth
-_base_ = './vit-b_cifar10.py'
+_base_ = './vit-s_cifar100.py'
 
-model = dict(num_classes=100)
-cifar100 = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
-train_dataloader = val_dataloader = test_dataloader = cifar100
-del cifar100
+model = dict(backbone=dict(arch=dict(embed_dims=768, feedforward_channels=3072)))

@@ -64,7 +64,7 @@ def read_backbone(
     state = key_names.flatten_names(checkpoint.state_dict | checkpoint.raw)
     layout = key_names.detect_layout(state, encoder, prefix)
     others = [key for key in state if not key.startswith(layout.prefix)]
-    state = {key: state[key] for key in state if key.startswith(layout.prefix)}
+    state = {key: state[key].float() for key in state if key.startswith(layout.prefix)}
     state, num_scales = key_names.fold_layer_scale(state)
     if layout.library == 'timm':
         state = key_names.fold_registers(state)

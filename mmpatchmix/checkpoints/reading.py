@@ -209,8 +209,14 @@ def _read_folder(folder: Path) -> Checkpoint:
     for file in files:
         part = read_checkpoint(file)
         state, meta = state | part.state_dict, meta | part.meta
-    if 'model_type' in (content := _read_json(config)):  # folders of timm have no such key
+    if 'model_type' in (content := _read_json(config)):
         meta['transformers'] = content
+    elif stated := content.get('pretrained_cfg'):  # of timm
+        size = round(stated['input_size'][-1] / stated.get('crop_pct', 0.875))
+        meta['preprocessor'] = {'image_mean': stated['mean'], 'image_std': stated['std']}
+        meta['preprocessor']['size'] = size
+        heads = {k: v for k, v in content.get('model_args', {}).items() if k == 'num_heads'}
+        meta[METADATA_KEY] = meta.get(METADATA_KEY, {}) | heads
     if (file := folder / 'preprocessor_config.json').is_file():
         meta['preprocessor'] = _read_json(file)
     return Checkpoint(state, meta)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpatchmix.checkpoints import key_names
+from mmpatchmix.checkpoints.backbone import read_backbone
 from mmpatchmix.checkpoints.matching import KeyReport
 from mmpatchmix.checkpoints.reading import read_checkpoint
 
@@ -50,8 +51,8 @@ def read_timm_weights(
         state = _from_transformers(state)
     layout = key_names.detect_layout(state, 'momentum', prefix)
     bare = {k.removeprefix(layout.prefix): state[k] for k in state if k.startswith(layout.prefix)}
-    if layout.library != 'timm':
-        bare = key_names.from_mmpretrain(key_names.to_mmpretrain(bare, layout.library), 'timm')
+    if layout.library != 'timm' or layout.name == 'moco':
+        bare = _read_plain(path, vit, prefix)
     sides = [w.shape[-1] for w in (bare['patch_embed.proj.weight'], vit.patch_embed.proj.weight)]
     if sides[0] != sides[1]:  # timm would resize the kernels
         raise ValueError(f'{path} has patches of {sides[0]} pixels, and the model of {sides[1]}.')
@@ -73,6 +74,18 @@ def read_timm_weights(
         report.notes.append(f'{len(biases)} biases of queries and values are zero: left out')
         weights = {key: weights[key] for key in weights if key not in biases}
     return weights, report
+
+
+def _read_plain(path: str | Path, vit: nn.Module, prefix: str | None) -> dict[str, Tensor]:
+    """Read a file of a plain ViT, which must have the heads and registers of ``vit``."""
+    num_heads = vit.blocks[0].attn.num_heads
+    state, spec, *_ = read_backbone(path, prefix=prefix, default_heads=num_heads)
+    if spec.num_heads != num_heads or spec.num_registers or getattr(vit, 'num_reg_tokens', 0):
+        raise ValueError(
+            f'{path} has {spec.num_heads} attention heads and {spec.num_registers} registers; it '
+            f'can start a model with {spec.num_heads} heads and without registers: leave out --timm'
+        )
+    return key_names.from_mmpretrain(state, 'timm')
 
 
 def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -109,10 +109,11 @@ def _check_held_out(runner: Runner) -> None:
     if not are_folders or not test.metainfo['labelled']:  # then there is no evaluation
         return
     # Of a million training images only those with the name of a held-out one are compared.
-    held_out = set() if _are_apart(train, test) else set(map(osp.abspath, _list_paths(test)))
+    held_out = [] if _are_apart(train, test) else list(_list_paths(test))
     names = set(map(osp.basename, held_out))
-    paths = (path for path in _list_paths(train) if osp.basename(path) in names)
-    if shared := held_out and held_out.intersection(map(osp.abspath, paths)):
+    paths = [path for path in _list_paths(train) if osp.basename(path) in names]
+    # Either may be reached through links.
+    if shared := paths and set(map(osp.realpath, held_out)).intersection(map(osp.realpath, paths)):
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
             f'as {min(shared)}: give both separate folders or lists, or the same labels and '
@@ -134,11 +135,10 @@ def _are_apart(train: Any, test: Any) -> bool:
     """Return True if settings alone show that two data sets share no image."""
     if train.list_file or test.list_file:
         return False  # a list may name any file
-    roots = [osp.join(osp.realpath(each.img_prefix), '') for each in (train, test)]
-    if roots[0] == roots[1]:
-        settings = [(each.labels, each.holdout) for each in (train, test)]
-        return {train.split, test.split} == {'train', 'val'} and settings[0] == settings[1]
-    return osp.commonpath(roots) not in (root.rstrip('/') for root in roots)
+    settings = [
+        (osp.realpath(each.img_prefix), each.labels, each.holdout) for each in (train, test)
+    ]
+    return {train.split, test.split} == {'train', 'val'} and settings[0] == settings[1]
 
 
 def _check_batch(runner: Runner, model: PatchMix) -> None:
@@ -207,6 +207,12 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
             'mmpatchmix.LoadMultiCrop and mmpatchmix.PackViews.'
         )
     preprocessor = model.data_preprocessor
+    load = (runner.cfg.train_dataloader.dataset.get('pipeline') or [{}])[0].get('type')
+    if load == 'mmpatchmix.LoadAnyImage' and preprocessor._channel_conversion:
+        raise ValueError(
+            'model.data_preprocessor.to_rgb=True would reverse the colours, which '
+            'mmpatchmix.LoadAnyImage loads in RGB order: set to_rgb=False.'
+        )
     for name, view in inputs.items():
         view = channels_first(view, preprocessor.num_channels)
         _check_view(name, view, model)

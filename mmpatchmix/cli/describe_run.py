@@ -13,7 +13,7 @@ from mmpatchmix.datasets import LoadAnyImage
 from mmpatchmix.datasets.survey import Survey, as_rgb8, sample_paths, survey_images
 from mmpatchmix.engine.optimizers import complete_optimizer, computes_bf16
 from mmpatchmix.engine.schedules import global_batch
-from mmpatchmix.models import PatchMixViT, unwrap_model
+from mmpatchmix.models import PatchMixViT, TimmViT, unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.report.run_record import cores_per_process
 
@@ -40,12 +40,13 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     ]
     start = cfg.model.get('backbone') or {}
     start = str((find_pretrained(start.get('init_cfg')) or {}).get('checkpoint') or '')
-    if start and not cfg.get('resume') and isinstance(model.backbone, PatchMixViT):
+    if start and not cfg.get('resume') and isinstance(model.backbone, PatchMixViT | TimmViT):
         start += f'  <- {note}' if (note := compare_with_run(start, cfg.pretty_text)) else ''
     evaluation = 'none during training'
     if runner.val_loop is not None:
         kind = type(runner.val_loop).__name__
-        evaluation = f'{kind} every {runner.train_loop.val_interval} epochs'
+        unit = 'iterations' if 'max_iters' in cfg.train_cfg else 'epochs'
+        evaluation = f'{kind} every {runner.train_loop.val_interval} {unit}'
     facts = {
         'data': data,
         **describe_images(loader.dataset, model.data_preprocessor),
@@ -56,7 +57,7 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
         'optimizer': cfg.optim_wrapper.optimizer.type,
         'precision': _describe_precision(cfg.optim_wrapper),
-        **describe_schedules(cfg, batch),
+        **describe_schedules(cfg, batch * accumulation),
         'parameters': ', '.join(parts),
         'trained': f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,}',
         **({'starts from': start} if start else {}),
@@ -149,7 +150,7 @@ def _describe_precision(optim_wrapper: dict) -> str:
 
 
 def describe_schedules(cfg: Any, batch: int) -> dict[str, str]:
-    """Describe learning rate, weight decay and momentum for the total batch of all ranks."""
+    """Describe learning rate, weight decay and momentum for the images of an optimizer step."""
     optimizer = complete_optimizer(cfg.optim_wrapper.optimizer)
     first = rate = optimizer.get('lr')
     if rate is None and not cfg.get('param_scheduler'):

@@ -43,7 +43,7 @@ def show(args: argparse.Namespace) -> None:
     checkpoints = [find_checkpoint(checkpoint) for checkpoint in args.checkpoints]
     cfg = load_config(args, below='show')
     if args.what == 'class_precision':
-        cfg.test_evaluator.classwise = True
+        cfg.test_evaluator.update(classwise=True, metric='bbox')  # masks have the same names
     save_picture(draw(build_runner(cfg, args.verbose, *checkpoints), args.what, checkpoints), path)
     print(f'written to {path}')
 

@@ -133,6 +133,7 @@ def train(args: argparse.Namespace) -> Path | None:
 
     if args.contact_sheet:
         check_picture_name(args.contact_sheet)
+    start = cfg.get('load_from')
     apply_arguments(cfg, args)
     set_trackers(cfg, [] if args.dry_run else args.track)
     work_dir = cfg.work_dir
@@ -142,6 +143,10 @@ def train(args: argparse.Namespace) -> Path | None:
         elif args.resume == 'auto' and not find_checkpoints(work_dir):
             print(f'--resume: {work_dir} has no checkpoint yet; starting from the beginning')
         runner = build_runner(cfg, args.verbose)
+        if (runner.auto_scale_lr or {}).get('enable'):  # mmengine counts one batch per step
+            runner.auto_scale_lr = scaling = dict(runner.auto_scale_lr)
+            scaling['base_batch_size'] /= cfg.optim_wrapper.get('accumulative_counts', 1)
+        runner.start_from = start if args.resume == 'auto' else None
         check_run(runner)
         lines, facts = describe_run(runner)
         text = '\n'.join([Path(args.config).stem, *lines])

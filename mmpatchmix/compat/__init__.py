@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-ORDER = 'mmcv_ops', 'imports', 'cpu_launcher', 'safe_loading', 'orientation'
+ORDER = 'mmcv_ops', 'imports', 'cpu_launcher', 'safe_loading'
 
 
 def prepare_openmmlab() -> None:

@@ -86,7 +86,7 @@ def load_transformers(folder: Path) -> tuple[FeatureFunction, dict]:
         model, info = AutoModel.from_pretrained(folder, **options)
     else:
         model, info = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
-    model.eval()
+    model.float().eval()
     return lambda images: model(images).last_hidden_state[:, 0], info
 
 

@@ -2,22 +2,24 @@
 
 import io
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mmpatchmix.compat.orientation import ORIENTATION, read_orientation, rotate
-
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+ORIENTATION = ExifTags.Base.Orientation  # the same number in EXIF and TIFF
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 NPY_START = b'\x93NUMPY'
 # Pillow's readers by the first bytes. Image.open tries all formats and refuses large images.
 HEADER_READERS = {b'\xff\xd8\xff': JpegImageFile, b'\x89PNG': PngImageFile, b'RIFF': WebPImageFile}
-MINISWHITE, PALETTE = 0, 3  # TIFF's PhotometricInterpretation
+MINISWHITE, YCBCR, JPEGS = 0, 6, (6, 7)  # TIFF's PhotometricInterpretation, and Compression
+NO_COLOURS = {3: 'a palette', 8: 'CIELAB', 9: 'ICCLAB', 10: 'ITULAB'}
 INSTALL = 'pip install "mmpatchmix[images]"'
 
 
@@ -90,8 +92,11 @@ def _decode_tiff(content: bytes) -> DecodedImage:
             raise UnfitImageError(f'holds {len(images)} images of shapes {shapes}, not one')
         (image,) = images
         page = image.keyframe
-        if page.photometric == PALETTE:
-            raise UnfitImageError('holds indices of a palette, not colours (convert it to RGB)')
+        kind = NO_COLOURS.get(page.photometric)
+        if page.photometric == YCBCR and page.compression not in JPEGS:  # tifffile converts those
+            kind = 'YCbCr'
+        if kind:
+            raise UnfitImageError(f'holds values of {kind}, not colours (convert it to RGB)')
         # tifffile reads zeros beyond the end of the file.
         ends = (np.add(each.dataoffsets, each.databytecounts).max() for each in image.pages)
         if max(ends) > len(content):
@@ -162,3 +167,22 @@ def _invert(decoded: DecodedImage) -> DecodedImage:
     if high is not None:
         values = (low + high - values.astype(np.int64)).astype(values.dtype)
     return decoded._replace(values=values)
+
+
+def read_orientation(header: Image.Image) -> int:
+    """Return the EXIF orientation of a file that Pillow has opened, 1 to 8; 1 if there is none.
+
+    As in OpenCV, not that of XMP or text chunks, which ``header.getexif()`` also reads.
+    """
+    exif = Image.Exif()
+    with suppress(Exception):  # damaged metadata: Pillow has no common error
+        exif.load(header.info.get('exif'))
+        return exif.get(ORIENTATION, 1)
+    return 1
+
+
+def rotate(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation, 1 to 8, to (H, W) or (H, W, C)."""
+    values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
+    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return values[::-1] if orientation in (3, 4, 7, 8) else values

@@ -155,7 +155,7 @@ class ImageFolder(SkipUnreadable, BaseDataset):
                 f'two or more class folders, but {found}. Use labels=False, or set data_root to '
                 'the folder of the class folders'
             )
-        classes = [name[:-1] for name in sorted(counts) if name.count('/') == 1]
+        classes = sorted(name[:-1] for name in counts if name.count('/') == 1)
         return names, self._number_labels(labels, classes), is_split
 
     def _read_list(self) -> tuple[list[str], list[int] | None, bool]:
@@ -290,6 +290,8 @@ def adopt_classes(dataset: Dataset, metainfo: dict | None) -> None:
     classes, own = (tuple((meta or {}).get('classes') or ()) for meta in metas)
     if not classes or classes == own:
         return
+    for part in vars(dataset).get('datasets', ()):  # of mmengine's ConcatDataset
+        adopt_classes(part, metainfo)
     if isinstance(dataset, ImageFolder):
         dataset.adopt_classes(classes)
     elif isinstance(dataset, BaseDataset) and own and own != classes[: len(own)]:

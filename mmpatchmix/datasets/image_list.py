@@ -140,11 +140,13 @@ def read_image_list(path: str) -> tuple[list[str], list[str] | None, list[str] |
     used = dict(path=place, label=label, split=split)
     used = {kind: n for kind, n in used.items() if n is not None}
     for kind, n in used.items():
-        if '' in table[n]:
-            raise ValueError(
-                f'ImageFolder: line {numbers[table[n].index("")]} of {path} has no {kind} in '
-                f'column {names[n]}: fill it in, or remove the line or the column'
-            )
+        for row, cell in enumerate(table[n]):
+            if not cell or '\n' in cell:
+                fault = ('several lines as', 'close its quote') if cell else ('no', 'fill it in')
+                raise ValueError(
+                    f'ImageFolder: line {numbers[row]} of {path} has {fault[0]} {kind} in column '
+                    f'{names[n]}: {fault[1]}, or remove the line or the column'
+                )
     splits = None
     if split is not None:
         # Of a column such as is_valid, the cells are true or false.
@@ -206,13 +208,20 @@ def _parse(text: str, separator: str | None) -> Iterator[tuple]:
 def _find_paths(
     path: str, text: str, is_file: Callable[[str], bool]
 ) -> tuple[str | None, int | None]:
-    """Return the separator and the column with most existing files; no column if there are none."""
+    """Return the separator with most existing files in a column, and the first such column.
+
+    A column with at least half as many files counts, such as the images beside their masks. Without
+    files it is None.
+    """
     separators = [None, *',;\t|'] if path.lower().endswith('.txt') else [*',;\t|']
     hits = Counter()
     for separator in separators:
         for _, *cells in islice(_parse(text, separator), NUM_SAMPLED):
             hits.update((separator, place) for place, cell in enumerate(cells) if is_file(cell))
-    return hits.most_common(1)[0][0] if hits else (separators[0], None)
+    if not hits:
+        return separators[0], None
+    (separator, _), most = hits.most_common(1)[0]
+    return separator, min(n for (s, n), num in hits.items() if s == separator and 2 * num >= most)
 
 
 def _find_columns(

@@ -14,7 +14,7 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mmpatchmix.compat.orientation import read_orientation
+from mmpatchmix.datasets.decode_image import read_orientation
 from mmpatchmix.registry import TRANSFORMS
 
 NUM_TRIES = 10  # torchvision takes the centre after as many boxes that do not fit

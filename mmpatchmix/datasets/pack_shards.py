@@ -112,6 +112,9 @@ def pack_shards(
         if value is not None and (value < smallest[name] or (name == 'quality' and value > 100)):
             raise ValueError(f'pack-shards: {name}={value} is out of range')
     folder = ImageFolder(str(images))
+    if ', splits ' in folder.understood.get('columns', ''):
+        raise ValueError(f'pack-shards: {images} has splits: pack a list of each')
+    say('\n'.join(f'{topic}: {fact}' for topic, fact in folder.understood.items()))
     order = np.argsort(hash_names(folder.data_list['path'].tolist()), kind='stable')
     name = re.sub(r'[^\w-]', '_', os.path.basename(os.path.abspath(images)), flags=re.ASCII)
     plan = dict(

@@ -121,7 +121,12 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                 if key == META:
                     meta = json.load(shard.extractfile(files['']))
                     continue
-                for stem, image in _choose_images(files, endings).items():
+                chosen = _choose_images(files, endings)
+                if not chosen and 'cls' in files and files.keys() <= {'cls', 'json', 'txt'}:
+                    raise ValueError(
+                        f'{key}.cls does not stand beside its image: pack with tar --sort=name'
+                    )
+                for stem, image in chosen.items():
                     file = files.get(f'{stem}.cls') or files.get('cls')
                     label = shard.extractfile(file).read().strip() if file else b'-1'
                     if file and not label.isdigit():
@@ -141,7 +146,7 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                 f'pack-shards wrote {len(names)} images, {found}: set extensions to all'
             )
         samples['hash'] = hash_names([name.encode(errors='surrogateescape') for name in names])
-    except (tarfile.TarError, ValueError, KeyError) as error:
+    except (tarfile.TarError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(
             f'the shard {path} is refused: {error}. Make or copy it again; shards are '
             'uncompressed tar files in the format of webdataset'

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from mmengine import fileio
 
@@ -64,7 +65,8 @@ def survey_images(
         try:
             if is_special_file(path):
                 raise OSError('a pipe, socket or device')
-            decoded = decode_image(fileio.get(path), path)
+            content = fileio.get(path)
+            decoded = decode_image(content, path)
         except OSError as error:
             survey.damaged.append((path, str(error).replace(f': {path}', '')))
             continue
@@ -73,12 +75,14 @@ def survey_images(
         survey.smallest = min(survey.smallest if survey.num_read else size, size, key=math.prod)
         survey.largest = max(survey.largest, size, key=math.prod)
         survey.kinds[values.shape[2], values.dtype.name] += 1
-        survey.low = min(survey.low, float(np.nanmin(values)))
-        survey.high = max(survey.high, float(np.nanmax(values)))
+        if (finite := values[np.isfinite(values)]).size:
+            survey.low = min(survey.low, float(finite.min()))
+            survey.high = max(survey.high, float(finite.max()))
         if scale is None:
             continue
         try:
-            img = scale(decoded).astype(np.float64)
+            img = as_rgb8(decoded, content) if scale is as_rgb8 else scale(decoded)
+            img = img.astype(np.float64)
         except UnfitImageError as error:
             survey.unfit.append((path, str(error)))
             continue
@@ -93,15 +97,16 @@ def sample_paths(dataset, num: int) -> list[str]:
     return [dataset.get_data_info(n * len(dataset) // num)['img_path'] for n in range(num)]
 
 
-def as_rgb8(decoded: DecodedImage) -> np.ndarray:
-    """Convert an image to 8-bit RGB as ``LoadImageFromFile`` does; UnfitImageError if it cannot."""
-    values = decoded.values
-    if values.dtype == np.uint16:
-        values = values >> 8
-    if values.dtype not in (np.uint8, np.uint16) or values.shape[2] not in (1, 3, 4):
-        kind = f'{values.dtype} of {values.shape[2]} channels'
+def as_rgb8(decoded: DecodedImage, content: bytes) -> np.ndarray:
+    """Return 8-bit RGB as ``LoadImageFromFile`` reads it; UnfitImageError if it drops something."""
+    content, dtype = np.frombuffer(content, np.uint8), decoded.values.dtype
+    num_channels = decoded.values.shape[2]
+    fits = dtype in (np.uint8, np.uint16)
+    raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if fits else None  # a TIFF's first page
+    if raw is None or math.prod(raw.shape[2:]) != num_channels:
+        kind = f'{dtype} of {num_channels} channels or pages'
         raise UnfitImageError(f'{kind} needs mmpatchmix.LoadAnyImage')
-    return np.repeat(values, 3, 2) if values.shape[2] == 1 else values[:, :, :3]
+    return cv2.imdecode(content, cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
 def _round(value: float) -> float:

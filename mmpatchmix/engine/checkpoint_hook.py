@@ -30,6 +30,7 @@ from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 NUM_BETWEEN = 2  # number of checkpoints within epochs that are kept
+PATHS = 'best_ckpt_path_dict'  # mmengine's attribute, with several keys in save_best
 INIT = "--init FILE (model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE))"
 
 
@@ -66,12 +67,17 @@ class SafeCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Lock the work dir and choose the checkpoint to load, on rank 0 for all ranks."""
 
-        def choose() -> str | None:
+        def choose() -> tuple[str | None, bool]:
             if runner._train_loop is not None:
                 lock_folder(runner.work_dir)
-            return runner._load_from if runner._has_loaded else choose_checkpoint(runner)
+            if runner._has_loaded:
+                return runner._load_from, runner._resume
+            path = choose_checkpoint(runner)
+            if path is None and runner._resume:  # the run has no checkpoint yet
+                return getattr(runner, 'start_from', None), False
+            return path, runner._resume
 
-        runner._load_from = call_on_first_rank(choose)
+        runner._load_from, runner._resume = call_on_first_rank(choose)
         if runner._resume and runner._load_from:
             # The checkpoint has all weights; the file of init_cfg may no longer exist.
             runner._init_model_weights = lambda: None
@@ -104,8 +110,11 @@ class SafeCheckpointHook(CheckpointHook):
         if number:
             self._stop(runner, number)
         by_iteration = self.iterations and (runner.iter + 1) % self.iterations < accumulation
-        # The end of an epoch saves by itself, or the next iteration does.
-        if not at_end and self.by_epoch and (late or by_iteration):
+        saves_epoch = at_end and (
+            self.every_n_epochs(runner, self.interval, self.save_begin)
+            or self.is_last_train_epoch(runner)
+        )
+        if self.by_epoch and not saves_epoch and (late or by_iteration):
             self.save_within_epoch(runner)
 
     def prepare_checkpoint(self, runner: Runner) -> None:
@@ -234,16 +243,24 @@ class SafeCheckpointHook(CheckpointHook):
         def save(out_dir, filename, file_client_args, backend_args, **settings) -> None:
             runner.call_hook('prepare_checkpoint')
             self._refuse_nonfinite_weights(runner)
-            if dist.is_main_process():
-                self._write(runner, filename, **settings)
+            saved = dist.is_main_process() and self._write(runner, filename, **settings)
+            if not any(self._ranks.agree(saved)):
+                raise OSError(filename)
 
         outdated: set[str] = set()
         runner.save_checkpoint, self.file_backend.remove = save, outdated.add
+        info = runner.message_hub.runtime_info
+        before, path, paths = dict(info), self.best_ckpt_path, getattr(self, PATHS, {}).copy()
         try:
             super()._save_best_checkpoint(runner, metrics)
+        except OSError:  # it is in the log; the previous one stays the best
+            outdated.clear()
+            info.clear()
+            info.update(before)
+            self.best_ckpt_path, self.best_ckpt_path_dict = path, paths
         finally:
             del runner.save_checkpoint, self.file_backend.remove
-        best = getattr(self, 'best_ckpt_path_dict', {}).values() or [self.best_ckpt_path]
+        best = getattr(self, PATHS, {}).values() or [self.best_ckpt_path]
         for path in outdated.difference(best):
             os.unlink(path)
 

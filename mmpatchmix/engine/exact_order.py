@@ -260,5 +260,6 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         is_due = is_due and self.evaluated_epoch < epoch and epoch >= self.val_begin
         if self.runner.val_loop is not None and is_due and self.position == 0:
             self.evaluated_epoch = epoch
-            with random_states_kept():
-                self.runner.val_loop.run()
+            self.random_states = read_random_states()  # also of what is saved in between
+            self.runner.val_loop.run()
+            self._restore_random_states()

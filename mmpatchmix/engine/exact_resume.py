@@ -64,7 +64,8 @@ class ExactResumeHook(StatefulHook):
 
     def prepare_checkpoint(self, runner: Runner) -> None:
         """Gather the random states of all ranks; called on all ranks before rank 0 saves."""
-        self._states = dist.all_gather_object(read_random_states())
+        states = getattr(self._loop, 'random_states', None) or read_random_states()
+        self._states = dist.all_gather_object(states)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return random states, position and plan."""

@@ -3,12 +3,13 @@
 import logging
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import LoggerHook
-from mmengine.runner import BaseLoop, LogProcessor, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, LogProcessor, Runner
 from mmengine.visualization import WandbVisBackend
 
 from mmpatchmix.registry import HOOKS, LOG_PROCESSORS, VISBACKENDS
@@ -40,6 +41,13 @@ class SafeLoggerHook(LoggerHook):
     """mmengine's ``LoggerHook``, except that a failing disk is a warning instead of an error."""
 
     has_failed = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Let runs that count iterations log these; their epoch is always 0."""
+        super().before_run(runner)
+        if isinstance(runner._train_loop, IterBasedTrainLoop):
+            self.log_metric_by_epoch = runner.log_processor.by_epoch = False
+
     after_train_iter = _tolerate_disk_errors(LoggerHook.after_train_iter)
     after_val_epoch = _tolerate_disk_errors(LoggerHook.after_val_epoch)
     after_run = _tolerate_disk_errors(LoggerHook.after_run)
@@ -71,7 +79,7 @@ class ShortLogProcessor(LogProcessor):
         parts = [self._name_place(runner, mode, batch_idx)]
         parts += [form.format(shown[name]) for name, form in FORMATS.items() if name in shown]
         if (eta := runner.message_hub.runtime_info.get('eta')) is not None:
-            parts.append(f'ETA {format_seconds(eta)}')
+            parts.append(f'ETA {timedelta(seconds=int(eta))}')
         if 'memory' in shown:
             parts.append(f'{shown["memory"] / 1024:.0f} GB')
         return values, '  '.join(parts)
@@ -96,9 +104,9 @@ class ShortLogProcessor(LogProcessor):
         return values, short
 
     def _name_place(self, runner: Runner, mode: str, batch_idx: int | None = None) -> str:
-        if mode == 'train' and not self.by_epoch:
-            return f'Iteration {runner.iter + 1}/{runner.max_iters}'
         has_loop = isinstance(runner._train_loop, BaseLoop)
+        if has_loop and not self.by_epoch and (mode == 'train' or batch_idx is None):
+            return f'Iteration {runner.iter + (mode == "train")}/{runner.max_iters}'
         epoch = f'{self._get_epoch(runner, mode)}/{runner.max_epochs}' if has_loop else ''
         size = self._get_dataloader_size(runner, mode)
         done = '' if batch_idx in (None, size - 1) else f' ({(batch_idx + 1) / size:.0%})'
@@ -113,12 +121,3 @@ def log_to_files(logger: logging.Logger, message: str) -> None:
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in its two largest units, such as ``1d 2h`` or ``5m 10s``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f'{hours // 24}d {hours % 24}h'
-    return f'{hours}h {minutes}m' if hours else f'{minutes}m {rest}s'

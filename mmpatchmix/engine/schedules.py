@@ -19,6 +19,7 @@ from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 
+GROUPS = ('constructor', 'paramwise_cfg')
 LOSS_SETTINGS = ('temperature', 'mix_temperature', 'label_smoothing', 'loss_weights')
 # Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
 CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
@@ -98,7 +99,8 @@ class MomentumScheduleHook(Hook):
 def describe_plan(runner: Runner) -> dict[str, str]:
     """Return what resuming compares, as text, of a built Runner."""
     loader, cfg = runner.train_dataloader, runner.cfg
-    optimizer = dict((cfg.get('optim_wrapper') or {}).get('optimizer') or {})
+    wrapper = cfg.get('optim_wrapper') or {}
+    optimizer = dict(wrapper.get('optimizer') or {})
     optimizer.pop('lr', None)
     groups = getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', [])
     momentum = (cfg.get('default_hooks') or {}).get('momentum') or {}
@@ -112,6 +114,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'iterations per epoch': len(loader),
         'learning rate': max((float(g.get('initial_lr', g['lr'])) for g in groups), default=0.0),
         'optimizer': _format_settings(optimizer),
+        'parameter groups': _format_settings({name: wrapper.get(name) for name in GROUPS}),
         'schedules': '; '.join(_format_settings(dict(each)) for each in schedules),
         'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }

@@ -54,11 +54,6 @@ def find_neighbors(
     return values, indices
 
 
-def choose_chunks(queries: Tensor) -> tuple[int, int]:
-    """Return the default numbers of queries and bank rows per block on the queries' device."""
-    return CHUNKS if queries.device.type == 'cpu' else CHUNKS_OF_GPUS
-
-
 def find_near_duplicates(
     features: Tensor, threshold: float, device: torch.device | str | None = None
 ) -> Tensor:
@@ -152,7 +147,7 @@ def check_knn_settings(num_neighbors: Sequence[int], temperature: float | None) 
 def _compare_blocks(queries: Tensor, bank: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Yield first query, first bank row and cosines ``(q, B)`` of each block, in reused memory."""
     queries = _normalize(queries, 'queries')  # (Q, D)
-    num_queries, num_rows = choose_chunks(queries)
+    num_queries, num_rows = CHUNKS if queries.device.type == 'cpu' else CHUNKS_OF_GPUS
     num_rows = min(num_rows, len(bank))
     # The same memory for all blocks: fresh memory for each costs a fifth of the product.
     rows = queries.new_empty(num_rows, queries.shape[1])

@@ -4,6 +4,8 @@ PatchMix (https://arxiv.org/abs/2306.12243) trains an image that holds 60 % of t
 image and 40 % of another's to be similar to them in that proportion.
 """
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,10 +96,12 @@ def class_agreement(features: Features, ranks: tuple[int, ...] = (1, 10, 100)) -
     """
     vectors, labels = F.normalize(features.features.float(), dim=1), features.labels
     aurocs, shares = [], {k: [] for k in ranks if k < len(labels)}
-    for rows in torch.arange(len(labels)).split(_CHUNK):
-        similarity = vectors[rows] @ vectors.T  # (n, N)
-        similarity[torch.arange(len(rows)), rows] = -torch.inf  # the image itself comes last
-        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+    images = torch.arange(len(labels))
+    # In both directions: the mean counts equal similarities by half, whatever the order of files.
+    for rows, columns in product(images.split(_CHUNK), (images, images.flip(0))):
+        similarity = vectors[rows] @ vectors[columns].T  # (n, N)
+        similarity[rows[:, None] == columns] = -torch.inf  # the image itself comes last
+        order = columns[similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]]
         same = labels[rows, None] == labels[order]  # (n, N - 1), nearest first
         for k in shares:
             shares[k].append(same[:, :k].double().mean(1))

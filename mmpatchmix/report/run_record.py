@@ -1,6 +1,7 @@
 """Read what a run has written into its work dir, and write ``run.json`` at its start and end."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -97,12 +98,18 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """Read ``*/vis_data/scalars.json`` of mmengine, joined over all starts of a run.
 
     Returned are training records with ``iter`` and ``epoch``, and validation records with ``step``
-    (an epoch), each in order. The later of two records of one step replaces the earlier.
+    (an epoch), each in order. A start that continues from an earlier checkpoint replaces what came
+    after it; the later of two records of one step replaces the earlier.
     """
     training: dict[int, dict] = {}
     validation: dict[int, dict] = {}
+    after: dict[int, int] = {}  # last logged iteration before a validation
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for record in _read_lines(path):
+        records = _read_lines(path)
+        first = next((record['iter'] for record in records if 'loss' in record), math.inf)
+        training = {step: training[step] for step in training if step < first}
+        validation = {step: validation[step] for step in validation if after[step] < first}
+        for record in records:
             named = [name for name in record if '/' in name]
             if 'loss' in record:
                 training[record['iter']] = record
@@ -111,6 +118,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
                 training[step] = {'iter': step} | training.get(step, {}) | record
             elif record.keys() - {'step', 'time', 'data_time'}:  # several hooks write at one step
                 validation[record['step']] = validation.get(record['step'], {}) | record
+                after[record['step']] = max(training, default=0)
     return tuple([records[step] for step in sorted(records)] for records in (training, validation))
 
 
@@ -138,7 +146,7 @@ def _find_pictures(work_dir: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     if (path := work_dir / 'mixed.png').is_file():
         found['mixed'] = {0: path}
-    for path in work_dir.glob('*/vis_data/vis_image/*_*.png'):
+    for path in sorted(work_dir.glob('*/vis_data/vis_image/*_*.png')):
         name, _, step = path.stem.rpartition('_')
         if step.isdecimal():
             found.setdefault(name, {})[int(step)] = path

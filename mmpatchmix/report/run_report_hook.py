@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmpatchmix.checkpoints.sealing import find_good_checkpoint
 from mmpatchmix.engine.distributed import PatchMixFSDP
@@ -49,13 +49,16 @@ class RunReportHook(Hook):
             raise ValueError(f'report.num_images={num_images} must be at least 2.')
         self.evaluate_untrained, self.num_images = evaluate_untrained, num_images
         self.pictures = pictures
-        self.metrics: list[tuple[int, dict]] = []  # (epoch, metrics)
-        self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # epoch and its pictures
+        # Steps are epochs, or iterations of runs that count no epochs.
+        self.metrics: list[tuple[int, dict]] = []  # (step, metrics)
+        self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # step and its pictures
+        self.unit = 'epoch'
         self.described: dict[str, str] = {}  # facts of the verb, for the report
         self.beginning = 'untrained'  # name of the network at epoch 0
 
     def before_train(self, runner: Runner) -> None:
         """Write ``run.json`` and ``mixed.png``, and evaluate the untrained network if asked to."""
+        self.unit = 'iteration' if isinstance(runner.train_loop, IterBasedTrainLoop) else 'epoch'
         if find_start(runner) is not None:
             self.beginning = 'before continuing'
         self._attempt(runner, 'run.json', write_start, runner, self.described)
@@ -67,7 +70,7 @@ class RunReportHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Store the metrics, draw the repeated pictures, and write the report."""
-        self.metrics.append((runner.epoch, dict(metrics or {})))
+        self.metrics.append((runner.epoch or runner.iter, dict(metrics or {})))
         self._attempt(runner, 'pictures', self._show_pictures, runner, REPEATED)
         self._write_page(runner)
 
@@ -104,11 +107,12 @@ class RunReportHook(Hook):
             return  # a detector's picture is drawn once, at the end
         if not detects and not isinstance(unwrap_model(runner.model), PatchMix):
             return
-        epoch, drawn = self.drawn
-        missing = tuple(name for name in names if epoch != runner.epoch or name not in drawn)
+        step = runner.epoch or runner.iter
+        last, drawn = self.drawn
+        missing = tuple(name for name in names if last != step or name not in drawn)
         for name, figure in draw_pictures(runner, missing):
-            runner.visualizer.add_image(name, to_array(figure), runner.epoch)
-        self.drawn = runner.epoch, names
+            runner.visualizer.add_image(name, to_array(figure), step)
+        self.drawn = step, names
 
     def summary(self, runner: Runner) -> list[str]:
         """Return the lines of the summary: metrics before and after training, and files."""
@@ -133,7 +137,7 @@ class RunReportHook(Hook):
         kNN has a column per set of queries, and a row for raw pixels if they were evaluated.
         """
         rank_me = 'geometry/rank_me'
-        measured = [(epoch, m) for epoch, m in self.metrics if 'knn/top1' in m or rank_me in m]
+        measured = [(step, m) for step, m in self.metrics if 'knn/top1' in m or rank_me in m]
         if not measured:
             return []
         last = measured[-1][1]
@@ -142,8 +146,8 @@ class RunReportHook(Hook):
         if not names:
             title, unit, names = 'RankMe, the number of dimensions in use', '', [rank_me]
         rows = []
-        for epoch, metrics in measured[:1] + measured[1:][-1:]:
-            state = f'after {epoch} epoch{"" if epoch == 1 else "s"}' if epoch else self.beginning
+        for step, metrics in measured[:1] + measured[1:][-1:]:
+            state = f'after {step} {self.unit}{"s" * (step != 1)}' if step else self.beginning
             rows.append([state, *(f'{metrics[name]:.2f}{unit}' for name in names)])
         if 'pixels/top1' in last:
             values = [last[name.replace('knn', 'pixels')] for name in names]

@@ -9,6 +9,7 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
 
 from mmpatchmix.checkpoints import ViTSpec
@@ -17,7 +18,7 @@ from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.datasets import Digits
 from mmpatchmix.models import PatchMix
 from mmpatchmix.registry import MODELS
-from tests.checkpoints.vits import images, make_timm_vit
+from tests.checkpoints.vits import images, make_timm_vit, randomise, save
 from tests.engine.tiny_run import tiny_run_config
 
 # Other width, depth, heads, patch and image than the tiny run.
@@ -144,3 +145,18 @@ def test_a_vit_of_timm_starts_trains_and_embeds(tmp_path):
         tokens = source.eval().forward_features(pixels)[0]
     assert np.allclose(np.load(out / 'features.npy')[0], tokens[0], atol=1e-4)
     assert np.allclose(np.load(out / 'patch_tokens.npy')[0], tokens[5:], atol=1e-2)  # float16
+
+
+def test_a_plain_vit_starts_one_of_timm_with_its_heads_and_layer_scale(tmp_path):
+    own = VisionTransformer('deit-tiny', img_size=32, layer_scale_init_value=0.1)
+    randomise(own).eval()
+    path = save(tmp_path, dict(state_dict=own.state_dict()))
+    vit = dict(type='mmpatchmix.TimmViT', model='vit_tiny_patch16_224', img_size=32)
+    vit |= dict(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model = MODELS.build(vit)
+    model.init_weights()
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(images(32))[0], own(images(32))[-1], atol=1e-4)
+    save(tmp_path, dict(state_dict=own.state_dict(), meta=dict(mmpatchmix=dict(num_heads=12))))
+    with pytest.raises(ValueError, match=r'has 12 attention heads and 0 registers; .* --timm'):
+        MODELS.build(vit).init_weights()

@@ -244,3 +244,10 @@ def test_folders_of_timm_have_no_config_of_transformers(tmp_path):
     save_file(RAW.state_dict(), tmp_path / 'model.safetensors')
     backbone = read_backbone(tmp_path, num_heads=3)
     assert backbone.spec == SPEC and build_vit(SPEC).load_state_dict(backbone.state_dict)
+    stated = dict(mean=[0.5] * 3, std=[0.5] * 3, input_size=[3, 224, 224], crop_pct=0.9)
+    config = dict(pretrained_cfg=stated, model_args=dict(num_heads=SPEC.num_heads))
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    backbone = read_backbone(tmp_path, default_heads=1)
+    assert backbone.spec == SPEC
+    assert backbone.preprocessing.mean == backbone.preprocessing.std == (127.5,) * 3
+    assert backbone.preprocessing.resize == 249

@@ -108,6 +108,10 @@ def test_the_described_learning_rate_is_used(tmp_path):
     assert facts['trained'] == f'{trained:,}'
     assert facts['momentum'].startswith('0.95 -> 1 (cosine')
     assert facts['length'] == '1 epochs x 6 = 6 iterations'
+    again = copy.deepcopy(cfg)
+    again.optim_wrapper.accumulative_counts, again.experiment_name = 16, 'test-accumulation'
+    described = describe_run(Runner.from_cfg(again))[1]
+    assert '0 -> 0.003 ' in described['learning rate']  # 8 x 16 images a step, as in the recipe
     runner.train()
     (path,) = tmp_path.glob('*/vis_data/scalars.json')
     rates = [json.loads(line).get('lr', 0) for line in path.read_text().splitlines()]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmpatchmix.__main__ import main
 from tests.calls import call
@@ -139,3 +140,18 @@ default_hooks = dict(report=dict(evaluate_untrained=False, pictures=False))
     assert '8 x 2 ranks = 16' in text and '2 epochs x 2 = 4 iterations' in text
     assert text.count('Epoch 1/2  loss ') == text.count('Epoch 2/2  loss ') == 1
     assert (tmp_path / 'run' / 'epoch_2.pth').is_file()
+
+
+def test_resume_without_a_checkpoint_starts_from_load_from(config, work_dir, tmp_path):
+    """--auto-scale-lr counts the images of an optimizer step: 8 x 4 of the recipe's 128."""
+    start = work_dir / 'epoch_1.pth'
+    options = [f'load_from={start}', 'optim_wrapper.accumulative_counts=4', 'val_cfg=None']
+    options += ['val_dataloader=None', 'val_evaluator=None', 'param_scheduler=None']
+    place = '--work-dir', tmp_path, '--epochs', 1, '--auto-scale-lr', '--resume'
+    run('train', config, *place, '--cfg-options', *options)
+    (log,) = tmp_path.glob('*/*.log')
+    assert f'Load checkpoint from {start}' in log.read_text()
+    (group, _) = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['optimizer'][
+        'param_groups'
+    ]
+    assert group['lr'] == pytest.approx(3e-3 * 32 / 128)

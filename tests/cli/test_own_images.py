@@ -12,6 +12,7 @@ from mmpatchmix.cli.check_run import check_run, run_one_step
 from mmpatchmix.cli.describe_run import describe_images, describe_run
 from mmpatchmix.cli.embed import set_images
 from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.datasets.survey import as_rgb8, survey_images
 from mmpatchmix.evaluation import extract_features
 from mmpatchmix.report.sheets import draw_views, save_picture, to_array
 from tests.cli.parts import build_parts, get_refusal
@@ -132,6 +133,9 @@ def test_evaluation_of_trained_images_and_of_unknown_classes_is_refused(tmp_path
     for options in (dict(labels=False), dict(split=None), same_folder):
         message = get_refusal(folder_config(tmp_path, root, **options))
         assert f'{num_val} of the {num_val} images of val_dataloader are trained on too' in message
+    (tmp_path / 'link').symlink_to(root / 'ant')
+    message = get_refusal(folder_config(tmp_path, root, data_root=str(tmp_path / 'link')))
+    assert 'are trained on too' in message
     make_classes(root / 'train', 8)
     make_classes(root / 'val', 4, ('ant', 'dog'))
     message = get_refusal(folder_config(tmp_path, root))
@@ -208,5 +212,13 @@ def test_stats_auto_reads_images_as_the_recipe_does(tmp_path):
         stats.set_stats(cfg)
         expected = rgb.mean((0, 1, 2))[::step]
         np.testing.assert_allclose(cfg.model.data_preprocessor.mean, expected, atol=0.006)
+    # OpenCV reads the first page of a TIFF, and values of 0 and 1 as 0 and 255.
+    pages = as_tiff(make_noise((3, 20, 20)), photometric='minisblack')
+    (root / 'pages.tif').write_bytes(pages)
+    bits = make_noise((8, 20, 20))[0] > 100
+    (root / 'bits.tif').write_bytes(as_tiff(bits, photometric='minisblack'))
+    survey = survey_images([f'{root}/pages.tif', f'{root}/bits.tif'], as_rgb8)
+    assert 'uint8 of 3 channels or pages needs' in survey.unfit[0][1]
+    assert survey.mean_and_std()[0] == pytest.approx([255 * bits.mean()] * 3, abs=0.01)
     with pytest.raises(ValueError, match=r'this config trains on mmpatchmix\.Digits'):
         stats.set_stats(tiny_run_config(tmp_path))

@@ -231,5 +231,9 @@ def test_wrong_arguments_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f'{name}=.* is out of range'):
             pack(tmp_path, tmp_path / 'out', **{name: value})
     images = make_classes(tmp_path / 'images', 1)
+    path = tmp_path / 'list.csv'
+    path.write_text('images/ant/000.jpg,ant,train\nimages/bee/000.jpg,bee,val\n')
+    with pytest.raises(ValueError, match='has splits: pack a list of each'):
+        pack(path, tmp_path / 'out')
     with pytest.raises(ValueError, match=r'holds other files, and no pack.json'):
         pack(images, images)

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmpatchmix.checkpoints import read_backbone
 from mmpatchmix.cli import convert
@@ -31,6 +31,20 @@ def test_round_trips_are_exact(own, tmp_path, target):
     convert_checkpoint(there, back, 'mmdet')
     assert_same(torch.load(back)['state_dict'], query if encoder == 'query' else momentum)
     assert read_backbone(there).spec == SPEC
+
+
+@pytest.mark.parametrize('target', ['timm', 'transformers'])
+def test_files_in_half_precision_are_converted_in_float32(tmp_path, target):
+    state = {key: value.bfloat16() for key, value in make_timm_vit().state_dict().items()}
+    path = save(tmp_path, dict(state_dict=state, meta=dict(mmpatchmix=asdict(SPEC))))
+    out = tmp_path / f'out{ENDINGS[target]}'
+    convert_checkpoint(path, out, target)
+    if target == 'transformers':  # which loads a folder in the type that its weights have
+        file = out / 'model.safetensors'
+        save_file({key: w.bfloat16() for key, w in load_file(file).items()}, file)
+        convert_checkpoint(out, tmp_path / 'back.pth', 'mmdet')
+        out = tmp_path / 'back.pth'
+    assert {w.dtype for w in read_backbone(out).state_dict.values()} == {torch.float32}
 
 
 def test_faulty_keys_are_named_as_in_the_file(tmp_path):

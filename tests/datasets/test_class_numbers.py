@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from mmengine.dataset import ConcatDataset
 from mmengine.runner import ValLoop
 from torch import nn
 
@@ -52,6 +53,17 @@ def test_the_training_set_labels_a_single_class_and_no_flat_folder(tmp_path):
     flat = ImageFolder(str(make_folder(tmp_path / 'flat', '1.jpg', '2.jpg')))
     adopt_classes(flat, train.metainfo)
     assert list_labels(flat) == [None, None] and flat.metainfo['labelled'] is False
+
+
+def test_classes_of_folders_are_in_the_order_of_their_names_and_reach_joined_sets(tmp_path):
+    names = 'cat', 'cat 2', 'cat-big'
+    train = ImageFolder(str(make_classes(tmp_path / 'tr', 1, names)))
+    assert train.metainfo['classes'] == names
+    make_classes(tmp_path / 'va', 1, names[::2])
+    joined = ConcatDataset([ImageFolder(str(tmp_path / 'va')) for _ in range(2)])
+    adopt_classes(joined, train.metainfo)
+    for info in map(joined.get_data_info, range(4)):
+        assert info['gt_label'] == (2 if 'cat-big' in info['img_path'] else 0)
 
 
 def test_unknown_classes_are_refused_by_name(root, tmp_path):

@@ -104,10 +104,19 @@ def test_incomplete_lists_are_refused_with_their_line(folder):
         ('ant/1.jpg,x,val\nant/2.jpg,x,some\n', "line 2 of .* has the split 'some' in column 3; "),
         ('path,label\nant/1.jpg,x\n,y\n', r'line 3 of .* has no path in column 1 \(path\)'),
         ('path,split\nant/1.jpg,a', r"line 2 .* split 'a' in column 2 \(split\); it must be"),
+        (
+            'ant/1.jpg,"x\nant/2.jpg,x\n',
+            r'line 2 of .* several lines as label .*: close its quote',
+        ),
         ('path\nno.jpg\n', r"such as column 1 of line 2, 'no\.jpg'\. Paths are relative to the"),
     ):
         with pytest.raises(ValueError, match=message):
             read_image_list(write(folder, text))
+
+
+def test_images_beside_their_masks_are_read_though_one_is_missing(folder):
+    text = f'image,mask\n{NAMES[0]},{NAMES[2]}\nnone.jpg,{NAMES[3]}\n'
+    assert read_image_list(write(folder, text))[0] == [NAMES[0], 'none.jpg']
 
 
 def test_lists_that_contradict_the_arguments_are_refused(folder):

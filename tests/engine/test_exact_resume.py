@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -107,6 +108,7 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
     options = {'model.data_preprocessor.num_mix': 3, 'optim_wrapper.optimizer.lr': 1e-3}
     options |= {'model.data_preprocessor.std': [60.0] * 3, 'model.head.temperature': 0.5}
     options['model.loss_weights'] = dict(mix_mix=0)
+    options['optim_wrapper.paramwise_cfg'] = dict(flat_decay_mult=0.5)
     options['default_hooks.exact_resume.change_schedule'] = change
     runner = build(tmp_path, whole / 'iter_5.pth', epochs=6, **options)
     with pytest.raises(ValueError, match='this run differs from the run') as refusal:
@@ -118,6 +120,7 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
         '60, 60, 60 now',
         "'mix_mix': 0, ",
         'temperature 0.5',
+        "paramwise_cfg {'flat_decay_mult': 0.5} now",
         '--change-schedule',
     ):
         assert line in str(refusal.value)
@@ -261,3 +264,25 @@ def test_data_workers_have_a_timeout():
     for options, timeout in (({'num_workers': 2}, WORKER_SECONDS), ({}, None)):
         loader = dict(dataset={}, sampler=dict(type='DefaultSampler'), **options)
         assert make_exact(loader).get('timeout') == timeout
+
+
+def test_a_run_that_saves_its_best_checkpoints_resumes_as_exactly(tmp_path):
+    """mmengine saves an epoch again after its evaluation, which draws random numbers."""
+    cfg = Config.fromfile('configs/finetune/vit-digits_plain.py')
+    cfg.merge_from_dict({
+        'model.backbone.drop_path_rate': 0.3,
+        'train_dataloader.dataset.indices': 64,
+        'val_dataloader.dataset.indices': 32,
+        'train_cfg.val_interval': 1,
+        'default_hooks.checkpoint': dict(interval=1, max_keep_ckpts=9),
+        'default_hooks.report.pictures': False,
+    })  # fmt: skip
+    set_epochs(cfg, 3)
+    for name in ('whole', 'resumed'):
+        cfg.work_dir, cfg.experiment_name = str(tmp_path / name), f'best-{name}'
+        Runner.from_cfg(cfg).train()
+        cfg.resume, cfg.load_from = True, str(tmp_path / 'whole' / 'epoch_1.pth')
+    assert list((tmp_path / 'whole').glob('best_*'))
+    found, expected = (read(tmp_path / name / 'epoch_3.pth') for name in ('resumed', 'whole'))
+    for name, value in expected['state_dict'].items():
+        assert torch.equal(found['state_dict'][name], value), name

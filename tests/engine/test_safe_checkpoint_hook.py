@@ -82,11 +82,21 @@ def test_a_checkpoint_by_minutes(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore:Detected call of `scheduler')  # without a step before
-@pytest.mark.parametrize(('iterations', 'saved'), [(1, [2, 4]), (2, [2, 4]), (3, [4]), (5, [])])
-def test_with_accumulation_the_next_optimizer_step_is_saved(tmp_path, iterations, saved):
-    cfg = tiny_run_config(tmp_path, 1, num_images=48)  # 6 iterations, the last ends the epoch
+@pytest.mark.parametrize(
+    ('iterations', 'interval', 'saved'),
+    [
+        (1, 1, [2, 4, 8, 10]),
+        (2, 1, [2, 4, 8, 10]),
+        (3, 1, [4, 10]),
+        (5, 1, [10]),
+        (3, 2, [4, 6, 10]),
+    ],
+)
+def test_with_accumulation_the_next_optimizer_step_is_saved(tmp_path, iterations, interval, saved):
+    cfg = tiny_run_config(tmp_path, 2, num_images=48)  # 6 iterations an epoch
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.optim_wrapper.accumulative_counts = 2
-    cfg.default_hooks.checkpoint.iterations = iterations
+    cfg.default_hooks.checkpoint.update(iterations=iterations, interval=interval)
     runner = Runner.from_cfg(cfg)
     (hook,) = (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook))
     found = []
@@ -151,6 +161,30 @@ def test_the_previous_best_checkpoint_is_removed_last(tmp_path, monkeypatch):
     assert best['meta']['epoch'] == 2 and 'optimizer' not in best
     assert find_damage(tmp_path / 'best_knn_top1_epoch_2.pth') is None
     assert type(runner).save_checkpoint is runner.save_checkpoint.__func__
+
+
+def test_the_best_checkpoint_stays_if_a_better_one_cannot_be_written(tmp_path, monkeypatch):
+    from mmpatchmix.evaluation import KNNLoop
+
+    def seal(path, real=checkpoint_hook.seal):
+        if 'best' in path.name and 'epoch_2' in path.name:
+            raise OSError(28, 'No space left on device')
+        real(path)
+
+    scores = iter([10.0, 20.0, 20.0, 15.0, 5.0])  # of epoch 2 twice: the file is older
+    monkeypatch.setattr(KNNLoop, 'evaluate', lambda loop: {'knn/top1': next(scores)})
+    monkeypatch.setattr(checkpoint_hook, 'seal', seal)
+    runner = build(tmp_path, 2, val_interval=1, save_best='knn/top1', max_keep_ckpts=1)
+    runner.train()
+    assert names(tmp_path) == ['best_knn_top1_epoch_1.pth', 'epoch_2.pth']
+    assert 'best_knn_top1_epoch_2.pth was not saved' in log(tmp_path)
+    assert 'epoch is saved to best_knn_top1_epoch_2.pth' not in log(tmp_path)
+    info = runner.message_hub.runtime_info
+    assert info['best_score'] == 10 and info['best_ckpt'].endswith('epoch_1.pth')
+    runner = build(tmp_path, 4, resume=True, val_interval=1, save_best='knn/top1', max_keep_ckpts=1)
+    runner.hooks[0].change_schedule = True
+    runner.train()
+    assert names(tmp_path) == ['best_knn_top1_epoch_3.pth', 'epoch_4.pth']
 
 
 def test_a_signal_saves_after_the_iteration_and_exits(tmp_path):

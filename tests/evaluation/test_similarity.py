@@ -93,3 +93,10 @@ def test_class_agreement_equals_counting_pairs(chunk, monkeypatch):
     assert result.keys() == {'auroc', 'precision_at_5'}  # there are 11 others
     assert result['auroc'] == pytest.approx(sum(aurocs) / 12)
     assert result['precision_at_5'] == pytest.approx(sum(precision) / 12)
+
+
+@pytest.mark.parametrize('sizes', [(250, 50), (50, 250)])
+def test_equal_similarities_count_by_half_in_any_order_of_the_files(sizes):
+    labels = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    result = class_agreement(Features(torch.ones(300, 4), labels), ranks=(1,))
+    assert result['auroc'] == pytest.approx(0.5)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 
+from mmpatchmix.cli import show
 from mmpatchmix.report import detection_figure
 from mmpatchmix.report.detection_figure import Object, draw_class_precision, draw_detections
 
@@ -39,6 +41,17 @@ def test_annotations_are_polygons_or_run_lengths_or_boxes():
         instance = dict(bbox=[3, 2, 7, 6], bbox_label=1, mask=shape)
         one = detection_figure._read_annotation(instance, ('a', 'b'), (8, 10))
         assert (one.mask == wanted).all() and one.label == 1 and one.text == 'b'
+
+
+def test_the_precision_that_is_shown_is_of_boxes(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(show, 'build_runner', lambda cfg, *args: shown.append(cfg.test_evaluator))
+    monkeypatch.setattr(show, 'draw', lambda *args: Figure())
+    (tmp_path / 'a.pth').touch()
+    config = 'configs/coco/mask-rcnn_vit-s_fpn_1x.py'
+    place = '--out', str(tmp_path / 'a.png'), '--work-dir', str(tmp_path)
+    show.main(['class_precision', config, str(tmp_path / 'a.pth'), *place])
+    assert shown[0].classwise and shown[0].metric == 'bbox'
 
 
 def test_precision_is_ordered_and_classes_without_objects_are_marked():

@@ -111,7 +111,8 @@ class ViewAugment(nn.Module):
         plan = self.draw(images.shape[:-3].numel(), min(images.shape[-2:]))
         if num_channels != 3:
             plan = without_colours(plan)
-        place = on_cpu if goes_to_cpu(images) else on_device
+        is_photo = images.dtype == torch.uint8 and images.shape[-3] == 3
+        place = on_cpu if is_photo and images.device.type == 'cpu' else on_device
         return place.augment(images, plan, mean, std, to_rgb)
 
     def draw(self, num_images: int, size: int) -> Plan:
@@ -148,9 +149,3 @@ class ViewAugment(nn.Module):
         """Return the settings for the log."""
         settings = ViewAugment.__init__.__annotations__.keys() & vars(self)
         return ', '.join(f'{name}={getattr(self, name)}' for name in sorted(settings))
-
-
-def goes_to_cpu(images: Tensor) -> bool:
-    """Return whether :mod:`.on_cpu` augments images, (..., C, H, W)."""
-    is_photo = images.dtype == torch.uint8 and images.shape[-3] == 3
-    return is_photo and images.device.type == 'cpu'

@@ -120,15 +120,6 @@ class WindowedViT(DetectionViT):
             ).requires_grad_(layer.ln1.weight.requires_grad)  # frozen_stages
         self.layers = ModuleList(WindowBlock(layer) for layer in self.layers)
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        # mmpretrain removes the class token's position only if the sizes are equal.
-        name = prefix + 'pos_embed'
-        if name in state_dict:
-            position = state_dict[name]  # (1, L, C)
-            if math.isqrt(position.shape[1] - 1) ** 2 == position.shape[1] - 1:
-                state_dict[name] = position[:, 1:]
-        super()._prepare_pos_embed(state_dict, prefix, *args, **kwargs)
-
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         tokens, size = super()._embed(images)
         return tokens.unflatten(1, size), size  # (N, H, W, C)

@@ -125,7 +125,7 @@ def draw_curves(found: Map) -> None:
                 axis.fill_between(seen, *spread, color=look['color'], alpha=0.15)
         axis.set(title=title, xlabel='images seen (thousands)', ylabel='kNN (%)')
         if axis.lines:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=4)
         else:
             axis.text(0.5, 0.5, 'not measured', ha='center')
         axis.grid(alpha=0.3)

@@ -1,5 +1,4 @@
 # Fine-tuning: all layers are trained, the first ones at lower rates, on augmented images.
-# `after_crop` are the training transforms; each config adds its own crop.
 _base_ = ['./classification.py', './augmented.py']
 
 model = dict(

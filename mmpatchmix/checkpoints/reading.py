@@ -212,11 +212,10 @@ def _read_folder(folder: Path) -> Checkpoint:
     if 'model_type' in (content := _read_json(config)):
         meta['transformers'] = content
     elif stated := content.get('pretrained_cfg'):  # of timm
-        size = round(stated['input_size'][-1] / stated.get('crop_pct', 0.875))
-        meta['preprocessor'] = {'image_mean': stated['mean'], 'image_std': stated['std']}
-        meta['preprocessor']['size'] = size
-        heads = {k: v for k, v in content.get('model_args', {}).items() if k == 'num_heads'}
-        meta[METADATA_KEY] = meta.get(METADATA_KEY, {}) | heads
+        size = stated.get('input_size', [224])[-1] / stated.get('crop_pct', 0.875)
+        mean, std = stated.get('mean'), stated.get('std')
+        meta['preprocessor'] = dict(image_mean=mean, image_std=std, size=size)
+        meta.setdefault(METADATA_KEY, content.get('model_args', {}))  # num_heads
     if (file := folder / 'preprocessor_config.json').is_file():
         meta['preprocessor'] = _read_json(file)
     return Checkpoint(state, meta)

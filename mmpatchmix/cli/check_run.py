@@ -108,11 +108,14 @@ def _check_held_out(runner: Runner) -> None:
     are_folders = hasattr(train, 'understood') and hasattr(test, 'understood')
     if not are_folders or not test.metainfo['labelled']:  # then there is no evaluation
         return
+    # Of a folder that is split by names, no image is in both parts.
+    sources = [(d.list_file, d.img_prefix, d.labels, d.holdout) for d in (train, test)]
+    is_split = sources[0] == sources[1] and {train.split, test.split} == {'train', 'val'}
     # Of a million training images only those with the name of a held-out one are compared.
-    held_out = [] if _are_apart(train, test) else list(_list_paths(test))
+    held_out = list(_list_paths(test)) if train.list_file or not is_split else []
     names = set(map(osp.basename, held_out))
-    paths = [path for path in _list_paths(train) if osp.basename(path) in names]
-    # Either may be reached through links.
+    trained = _list_paths(train) if names else ()
+    paths = [path for path in trained if osp.basename(path) in names]
     if shared := paths and set(map(osp.realpath, held_out)).intersection(map(osp.realpath, paths)):
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '
@@ -129,16 +132,6 @@ def _list_paths(dataset: Any) -> Iterator[str]:
         names = map(os.fsdecode, rows['path'].tolist())
         return (osp.join(dataset.img_prefix, name) for name in names)
     return (dataset.get_data_info(index)['img_path'] for index in range(len(dataset)))
-
-
-def _are_apart(train: Any, test: Any) -> bool:
-    """Return True if settings alone show that two data sets share no image."""
-    if train.list_file or test.list_file:
-        return False  # a list may name any file
-    settings = [
-        (osp.realpath(each.img_prefix), each.labels, each.holdout) for each in (train, test)
-    ]
-    return {train.split, test.split} == {'train', 'val'} and settings[0] == settings[1]
 
 
 def _check_batch(runner: Runner, model: PatchMix) -> None:
@@ -210,8 +203,7 @@ def _check_views(runner: Runner, model: PatchMix) -> None:
     load = (runner.cfg.train_dataloader.dataset.get('pipeline') or [{}])[0].get('type')
     if load == 'mmpatchmix.LoadAnyImage' and preprocessor._channel_conversion:
         raise ValueError(
-            'model.data_preprocessor.to_rgb=True would reverse the colours, which '
-            'mmpatchmix.LoadAnyImage loads in RGB order: set to_rgb=False.'
+            'model.data_preprocessor.to_rgb=True reverses RGB of LoadAnyImage: set to_rgb=False.'
         )
     for name, view in inputs.items():
         view = channels_first(view, preprocessor.num_channels)

@@ -88,7 +88,7 @@ def describe_images(dataset: Any, preprocessor: nn.Module | None = None) -> dict
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if survey.num_fit and mean is not None and std is not None:
         note = _compare_statistics(survey, mean.flatten().tolist(), std.flatten().tolist())
-        facts |= {'mean, std': note} if note else {}
+        facts['mean, std'] = note
     return facts
 
 
@@ -111,20 +111,20 @@ def describe_survey(survey: Survey) -> dict[str, str]:
     return facts
 
 
-def _compare_statistics(survey: Survey, mean: list[float], std: list[float]) -> str | None:
-    """Return a note if the normalised sample is far from a mean of 0 and a deviation of 1."""
+def _compare_statistics(survey: Survey, mean: list[float], std: list[float]) -> str:
+    """Return both; note if the normalised sample is far from a mean of 0 and a deviation of 1."""
     try:
         found = survey.mean_and_std()
     except ValueError as error:
         return str(error)
     # check_run refuses another number of channels.
     channels = zip(*found, mean, std, strict=False)
-    if all(abs(m - m0) < 2 * s0 and 1 / 3 < s / s0 < 3 for m, s, m0, s0 in channels):
-        return None
     config, sample = (
         ', '.join(f'[{", ".join(f"{v:.4g}" for v in values)}]' for values in pair)
         for pair in ((mean, std), found)
     )
+    if all(abs(m - m0) < 2 * s0 and 1 / 3 < s / s0 < 3 for m, s, m0, s0 in channels):
+        return config
     return f'{config}  <- those of the sample are {sample}: --stats auto sets them'
 
 

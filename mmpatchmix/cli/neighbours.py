@@ -46,10 +46,10 @@ def neighbours(args: argparse.Namespace) -> None:
     if args.near_duplicates is None:
         name, pairs = 'neighbours', find_nearest(found, args.of, source, args.k)
     else:
-        name, pairs = 'near_duplicates', find_pairs(found, args.near_duplicates)
+        name, pairs = 'near-duplicates', find_pairs(found, args.near_duplicates)
     folder = Path(args.out or args.embedding)
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / f'{name}.csv'
+    table = folder / f'{name.replace("-", "_")}.csv'
     with open(table, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
         csv.writer(file).writerow(('file', 'neighbour', 'cosine'))
         csv.writer(file).writerows((*pair[:2], f'{pair[2]:.6f}') for pair in pairs)
@@ -58,8 +58,9 @@ def neighbours(args: argparse.Namespace) -> None:
         groups.setdefault(first, []).append((second, f'{cosine:.4f}'))
     shown = {first: near[: args.k] for first, near in list(groups.items())[:SHOWN]}
     rows = [map(printable, (first, *each)) for first, near in shown.items() for each in near]
-    print(f'{len(pairs):,} {name.replace("_", "-")} of {len(groups):,} images')
-    print(format_table(('image', 'neighbour', 'cosine'), rows))
+    print(f'{len(pairs):,} {name}, of {len(groups):,} of {len(source.files):,} images')
+    if pairs:
+        print(format_table(('image', 'neighbour', 'cosine'), rows))
     print(f'written to {table}, all of them')
     if shown and all(found.files):
         roots = Path(source.about['root']), Path(found.about['root'])

@@ -50,6 +50,8 @@ def print_stats(args: argparse.Namespace) -> None:
     print(f'  mean {mean}\n  std  {std}')
     for path, reason in measured.unfit[:1]:
         print(f'  {len(measured.unfit)} do not fit, such as {path} ({reason})')
+    if survey.kinds.keys() <= {(1, 'uint8'), (3, 'uint8')}:
+        print('\nPhotographs train with configs/patchmix_vit-s_folder.py, all as RGB. Otherwise:')
     print(
         f'\nTo train, set PATCHMIX_CHANNELS={channels} PATCHMIX_VALUES={values} '
         'before configs/patchmix_vit-s_any.py, and\n'

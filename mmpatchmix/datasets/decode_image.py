@@ -18,8 +18,8 @@ TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 NPY_START = b'\x93NUMPY'
 # Pillow's readers by the first bytes. Image.open tries all formats and refuses large images.
 HEADER_READERS = {b'\xff\xd8\xff': JpegImageFile, b'\x89PNG': PngImageFile, b'RIFF': WebPImageFile}
-MINISWHITE, YCBCR, JPEGS = 0, 6, (6, 7)  # TIFF's PhotometricInterpretation, and Compression
-NO_COLOURS = {3: 'a palette', 8: 'CIELAB', 9: 'ICCLAB', 10: 'ITULAB'}
+# TIFF's PhotometricInterpretation; YCbCr that is compressed as JPEG is converted by tifffile.
+MINISWHITE, PALETTE, YCBCR, LAB, JPEGS = 0, 3, 6, (8, 9, 10), (6, 7)
 INSTALL = 'pip install "mmpatchmix[images]"'
 
 
@@ -92,10 +92,9 @@ def _decode_tiff(content: bytes) -> DecodedImage:
             raise UnfitImageError(f'holds {len(images)} images of shapes {shapes}, not one')
         (image,) = images
         page = image.keyframe
-        kind = NO_COLOURS.get(page.photometric)
-        if page.photometric == YCBCR and page.compression not in JPEGS:  # tifffile converts those
-            kind = 'YCbCr'
-        if kind:
+        others = (PALETTE, *LAB) if page.compression in JPEGS else (PALETTE, YCBCR, *LAB)
+        if page.photometric in others:
+            kind = page.photometric.name.lower()
             raise UnfitImageError(f'holds values of {kind}, not colours (convert it to RGB)')
         # tifffile reads zeros beyond the end of the file.
         ends = (np.add(each.dataoffsets, each.databytecounts).max() for each in image.pages)

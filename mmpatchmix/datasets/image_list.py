@@ -142,7 +142,7 @@ def read_image_list(path: str) -> tuple[list[str], list[str] | None, list[str] |
     for kind, n in used.items():
         for row, cell in enumerate(table[n]):
             if not cell or '\n' in cell:
-                fault = ('several lines as', 'close its quote') if cell else ('no', 'fill it in')
+                fault = ('an open quote in', 'close it') if cell else ('no', 'fill it in')
                 raise ValueError(
                     f'ImageFolder: line {numbers[row]} of {path} has {fault[0]} {kind} in column '
                     f'{names[n]}: {fault[1]}, or remove the line or the column'
@@ -208,10 +208,9 @@ def _parse(text: str, separator: str | None) -> Iterator[tuple]:
 def _find_paths(
     path: str, text: str, is_file: Callable[[str], bool]
 ) -> tuple[str | None, int | None]:
-    """Return the separator with most existing files in a column, and the first such column.
+    """Return the separator with most files in a column, and the first column with half as many.
 
-    A column with at least half as many files counts, such as the images beside their masks. Without
-    files it is None.
+    Images stand before their masks. Without files the column is None.
     """
     separators = [None, *',;\t|'] if path.lower().endswith('.txt') else [*',;\t|']
     hits = Counter()

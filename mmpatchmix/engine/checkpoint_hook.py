@@ -30,7 +30,6 @@ from mmpatchmix.models import PatchMix, unwrap_model
 from mmpatchmix.registry import HOOKS
 
 NUM_BETWEEN = 2  # number of checkpoints within epochs that are kept
-PATHS = 'best_ckpt_path_dict'  # mmengine's attribute, with several keys in save_best
 INIT = "--init FILE (model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE))"
 
 
@@ -70,9 +69,7 @@ class SafeCheckpointHook(CheckpointHook):
         def choose() -> tuple[str | None, bool]:
             if runner._train_loop is not None:
                 lock_folder(runner.work_dir)
-            if runner._has_loaded:
-                return runner._load_from, runner._resume
-            path = choose_checkpoint(runner)
+            path = runner._load_from if runner._has_loaded else choose_checkpoint(runner)
             if path is None and runner._resume:  # the run has no checkpoint yet
                 return getattr(runner, 'start_from', None), False
             return path, runner._resume
@@ -110,11 +107,8 @@ class SafeCheckpointHook(CheckpointHook):
         if number:
             self._stop(runner, number)
         by_iteration = self.iterations and (runner.iter + 1) % self.iterations < accumulation
-        saves_epoch = at_end and (
-            self.every_n_epochs(runner, self.interval, self.save_begin)
-            or self.is_last_train_epoch(runner)
-        )
-        if self.by_epoch and not saves_epoch and (late or by_iteration):
+        # At the end of an epoch a late one is saved by the epoch or in the next iteration.
+        if self.by_epoch and (by_iteration or (late and not at_end)):
             self.save_within_epoch(runner)
 
     def prepare_checkpoint(self, runner: Runner) -> None:
@@ -250,7 +244,8 @@ class SafeCheckpointHook(CheckpointHook):
         outdated: set[str] = set()
         runner.save_checkpoint, self.file_backend.remove = save, outdated.add
         info = runner.message_hub.runtime_info
-        before, path, paths = dict(info), self.best_ckpt_path, getattr(self, PATHS, {}).copy()
+        before, path = dict(info), self.best_ckpt_path
+        paths = dict(getattr(self, 'best_ckpt_path_dict', {}))  # with several keys in save_best
         try:
             super()._save_best_checkpoint(runner, metrics)
         except OSError:  # it is in the log; the previous one stays the best
@@ -260,7 +255,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path, self.best_ckpt_path_dict = path, paths
         finally:
             del runner.save_checkpoint, self.file_backend.remove
-        best = getattr(self, PATHS, {}).values() or [self.best_ckpt_path]
+        best = getattr(self, 'best_ckpt_path_dict', {}).values() or [self.best_ckpt_path]
         for path in outdated.difference(best):
             os.unlink(path)
 
@@ -287,7 +282,7 @@ class StrictLoadHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise ``ValueError`` with all mismatches; called before anything is loaded."""
         model = unwrap_model(runner.model)
-        advice = 'Use the config it was trained with.'
+        advice = 'Use the config it was trained with, a copy of which is in its work dir.'
         if isinstance(model, PatchMix):
             advice += f' To initialise only the backbone, from any layout: {INIT}.'
         state = checkpoint.get('state_dict', checkpoint)

@@ -49,10 +49,9 @@ class RunReportHook(Hook):
             raise ValueError(f'report.num_images={num_images} must be at least 2.')
         self.evaluate_untrained, self.num_images = evaluate_untrained, num_images
         self.pictures = pictures
-        # Steps are epochs, or iterations of runs that count no epochs.
+        self.unit = 'epoch'  # of steps, or 'iteration' if the run counts no epochs
         self.metrics: list[tuple[int, dict]] = []  # (step, metrics)
         self.drawn: tuple[int, tuple[str, ...]] = (-1, ())  # step and its pictures
-        self.unit = 'epoch'
         self.described: dict[str, str] = {}  # facts of the verb, for the report
         self.beginning = 'untrained'  # name of the network at epoch 0
 

@@ -250,4 +250,4 @@ def test_folders_of_timm_have_no_config_of_transformers(tmp_path):
     backbone = read_backbone(tmp_path, default_heads=1)
     assert backbone.spec == SPEC
     assert backbone.preprocessing.mean == backbone.preprocessing.std == (127.5,) * 3
-    assert backbone.preprocessing.resize == 249
+    assert backbone.preprocessing.resize == 248  # floor(224 / 0.9), as in timm

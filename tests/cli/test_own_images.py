@@ -69,7 +69,8 @@ def test_five_channels_take_a_real_step_and_are_described(tmp_path, size):
     check_run(runner)
     text = '\n'.join(describe_run(runner)[0])
     assert '24 x 5 channels uint16' in text and '40 x 50 to 63 x 50 pixels' in text
-    assert 'none: images lie in no folder' in text and 'mean, std' not in text
+    assert 'none: images lie in no folder' in text and 'mean, std     [' in text
+    assert '--stats auto' not in text
     result = run_one_step(runner)
     assert 0.2 < result['loss_local'] < 20
     assert runner.model.backbone.patch_embed.projection.weight.shape == (12, 5, 4, 4)

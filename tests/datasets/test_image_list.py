@@ -106,7 +106,7 @@ def test_incomplete_lists_are_refused_with_their_line(folder):
         ('path,split\nant/1.jpg,a', r"line 2 .* split 'a' in column 2 \(split\); it must be"),
         (
             'ant/1.jpg,"x\nant/2.jpg,x\n',
-            r'line 2 of .* several lines as label .*: close its quote',
+            'line 2 of .* has an open quote in label .*: close it, or',
         ),
         ('path\nno.jpg\n', r"such as column 1 of line 2, 'no\.jpg'\. Paths are relative to the"),
     ):

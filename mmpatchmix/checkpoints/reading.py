@@ -215,7 +215,8 @@ def _read_folder(folder: Path) -> Checkpoint:
         size = stated.get('input_size', [224])[-1] / stated.get('crop_pct', 0.875)
         mean, std = stated.get('mean'), stated.get('std')
         meta['preprocessor'] = dict(image_mean=mean, image_std=std, size=size)
-        meta.setdefault(METADATA_KEY, content.get('model_args', {}))  # num_heads
+        heads = (content.get('model_args') or {}).get('num_heads')
+        meta.setdefault(METADATA_KEY, {'num_heads': heads} if heads else {})
     if (file := folder / 'preprocessor_config.json').is_file():
         meta['preprocessor'] = _read_json(file)
     return Checkpoint(state, meta)

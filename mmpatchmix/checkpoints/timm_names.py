@@ -81,10 +81,8 @@ def _read_plain(path: str | Path, vit: nn.Module, prefix: str | None) -> dict[st
     num_heads = vit.blocks[0].attn.num_heads
     state, spec, *_ = read_backbone(path, prefix=prefix, default_heads=num_heads)
     if spec.num_heads != num_heads or spec.num_registers or getattr(vit, 'num_reg_tokens', 0):
-        raise ValueError(
-            f'{path} has {spec.num_heads} attention heads and {spec.num_registers} registers; it '
-            f'can start a model with {spec.num_heads} heads and without registers: leave out --timm'
-        )
+        own = f'{spec.num_heads} attention heads and {spec.num_registers} registers'
+        raise ValueError(f'{path} has {own}, not {num_heads} heads and none: leave out --timm.')
     return key_names.from_mmpretrain(state, 'timm')
 
 

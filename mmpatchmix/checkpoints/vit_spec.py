@@ -117,8 +117,9 @@ def read_stated_spec(meta: Mapping[str, Any]) -> dict[str, int | float]:
     if METADATA_KEY in meta:
         return {key: value for key, value in meta[METADATA_KEY].items() if key in _FIELDS}
     if (config := meta.get('transformers')) is not None:
-        if (activation := config.get('hidden_act', 'gelu')) != 'gelu':
-            raise ValueError(f'config.json has hidden_act={activation!r}; the ViT has exact GELU.')
+        kind, is_gated = (config.get(key) for key in ('hidden_act', 'use_gated_mlp'))
+        if kind not in (None, 'gelu') and not is_gated:  # such as DINOv3, a ViT of timm
+            raise ValueError(f'config.json has hidden_act={kind!r}; the ViT has exact GELU.')
         fields = {ours: config[key] for ours, key in TRANSFORMERS_NAMES.items() if key in config}
         return {'norm_eps': TRANSFORMERS_NORM_EPS} | fields
     backbone = read_config_text(meta, 'model').get('backbone')  # of mmengine

@@ -114,8 +114,7 @@ def _check_held_out(runner: Runner) -> None:
     # Of a million training images only those with the name of a held-out one are compared.
     held_out = list(_list_paths(test)) if train.list_file or not is_split else []
     names = set(map(osp.basename, held_out))
-    trained = _list_paths(train) if names else ()
-    paths = [path for path in trained if osp.basename(path) in names]
+    paths = [path for path in _list_paths(train) if osp.basename(path) in names] if names else []
     if shared := paths and set(map(osp.realpath, held_out)).intersection(map(osp.realpath, paths)):
         raise ValueError(
             f'{len(shared)} of the {len(test)} images of val_dataloader are trained on too, such '

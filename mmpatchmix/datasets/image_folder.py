@@ -286,12 +286,12 @@ def adopt_classes(dataset: Dataset, metainfo: dict | None) -> None:
     """
     while 'dataset' in vars(dataset):  # a wrapper, such as mmengine's RepeatDataset
         dataset = dataset.dataset
+    for part in vars(dataset).get('datasets', ()):  # of mmengine's ConcatDataset
+        adopt_classes(part, metainfo)
     metas = metainfo, getattr(dataset, 'metainfo', None)
     classes, own = (tuple((meta or {}).get('classes') or ()) for meta in metas)
     if not classes or classes == own:
         return
-    for part in vars(dataset).get('datasets', ()):  # of mmengine's ConcatDataset
-        adopt_classes(part, metainfo)
     if isinstance(dataset, ImageFolder):
         dataset.adopt_classes(classes)
     elif isinstance(dataset, BaseDataset) and own and own != classes[: len(own)]:

@@ -208,10 +208,7 @@ def _parse(text: str, separator: str | None) -> Iterator[tuple]:
 def _find_paths(
     path: str, text: str, is_file: Callable[[str], bool]
 ) -> tuple[str | None, int | None]:
-    """Return the separator with most files in a column, and the first column with half as many.
-
-    Images stand before their masks. Without files the column is None.
-    """
+    """Return the separator with most files in a column, and the first with nearly as many."""
     separators = [None, *',;\t|'] if path.lower().endswith('.txt') else [*',;\t|']
     hits = Counter()
     for separator in separators:
@@ -220,7 +217,8 @@ def _find_paths(
     if not hits:
         return separators[0], None
     (separator, _), most = hits.most_common(1)[0]
-    return separator, min(n for (s, n), num in hits.items() if s == separator and 2 * num >= most)
+    columns = [n for (s, n), num in hits.items() if s == separator and 10 * num >= 9 * most]
+    return separator, min(columns)
 
 
 def _find_columns(

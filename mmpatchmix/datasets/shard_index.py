@@ -123,9 +123,7 @@ def scan_shard(path: str, endings: Sequence[str]) -> tuple[np.ndarray, dict]:
                     continue
                 chosen = _choose_images(files, endings)
                 if not chosen and 'cls' in files and files.keys() <= {'cls', 'json', 'txt'}:
-                    raise ValueError(
-                        f'{key}.cls does not stand beside its image: pack with tar --sort=name'
-                    )
+                    raise ValueError(f'{key}.cls is not beside its image: use tar --sort=name')
                 for stem, image in chosen.items():
                     file = files.get(f'{stem}.cls') or files.get('cls')
                     label = shard.extractfile(file).read().strip() if file else b'-1'

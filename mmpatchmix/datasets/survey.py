@@ -101,12 +101,12 @@ def as_rgb8(decoded: DecodedImage, content: bytes) -> np.ndarray:
     """Return 8-bit RGB as ``LoadImageFromFile`` reads it; UnfitImageError if it drops something."""
     content, dtype = np.frombuffer(content, np.uint8), decoded.values.dtype
     num_channels = decoded.values.shape[2]
-    # Of a TIFF it is the first page.
-    raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if dtype in (np.uint8, np.uint16) else None
-    if raw is None or math.prod(raw.shape[2:]) != num_channels:
+    flags = (cv2.IMREAD_COLOR, cv2.IMREAD_UNCHANGED) if dtype in (np.uint8, np.uint16) else ()
+    rgb, *raw = [cv2.imdecode(content, flag) for flag in flags] or [None]
+    if rgb is None or math.prod(raw[0].shape[2:]) != num_channels:
         kind = f'{dtype} of {num_channels} channels or pages'
         raise UnfitImageError(f'{kind} needs mmpatchmix.LoadAnyImage')
-    return cv2.imdecode(content, cv2.IMREAD_COLOR)[:, :, ::-1]
+    return rgb[:, :, ::-1]
 
 
 def _round(value: float) -> float:

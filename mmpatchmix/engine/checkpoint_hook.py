@@ -244,7 +244,7 @@ class SafeCheckpointHook(CheckpointHook):
         outdated: set[str] = set()
         runner.save_checkpoint, self.file_backend.remove = save, outdated.add
         info = runner.message_hub.runtime_info
-        before, path = dict(info), self.best_ckpt_path
+        before, path = dict(info), getattr(self, 'best_ckpt_path', None)
         paths = dict(getattr(self, 'best_ckpt_path_dict', {}))  # with several keys in save_best
         try:
             super()._save_best_checkpoint(runner, metrics)

@@ -3,6 +3,7 @@
 The plan is length, batch, optimizer, schedules, mixing, loss and normalisation.
 """
 
+import json
 import math
 import re
 import warnings
@@ -114,7 +115,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'iterations per epoch': len(loader),
         'learning rate': max((float(g.get('initial_lr', g['lr'])) for g in groups), default=0.0),
         'optimizer': _format_settings(optimizer),
-        'parameter groups': _format_settings({name: wrapper.get(name) for name in GROUPS}),
+        'parameter groups': json.dumps({n: wrapper.get(n) for n in GROUPS}, sort_keys=True),
         'schedules': '; '.join(_format_settings(dict(each)) for each in schedules),
         'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }

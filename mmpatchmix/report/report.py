@@ -110,10 +110,11 @@ def summarise(run: RunRecord) -> list[tuple[str, str, str]]:
     tiles = []
     names = dict.fromkeys(name for record in run.validation for name in record)
     names = [n for n in names if re.fullmatch('(?!pixels).*(/top1|_mAP|mIoU)', n)]
+    unit = 'epoch' if run.epochs_per_iter else 'iteration'
     for name in names[:4]:
         found = [(record[name], record['step']) for record in run.validation if name in record]
         value, step = max(found)
-        tiles.append((name, f'{value:.4g}', f'best, epoch {step}; last {found[-1][0]:.4g}'))
+        tiles.append((name, f'{value:.4g}', f'best, {unit} {step}; last {found[-1][0]:.4g}'))
     for name in LAST:
         if name in run.last:
             unit = ' s' if name == 'time' else ''

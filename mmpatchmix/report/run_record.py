@@ -103,23 +103,29 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """
     training: dict[int, dict] = {}
     validation: dict[int, dict] = {}
-    after: dict[int, int] = {}  # last logged iteration before a validation
+    after: dict[int, tuple[int, int]] = {}  # epoch and iteration of the record before a validation
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        records = _read_lines(path)
-        first = next((record['iter'] for record in records if 'loss' in record), math.inf)
-        training = {step: training[step] for step in training if step < first}
+        records, last = _read_lines(path), (0, 0)
+        places = [_locate(record) for record in records if 'loss' in record]
+        first = min(places, default=(math.inf,))
+        training = {step: row for step, row in training.items() if _locate(row) < first}
         validation = {step: validation[step] for step in validation if after[step] < first}
         for record in records:
             named = [name for name in record if '/' in name]
             if 'loss' in record:
-                training[record['iter']] = record
+                training[record['iter']], last = record, _locate(record)
             elif named and all(name.startswith(LOGGED_BESIDES) for name in named):
                 step = record.get('iter', record.get('step'))
                 training[step] = {'iter': step} | training.get(step, {}) | record
             elif record.keys() - {'step', 'time', 'data_time'}:  # several hooks write at one step
                 validation[record['step']] = validation.get(record['step'], {}) | record
-                after[record['step']] = max(training, default=0)
+                after[record['step']] = last
     return tuple([records[step] for step in sorted(records)] for records in (training, validation))
+
+
+def _locate(record: dict) -> tuple[int, int]:
+    # A resumed run with a larger batch counts fewer iterations of an epoch.
+    return record.get('epoch', 0), record['iter']
 
 
 def _read_lines(path: Path) -> list[dict]:

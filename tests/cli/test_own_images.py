@@ -12,6 +12,7 @@ from mmpatchmix.cli.check_run import check_run, run_one_step
 from mmpatchmix.cli.describe_run import describe_images, describe_run
 from mmpatchmix.cli.embed import set_images
 from mmpatchmix.datasets import ImageFolder
+from mmpatchmix.datasets.decode_image import DecodedImage
 from mmpatchmix.datasets.survey import as_rgb8, survey_images
 from mmpatchmix.evaluation import extract_features
 from mmpatchmix.report.sheets import draw_views, save_picture, to_array
@@ -220,6 +221,8 @@ def test_stats_auto_reads_images_as_the_recipe_does(tmp_path):
     (root / 'bits.tif').write_bytes(as_tiff(bits, photometric='minisblack'))
     survey = survey_images([f'{root}/pages.tif', f'{root}/bits.tif'], as_rgb8)
     assert 'uint8 of 3 channels or pages needs' in survey.unfit[0][1]
+    with pytest.raises(OSError, match='needs mmpatchmix'):  # OpenCV cannot read it
+        as_rgb8(DecodedImage(bits.astype(np.uint8)[:, :, None], 0, 1), b'no image')
     assert survey.mean_and_std()[0] == pytest.approx([255 * bits.mean()] * 3, abs=0.01)
     with pytest.raises(ValueError, match=r'this config trains on mmpatchmix\.Digits'):
         stats.set_stats(tiny_run_config(tmp_path))

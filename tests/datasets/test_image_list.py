@@ -115,8 +115,14 @@ def test_incomplete_lists_are_refused_with_their_line(folder):
 
 
 def test_images_beside_their_masks_are_read_though_one_is_missing(folder):
-    text = f'image,mask\n{NAMES[0]},{NAMES[2]}\nnone.jpg,{NAMES[3]}\n'
-    assert read_image_list(write(folder, text))[0] == [NAMES[0], 'none.jpg']
+    text = 'image,mask\n' + ''.join(
+        f'{name},{NAMES[0]}\n' for name in [*NAMES, *NAMES, *NAMES[:2], 'x.jpg']
+    )
+    assert read_image_list(write(folder, text))[0][-2:] == [NAMES[1], 'x.jpg']
+    text = 'thumb,image\n' + ''.join(
+        f'{n % 2 * "ant/1.jpg"},{name}\n' for n, name in enumerate(NAMES)
+    )
+    assert read_image_list(write(folder, text))[0] == [*NAMES]
 
 
 def test_lists_that_contradict_the_arguments_are_refused(folder):

@@ -163,7 +163,7 @@ def test_invalid_samples_links_and_different_packings_are_refused(tmp_path):
         "a .cls file holds b'cat'": {'1.png': b'', '1.cls': b'cat'},
         '1.png and 1.jpg are one sample': {'1.png': b'', '1.jpg': b''},
         'out of bounds for int32': {'1.png': b'', '1.cls': b'99999999999'},
-        r'1\.cls does not stand beside its image': {'1.cls': b'0', '2.png': b'', '1.png': b''},
+        r'1\.cls is not beside its image': {'1.cls': b'0', '2.png': b'', '1.png': b''},
         '1.PNG comes twice': {'1.png': b'', '1.PNG': b''},
         'no image in the 1 shards': {'1.txt': b''},
         'leads out of the archive': {'/etc/1.png': b''},

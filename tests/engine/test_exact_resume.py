@@ -120,15 +120,22 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
         '60, 60, 60 now',
         "'mix_mix': 0, ",
         'temperature 0.5',
-        "paramwise_cfg {'flat_decay_mult': 0.5} now",
+        '"paramwise_cfg": {"flat_decay_mult": 0.5}} now',
         '--change-schedule',
     ):
         assert line in str(refusal.value)
     assert runner.iter == 5
     runner.cfg.train_dataloader.dataset.pipeline.append(dict(value_range='0,4095'))
     plan = describe_plan(runner)
+    for keys in (dict(a=1, b=dict(c=2, d=3)), dict(b=dict(d=3, c=2), a=1)):  # as it is dumped
+        runner.cfg.optim_wrapper.paramwise_cfg = keys
+        assert '{"a": 1, "b": {"c": 2, "d": 3}}' in describe_plan(runner)['parameter groups']
     assert plan['values'] == "['0,4095']"
-    former = {name: plan[name] for name in plan if name not in ('values', 'mean', 'std', 'loss')}
+    former = {
+        name: plan[name]
+        for name in plan
+        if name not in ('values', 'mean', 'std', 'loss', 'parameter groups')
+    }
     assert compare_plans(former, plan) == ([], True)  # of an older checkpoint
     assert compare_plans(plan | dict(values="['dtype']"), plan) == (
         ["values: ['dtype'] in the checkpoint, ['0,4095'] now"],

@@ -155,6 +155,18 @@ def test_the_previous_best_checkpoint_is_removed_last(tmp_path, monkeypatch):
     assert type(runner).save_checkpoint is runner.save_checkpoint.__func__
 
 
+def test_several_metrics_have_a_best_checkpoint_each(tmp_path, monkeypatch):
+    from mmpatchmix.evaluation import KNNLoop
+
+    scores = iter([(1.0, 2.0), (2.0, 1.0)])
+    both = 'knn/top1', 'knn/top5'
+    evaluate = lambda loop: dict(zip(both, next(scores), strict=True))  # noqa: E731
+    monkeypatch.setattr(KNNLoop, 'evaluate', evaluate)
+    build(tmp_path, 2, val_interval=1, save_best=[*both], max_keep_ckpts=1).train()
+    best = ['best_knn_top1_epoch_2.pth', 'best_knn_top5_epoch_1.pth']
+    assert names(tmp_path) == [*best, 'epoch_2.pth']
+
+
 def test_the_best_checkpoint_stays_if_a_better_one_cannot_be_written(tmp_path, monkeypatch):
     from mmpatchmix.evaluation import KNNLoop
 

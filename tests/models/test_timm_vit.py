@@ -9,6 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from safetensors.torch import save_file
 from torch import nn
 
+from mmpatchmix.checkpoints.vit_spec import compare_with_run
 from mmpatchmix.models import PatchMixViT, TimmViT
 from mmpatchmix.registry import MODELS
 from tests.models.tiny import tiny_config, uint8_batch
@@ -99,6 +100,7 @@ def test_dinov3_of_transformers_has_the_same_features(gated, tmp_path):
     start = dict(type='Pretrained', checkpoint=str(tmp_path))
     vit = TimmViT(name, options=SMALL, init_cfg=start)
     vit.init_weights()
+    assert compare_with_run(str(tmp_path), 'model = dict()') == ''  # as before every training
     for size in (32, 20):
         with torch.no_grad():
             expected = model(pictures(size)).last_hidden_state[:, 0]

@@ -73,6 +73,11 @@ def test_scalars_of_a_resumed_run_are_joined_and_incomplete_lines_left_out(tmp_p
     assert [record['loss'] for record in training] == [5.0, 4.0, 3.0, 2.0]
     assert [record['knn/top1'] for record in validation] == [40.0, 60.0]
     assert validation[1]['guard/neighbors_kept'] == 0.5
+    # A larger batch renumbers iterations: nothing was discarded.
+    write_scalars(tmp_path, '20260102_120000', [{'iter': 3, 'epoch': 3, 'loss': 1.0}])
+    training, validation = read_scalars(tmp_path)
+    assert [record['loss'] for record in training] == [5.0, 4.0, 1.0, 2.0]
+    assert [record['knn/top1'] for record in validation] == [40.0, 60.0]
     # Continued from epoch 1: what came after it is discarded, also beyond the new end.
     write_scalars(tmp_path, '20260103_000000', [step(3, 2.5)])
     training, validation = read_scalars(tmp_path)

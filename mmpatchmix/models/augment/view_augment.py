@@ -144,8 +144,3 @@ class ViewAugment(nn.Module):
             solarize=solarize,
             solarize_from=255 * self.solarize_threshold,
         )
-
-    def extra_repr(self) -> str:
-        """Return the settings for the log."""
-        settings = ViewAugment.__init__.__annotations__.keys() & vars(self)
-        return ', '.join(f'{name}={getattr(self, name)}' for name in sorted(settings))

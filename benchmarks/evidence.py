@@ -108,7 +108,7 @@ def draw_gaps(axis, names: list[str], gaps: list[dict[int, float]]):
 
 def draw_curves(found: Map) -> None:
     """Draw kNN over images seen: dashed M = 1, solid M = 2; the mean and range of the seeds."""
-    figure = Figure(figsize=(13, 7), layout='constrained', dpi=110)
+    figure = Figure(figsize=(13, 9), layout='constrained', dpi=110)
     axes = figure.subplots(2, 3).flatten()
     for axis, (title, rows) in zip(axes, PANELS.items(), strict=True):
         for number, (name, where) in enumerate(rows.items()):
@@ -125,7 +125,7 @@ def draw_curves(found: Map) -> None:
                 axis.fill_between(seen, *spread, color=look['color'], alpha=0.15)
         axis.set(title=title, xlabel='images seen (thousands)', ylabel='kNN (%)')
         if axis.lines:
-            axis.legend(fontsize=7, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=4)
+            axis.legend(fontsize=7, loc='upper center', bbox_to_anchor=(0.5, -0.17), ncols=2)
         else:
             axis.text(0.5, 0.5, 'not measured', ha='center')
         axis.grid(alpha=0.3)

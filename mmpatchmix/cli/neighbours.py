@@ -59,8 +59,7 @@ def neighbours(args: argparse.Namespace) -> None:
     shown = {first: near[: args.k] for first, near in list(groups.items())[:SHOWN]}
     rows = [map(printable, (first, *each)) for first, near in shown.items() for each in near]
     print(f'{len(pairs):,} {name}, of {len(groups):,} of {len(source.files):,} images')
-    if pairs:
-        print(format_table(('image', 'neighbour', 'cosine'), rows))
+    print(format_table(('image', 'neighbour', 'cosine'), rows))
     print(f'written to {table}, all of them')
     if shown and all(found.files):
         roots = Path(source.about['root']), Path(found.about['root'])

@@ -133,8 +133,8 @@ def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> st
     images = [each for each in data['images'] if each.keys() >= IMAGE_KEYS]
     sizes = {each['id']: (each['width'], each['height']) for each in images}
     categories = {each['id'] for each in data['categories']}
-    annotation_keys = ANNOTATION_KEYS | {'iscrowd'} if evaluates else ANNOTATION_KEYS
-    for part, keys in ('images', IMAGE_KEYS), ('annotations', annotation_keys):
+    needed = ANNOTATION_KEYS | {'iscrowd'} if evaluates else ANNOTATION_KEYS
+    for part, keys in dict(categories={'id'}, images=IMAGE_KEYS, annotations=needed).items():
         entries = data.get(part, ())
         counts = Counter(each.get('id') for each in entries)
         for entry in entries:
@@ -143,8 +143,10 @@ def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> st
                 fault = f'{part} lack {", ".join(sorted(keys - entry.keys()))}'
             elif counts[entry['id']] > 1:
                 fault = f'{part} have the id of another one'
-            elif keys is annotation_keys:
-                fault = _find_fault(entry, sizes, categories, with_mask)
+            elif evaluates and part == 'annotations' and entry['id'] in (0, str(entry['id'])):
+                fault = 'annotations have 0 or a text as id, which pycocotools takes for no object'
+            elif part == 'annotations':
+                fault = _find_fault(entry, sizes, categories, with_mask, evaluates)
             if fault:
                 faults[fault].append(entry.get('id', entry))
     lines = {fault: f'\n  {len(ids):,} {fault}: id {ids[0]}' for fault, ids in faults.items()}
@@ -154,7 +156,7 @@ def check_entries(data: dict, path: str, with_mask: bool, evaluates: bool) -> st
     return ''.join(notes)
 
 
-def _find_fault(ann: dict, sizes: dict, categories: set, with_mask: bool) -> str:
+def _find_fault(ann: dict, sizes: dict, categories: set, with_mask: bool, evaluates: bool) -> str:
     """Return the kind of fault of an annotation, or ''; in the order in which mmdet reads them."""
     if ann['category_id'] not in categories:
         return 'annotations have a category_id that is not listed'
@@ -167,18 +169,20 @@ def _find_fault(ann: dict, sizes: dict, categories: set, with_mask: bool) -> str
         is_finite = False
     if not is_finite:
         return 'annotations have a bbox or an area that is not finite numbers'
-    if not (is_inside and with_mask):
-        return '' if is_inside else EMPTY
+    kept = '' if is_inside else EMPTY
+    # pycocotools reads the masks of empty ones, too.
+    if not (with_mask and (is_inside or (evaluates and width))):
+        return kept
     mask = ann.get('segmentation')
     if isinstance(mask, dict):
         is_whole = 'counts' in mask and tuple(mask.get('size', ())) == size[::-1]
-        return '' if is_whole else 'annotations have an RLE of another size than their image'
+        return kept if is_whole else 'annotations have an RLE of another size than their image'
     for polygon in mask if mask and isinstance(mask, list) else [None]:
         if not isinstance(polygon, list):
             return 'annotations lack segmentation (a list of polygons, or an RLE), for masks'
         if len(polygon) < 6 or len(polygon) % 2:
             return FEW_POINTS
-    return ''
+    return kept
 
 
 def _find_coco(node: Any) -> Iterator[dict]:

@@ -94,8 +94,7 @@ def _decode_tiff(content: bytes) -> DecodedImage:
         page = image.keyframe
         others = (PALETTE, *LAB) if page.compression in JPEGS else (PALETTE, YCBCR, *LAB)
         if page.photometric in others:
-            kind = page.photometric.name.lower()
-            raise UnfitImageError(f'holds values of {kind}, not colours (convert it to RGB)')
+            raise UnfitImageError(f'holds {page.photometric.name.lower()}, not RGB: convert it')
         # tifffile reads zeros beyond the end of the file.
         ends = (np.add(each.dataoffsets, each.databytecounts).max() for each in image.pages)
         if max(ends) > len(content):

@@ -106,9 +106,8 @@ class PatchMixViT(VisionTransformer):
         nn.init.uniform_(projection.weight, -bound, bound)
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        if self.register_tokens is not None:
-            nn.init.normal_(self.register_tokens, std=1e-6)
+        for tokens in filter(torch.is_tensor, (self.cls_token, self.register_tokens)):
+            nn.init.normal_(tokens, std=1e-6)
 
     def _freeze_stages(self) -> None:
         self.frozen_stages = min(self.frozen_stages, self.num_layers)

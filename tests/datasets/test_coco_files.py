@@ -37,7 +37,7 @@ def root(tmp_path):
             Image.new('RGB', (40, 30)).save(tmp_path / split / f'{number}.jpg')
             name = f'{number}.jpg'
             data['images'].append({'id': number, 'file_name': name, 'width': 40, 'height': 30})
-            data['annotations'] += [annotation(10 * number + n, number, n) for n in range(2)]
+            data['annotations'] += [annotation(10 * number + n or 99, number, n) for n in range(2)]
         (tmp_path / f'{split}.json').write_text(json.dumps(data))
     return tmp_path
 
@@ -151,6 +151,7 @@ FAULTS = [
     ('train', edit_first(category_id=0), 'category_id that is not listed'),
     ('val', edit_first(iscrowd=None), 'lack iscrowd'),
     ('val', FEW_POINTS, 'fewer than three points'),
+    ('val', edit_first(area=0, segmentation=[]), 'lack segmentation'),  # pycocotools reads it
 ]
 
 
@@ -183,7 +184,17 @@ def test_boxes_need_neither_segmentation_nor_iscrowd(root):
     check_coco_files(make_runner(cfg))
 
 
+@pytest.mark.parametrize('number', [0, 'x1'])
+def test_ids_that_pycocotools_takes_for_no_match_are_refused_in_evaluation(root, number):
+    change(root, 'train', edit_first(id=number))
+    check_coco_files(make_runner(config(root)))
+    change(root, 'val', edit_first(id=number))
+    assert '1 annotations have 0 or a text as id' in refusal(config(root))
+
+
 def test_repeated_ids_and_files_without_annotations_are_refused(root):
+    change(root, 'val', lambda data: data['categories'][1].update(id=1))
+    assert '2 categories have the id of another one: id 1' in refusal(config(root))
     for part, number in (('images', 2), ('annotations', 10)):
         change(root, 'train', lambda data, part=part: data[part].append(dict(data[part][2])))
         assert f'2 {part} have the id of another one: id {number}' in refusal(config(root))

@@ -143,8 +143,8 @@ def movie() -> bytes:
         (as_tiff(make_noise((4, 3, 20, 30), 'uint16'), imagej=True), r'\(4, 3, 20, 30\)'),
         (movie(), '3 frames'),
         (as_tiff(GREY, photometric='palette', colormap=np.zeros((3, 256), np.uint16)), 'palette'),
-        (as_tiff(RGB, photometric='ycbcr'), 'values of ycbcr'),
-        (as_tiff(RGB, photometric='cielab'), 'values of cielab'),
+        (as_tiff(RGB, photometric='ycbcr'), 'holds ycbcr, not RGB'),
+        (as_tiff(RGB, photometric='cielab'), 'holds cielab, not RGB'),
         (as_npy(np.array([[{}, None]], dtype=object)), 'not an image'),  # a pickle
     ],
 )

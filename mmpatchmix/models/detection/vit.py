@@ -72,7 +72,7 @@ class WindowedViT(DetectionViT):
         **kwargs: Those of :class:`DetectionViT`.
     """
 
-    dropped = ('ln1.', 'ln2.', 'cls_token')
+    dropped = ('ln1.', 'ln2.', 'cls_token', 'register_tokens')
     new = ('.attn.rel_pos_h', '.attn.rel_pos_w')
 
     def __init__(
@@ -91,7 +91,7 @@ class WindowedViT(DetectionViT):
             layer_scale_init_value=layer_scale_init_value,
             out_indices=out_indices,
             with_cls_token=False,
-            **kwargs,
+            **(kwargs | {'num_registers': 0}),  # maps have no place for them
         )
         if window_size < 1 or rel_pos_size < 1:
             raise ValueError(

@@ -76,6 +76,13 @@ def test_global_blocks_end_the_quarters_and_drop_path_rises_linearly():
         assert layer.ffn.dropout_layer.drop_prob == pytest.approx(0.01 * index)
 
 
+def test_registers_of_the_pre_training_are_left_out_of_maps():
+    vit = WindowedViT(**SMALL, num_registers=2)
+    vit.init_weights()
+    assert vit.register_tokens is None and vit.cls_token is None
+    assert vit(torch.zeros(1, 3, vit.img_size[0], vit.img_size[1]))[0].ndim == 4
+
+
 def test_wrong_settings_are_named():
     for message, kwargs in {
         r'global_blocks names \[4\].*0 to 3': {'global_blocks': (3, 4)},

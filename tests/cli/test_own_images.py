@@ -127,6 +127,12 @@ def folder_config(tmp_path, root, **train):
     return cfg
 
 
+def test_colours_that_are_rgb_already_are_not_reversed(tmp_path):
+    cfg = folder_config(tmp_path, make_classes(tmp_path / 'images', 40))
+    cfg.model.data_preprocessor.to_rgb = True
+    assert 'to_rgb=True reverses RGB of LoadAnyImage: set to_rgb=False' in get_refusal(cfg)
+
+
 def test_evaluation_of_trained_images_and_of_unknown_classes_is_refused(tmp_path):
     root = make_classes(tmp_path / 'images', 40)
     check_run(build_parts(folder_config(tmp_path, root)))

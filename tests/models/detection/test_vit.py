@@ -76,6 +76,15 @@ def test_global_blocks_end_the_quarters_and_drop_path_rises_linearly():
         assert layer.ffn.dropout_layer.drop_prob == pytest.approx(0.01 * index)
 
 
+@pytest.mark.parametrize('size', [(16, 40), (40, 104), (64, 64)])  # 10, 65 and 64 patches
+def test_positions_of_a_windowed_vit_are_resumed_at_every_size(size):
+    vit = WindowedViT(**{**SMALL, 'img_size': size})
+    state = {name: value.clone() for name, value in vit.state_dict().items()}
+    state['pos_embed'] = torch.randn(state['pos_embed'].shape)
+    vit.load_state_dict({name: value.clone() for name, value in state.items()})
+    assert torch.equal(vit.pos_embed, state['pos_embed'])
+
+
 def test_registers_of_the_pre_training_are_left_out_of_maps():
     vit = WindowedViT(**SMALL, num_registers=2)
     vit.init_weights()

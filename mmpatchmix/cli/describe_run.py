@@ -42,10 +42,10 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
     start = str((find_pretrained(start.get('init_cfg')) or {}).get('checkpoint') or '')
     if start and not cfg.get('resume') and isinstance(model.backbone, PatchMixViT | TimmViT):
         start += f'  <- {note}' if (note := compare_with_run(start, cfg.pretty_text)) else ''
+    unit = 'iterations' if 'max_iters' in cfg.train_cfg else 'epochs'
     evaluation = 'none during training'
     if runner.val_loop is not None:
         kind = type(runner.val_loop).__name__
-        unit = 'iterations' if 'max_iters' in cfg.train_cfg else 'epochs'
         evaluation = f'{kind} every {runner.train_loop.val_interval} {unit}'
     facts = {
         'data': data,
@@ -54,7 +54,8 @@ def describe_run(runner: Runner) -> tuple[list[str], dict[str, str]]:
         'batch': f'{batch // world_size} x {world_size} ranks = {batch}'
         + (f', x {accumulation} accumulated' if accumulation > 1 else '')
         + (f', queries in micro-batches of {micro_batch}' if micro_batch else ''),
-        'length': f'{runner.max_epochs} epochs x {len(loader):,} = {runner.max_iters:,} iterations',
+        'length': f'{runner.max_epochs} epochs x {len(loader):,} = ' * (unit == 'epochs')
+        + f'{runner.max_iters:,} iterations',
         'optimizer': cfg.optim_wrapper.optimizer.type,
         'precision': _describe_precision(cfg.optim_wrapper),
         **describe_schedules(cfg, batch * accumulation),

@@ -20,7 +20,6 @@ from mmpatchmix.models import unwrap_model
 from mmpatchmix.models.vit import find_pretrained
 from mmpatchmix.registry import HOOKS, PARAM_SCHEDULERS
 
-GROUPS = ('constructor', 'paramwise_cfg')
 LOSS_SETTINGS = ('temperature', 'mix_temperature', 'label_smoothing', 'loss_weights')
 # Entries of a plan that may change on resuming; of schedules only what LENGTHS matches.
 CHANGEABLE = ('epochs', 'batch over all ranks', 'accumulated batches', 'iterations per epoch')
@@ -101,6 +100,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
     """Return what resuming compares, as text, of a built Runner."""
     loader, cfg = runner.train_dataloader, runner.cfg
     wrapper = cfg.get('optim_wrapper') or {}
+    own = {name: wrapper.get(name) for name in ('constructor', 'paramwise_cfg')}
     optimizer = dict(wrapper.get('optimizer') or {})
     optimizer.pop('lr', None)
     groups = getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', [])
@@ -115,7 +115,7 @@ def describe_plan(runner: Runner) -> dict[str, str]:
         'iterations per epoch': len(loader),
         'learning rate': max((float(g.get('initial_lr', g['lr'])) for g in groups), default=0.0),
         'optimizer': _format_settings(optimizer),
-        'parameter groups': json.dumps({n: wrapper.get(n) for n in GROUPS}, sort_keys=True),
+        'parameter groups': json.dumps(own, sort_keys=True, default=str),
         'schedules': '; '.join(_format_settings(dict(each)) for each in schedules),
         'momentum': _format_settings({k: momentum.get(k) for k in ('momentum', 'end_momentum')}),
     }

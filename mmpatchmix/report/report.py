@@ -151,13 +151,13 @@ def embed_pictures(run: RunRecord, budget: int) -> tuple[list[dict[str, str]], l
 
     Returned are pictures with ``caption`` and ``source``, and the files beyond the budget.
     """
-    chosen, first = [], []
+    chosen, first, unit = [], [], 'epoch' if run.epochs_per_iter else 'iteration'
     for name, steps in run.pictures.items():
         caption, numbers = CAPTIONS.get(name, name), list(steps)
-        when = f', epoch {numbers[-1]}' if numbers[-1] else ''
+        when = f', {unit} {numbers[-1]}' if numbers[-1] else ''
         chosen.append((steps[numbers[-1]], f'{caption}{when}'))
         if len(numbers) > 1:
-            when = f'epoch {numbers[0]}' if numbers[0] else 'before training'
+            when = f'{unit} {numbers[0]}' if numbers[0] else 'before training'
             first.append((steps[numbers[0]], f'{caption}, {when}'))
     pictures, left_out = [], []
     for path, caption in chosen + first:

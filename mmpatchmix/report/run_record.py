@@ -106,8 +106,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     after: dict[int, tuple[int, int]] = {}  # epoch and iteration of the record before a validation
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         records, last = _read_lines(path), (0, 0)
-        places = [_locate(record) for record in records if 'loss' in record]
-        first = min(places, default=(math.inf,))
+        first = min((_locate(r) for r in records if 'loss' in r), default=(math.inf,))
         training = {step: row for step, row in training.items() if _locate(row) < first}
         validation = {step: validation[step] for step in validation if after[step] < first}
         for record in records:

@@ -129,6 +129,7 @@ def test_another_plan_is_refused_with_the_differences(whole, tmp_path, change):
     plan = describe_plan(runner)
     for keys in (dict(a=1, b=dict(c=2, d=3)), dict(b=dict(d=3, c=2), a=1)):  # as it is dumped
         runner.cfg.optim_wrapper.paramwise_cfg = keys
+        runner.cfg.optim_wrapper.constructor = DefaultSampler  # any class, as in Python configs
         assert '{"a": 1, "b": {"c": 2, "d": 3}}' in describe_plan(runner)['parameter groups']
     assert plan['values'] == "['0,4095']"
     former = {

@@ -4,6 +4,7 @@ import re
 
 from mmengine.runner import Runner
 
+from mmpatchmix.cli.describe_run import describe_run
 from mmpatchmix.report.run_record import read_scalars
 from tests.engine.tiny_run import tiny_run_config
 
@@ -28,7 +29,10 @@ def test_a_run_that_counts_iterations_logs_and_reports_them(tmp_path, capfd):
     cfg = tiny_run_config(tmp_path, epochs=1, num_images=16, report=True)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2)
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=4)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    facts = describe_run(runner)[1]
+    assert (facts['length'], facts['evaluation']) == ('4 iterations', 'KNNLoop every 2 iterations')
+    runner.train()
     printed = ''.join(capfd.readouterr())
     assert 'Epoch' not in printed
     assert re.search(r'Iteration 4/4  knn/top1 ', printed) and 'after 4 iterations' in printed
